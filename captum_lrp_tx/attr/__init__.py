@@ -1,0 +1,1 @@
+"""Captum attribution classes: what a user calls."""

@@ -1,0 +1,275 @@
+"""What all conservative classes share: composing rules, running a pass, warning once."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NoReturn, Union
+
+import torch
+from captum._utils.common import (  # type: ignore[import-untyped]
+    _format_additional_forward_args,
+    _select_targets,
+)
+from torch import Tensor
+
+from captum_lrp_tx.attr.captum_rules import assigned_rules
+from captum_lrp_tx.errors import (
+    InputError,
+    NoRuleAppliedWarning,
+    RuleError,
+    TargetError,
+    TrainingModeWarning,
+    UncoveredOperationError,
+    UncoveredOperationWarning,
+)
+from captum_lrp_tx.propagation.coverage import Finding, uncovered
+from captum_lrp_tx.propagation.engine import Pass, Propagated, propagate
+from captum_lrp_tx.propagation.graph import Node
+from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.modules import find_modules, refuse_opaque
+from captum_lrp_tx.propagation.scope import Scope
+from captum_lrp_tx.rules.base import Bias, check_bias
+from captum_lrp_tx.rules.composite import Composite
+
+TargetType = Union[None, int, tuple[int, ...], Tensor, list[tuple[int, ...]], list[int]]
+TensorOrTuple = Union[Tensor, tuple[Tensor, ...]]
+AttributionInputs = Union[Tensor, tuple[Tensor, ...], Mapping[str, Any]]
+Positions = Literal["sum", "separate"]
+
+
+class _Told:
+    """Which (model, rule set) pairs have been checked and warned about, weakly by model."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+
+    def first_time(self, model: Any, what: str) -> bool:
+        with self._lock:
+            try:
+                told = self._told.setdefault(model, set())
+            except TypeError:  # not weakly referable: tell every time
+                return True
+            if what in told:
+                return False
+            told.add(what)
+            return True
+
+
+_TOLD = _Told()
+
+
+def tell_once(model: Any, what: str, message: str, category: type[Warning]) -> None:
+    """Warn about a model and rule set once per process."""
+    if _TOLD.first_time(model, what):
+        warnings.warn(message, category, stacklevel=5)
+
+
+class Conservative:
+    """Rules, one propagation pass and its checks; the base of the four attribution classes."""
+
+    _honours_module_rules = False
+
+    def _set_rules(
+        self, rules: str | Composite, bias: Bias | None = None, epsilon: float | None = None
+    ) -> None:
+        if not isinstance(rules, (str, Composite)):
+            raise RuleError(
+                f"rules must be a preset name or a Composite, not {type(rules).__name__}; write "
+                "Composite({nn.Linear: GammaRule()}, base='lrp')."
+            )
+        composite = Composite(base=rules)
+        if epsilon is not None:
+            composite = composite.with_epsilon(epsilon)
+        if bias is not None:
+            check_bias(bias)
+            composite = composite.with_bias(bias)
+        self.composite = composite
+        self._bias = bias
+
+    def attribute_future(self) -> NoReturn:
+        """Not implemented, as for Captum's own gradient methods.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            f"attribute_future is not implemented for {type(self).__name__}"
+        )
+
+    def has_convergence_delta(self) -> bool:
+        """True: :meth:`attribute` can return the convergence delta."""
+        return True
+
+    def compute_convergence_delta(
+        self, attributions: Tensor | tuple[Tensor, ...], output: Tensor
+    ) -> Tensor:
+        """Explained output minus the sum of relevance, for each example.
+
+        With a preset that conserves relevance this is what biases and other additive constants
+        have absorbed; :func:`captum_lrp_tx.audit.explainability` names them.
+
+        Args:
+            attributions (Tensor or tuple of Tensor): As :meth:`attribute` returned them.
+            output (Tensor): The explained output, one value for each example.
+
+        Returns:
+            Tensor: shape ``(batch,)``.
+        """
+        parts = attributions if isinstance(attributions, tuple) else (attributions,)
+        # an output may have fewer examples than the inputs (a model that pools its batch)
+        total = sum((p.reshape(p.shape[0], -1).sum(1) for p in parts), torch.zeros(()))
+        assert isinstance(total, Tensor)
+        return output.flatten() - total.flatten()
+
+    # ---- one pass -----------------------------------------------------------------------------
+    def _pass(
+        self,
+        forward: Callable[..., Any],
+        target: TargetType,
+        additional_forward_args: Any,
+        **more: Any,
+    ) -> Pass:
+        modules = find_modules(forward)
+        refuse_opaque(modules)
+        composite = self.composite
+        if self._honours_module_rules:
+            own = assigned_rules(modules)
+            if self._bias is not None:
+                own = [(m, {k: (p, r.with_bias(self._bias)) for k, (p, r) in t.items()})
+                       for m, t in own]  # fmt: skip
+        else:
+            own = []
+        if not composite.is_preset and not modules:
+            raise RuleError(
+                "The composite has entries for modules, but no module was found behind the forward "
+                "function; pass the model itself."
+            )
+        additional = _format_additional_forward_args(additional_forward_args)
+        return Pass(
+            forward=forward,
+            modules=modules,
+            base=composite.base_table(),
+            assigned=[*composite.assign(modules), *own],
+            select=lambda output: select_target(output, target),
+            additional_args=() if additional is None else additional,
+            **more,
+        )
+
+    def _propagate(
+        self,
+        forward: Callable[..., Any],
+        inputs: AttributionInputs,
+        target: TargetType,
+        additional_forward_args: Any,
+        strict: bool,
+        **more: Any,
+    ) -> tuple[Propagated, Inputs]:
+        prepared = Inputs(inputs)
+        job = self._pass(forward, target, additional_forward_args, **more)
+        model: Any = job.modules[0][1] if job.modules else forward
+        rule_set = f"{self.composite!r}"
+        check = strict or _TOLD.first_time(model, "checked " + rule_set)
+        findings: list[Finding] = []
+        if check:
+            job.trace = True
+
+            def inspect(scope: Scope, roots: list[Node], leaves: list[Tensor]) -> None:
+                findings.extend(uncovered(scope, roots, leaves, self.composite.base))
+                faults = [str(f) for f in findings if f.is_fault]
+                if strict and faults:
+                    raise UncoveredOperationError(
+                        f"No rule of {self.composite!r} covers: {'; '.join(faults)}. Give these "
+                        "modules a rule in a Composite, choose another preset, or pass "
+                        "strict=False to accept their plain gradient.",
+                        tuple(faults),
+                    )
+
+            job.inspect = inspect
+        result = propagate(job, prepared)
+        self._warn(model, rule_set, result.scope, findings)
+        return result, prepared
+
+    def _warn(
+        self, model: Any, rule_set: str, scope: Scope, findings: list[Finding]
+    ) -> None:
+        faults = [str(f) for f in findings if f.is_fault]
+        if faults:
+            tell_once(
+                model,
+                "uncovered " + rule_set,
+                f"{len(faults)} operation(s) on the path to the inputs have no rule in "
+                f"{self.composite!r} and are left to the plain gradient, so relevance is not "
+                f"conserved there: {'; '.join(faults[:5])}{' ...' if len(faults) > 5 else ''}. "
+                "See captum_lrp_tx.audit.explainability(model, inputs).",
+                UncoveredOperationWarning,
+            )
+        if self.composite.base and not scope.applied:
+            kinds = ", ".join(sorted(kind.value for kind in self.composite.base))
+            tell_once(
+                model,
+                "nothing " + rule_set,
+                f"No operation of the model matched a rule of {self.composite!r} (kinds: {kinds}); "
+                "the result equals plain gradient x input.",
+                NoRuleAppliedWarning,
+            )
+        if scope.random:
+            tell_once(
+                model,
+                "random",
+                f"Active in this pass: {', '.join(sorted(scope.random))}. The explanation is "
+                "random; call model.eval() first.",
+                TrainingModeWarning,
+            )
+
+
+def select_target(output: Tensor, target: TargetType) -> Tensor:
+    """Captum's target selection, with errors that say what to do.
+
+    Raises:
+        TargetError: the target is malformed or out of range for this output.
+    """
+    if output.dim() == 0:
+        if target is not None:
+            raise TargetError("The output is a single number, so target must be None.")
+        return output
+    try:
+        selected: Tensor = _select_targets(output, target)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise TargetError(
+            f"target={target!r} does not fit the output of shape {tuple(output.shape)} (first "
+            f"dimension: examples): {error}. Valid targets: an int, a tensor or list with one "
+            "index per example; for outputs of more than two dimensions a tuple or list of tuples."
+        ) from error
+    return selected
+
+
+def formatted(values: list[Tensor], as_tuple: bool) -> TensorOrTuple:
+    """A tuple if the inputs were one, or if there are several; else the only tensor."""
+    return tuple(values) if as_tuple or len(values) != 1 else values[0]
+
+
+def single_parts(result: Propagated, prepared: Inputs) -> dict[str, Tensor]:
+    """``positions="separate"``: the parts of the only token-id input.
+
+    Raises:
+        InputError: the inputs are not token ids.
+    """
+    if len(prepared.leaves) != 1 or not prepared.leaves[0].is_ids:
+        raise InputError(
+            "positions='separate' needs token ids as the only input; float inputs have one part."
+        )
+    return result.parts[0]
+
+
+def forward_of(attribution: Any) -> Callable[..., Any]:
+    """The forward function at call time (Captum's LLM attribution swaps it on a copy)."""
+    forward: Callable[..., Any] = attribution.forward_func
+    if not callable(forward):
+        raise InputError(
+            f"The model must be an nn.Module or a callable, not {type(forward).__name__}."
+        )
+    return forward

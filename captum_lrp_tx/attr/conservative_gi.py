@@ -1,0 +1,176 @@
+"""``ConservativeGI``: gradient x input with conservative attention heads and norms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, cast, overload
+
+from captum.attr._utils.attribution import GradientAttribution  # type: ignore[import-untyped]
+from captum.log import log_usage  # type: ignore[import-untyped]
+from torch import Tensor
+
+from captum_lrp_tx.attr.base import (
+    AttributionInputs,
+    Conservative,
+    Positions,
+    TargetType,
+    TensorOrTuple,
+    formatted,
+    forward_of,
+    single_parts,
+)
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.rules.composite import Composite
+
+
+class ConservativeGI(Conservative, GradientAttribution):  # type: ignore[misc]
+    r"""
+    Gradient x input in which attention patterns and the divisors of norms are constants.
+
+    The rules named by ``rules`` replace the backward pass of the operations they are for;
+    everything else is plain gradient x input.  One forward and one backward pass, with the forward
+    result unchanged to the last bit.
+
+    Source: Ali et al., "XAI for Transformers: Better Explanations through Conservative
+    Propagation", ICML 2022, https://proceedings.mlr.press/v162/ali22a.html
+
+    Args:
+        model (nn.Module or callable): The model, or any forward function that runs one. If it
+            returns something with ``.logits`` (a Hugging Face ``ModelOutput``), these are
+            explained.
+        rules (str or Composite): ``"ah+ln"`` (default), ``"ah"``, ``"ln"``, ``"gi"`` (plain
+            gradient x input, equal to Captum's ``InputXGradient``), ``"lrp"``, ``"attnlrp"``, or a
+            :class:`~captum_lrp_tx.Composite`.
+
+    Raises:
+        RuleError: unknown preset.
+
+    Example::
+
+        >>> from captum_lrp_tx import ConservativeGI
+        >>> from captum_lrp_tx.models import sentiment
+        >>> model, tokenizer = sentiment()
+        >>> inputs = tokenizer("a charming and funny film", return_tensors="pt")
+        >>> relevance = ConservativeGI(model).attribute(inputs, target=1)
+        >>> relevance.shape == inputs["input_ids"].shape
+        True
+    """
+
+    def __init__(self, model: Callable[..., Any], rules: str | Composite = "ah+ln") -> None:
+        GradientAttribution.__init__(self, model)
+        self._set_rules(rules)
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """True: relevance is gradient times input."""
+        return True
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Readable name, as Captum Insights shows it."""
+        return "Conservative Gradient x Input"
+
+    @overload
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        return_convergence_delta: Literal[False] = False,
+        *,
+        strict: bool = False,
+        positions: Literal["sum"] = "sum",
+    ) -> TensorOrTuple: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        *,
+        return_convergence_delta: Literal[True],
+        strict: bool = False,
+        positions: Literal["sum"] = "sum",
+    ) -> tuple[TensorOrTuple, Tensor]: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        *,
+        return_convergence_delta: bool = False,
+        strict: bool = False,
+        positions: Literal["separate"],
+    ) -> dict[str, Tensor]: ...
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        return_convergence_delta: bool = False,
+        *,
+        strict: bool = False,
+        positions: Positions = "sum",
+    ) -> TensorOrTuple | tuple[TensorOrTuple, Tensor] | dict[str, Tensor]:
+        r"""
+        Relevance of every input feature, in units of the explained output.
+
+        Args:
+            inputs (Tensor, tuple of Tensor, or mapping): Float tensors (pixels, embeddings) get
+                relevance entry by entry. Integer tensors are token ids: a token's relevance is the
+                sum over everything embedded at its position. Of a mapping (a tokenizer's
+                ``BatchEncoding``) the ``input_ids`` and float entries other than masks are
+                attributed to, and all of it is passed to the model by keyword. Dimension 0 counts
+                the examples.
+            target (int, tuple, Tensor or list, optional): Output indices to explain, with Captum's
+                semantics: an int (or one-element tensor) for all examples; a list of ints or a 1-D
+                tensor with one index for each; for outputs of more than two dimensions a tuple, or
+                a list of tuples. None if the model gives one value per example.
+            additional_forward_args (Any, optional): Further positional arguments of the forward
+                function, a tuple if there are several. They get no relevance.
+            return_convergence_delta (bool): Also return output minus sum of relevance.
+            strict (bool): Raise instead of warning if a non-linear operation on the path to the
+                inputs has no rule.
+            positions (str): ``"sum"``, or ``"separate"`` for a dictionary with the relevance of
+                each embedding (word, position, segment, ...) of the token ids.
+
+        Returns:
+            Tensor or tuple of Tensor of **attributions**, or 2-element tuple of **attributions**,
+            **delta**:
+            - **attributions**: shape of each input (token ids: ``(batch, tokens)``), dtype of the
+              input or, for token ids, of the embeddings. A tensor for a tensor, a tuple for a
+              tuple; for a mapping a tensor, or a tuple in the order of its attributed entries.
+            - **delta** (Tensor, shape ``(batch,)``): output minus the sum of relevance; what
+              biases and other constants absorbed, if the rules conserve.
+
+        Raises:
+            InputError, TargetError, OutputError: arguments that do not fit.
+            NonFiniteError: NaN or infinity in inputs, output or relevance.
+            UnreachedInputError: the output does not depend on an input.
+            UnsupportedModelError: compiled or scripted model.
+            UncoveredOperationError: with ``strict=True``.
+            RuleError: a name pattern or ``module.rule`` that cannot be used.
+
+        Example::
+
+            >>> relevance, delta = ConservativeGI(model).attribute(
+            ...     inputs, target=1, return_convergence_delta=True
+            ... )
+        """
+        if positions not in ("sum", "separate"):
+            raise InputError(f"positions must be 'sum' or 'separate', not {positions!r}.")
+        result, prepared = self._propagate(
+            forward_of(self), inputs, target, additional_forward_args, strict
+        )
+        if positions == "separate":
+            return single_parts(result, prepared)
+        relevances = formatted(result.relevances, prepared.is_tuple)
+        if not return_convergence_delta:
+            return relevances
+        delta = self.compute_convergence_delta(tuple(result.relevances), result.output)
+        return cast(TensorOrTuple, relevances), delta

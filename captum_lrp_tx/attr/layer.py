@@ -1,0 +1,172 @@
+"""Conservative relevance at the inputs or outputs of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Union
+
+from captum.attr import LayerGradientXActivation  # type: ignore[import-untyped]
+from captum.log import log_usage  # type: ignore[import-untyped]
+from torch import Tensor, nn
+
+from captum_lrp_tx.attr.base import (
+    AttributionInputs,
+    Conservative,
+    TargetType,
+    TensorOrTuple,
+    formatted,
+    forward_of,
+)
+from captum_lrp_tx.attr.captum_rules import assigned_rules
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.rules.base import Bias
+from captum_lrp_tx.rules.composite import Composite
+
+Layers = Union[nn.Module, list[nn.Module]]
+LayerAttributions = Union[TensorOrTuple, list[TensorOrTuple]]
+
+
+class LayerConservativeGI(Conservative, LayerGradientXActivation):  # type: ignore[misc]
+    r"""
+    :class:`~captum_lrp_tx.ConservativeGI` at the activations of one or more layers.
+
+    As a ``LayerGradientXActivation`` it can be the ``attr_method`` of Captum's
+    ``LLMGradientAttribution``.
+
+    Args:
+        model (nn.Module or callable): See :class:`~captum_lrp_tx.ConservativeGI`.
+        layer (nn.Module or list of nn.Module): Layers of the model, e.g. its embedding.
+        rules (str or Composite): See :class:`~captum_lrp_tx.ConservativeGI`.
+        device_ids (list of int, optional): Accepted for Captum's signature; replicated models are
+            refused.
+        multiply_by_inputs (bool): Multiply the modified gradient by the activation (default), or
+            return the gradient itself.
+
+    Example::
+
+        >>> from captum_lrp_tx import LayerConservativeGI
+        >>> layer = LayerConservativeGI(model, model.bert.embeddings)
+        >>> relevance = layer.attribute(ids, target=1, additional_forward_args=(mask,))
+        >>> relevance.shape  # (batch, tokens, dim)
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        layer: Layers,
+        rules: str | Composite = "ah+ln",
+        device_ids: list[int] | None = None,
+        multiply_by_inputs: bool = True,
+    ) -> None:
+        _check_layers(layer)
+        LayerGradientXActivation.__init__(self, model, layer, device_ids, multiply_by_inputs)
+        self._set_rules(rules)
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Readable name."""
+        return "Layer Conservative Gradient x Input"
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        return_convergence_delta: bool = False,
+        *,
+        strict: bool = False,
+    ) -> LayerAttributions | tuple[LayerAttributions, Tensor | list[Tensor]]:
+        r"""
+        Relevance of the activations at the layer's output, or at its input.
+
+        Args:
+            inputs, target, additional_forward_args, strict: See :meth:`ConservativeGI.attribute`.
+                Integer inputs are passed on as they are.
+            attribute_to_layer_input (bool): Attribute to the layer's positional inputs instead of
+                its outputs.
+            return_convergence_delta (bool): Also return output minus sum of relevance.
+
+        Returns:
+            Tensor or tuple of Tensor, or a list of these for a list of layers, or 2-element tuple
+            of **attributions**, **delta**:
+            - **attributions**: in the shape of the activations; a tuple if the layer has several
+              tensors there.
+            - **delta** (Tensor of shape ``(batch,)``, or a list with one for each layer).
+
+        Raises:
+            UnreachedInputError: the layer did not run or does not influence the output; otherwise
+                as :meth:`ConservativeGI.attribute`.
+
+        Example::
+
+            >>> layer = LayerConservativeGI(model, [block.attention for block in blocks])
+            >>> relevances = layer.attribute(pixels, target=3)
+        """
+        single = isinstance(self.layer, nn.Module)
+        layers = [self.layer] if single else list(self.layer)
+        result, _ = self._propagate(
+            forward_of(self), inputs, target, additional_forward_args, strict,
+            layers=layers, at_layer_input=attribute_to_layer_input,
+        )  # fmt: skip
+        relevances: list[TensorOrTuple] = []
+        deltas: list[Tensor] = []
+        for values, gradients in zip(result.layer_values, result.layer_gradients, strict=True):
+            products = self.multiply_gradient_acts(gradients, values)
+            relevances.append(formatted(list(products), as_tuple=False))
+            if return_convergence_delta:
+                deltas.append(self.compute_convergence_delta(tuple(products), result.output))
+        attributions: LayerAttributions = relevances[0] if single else relevances
+        if return_convergence_delta:
+            return attributions, deltas[0] if single else deltas
+        return attributions
+
+
+class LayerConservativeLRP(LayerConservativeGI):
+    r"""
+    :class:`~captum_lrp_tx.ConservativeLRP` at the activations of one or more layers.
+
+    Args:
+        model, rules, bias, epsilon: See :class:`~captum_lrp_tx.ConservativeLRP`.
+        layer, device_ids, multiply_by_inputs: See :class:`LayerConservativeGI`.
+
+    Example::
+
+        >>> from captum_lrp_tx import LayerConservativeLRP
+        >>> layer = LayerConservativeLRP(model, model.bert.encoder.layer[0])
+        >>> relevance, delta = layer.attribute(ids, target=1, return_convergence_delta=True)
+    """
+
+    _honours_module_rules = True
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        layer: Layers,
+        rules: str | Composite = "lrp",
+        device_ids: list[int] | None = None,
+        multiply_by_inputs: bool = True,
+        *,
+        bias: Bias = "absorb",
+        epsilon: float | None = None,
+    ) -> None:
+        LayerConservativeGI.__init__(self, model, layer, rules, device_ids, multiply_by_inputs)
+        self.model = model
+        self._set_rules(rules, bias, epsilon)
+        assigned_rules(find_modules(forward_of(self)))
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Readable name."""
+        return "Layer Conservative LRP"
+
+
+def _check_layers(layer: Any) -> None:
+    layers = layer if isinstance(layer, list) else [layer]
+    if not layers or not all(isinstance(item, nn.Module) for item in layers):
+        raise InputError(
+            "layer must be an nn.Module of the model or a non-empty list of them, not "
+            f"{type(layer).__name__}."
+        )

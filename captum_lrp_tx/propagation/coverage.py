@@ -1,0 +1,189 @@
+"""What no rule covers: the non-linear operations left on the path from the output to the leaves.
+
+Reads the autograd graph after the forward pass and knows nothing of how rules were applied, so it
+also catches operations that the interception never saw (foreign kernels, compiled graphs).
+Operations are known to be harmless by name; whatever is not known is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from captum_lrp_tx.propagation import functions
+from captum_lrp_tx.propagation.graph import Node, is_softmax, node_name, parents, walk
+from captum_lrp_tx.propagation.operations import Kind
+from captum_lrp_tx.propagation.scope import Scope
+
+#: Linear in their arguments, or moving entries around.
+_LINEAR = frozenset(
+    """AccumulateGrad View UnsafeView Reshape ReshapeAlias Alias Expand Transpose T Permute Squeeze
+    Unsqueeze Slice Select Index Narrow Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Unbind
+    Unfold Clone ToCopy AsStrided AsStridedScatter Diagonal DiagonalBackward MaskedFill NanToNum Tril
+    Triu Repeat Roll Flip IndexSelect Gather Contiguous Copy Detach ConstantPadNd SwapAxes Chunk Neg
+    Add Sub Rsub Sum Mean Cat Stack Cumsum NativeDropout Trace Movedim Flatten Unflatten
+    AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D
+    UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact2D UpsampleLinear1D
+    UpsampleBilinear2D UpsampleBicubic2D UpsampleBilinear2DAa UpsampleBicubic2DAa UpsampleTrilinear3D
+    PixelShuffle PixelUnshuffle Im2Col Col2Im ReflectionPad1D ReflectionPad2D ReplicationPad1D
+    ReplicationPad2D ReplicationPad3D ReflectionPad3D IndexPut IndexAdd IndexCopy IndexFill Scatter
+    ScatterAdd SliceScatter SelectScatter MaskedScatter MaskedSelect Embedding Put Take TakeAlongDim
+    Kron Where ViewAsReal ViewAsComplex Real Imag FftR2C FftC2R FftC2C Conj ConjPhysical
+    Lift LiftFresh SetitemBackward CopySlices CopyBackwards ToDense Rot90 Nansum Logcumsum
+    MkldnnReshape ChannelShuffle SegmentReduce GridSampler2D Lerp ReduceAdd Gradient
+    Addbmm Renorm Zero Fill Squeeze_ Broadcast""".split()
+)
+
+#: Positively homogeneous without bias: gradient x input conserves relevance exactly.
+_HOMOGENEOUS = frozenset(
+    """Relu LeakyRelu Prelu PreluKernel Rrelu RreluWithNoise Abs Max Min Amax Amin Aminmax Maximum
+    Minimum Fmax Fmin MaxPool1D MaxPool2D MaxPool2DWithIndices MaxPool3DWithIndices
+    AdaptiveMaxPool2D AdaptiveMaxPool3D Topk Sort Kthvalue Median Mode Msort Cummax Cummin
+    FractionalMaxPool2D MaxUnpool2D""".split()
+)
+
+_PRODUCTS = frozenset(
+    """Mul Div Mm Bmm Addmm Baddbmm Addmv Mv Dot Vdot Inner Outer Ger Matmul Linear Convolution
+    ConvolutionOverrideable MkldnnConvolution Bilinear Addcmul Addcdiv Addr Prod Cumprod LinalgCross
+    Einsum Tensordot""".split()
+)
+_CONTRACTIONS = _PRODUCTS - {"Mul", "Div", "Addcmul", "Addcdiv", "Prod", "Cumprod", "LinalgCross"}
+
+_NORMS = frozenset(
+    """NativeLayerNorm NativeGroupNorm FusedRmsNorm RmsNorm LinalgVectorNorm LinalgNorm Norm Std
+    StdMean Var VarMean CudnnBatchNorm NativeBatchNorm MiopenBatchNorm BatchNorm InstanceNorm
+    NativeBatchNormWithUpdate""".split()
+)
+
+_OUR_MODULE = functions.__name__
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A non-linear operation that no rule covers.
+
+    Attributes:
+        operation (str): Name of the operation (of its autograd node).
+        module (str): The module that ran it; empty outside every module.
+        what (str): What it is, and why it matters.
+        is_fault (bool): Whether the rule set promised to cover it.
+    """
+
+    operation: str
+    module: str
+    what: str
+    is_fault: bool
+
+    def __str__(self) -> str:
+        return f"{self.operation} in {self.module or 'the forward function'} ({self.what})"
+
+
+def is_ours(node: Node) -> bool:
+    """Whether a node belongs to one of this package's autograd functions."""
+    forward = getattr(type(node), "_forward_cls", None)
+    return forward is not None and forward.__module__ == _OUR_MODULE
+
+
+def uncovered(
+    scope: Scope, roots: list[Node], leaves: list[Tensor], base: Mapping[Kind, Any]
+) -> list[Finding]:
+    """Non-linear operations between the output and the leaves that no rule covers.
+
+    Args:
+        scope (Scope): Of the traced pass; names the module of each operation.
+        roots (list of Node): ``grad_fn`` of the explained output.
+        leaves (list of Tensor): What relevance is computed for.
+        base (mapping of Kind to rule): What the rule set promises to cover.
+
+    Returns:
+        list of Finding: one for each module and operation, in the order of the forward pass.
+    """
+    on_path = _on_path(roots, leaves)
+    used = {(e, i) for node in on_path for e, i in node.next_functions if e is not None}
+    chosen = {module for module, _, rule in scope.applied if rule == "GradientRule()"}
+    found: dict[tuple[str, str, str], Finding] = {}
+    for node in sorted(on_path, key=_sequence):
+        judged = _judge(node, on_path, used, base)
+        if judged is None:
+            continue
+        what, is_fault = judged
+        module = scope.owner(_sequence(node))
+        if is_fault and module in chosen:
+            is_fault, what = False, what + "; plain gradient was chosen"
+        finding = Finding(_display_name(node), module, what, is_fault)
+        found.setdefault((finding.operation, module, what), finding)
+    return list(found.values())
+
+
+def _sequence(node: Node) -> int:
+    return int(node._sequence_nr())
+
+
+def _display_name(node: Node) -> str:
+    name: str = node.name()
+    return name.rsplit("::", 1)[-1].split("Backward")[0]
+
+
+def _on_path(roots: list[Node], leaves: list[Tensor]) -> set[Node]:
+    """Nodes that lead from the roots to a leaf."""
+    targets = {leaf.grad_fn for leaf in leaves if leaf.grad_fn is not None}
+    order: list[Node] = []
+    children: dict[Node, list[Node]] = {}
+    for node in walk(roots):
+        order.append(node)
+        for parent in parents(node):
+            children.setdefault(parent, []).append(node)
+    reached = [n for n in order if node_name(n) == "AccumulateGrad" or n in targets]
+    on_path: set[Node] = set()
+    while reached:
+        node = reached.pop()
+        if node in on_path:
+            continue
+        on_path.add(node)
+        reached.extend(children.get(node, ()))
+    return on_path - targets
+
+
+def _judge(
+    node: Node, on_path: set[Node], used: set[tuple[Node, int]], base: Mapping[Kind, Any]
+) -> tuple[str, bool] | None:
+    """What is wrong with a node and whether it is a fault under these kinds; None if nothing."""
+    if is_ours(node):
+        return None
+    name = node_name(node)
+    full = Kind.ACTIVATION in base
+    edges = [e for e, _ in node.next_functions]
+    live = [i for i, e in enumerate(edges) if e is not None and e in on_path]
+    if name.startswith("ScaledDotProduct") or "EfficientAttention" in name:
+        if all(node_name(edges[i]) == "ScaleGradient" for i in live):
+            return None
+        return "fused attention without a rule", full or Kind.ATTENTION in base
+    if name == "Div" and live == [1]:
+        return "division by an input-dependent tensor", full
+    if name in _PRODUCTS:
+        if len(live) < 2 or all(node_name(edges[i]) == "ScaleGradient" for i in live):
+            return None
+        if name in _CONTRACTIONS:
+            return (
+                "matrix product of two input-dependent tensors",
+                full or Kind.ATTENTION in base,
+            )
+        return "product of two input-dependent tensors", full
+    if name in _NORMS:
+        if "BatchNorm" in name and not getattr(node, "_saved_training", False):
+            return None
+        if name in ("VarMean", "StdMean") and (node, 0) not in used:
+            return None  # only the mean is used, to centre
+        return "norm or statistic without a rule", full or Kind.NORM in base
+    if is_softmax(name):
+        if getattr(base.get(Kind.ATTENTION), "covers_softmax", False):
+            return None
+        return "softmax that is no attention pattern", full
+    if name in _LINEAR or name in _HOMOGENEOUS:
+        return None
+    if hasattr(type(node), "_forward_cls") or name.startswith(("Compiled", "Checkpoint", "Flash")):
+        return "custom autograd function that no rule can see into", bool(base)
+    return "non-linear function", full

@@ -1,0 +1,285 @@
+"""One explained pass: forward under the rules, then one backward pass to the leaves."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lrp_tx.errors import (
+    NonFiniteError,
+    OutputError,
+    TargetError,
+    UnreachedInputError,
+)
+from captum_lrp_tx.propagation.graph import Node
+from captum_lrp_tx.propagation.inputs import Inputs, Leaf
+from captum_lrp_tx.propagation.interception import Interception
+from captum_lrp_tx.propagation.layers import LayerProbe
+from captum_lrp_tx.propagation.ledger import Ledger, encloses
+from captum_lrp_tx.propagation.operations import RuleTable
+from captum_lrp_tx.propagation.scope import Scope, relevance_sum
+
+NamedModules = Sequence[tuple[str, nn.Module]]
+
+
+@dataclass
+class Pass:
+    """What to run, and under which rules.
+
+    Args:
+        forward (callable): The forward function.
+        modules (sequence of (str, Module)): The modules it runs, by name.
+        base (mapping): Rules where no module has one of its own.
+        assigned (sequence): Rule tables of modules.
+        select (callable): From the output tensor to one value per example (the target).
+        additional_args (tuple): Positional arguments after the inputs.
+        layers (sequence of Module): If given, relevance is computed at these layers, not at the
+            inputs.
+        at_layer_input (bool): At the layers' inputs instead of their outputs.
+        trace (bool): Record which module made which operation.
+        keep_ledger (bool): Book what additive constants absorb, and the relevance that enters and
+            leaves every module. Implies ``trace``.
+        inspect (callable): Called with ``(scope, root nodes, leaf tensors)`` before the backward
+            pass, while the graph is alive.
+    """
+
+    forward: Callable[..., Any]
+    modules: NamedModules
+    base: RuleTable
+    assigned: Sequence[tuple[nn.Module, RuleTable]]
+    select: Callable[[Tensor], Tensor]
+    additional_args: tuple[Any, ...] = ()
+    layers: Sequence[nn.Module] | None = None
+    at_layer_input: bool = False
+    trace: bool = False
+    keep_ledger: bool = False
+    inspect: Callable[[Scope, list[Node], list[Tensor]], None] | None = None
+
+
+@dataclass
+class Propagated:
+    """Result of a pass.
+
+    Attributes:
+        output (Tensor): The explained value of each example, detached.
+        relevances (list of Tensor): One for each input, in its shape (layer mode: empty).
+        parts (list of dict): For token ids the relevance by embedding; one for each input.
+        layer_relevances (list of tuple): One tuple of tensors for each layer (layer mode only).
+        layer_values (list of tuple): The layers' activations, likewise.
+        layer_gradients (list of tuple): The modified gradients there.
+        scope (Scope): What was applied, traced and booked.
+    """
+
+    output: Tensor
+    scope: Scope
+    relevances: list[Tensor] = field(default_factory=list)
+    parts: list[dict[str, Tensor]] = field(default_factory=list)
+    layer_values: list[tuple[Tensor, ...]] = field(default_factory=list)
+    layer_gradients: list[tuple[Tensor, ...]] = field(default_factory=list)
+
+
+def propagate(job: Pass, inputs: Inputs) -> Propagated:
+    """Run one pass.  The model is left exactly as it was, also on any exception.
+
+    Raises:
+        OutputError: the forward function returned no tensor.
+        TargetError: several values per example are left after target selection.
+        NonFiniteError: NaN or infinity in the output or the relevance.
+        UnreachedInputError: the output does not depend on an input.
+        InputError: see :class:`~captum_lrp_tx.propagation.inputs.Inputs`.
+    """
+    ledger = Ledger(_named_tensors(job.modules)) if job.keep_ledger else None
+    trace = list(job.modules) if job.trace or job.keep_ledger else []
+    scope = Scope(job.base, job.assigned, trace, ledger)
+    if ledger is not None:
+        ledger.module = lambda: scope.module
+    probe = LayerProbe(job.layers, job.at_layer_input) if job.layers is not None else None
+    names: dict[int, str] = {}
+
+    def name_of(tensor: Tensor) -> str:
+        if not names:
+            names.update({t.data_ptr(): n for n, t in _named_tensors(job.modules)})
+        name = names.get(tensor.data_ptr(), "embedding")
+        return name.removesuffix(".weight")
+
+    with torch.inference_mode(False), torch.enable_grad():
+        args, kwargs = inputs.call_arguments()
+        if probe is not None:
+            args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
+            kwargs = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+        mode = Interception(scope, inputs, name_of)
+        if probe is not None:
+            inputs.stop_looking_up()
+            with scope, probe, mode:
+                returned = job.forward(*args, *job.additional_args, **kwargs)
+        else:
+            with scope, mode:
+                returned = job.forward(*args, *job.additional_args, **kwargs)
+        selected = _selected(job, output_tensor(returned))
+        leaves = _leaves(inputs, probe)
+        if not selected.requires_grad:
+            raise UnreachedInputError(_unreached_message(probe))
+        if job.inspect is not None:
+            root = selected.grad_fn
+            job.inspect(scope, [root] if root is not None else [], leaves)
+        grads = torch.autograd.grad(selected.sum(), leaves, allow_unused=True)
+    result = Propagated(selected.detach(), scope)
+    groups = _grouped(list(grads), inputs, probe)
+    _check_reached(groups, scope, probe)
+    if probe is not None:
+        _collect_layers(result, probe, groups)
+        return result
+    for leaf, group in zip(inputs.leaves, groups, strict=True):
+        parts = inputs.parts(leaf, group, scope.gives_to_zero_inputs)
+        if ledger is not None and leaf.is_ids:
+            _book_lookups(leaf, group, scope)
+        result.parts.append(dict(parts))
+        total = parts[0][1] if len(parts) == 1 else torch.stack([p for _, p in parts]).sum(0)
+        if not bool(torch.isfinite(total).all()):
+            raise NonFiniteError(
+                "The relevance contains NaN or infinity although inputs and outputs are finite; "
+                + _blame(job)
+            )
+        result.relevances.append(total)
+    return result
+
+
+def _book_lookups(leaf: Leaf, grads: list[Tensor | None], scope: Scope) -> None:
+    """Relevance of token lookups leaves the modules that made them, as if through an input."""
+    for lookup, grad in zip(leaf.lookups, grads, strict=True):
+        if grad is None:
+            continue
+        relevance = relevance_sum(lookup.leaf, grad)
+        for boundary in scope.boundaries:
+            if encloses(boundary.module, lookup.module):
+                boundary.enter(relevance)
+
+
+def _grouped(
+    grads: list[Tensor | None], inputs: Inputs, probe: LayerProbe | None
+) -> list[list[Tensor | None]]:
+    """Gradients by input, or by layer."""
+    sizes = (
+        [len(captured) for captured in probe.captured()]
+        if probe is not None
+        else [len(leaf.tensors()) for leaf in inputs.leaves]
+    )
+    remaining = iter(grads)
+    return [list(itertools.islice(remaining, size)) for size in sizes]
+
+
+def output_tensor(returned: Any) -> Tensor:
+    """The tensor in what a forward function returned: itself, or ``.logits`` of a model output.
+
+    Raises:
+        OutputError: no floating-point tensor can be told.
+    """
+    if isinstance(returned, Tensor):
+        tensor = returned
+    elif isinstance(getattr(returned, "logits", None), Tensor):
+        tensor = returned.logits
+    elif isinstance(returned, Mapping) and isinstance(returned.get("logits"), Tensor):
+        tensor = returned["logits"]
+    elif isinstance(returned, (tuple, list)) and len(returned) == 1:
+        return output_tensor(returned[0])
+    else:
+        raise OutputError(
+            f"The forward function returned {type(returned).__name__} without .logits; wrap it so "
+            "that it returns one tensor, e.g. lambda x: model(x).last_hidden_state[:, 0]."
+        )
+    if not tensor.is_floating_point():
+        raise OutputError(
+            f"The forward function returned a tensor of dtype {tensor.dtype}; only floating-point "
+            "scores can be explained (return logits, not predicted classes)."
+        )
+    return tensor
+
+
+def _selected(job: Pass, output: Tensor) -> Tensor:
+    selected = job.select(output)
+    per_example = selected[0] if selected.dim() > 0 and selected.shape[0] > 0 else selected
+    if per_example.numel() != 1:
+        raise TargetError(
+            f"Target not provided when necessary: the output has shape {tuple(output.shape)} and "
+            f"{per_example.numel()} values per example are left to explain. Pass target=, e.g. "
+            "target=output.argmax(-1)."
+        )
+    if not bool(torch.isfinite(selected).all()):
+        raise NonFiniteError(
+            "The explained output is NaN or infinite; "
+            + (first_non_finite(job, None) or "check the weights and the inputs.")
+        )
+    return selected
+
+
+def _leaves(inputs: Inputs, probe: LayerProbe | None) -> list[Tensor]:
+    if probe is not None:
+        return probe.tensors()
+    inputs.check_lookups()
+    return [t for leaf in inputs.leaves for t in leaf.tensors()]
+
+
+def _unreached_message(probe: LayerProbe | None) -> str:
+    what = "any of the layers" if probe is not None else "the inputs"
+    return (
+        f"The output does not depend on {what}. Was it computed under torch.no_grad(), detached, "
+        "or by another module?"
+    )
+
+
+def _check_reached(
+    groups: list[list[Tensor | None]], scope: Scope, probe: LayerProbe | None
+) -> None:
+    """Complain about inputs or layers without a gradient, unless a rule cut them off."""
+    missing = [i for i, group in enumerate(groups) if all(g is None for g in group)]
+    if not missing or scope.applied:
+        return
+    if len(missing) == len(groups) or probe is not None:
+        raise UnreachedInputError(_unreached_message(probe))
+    raise UnreachedInputError(
+        f"The output does not depend on input number {missing[0]}; pass it in "
+        "additional_forward_args if it needs no relevance."
+    )
+
+
+def _collect_layers(
+    result: Propagated, probe: LayerProbe, groups: list[list[Tensor | None]]
+) -> None:
+    for captured, group in zip(probe.captured(), groups, strict=True):
+        result.layer_values.append(tuple(t.detach() for t in captured))
+        result.layer_gradients.append(
+            tuple(
+                torch.zeros_like(t) if g is None else g
+                for t, g in zip(captured, group, strict=True)
+            )
+        )
+
+
+def _named_tensors(modules: NamedModules) -> list[tuple[str, Tensor]]:
+    named: list[tuple[str, Tensor]] = []
+    for prefix, module in modules:
+        for name, tensor in (
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        ):
+            named.append((f"{prefix}.{name}" if prefix else name, tensor))
+    return named
+
+
+def first_non_finite(job: Pass, inputs: Inputs | None) -> str:
+    """Name the first module whose output or parameters are not finite (empty if there is none)."""
+    for name, tensor in _named_tensors(job.modules):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return f"the parameter {name!r} holds NaN or infinity."
+    return ""
+
+
+def _blame(job: Pass) -> str:
+    return first_non_finite(job, None) or (
+        "a rule divided by a value near zero: raise epsilon, or use bias='absorb'."
+    )

@@ -1,0 +1,295 @@
+"""Autograd functions: the forward pass is the stock operation, the backward pass is a rule.
+
+Relevance travels as *modified gradient*: with ``g`` arriving at an output ``y`` its relevance is
+``y * g``, and a rule is whatever turns that into the ``g`` of the inputs.  Every forward result
+here is that of the stock kernel, bit for bit.  Backward passes touch nothing thread-local, so
+they also run on autograd's own device threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+def safe_ratio(numerator: Tensor, denominator: Tensor, epsilon: float = 0.0) -> Tensor:
+    """``numerator / (denominator + epsilon * sign(denominator))`` with 0/0 := 0 and x/0 := 0.
+
+    ``sign(0)`` counts as +1, as in Captum.  Half-precision arguments are divided in float32, where
+    a small epsilon does not vanish; the result has the dtype of ``numerator``.
+    """
+    dtype = numerator.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        numerator, denominator = numerator.float(), denominator.float()
+    if epsilon:
+        denominator = denominator + torch.where(denominator < 0, -epsilon, epsilon)
+    tiny = torch.finfo(denominator.dtype).tiny
+    ratio = numerator / denominator
+    return torch.where(denominator.abs() < tiny, torch.zeros_like(ratio), ratio).to(dtype)
+
+
+def nonzero(x: Tensor) -> Tensor:
+    """``x`` with exact zeros replaced by a tiny number, to divide relevance by an input.
+
+    Rules that give relevance to inputs of value zero (flat, z-box) express it as ``R / x``; the
+    attribution multiplies by the same replaced input, so nothing is lost.
+    """
+    return torch.where(x == 0, torch.full_like(x, 1e-18 if x.dtype != torch.float16 else 1e-4), x)
+
+
+class ScaleGradient(Function):
+    """Identity whose gradient is multiplied by a constant (uniform rule: 1/2 to each factor)."""
+
+    stands_for = "ScaleGradient"
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        return grad[0] * ctx.factor, None
+
+
+class Stabilize(Function):
+    """Identity on ``z``; gradient multiplied by ``z / (z + epsilon sign(z))`` (epsilon rule)."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, epsilon: float) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.epsilon = epsilon
+        return z.view_as(z)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        (z,) = ctx.saved_tensors
+        return grad[0] * safe_ratio(z, z, ctx.epsilon), None
+
+
+class Substitute(Function):
+    """Value of ``y``, relevance through ``z``: gives ``z`` the gradient ``share * y g / z``.
+
+    ``z`` is the layer computed with modified weights or inputs; its plain gradient then carries
+    the rule.  ``share`` (a tensor or a number) picks the part of the relevance that takes this
+    way, e.g. the outputs of one sign.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, z: Tensor, share: Tensor | float, epsilon: float) -> Tensor:
+        ctx.save_for_backward(y, z, *([share] if isinstance(share, Tensor) else []))
+        ctx.share, ctx.epsilon = share if not isinstance(share, Tensor) else None, epsilon
+        return y.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        y, z, *rest = ctx.saved_tensors
+        share = rest[0] if rest else ctx.share
+        return None, grad[0] * share * safe_ratio(y, z, ctx.epsilon), None, None
+
+
+class Combine(Function):
+    """Sum of gradients over several :class:`Substitute` ways that share one value."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, *ways: Tensor) -> Tensor:
+        ctx.count = len(ways)
+        return y.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        return (None, *(grad[0] for _ in range(ctx.count)))
+
+
+class SpreadBias(Function):
+    """``z + b``; the relevance of ``b`` goes to the inputs ``x`` of the layer, as their squares.
+
+    The smallest change (in the l2 norm) of the gradient at ``x`` after which ``sum(x g_x)``
+    equals ``sum(y g)``.  ``spread(c)`` sums the bias relevance over the outputs of each place and
+    ``energy`` is the sum of squares that each place sees, both supplied by the layer type.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        x: Tensor,
+        bias: Tensor,
+        distribute: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        ctx.save_for_backward(x, bias)
+        ctx.distribute = distribute
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        x, bias = ctx.saved_tensors
+        return grad[0], ctx.distribute(x, grad[0] * bias), None, None
+
+
+class Flatten(Function):
+    """``ones_like(x)``; gradient divided by ``x`` so that ``x * g`` is the relevance itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.ones_like(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        return grad[0] / nonzero(x)
+
+
+class PassThrough(Function):
+    """``y``; relevance of each output goes to the input at the same place: ``g_x = g y / x``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, stands_for: str) -> Tensor:
+        ctx.stands_for = stands_for
+        ctx.save_for_backward(safe_ratio(y, x))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        (ratio,) = ctx.saved_tensors
+        return grad[0] * ratio, None, None
+
+
+class GatedLinearUnit(Function):
+    """``F.glu`` with the gate ``sigmoid(b)`` constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.dim = dim
+        return torch.nn.functional.glu(x, dim)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        signal, gate = x.chunk(2, ctx.dim)
+        return torch.cat([grad[0] * gate.sigmoid(), torch.zeros_like(signal)], ctx.dim), None
+
+
+class ConstantNormalizer(Function):
+    """A fused norm with its divisor constant: ``y = (x - mean) * inv_std * w + b``.
+
+    ``dims`` are the dimensions normalised over in the view ``shape`` of ``x`` (groups), ``center``
+    says whether the mean is subtracted (layer and group norm) or not (RMS norm).  Only ``inv_std``
+    and the weight are kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        inv_std: Tensor,
+        weight: Tensor | None,
+        shape: tuple[int, ...],
+        dims: tuple[int, ...],
+        center: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(inv_std, weight)
+        ctx.shape, ctx.dims, ctx.center = shape, dims, center
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        inv_std, weight = ctx.saved_tensors
+        g = grad[0] if weight is None else grad[0] * weight
+        g = g.reshape(ctx.shape)
+        if ctx.center:
+            g = g - g.mean(ctx.dims, keepdim=True)
+        g = (g * inv_std).reshape(grad[0].shape).to(grad[0].dtype)
+        return g, None, None, None, None, None, None
+
+
+class ConstantPattern(Function):
+    """Fused attention with the pattern constant: backward is ``dV = P^T G`` and nothing else.
+
+    The forward pass runs the stock kernel on the same arguments.  The backward pass recomputes the
+    pattern block by block over the queries, so memory stays linear in the number of tokens.
+    """
+
+    #: Upper bound on the entries of one block of the recomputed pattern.
+    BLOCK_ENTRIES = 1 << 22
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        value: Tensor,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        is_causal: bool,
+        scale: float | None,
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, mask)
+        ctx.is_causal, ctx.scale = is_causal, scale
+        ctx.value_shape = value.shape
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, **kwargs
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        query, key, mask = ctx.saved_tensors
+        output_grad = grad[0]
+        rows, columns = query.shape[-2], key.shape[-2]
+        heads = key.shape[-3] if key.dim() > 2 else 1
+        grouped = query.dim() > 2 and query.shape[-3] != heads and heads != 1
+        if grouped:
+            key = key.repeat_interleave(query.shape[-3] // heads, -3)
+        low = query.dtype in (torch.float16, torch.bfloat16)
+        scale = ctx.scale if ctx.scale is not None else query.shape[-1] ** -0.5
+        per_row = max(1, query[..., 0, 0].numel() * columns)
+        block = max(1, min(rows, ConstantPattern.BLOCK_ENTRIES // per_row))
+        total: Tensor | None = None
+        for start in range(0, rows, block):
+            stop = min(start + block, rows)
+            part = query[..., start:stop, :]
+            scores = (part.float() if low else part) * scale @ (
+                key.float() if low else key
+            ).transpose(-2, -1)
+            if ctx.is_causal:
+                row = torch.arange(start, stop, device=query.device)[:, None]
+                hidden = torch.arange(columns, device=query.device)[None, :] > row
+                scores = scores.masked_fill(hidden, float("-inf"))
+            if mask is not None:
+                section = mask if mask.shape[-2] == 1 else mask[..., start:stop, :]
+                if section.dtype == torch.bool:
+                    scores = scores.masked_fill(~section, float("-inf"))
+                else:
+                    scores = scores + section
+            pattern = scores.softmax(-1)
+            # stock kernels return zero for a row that may attend to nothing
+            pattern = torch.where(scores.amax(-1, keepdim=True) == float("-inf"), 0.0, pattern)
+            g = output_grad[..., start:stop, :]
+            contribution = pattern.transpose(-2, -1) @ (g.float() if low else g)
+            total = contribution if total is None else total + contribution
+        assert total is not None
+        if grouped:
+            total = total.unflatten(-3, (heads, -1)).sum(-3)
+        return _sum_to(total, ctx.value_shape).to(output_grad.dtype), *(None,) * 6
+
+
+def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:
+    return x if x.shape == shape else x.sum_to_size(shape)

@@ -1,0 +1,663 @@
+"""Seeing every torch call of a forward pass and handing operations to the rules in force.
+
+A ``TorchFunctionMode`` is active for the explaining thread only.  It does three things:
+
+* parameters enter every call as constants, so autograd keeps nothing for weight gradients and a
+  tensor requires a gradient exactly if it depends on the explained inputs;
+* calls that a rule may govern become an :class:`~.operations.Operation`, by what they compute;
+* everything else runs as it is.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import grad as autograd_grad
+from torch.overrides import TorchFunctionMode
+
+from captum_lrp_tx.propagation import graph
+from captum_lrp_tx.propagation.functions import safe_ratio
+from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.operations import (
+    Activation,
+    FusedAttention,
+    FusedGate,
+    FusedNorm,
+    Kind,
+    LinearMap,
+    NormalizerProduct,
+    Operation,
+    PatternProduct,
+    Product,
+)
+from captum_lrp_tx.propagation.scope import Scope
+
+Handler = Callable[["Interception", Any, tuple[Any, ...], dict[str, Any]], Any]
+
+#: Queries and bookkeeping, which must see parameters as they are.
+_UNTOUCHED = frozenset(
+    """__get__ __set__ __delete__ requires_grad_ backward register_hook retain_grad size dim stride
+    is_floating_point is_complex numel __len__ __hash__ __repr__ __format__ data_ptr item tolist
+    __bool__ is_contiguous element_size get_device storage_offset untyped_storage is_inference
+    register_post_accumulate_grad_hook type is_shared is_nonzero __deepcopy__
+    __reduce_ex__""".split()
+)
+
+#: Linear in their input-dependent tensors up to an additive constant, which a ledger books.
+_AFFINE = frozenset(
+    """add add_ sub sub_ subtract rsub __rsub__ __radd__ cat concat concatenate stack hstack vstack
+    where masked_fill masked_fill_ lerp index_put index_put_ masked_scatter masked_scatter_ scatter
+    scatter_ index_copy index_add addcmul index_fill __setitem__ copy_ pad""".split()
+)
+
+_ACTIVATIONS = {
+    "relu": "Relu", "relu6": "Hardtanh", "gelu": "Gelu", "silu": "Silu", "mish": "Mish",
+    "tanh": "Tanh", "sigmoid": "Sigmoid", "elu": "Elu", "selu": "Elu", "celu": "Elu",
+    "leaky_relu": "LeakyRelu", "hardtanh": "Hardtanh", "hardswish": "Hardswish",
+    "hardsigmoid": "HardSigmoid", "softplus": "Softplus", "softsign": "Softsign",
+    "logsigmoid": "LogSigmoid", "tanhshrink": "Tanhshrink", "hardshrink": "Hardshrink",
+    "softshrink": "Softshrink", "threshold": "Threshold", "erf": "Erf", "square": "Pow",
+    "pow": "Pow", "prelu": "Prelu", "clamp": "Clamp", "clip": "Clamp", "clamp_min": "Clamp",
+    "clamp_max": "Clamp",
+}  # fmt: skip
+
+
+class Interception(TorchFunctionMode):
+    """The function mode of one explained forward pass (see the module's description)."""
+
+    def __init__(self, scope: Scope, inputs: Inputs, name_of: Callable[[Tensor], str]) -> None:
+        super().__init__()
+        self.scope = scope
+        self.inputs = inputs
+        self.name_of = name_of
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name: str = getattr(func, "__name__", "")
+        if name in _UNTOUCHED or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        return _constant_call(self, func, args, kwargs, name)
+
+    # ---- what handlers use --------------------------------------------------------------------
+    def apply(self, kind: Kind, operation: Operation) -> Any:
+        """Let the rule in force carry out the operation, or run it plainly."""
+        rule = self.scope.rule(kind)
+        if rule is None:
+            return operation.plain()
+        self.scope.note(kind, rule)
+        return rule.propagate(operation)
+
+    def absorb(self, output: Tensor, constant: Tensor, *sources: Any) -> None:
+        """Book an additive constant in the ledger, if there is one."""
+        ledger = self.scope.ledger
+        if ledger is not None and isinstance(output, Tensor):
+            ledger.absorb(output, constant, ledger.name_of(*sources))
+
+    def absorber(self, *sources: Any) -> Callable[[Tensor, Tensor], None]:
+        """``absorb`` bound to the named tensors that an operation took its constants from."""
+        return lambda output, constant: self.absorb(output, constant, *sources)
+
+
+def _constant_call(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+) -> Any:
+    originals = (args, kwargs)
+    args = tuple([_constant(a) for a in args])
+    if kwargs:
+        kwargs = {k: _constant(v) for k, v in kwargs.items()}
+    handler = _HANDLERS.get(name)
+    if handler is not None:
+        if mode.scope.ledger is not None:
+            _keep_names(mode, originals, (args, kwargs))
+        result = handler(mode, func, args, kwargs)
+    else:
+        result = func(*args, **kwargs)
+    ledger = mode.scope.ledger
+    if ledger is not None:
+        _keep_names(mode, originals, (args, kwargs))
+        tensors = _tensors(originals)
+        if not any(t.requires_grad and not t.is_leaf for t in tensors):
+            ledger.inherit(result, *tensors)
+        elif name in _AFFINE:
+            _book_affine(mode, func, args, kwargs, name, result)
+    return result
+
+
+def _constant(x: Any) -> Any:
+    """A parameter as a constant; tensors that depend on the inputs are never leaves here."""
+    if isinstance(x, Tensor):
+        return x.detach() if x.requires_grad and x.is_leaf else x
+    if type(x) in (list, tuple) and any(isinstance(i, Tensor) for i in x):
+        return type(x)([_constant(i) for i in x])
+    return x
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [t for item in value for t in _tensors(item)]
+    if isinstance(value, dict):
+        return [t for item in value.values() for t in _tensors(item)]
+    return []
+
+
+def _depends(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
+
+
+# ---- ledger -------------------------------------------------------------------------------------
+def _keep_names(mode: Interception, originals: Any, constants: Any) -> None:
+    ledger = mode.scope.ledger
+    assert ledger is not None
+    for before, after in zip(_tensors(originals), _tensors(constants), strict=True):
+        if before is not after:
+            ledger.inherit(after, before)
+
+
+def _book_affine(
+    mode: Interception,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    name: str,
+    result: Any,
+) -> None:
+    """``f(0, constants)`` is what the constants add to the result of an affine call."""
+    output = args[0] if name == "__setitem__" else result
+    if not _depends(output):
+        return
+
+    def zeroed(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.requires_grad:
+            return torch.zeros_like(x)
+        if type(x) in (list, tuple) and any(isinstance(i, Tensor) for i in x):
+            return type(x)([zeroed(i) for i in x])
+        return x
+
+    with torch.no_grad():
+        zero_args = tuple(zeroed(a) for a in args)
+        constant = func(*zero_args, **{k: zeroed(v) for k, v in kwargs.items()})
+        if name == "__setitem__":
+            constant = zero_args[0]
+    if isinstance(constant, Tensor) and bool(constant.any()):
+        sources = [t for t in _tensors((args, kwargs)) if not t.requires_grad]
+        mode.absorb(output, constant, *sources)
+
+
+# ---- linear maps --------------------------------------------------------------------------------
+def _bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    values = list(args) + [None] * (len(names) - len(args))
+    for i, name in enumerate(names):
+        if name in kwargs:
+            values[i] = kwargs[name]
+    return values
+
+
+def _spread_last(x: Tensor, relevance: Tensor) -> Tensor:
+    """Bias relevance of a token to its features, in proportion to their squares."""
+    total = relevance.sum(-1, keepdim=True)
+    return x * safe_ratio(total, (x * x).sum(-1, keepdim=True))
+
+
+def _spread_through(
+    apply: Callable[[Tensor, Tensor], Tensor], weight: Tensor
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same for any linear map: every output place spreads over the inputs that it sees."""
+
+    def spread(x: Tensor, relevance: Tensor) -> Tensor:
+        ones = torch.ones_like(weight)
+        with torch.enable_grad():
+            squares = (x * x).detach().requires_grad_()
+            energy = apply(squares, ones)
+        share = safe_ratio(relevance, energy.detach())
+        (grad,) = autograd_grad(energy, squares, share)
+        return x * grad
+
+    return spread
+
+
+def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, weight, bias = _bind(("input", "weight", "bias"), args, kwargs)
+    if _depends(weight):
+        return _contraction(mode, func, (x, weight, bias), {})
+    if not _depends(x):
+        return func(x, weight, bias)
+    operation = LinearMap(
+        func, (x, weight, bias), {}, mode.absorber(bias),
+        input=x, weight=weight, bias=bias,
+        apply=lambda i, w: func(i, w), distribute=_spread_last,
+    )  # fmt: skip
+    return _apply_linear(mode, operation)
+
+
+def _apply_linear(mode: Interception, operation: LinearMap) -> Any:
+    if mode.scope.rule(Kind.LINEAR) is None:
+        output = operation.plain()
+        if operation.bias is not None:
+            operation.absorb(output, operation.bias)
+        return output
+    return mode.apply(Kind.LINEAR, operation)
+
+
+_CONVOLUTION = ("input", "weight", "bias")
+
+
+def _convolution(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    x, weight, bias = _bind(_CONVOLUTION, args[:3], kwargs)
+    rest = args[3:]
+    more = {k: v for k, v in kwargs.items() if k not in _CONVOLUTION}
+    if not _depends(x) or _depends(weight):
+        return func(*args, **kwargs)
+    spatial = weight.dim() - 2
+
+    def apply(i: Tensor, w: Tensor) -> Tensor:
+        result: Tensor = func(i, w, None, *rest, **more)
+        return result
+
+    operation = LinearMap(
+        func, (x, weight, bias, *rest), more, mode.absorber(bias),
+        input=x, weight=weight,
+        bias=None if bias is None else bias.reshape(-1, *(1,) * spatial),
+        apply=apply, distribute=_spread_through(apply, weight),
+    )  # fmt: skip
+    return _apply_linear(mode, operation)
+
+
+def _addmm(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if len(args) < 3 or kwargs or not _depends(args[1]) or _depends(args[0]) or _depends(args[2]):
+        return func(*args, **kwargs)
+    bias, x, weight = args[:3]
+    operation = LinearMap(
+        func, args, kwargs, mode.absorber(bias),
+        input=x, weight=weight, bias=bias,
+        apply=lambda i, w: i @ w, distribute=_spread_last,
+    )  # fmt: skip
+    return _apply_linear(mode, operation)
+
+
+def _batch_norm(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    x, mean, variance, weight, bias, training, _, eps = _bind(names, args, kwargs)
+    if training or mean is None:
+        mode.scope.random.add("batch statistics")
+        return func(*args, **kwargs)
+    if not _depends(x):
+        return func(*args, **kwargs)
+    shape = (-1, *(1,) * (x.dim() - 2))
+    scale = (variance + (1e-5 if eps is None else eps)).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+
+    def apply(i: Tensor, w: Tensor) -> Tensor:
+        return i * w
+
+    operation = LinearMap(
+        func, args, kwargs, mode.absorber(bias, mean),
+        input=x, weight=scale.reshape(shape), bias=shift.reshape(shape),
+        apply=apply, distribute=_spread_through(apply, scale.reshape(shape)),
+    )  # fmt: skip
+    return _apply_linear(mode, operation)
+
+
+# ---- products -----------------------------------------------------------------------------------
+def _contraction(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """matmul, bmm, einsum, ...: a linear map, a pattern times values, or another product."""
+    if kwargs:  # torch.matmul(input=..., other=...)
+        named = [kwargs[k] for k in ("input", "tensor1", "other", "mat2", "mat1") if k in kwargs]
+        if not args and len(named) == len(kwargs):
+            args, kwargs = tuple(named), {}
+    dependent = [i for i, a in enumerate(args) if _depends(a)]
+    if len(dependent) >= 2:
+        return _dependent_contraction(mode, func, args, kwargs, dependent)
+    tensors = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
+    if len(dependent) == 1 and len(tensors) == 2 and mode.scope.rule(Kind.LINEAR) is not None:
+        (i,) = dependent
+        j = tensors[1] if tensors[0] == i else tensors[0]
+
+        def apply(x: Tensor, w: Tensor) -> Tensor:
+            called = list(args)
+            called[i], called[j] = x, w
+            result: Tensor = func(*called, **kwargs)
+            return result
+
+        operation = LinearMap(
+            func, args, kwargs, mode.absorber(),
+            input=args[i], weight=args[j], bias=None,
+            apply=apply, distribute=_spread_through(apply, args[j]),
+        )  # fmt: skip
+        return mode.apply(Kind.LINEAR, operation)
+    return func(*args, **kwargs)
+
+
+def _dependent_contraction(
+    mode: Interception,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dependent: list[int],
+) -> Any:
+    if mode.scope.rule(Kind.ATTENTION) is not None:
+        patterns = tuple(i for i in dependent if graph.is_pattern(args[i]))
+        if patterns and len(patterns) < len(dependent):
+            return mode.apply(
+                Kind.ATTENTION,
+                PatternProduct(
+                    func, args, kwargs, patterns=patterns, operands=tuple(dependent)
+                ),
+            )
+    if len(dependent) == 2 and mode.scope.rule(Kind.PRODUCT) is not None:
+        return mode.apply(
+            Kind.PRODUCT,
+            Product(
+                func, args, kwargs, first=dependent[0], second=dependent[1], elementwise=False
+            ),
+        )
+    return func(*args, **kwargs)
+
+
+def _einsum(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if len(args) == 2 and isinstance(args[1], (list, tuple)):
+        args = (args[0], *args[1])
+    return _contraction(mode, func, args, kwargs)
+
+
+def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    name: str = func.__name__
+    inplace = name.endswith("_") and not name.startswith("__")
+    if kwargs or len(args) != 2 or not (_depends(args[0]) and _depends(args[1])):
+        return func(*args, **kwargs)
+    quotient = "div" in name
+    # in-place calls keep their meaning: the result is copied into the first argument
+    plain = getattr(torch, name.strip("_")) if inplace else func
+    result: Any = None
+    if mode.scope.rule(Kind.NORM) is not None:
+        for i in (1,) if quotient else (1, 0):
+            if graph.is_normalizer(args[i]):
+                operation = NormalizerProduct(plain, args, {}, normalizer=i)
+                result = mode.apply(Kind.NORM, operation)
+                break
+    if result is None and mode.scope.rule(Kind.PRODUCT) is not None:
+        operation_ = Product(
+            plain, args, {}, first=0, second=1, elementwise=True, quotient=quotient
+        )
+        result = mode.apply(Kind.PRODUCT, operation_)
+    if result is None:
+        return func(*args, **kwargs)
+    return args[0].copy_(result) if inplace else result
+
+
+def _glu(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, dim = _bind(("input", "dim"), args, kwargs)
+    if not _depends(x):
+        return func(*args, **kwargs)
+    return mode.apply(
+        Kind.PRODUCT, FusedGate(func, args, kwargs, input=x, dim=-1 if dim is None else dim)
+    )
+
+
+# ---- attention ----------------------------------------------------------------------------------
+_SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
+
+def _fused_attention(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    query, key, value, mask, dropout_p, is_causal = _bind(_SDPA, args, kwargs)
+    rest = {k: v for k, v in kwargs.items() if k not in _SDPA}
+    scale = rest.pop("scale", None)
+    if dropout_p:
+        mode.scope.random.add("attention dropout")
+    if not any(_depends(t) for t in (query, key, value, mask)):
+        return func(*args, **kwargs)
+    return mode.apply(
+        Kind.ATTENTION,
+        FusedAttention(
+            func, args, kwargs,
+            query=query, key=key, value_=value, mask=mask,
+            dropout_p=dropout_p or 0.0, is_causal=bool(is_causal), scale=scale, rest=rest,
+        ),
+    )  # fmt: skip
+
+
+# ---- norms --------------------------------------------------------------------------------------
+def _layer_norm(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    names = ("input", "normalized_shape", "weight", "bias", "eps")
+    x, shape, weight, bias, eps = _bind(names, args, kwargs)
+    if not _depends(x):
+        return func(*args, **kwargs)
+
+    def run() -> tuple[Tensor, Tensor]:
+        epsilon = 1e-5 if eps is None else eps
+        y, _, inv_std = torch.native_layer_norm(x, shape, weight, bias, epsilon)
+        return y, inv_std
+
+    return _apply_norm(
+        mode,
+        FusedNorm(
+            func, args, kwargs, mode.absorber(bias),
+            input=x, weight=weight, bias=bias, shape=tuple(x.shape),
+            dims=tuple(range(-len(shape), 0)), center=True, run=run,
+        ),
+    )  # fmt: skip
+
+
+def _rms_norm(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    names = ("input", "normalized_shape", "weight", "eps")
+    x, shape, weight, eps = _bind(names, args, kwargs)
+    if not _depends(x):
+        return func(*args, **kwargs)
+    dims = tuple(range(-len(shape), 0))
+
+    def run() -> tuple[Tensor, Tensor]:
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        epsilon = torch.finfo(wide.dtype).eps if eps is None else eps
+        return func(*args, **kwargs), (wide.square().mean(dims, keepdim=True) + epsilon).rsqrt()
+
+    return _apply_norm(
+        mode,
+        FusedNorm(
+            func, args, kwargs, mode.absorber(),
+            input=x, weight=weight, bias=None, shape=tuple(x.shape), dims=dims, center=False,
+            run=run,
+        ),
+    )  # fmt: skip
+
+
+def _group_norm(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    names = ("input", "num_groups", "weight", "bias", "eps")
+    x, groups, weight, bias, eps = _bind(names, args, kwargs)
+    if not _depends(x):
+        return func(*args, **kwargs)
+    channel = (-1, *(1,) * (x.dim() - 2))
+    shape = (x.shape[0], groups, -1)
+
+    def run() -> tuple[Tensor, Tensor]:
+        variance = x.reshape(shape).var(-1, unbiased=False, keepdim=True)
+        return func(*args, **kwargs), (variance + (1e-5 if eps is None else eps)).rsqrt()
+
+    return _apply_norm(
+        mode,
+        FusedNorm(
+            func, args, kwargs, mode.absorber(bias),
+            input=x,
+            weight=None if weight is None else weight.reshape(channel),
+            bias=None if bias is None else bias.reshape(channel),
+            shape=shape, dims=(-1,), center=True, run=run,
+        ),
+    )  # fmt: skip
+
+
+def _apply_norm(mode: Interception, operation: FusedNorm) -> Any:
+    if mode.scope.rule(Kind.NORM) is None:
+        output = operation.plain()
+        if operation.bias is not None:
+            operation.absorb(output, operation.bias)
+        return output
+    return mode.apply(Kind.NORM, operation)
+
+
+# ---- activations --------------------------------------------------------------------------------
+def _activation(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    x = args[0] if args else kwargs.get("input")
+    rule = mode.scope.rule(Kind.ACTIVATION)
+    name: str = func.__name__
+    if rule is None or not isinstance(x, Tensor) or not x.requires_grad:
+        return func(*args, **kwargs)
+    bare = name.rstrip("_")
+    if bare == "pow" and not _positive_power(args[1] if len(args) > 1 else kwargs.get("exponent")):
+        return func(*args, **kwargs)
+    inplace = name.endswith("_") or bool(kwargs.get("inplace"))
+    if inplace:
+        # out of place first, then into the argument, so that aliases see the new value
+        kwargs = {k: v for k, v in kwargs.items() if k != "inplace"}
+        source = x.clone()
+        out_of_place = (
+            func if not name.endswith("_") else getattr(torch, bare, None) or getattr(F, bare)
+        )
+        operation = Activation(
+            out_of_place, (source, *args[1:]), kwargs, input=x, name=_ACTIVATIONS[bare]
+        )
+        return x.copy_(mode.apply(Kind.ACTIVATION, operation))
+    operation = Activation(func, args, kwargs, input=x, name=_ACTIVATIONS[bare])
+    return mode.apply(Kind.ACTIVATION, operation)
+
+
+def _positive_power(exponent: Any) -> bool:
+    return isinstance(exponent, (int, float)) and exponent >= 1
+
+
+# ---- token lookups, sums, dropout, composites ---------------------------------------------------
+def _embedding(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    result = func(*args, **kwargs)
+    if not mode.inputs.has_ids:
+        return result
+    first, second = _bind(("input", "weight"), args[:2], kwargs)
+    # torch.embedding(weight, indices), F.embedding(indices, weight)
+    indices, weight = (second, first) if first.is_floating_point() else (first, second)
+    return mode.inputs.lookup(indices, result, mode.name_of(weight), mode.scope.module)
+
+
+def _getitem(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    result = func(*args, **kwargs)
+    if mode.inputs.has_ids and len(args) == 2 and args[0].dim() == 2:
+        index = args[1][0] if isinstance(args[1], tuple) and len(args[1]) == 1 else args[1]
+        if isinstance(index, Tensor) and not index.is_floating_point() and index.dim() > 0:
+            return mode.inputs.lookup(
+                index, result, mode.name_of(args[0]), mode.scope.module
+            )
+    return result
+
+
+def _index_select(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    result = func(*args, **kwargs)
+    source, dim, index = _bind(("input", "dim", "index"), args, kwargs)
+    if mode.inputs.has_ids and dim == 0 and source.dim() == 2:
+        return mode.inputs.lookup(index, result, mode.name_of(source), mode.scope.module)
+    return result
+
+
+def _addition(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if mode.inputs.has_shared and len(args) >= 2:
+        shapes = [a.shape for a in args[:2] if isinstance(a, Tensor)]
+        if len(shapes) == 2 and shapes[0] != shapes[1]:
+            shape = torch.broadcast_shapes(*shapes)
+            module = mode.scope.module
+            split = [mode.inputs.split_shared(a, shape, module) for a in args[:2]]
+            args = (*(s if s is not None else a for s, a in zip(split, args[:2], strict=True)),
+                    *args[2:])  # fmt: skip
+    return func(*args, **kwargs)
+
+
+def _dropout(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    probability = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+    default = func.__name__ != "feature_dropout"
+    training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", default))
+    if training and probability:
+        mode.scope.random.add("dropout")
+    return func(*args, **kwargs)
+
+
+_ENTERED: dict[Any, Any] = {}
+
+
+def _enter(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a composite Python function of torch with this mode active inside it."""
+    inner = _ENTERED.get(func)
+    if inner is None:
+        if not isinstance(func, types.FunctionType):
+            return func(*args, **kwargs)
+        # the function asks has_torch_function first and would call the mode again without end
+        scope = dict(func.__globals__)
+        for check in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
+            scope[check] = _no_torch_function
+        inner = types.FunctionType(
+            func.__code__, scope, func.__name__, func.__defaults__, func.__closure__
+        )
+        inner.__kwdefaults__ = func.__kwdefaults__
+        _ENTERED[func] = inner
+    with mode:
+        return inner(*args, **kwargs)
+
+
+def _no_torch_function(*_: Any) -> bool:
+    return False
+
+
+def _names(handler: Handler, names: str) -> dict[str, Handler]:
+    return dict.fromkeys(names.split(), handler)
+
+
+_HANDLERS: dict[str, Handler] = {
+    **_names(_linear, "linear"),
+    **_names(
+        _convolution,
+        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    ),
+    **_names(_addmm, "addmm"),
+    **_names(_batch_norm, "batch_norm"),
+    **_names(_contraction, "matmul __matmul__ __rmatmul__ mm bmm mv dot inner tensordot"),
+    **_names(_einsum, "einsum"),
+    **_names(_product, "mul mul_ multiply multiply_ div div_ divide divide_ true_divide"),
+    **_names(_glu, "glu"),
+    **_names(_fused_attention, "scaled_dot_product_attention"),
+    **_names(_layer_norm, "layer_norm"),
+    **_names(_rms_norm, "rms_norm"),
+    **_names(_group_norm, "group_norm"),
+    **{name: _activation for name in _ACTIVATIONS},
+    **{name + "_": _activation for name in _ACTIVATIONS},
+    **_names(_embedding, "embedding"),
+    **_names(_getitem, "__getitem__"),
+    **_names(_index_select, "index_select"),
+    **_names(_addition, "add add_ __add__ __radd__ __iadd__"),
+    **_names(_dropout, "dropout dropout_ feature_dropout alpha_dropout dropout2d dropout1d"),
+    **_names(
+        _enter, "multi_head_attention_forward normalize local_response_norm gumbel_softmax"
+    ),
+}
+

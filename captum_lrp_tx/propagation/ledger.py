@@ -1,0 +1,92 @@
+"""The ledger: how much relevance each additive constant takes, by name.
+
+Biases, class tokens, position tables and other constants beside the input receive a share of the
+relevance that no input feature carries.  With a ledger, ``output = input relevance + absorbed``
+can be checked to float precision and each absorber is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Absorbed:
+    """Relevance (in units of the explained output, summed over the batch) taken by a constant."""
+
+    name: str
+    module: str
+    relevance: float = 0.0
+
+
+class Ledger:
+    """Books absorbed relevance during a backward pass.
+
+    Args:
+        named (iterable of (str, Tensor)): Parameters and buffers of the model, to name constants.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
+        # tensors are kept alive, so that an id cannot be taken by another tensor meanwhile
+        self._names: dict[int, tuple[Tensor, str]] = {}
+        self.entries: list[Absorbed] = []
+        self.module: Callable[[], str] = lambda: ""
+        for name, tensor in named:
+            self._names.setdefault(id(tensor), (tensor, name))
+
+    def name_of(self, *tensors: Any) -> str | None:
+        """Name of the first of these tensors that is, or was computed from, a named one."""
+        for tensor in tensors:
+            known = self._names.get(id(tensor))
+            if known is not None:
+                return known[1]
+        return None
+
+    def inherit(self, result: Any, *sources: Any) -> None:
+        """Let ``result`` (computed from constants only) carry the name of its source."""
+        name = self.name_of(*sources)
+        if name is not None and isinstance(result, Tensor):
+            self._names.setdefault(id(result), (result, name))
+
+    def absorb(self, output: Tensor, constant: Tensor, name: str | None) -> None:
+        """Book ``sum(constant * gradient at output)`` once the backward pass gets there."""
+        if not output.requires_grad:
+            return
+        module = self.module()
+        entry = Absorbed(name or (f"{module}: constant" if module else "constant"), module)
+        self.entries.append(entry)
+        value = constant.detach()
+
+        def book(grad: Tensor) -> None:
+            product = grad.double() * value.double()
+            # -inf of an attention mask meets a zero gradient
+            product = torch.where(grad == 0, torch.zeros_like(product), product)
+            entry.relevance += float(product.sum())
+
+        output.register_hook(book)
+
+    def by_name(self) -> dict[str, float]:
+        """Absorbed relevance summed by name, largest magnitude first, zeros left out."""
+        totals: dict[str, float] = {}
+        for entry in self.entries:
+            totals[entry.name] = totals.get(entry.name, 0.0) + entry.relevance
+        kept = {name: value for name, value in totals.items() if value != 0.0}
+        return dict(sorted(kept.items(), key=lambda item: -abs(item[1])))
+
+    def inside(self, module: str) -> float:
+        """Relevance absorbed by constants used inside a module, its submodules included."""
+        return sum(
+            entry.relevance
+            for entry in self.entries
+            if encloses(module, entry.module)
+        )
+
+
+def encloses(outer: str, inner: str) -> bool:
+    """Whether the module named ``inner`` is, or lies in, the module named ``outer``."""
+    return not outer or inner == outer or inner.startswith(outer + ".")

@@ -1,0 +1,102 @@
+"""Finding the modules behind a forward function, and refusing those that hide their operations."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from captum_lrp_tx.errors import UnsupportedModelError
+
+_DEPTH = 4
+
+
+def find_modules(forward: Callable[..., Any]) -> list[tuple[str, nn.Module]]:
+    """Named modules that a forward function runs, each once, outermost first.
+
+    Looks at the callable itself, at what a method is bound to, and at the closure, defaults,
+    partial arguments and the globals that a function names.  One root keeps its plain names
+    (``"encoder.layer.0"``); with several roots each name is preceded by the root's position.
+    """
+    roots: list[nn.Module] = []
+    for module in _roots(forward, _DEPTH, set()):
+        if not any(module is m for root in roots for m in root.modules()):
+            roots = [r for r in roots if not any(r is m for m in module.modules())] + [module]
+    named: list[tuple[str, nn.Module]] = []
+    for position, root in enumerate(roots):
+        prefix = "" if len(roots) == 1 else str(position)
+        named.extend(root.named_modules(prefix=prefix))
+    return named
+
+
+def _roots(value: Any, depth: int, seen: set[int]) -> Iterator[nn.Module]:
+    if depth == 0 or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, types.MethodType):
+        yield from _roots(value.__self__, depth, seen)
+    elif isinstance(value, functools.partial):
+        for item in (value.func, *value.args, *value.keywords.values()):
+            yield from _roots(item, depth - 1, seen)
+    elif isinstance(value, types.FunctionType):
+        yield from _roots_of_function(value, depth, seen)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _roots(item, depth - 1, seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, types.ModuleType)):
+        for item in list(vars(value).values()):
+            yield from _roots(item, depth - 1, seen)
+
+
+def _roots_of_function(
+    function: types.FunctionType, depth: int, seen: set[int]
+) -> Iterator[nn.Module]:
+    reached: list[Any] = list(function.__defaults__ or ())
+    for cell in function.__closure__ or ():
+        try:
+            reached.append(cell.cell_contents)
+        except ValueError:  # a variable not yet assigned
+            continue
+    reached += [function.__globals__[n] for n in _names(function.__code__) if n in function.__globals__]
+    reached += [getattr(function, "__wrapped__", None)]
+    for item in reached:
+        yield from _roots(item, depth - 1, seen)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def refuse_opaque(modules: list[tuple[str, nn.Module]]) -> None:
+    """Raise for modules whose operations no function mode can see.
+
+    Raises:
+        UnsupportedModelError: compiled, scripted or replicated modules, with the way out.
+    """
+    for name, module in modules:
+        where = f"Module {name!r}" if name else "The model"
+        kind = type(module).__name__
+        if kind == "OptimizedModule":
+            raise UnsupportedModelError(
+                f"{where} is compiled by torch.compile, so rules cannot see its operations. "
+                "Explain the module it was made from: model._orig_mod."
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                f"{where} is a TorchScript module, so rules cannot see its operations. Explain "
+                "the Python module it was made from."
+            )
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            raise UnsupportedModelError(
+                f"{where} is nn.DataParallel over several devices, whose replicas run in other "
+                "threads. Explain model.module on one device."
+            )

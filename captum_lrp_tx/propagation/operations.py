@@ -1,0 +1,158 @@
+"""What the engine hands to rules: one class for each kind of operation that a rule can govern."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+AbsorbFn = Callable[[Tensor, Tensor], None]
+
+
+class Kind(str, Enum):
+    """Kinds of operation; a composite assigns at most one rule to each kind in each module."""
+
+    LINEAR = "linear"  # linear, convolution, batch norm in eval mode, x @ constant
+    ATTENTION = "attention"  # softmax pattern times values, fused attention
+    NORM = "norm"  # layer norm, RMS norm, group norm, x / std(x) in any spelling
+    ACTIVATION = "activation"  # element-wise non-linear function of one tensor
+    PRODUCT = "product"  # product or quotient of two input-dependent tensors
+
+
+def _no_ledger(output: Tensor, constant: Tensor) -> None:
+    return None
+
+
+@dataclass
+class Operation:
+    """One torch call of the forward pass whose input-dependent arguments carry a graph.
+
+    ``func(*args, **kwargs)`` is the call as the model made it, parameters already detached.
+    ``absorb(output, constant)`` books the relevance that the additive constant takes out of
+    ``output`` (nothing happens unless the pass keeps a ledger).
+    """
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    absorb: AbsorbFn = field(default=_no_ledger, repr=False)
+
+    def plain(self) -> Any:
+        """The operation as the model wrote it: plain gradient."""
+        return self.func(*self.args, **self.kwargs)
+
+    def value(self) -> Tensor:
+        """The result of the operation without a graph."""
+        with torch.no_grad():
+            result: Tensor = self.plain()
+        return result
+
+    def with_operands(self, replaced: Mapping[int, Tensor]) -> Any:
+        """The same call with some positional tensors replaced."""
+        args = [replaced.get(i, a) for i, a in enumerate(self.args)]
+        return self.func(*args, **self.kwargs)
+
+
+@dataclass
+class LinearMap(Operation):
+    """``apply(input, weight, bias)``: linear in ``input`` and in ``weight``, plus ``bias``.
+
+    ``bias`` is already in a shape that broadcasts against the output.  ``distribute(x, r)`` gives
+    the gradient at ``x`` that carries the relevance ``r`` (output-shaped) in proportion to the
+    squares of the inputs that each output place sees.
+    """
+
+    input: Tensor = field(kw_only=True)
+    weight: Tensor = field(kw_only=True)
+    bias: Tensor | None = field(kw_only=True)
+    apply: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
+    distribute: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
+
+
+@dataclass
+class PatternProduct(Operation):
+    """A matrix product in which the operands at ``patterns`` come from a softmax."""
+
+    patterns: tuple[int, ...] = field(kw_only=True)
+    operands: tuple[int, ...] = field(kw_only=True)
+
+
+@dataclass
+class FusedAttention(Operation):
+    """``F.scaled_dot_product_attention``."""
+
+    query: Tensor = field(kw_only=True)
+    key: Tensor = field(kw_only=True)
+    value_: Tensor = field(kw_only=True)
+    mask: Tensor | None = field(kw_only=True)
+    dropout_p: float = field(kw_only=True)
+    is_causal: bool = field(kw_only=True)
+    scale: float | None = field(kw_only=True)
+    rest: dict[str, Any] = field(kw_only=True)
+
+
+@dataclass
+class FusedNorm(Operation):
+    """Layer, RMS or group norm as one call: normalised over ``dims`` of ``input.view(shape)``.
+
+    ``run()`` gives the result of the stock kernel and ``1 / divisor`` without a graph.
+    """
+
+    input: Tensor = field(kw_only=True)
+    weight: Tensor | None = field(kw_only=True)
+    bias: Tensor | None = field(kw_only=True)
+    shape: tuple[int, ...] = field(kw_only=True)
+    dims: tuple[int, ...] = field(kw_only=True)
+    center: bool = field(kw_only=True)
+    run: Callable[[], tuple[Tensor, Tensor]] = field(kw_only=True, repr=False)
+
+
+@dataclass
+class NormalizerProduct(Operation):
+    """A product or quotient in which the operand at ``normalizer`` is a root of a statistic."""
+
+    normalizer: int = field(kw_only=True)
+
+
+@dataclass
+class Activation(Operation):
+    """``func`` applied to every entry of ``input``; ``name`` is that of its autograd node."""
+
+    input: Tensor = field(kw_only=True)
+    name: str = field(kw_only=True)
+
+
+@dataclass
+class Product(Operation):
+    """Two input-dependent operands at positions ``first`` and ``second`` multiplied in any way.
+
+    ``elementwise`` tells ``a * b`` from a matrix product, ``quotient`` marks ``a / b``.
+    """
+
+    first: int = field(kw_only=True)
+    second: int = field(kw_only=True)
+    elementwise: bool = field(kw_only=True)
+    quotient: bool = field(kw_only=True, default=False)
+
+
+@dataclass
+class FusedGate(Operation):
+    """``F.glu``."""
+
+    input: Tensor = field(kw_only=True)
+    dim: int = field(kw_only=True)
+
+
+@runtime_checkable
+class PropagationRule(Protocol):
+    """What the engine needs of a rule: the result of the operation, carrying the rule's graph."""
+
+    def propagate(self, operation: Any) -> Tensor: ...
+
+
+#: Rule for each kind with its priority (lower wins); ``None`` is the plain gradient.
+RuleTable = Mapping[Kind, tuple[float, PropagationRule | None]]

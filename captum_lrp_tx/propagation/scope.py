@@ -1,0 +1,225 @@
+"""Which rule is in force right now: rule tables pushed and popped by forward hooks on modules.
+
+A scope lives for one explained forward pass of one thread.  Its hooks sit on the model's modules
+for that time only and do nothing for any other thread or for a pass nested inside this one, so the
+model itself is never changed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from captum_lrp_tx.propagation.ledger import Ledger
+from captum_lrp_tx.propagation.operations import Kind, PropagationRule, RuleTable
+
+
+class _Active(threading.local):
+    def __init__(self) -> None:
+        self.scopes: list[Scope] = []
+
+
+_ACTIVE = _Active()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: the autograd nodes it made are numbered ``start`` up to ``stop``."""
+
+    module: str
+    start: int
+    stop: int
+
+
+@dataclass
+class Boundary:
+    """Relevance that entered (at the outputs) and left (at the inputs) one call of a module."""
+
+    module: str
+    at_output: float = 0.0
+    at_input: float = 0.0
+
+    def leave(self, relevance: float) -> None:
+        """Add relevance that arrives at an output."""
+        self.at_output += relevance
+
+    def enter(self, relevance: float) -> None:
+        """Add relevance that goes on to an input."""
+        self.at_input += relevance
+
+
+class Scope:
+    """Rule tables by module, for one forward pass.
+
+    Args:
+        base (mapping of Kind to rule): What holds outside every module with a table of its own.
+        assigned (sequence): ``(module, table)`` pairs, in force while the module runs. Tables
+            hold a priority with every rule; the lowest number that is in force wins.
+        trace (sequence of (str, Module), optional): Modules whose calls are recorded by name.
+        ledger (Ledger, optional): Books what additive constants absorb and, at the boundary of
+            every traced module, the relevance that enters and leaves.
+    """
+
+    def __init__(
+        self,
+        base: RuleTable,
+        assigned: Sequence[tuple[nn.Module, RuleTable]] = (),
+        trace: Sequence[tuple[str, nn.Module]] = (),
+        ledger: Ledger | None = None,
+    ) -> None:
+        self._stack: list[RuleTable] = [dict(base)]
+        self._assigned = assigned
+        self._trace = trace
+        self._handles: list[RemovableHandle] = []
+        self._open: list[tuple[str, int]] = []
+        self.ledger = ledger
+        self.calls: list[Call] = []
+        self.boundaries: list[Boundary] = []
+        self.applied: dict[tuple[str, Kind, str], int] = {}
+        self.random: set[str] = set()
+        self.gives_to_zero_inputs = False
+
+    # ---- rules -------------------------------------------------------------------------------
+    def rule(self, kind: Kind) -> PropagationRule | None:
+        """The rule in force for operations of this kind, ``None`` for the plain gradient."""
+        entry = self._stack[-1].get(kind)
+        return None if entry is None else entry[1]
+
+    def note(self, kind: Kind, rule: PropagationRule) -> None:
+        """Remember that ``rule`` acted here (the audit and the 'no rule applied' warning ask)."""
+        key = (self.module, kind, str(rule))
+        self.applied[key] = self.applied.get(key, 0) + 1
+        if getattr(rule, "gives_to_zero_inputs", False):
+            self.gives_to_zero_inputs = True
+
+    @property
+    def module(self) -> str:
+        """Name of the innermost traced module that is running."""
+        return self._open[-1][0] if self._open else ""
+
+    def owner(self, sequence: int) -> str:
+        """Name of the innermost traced module whose call made the node with this number."""
+        best: Call | None = None
+        for call in self.calls:
+            if call.start <= sequence < call.stop and (best is None or call.start >= best.start):
+                if best is None or call.stop <= best.stop:
+                    best = call
+        return best.module if best else ""
+
+    # ---- hooks -------------------------------------------------------------------------------
+    def __enter__(self) -> Scope:
+        try:
+            for name, module in self._trace:
+                self._hook_trace(name, module)
+            for module, table in self._assigned:
+                self._hook_table(module, table)
+        except BaseException:
+            self._remove_hooks()
+            raise
+        _ACTIVE.scopes.append(self)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _ACTIVE.scopes.remove(self)
+        self._remove_hooks()
+
+    def _remove_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _mine(self) -> bool:
+        return bool(_ACTIVE.scopes) and _ACTIVE.scopes[-1] is self
+
+    def _hook_table(self, module: nn.Module, table: RuleTable) -> None:
+        def enter(_module: nn.Module, *_: Any) -> None:
+            if self._mine():
+                merged = dict(self._stack[-1])
+                for kind, entry in table.items():
+                    if kind not in merged or entry[0] < merged[kind][0]:
+                        merged[kind] = entry
+                self._stack.append(merged)
+
+        def leave(_module: nn.Module, *_: Any) -> None:
+            if self._mine():
+                self._stack.pop()
+
+        self._handles.append(module.register_forward_pre_hook(enter))
+        self._handles.append(module.register_forward_hook(leave, always_call=True))
+
+    def _hook_trace(self, name: str, module: nn.Module) -> None:
+        open_boundaries: list[Boundary] = []
+
+        def enter(_module: nn.Module, args: Any, kwargs: Any = None) -> Any:
+            if not self._mine():
+                return None
+            self._open.append((name, torch.autograd._get_sequence_nr()))
+            if self.ledger is None:
+                return None
+            boundary = Boundary(name)
+            open_boundaries.append(boundary)
+            args = tuple(_tap_input(a, boundary) for a in args)
+            kwargs = {k: _tap_input(v, boundary) for k, v in (kwargs or {}).items()}
+            return args, kwargs
+
+        def leave(_module: nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
+            if not self._mine():
+                return None
+            opened, start = self._open.pop()
+            self.calls.append(Call(opened, start, torch.autograd._get_sequence_nr()))
+            if self.ledger is None:
+                return None
+            boundary = open_boundaries.pop()
+            self.boundaries.append(boundary)
+            return _tap_outputs(output, boundary)
+
+        self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        self._handles.append(
+            module.register_forward_hook(leave, with_kwargs=True, always_call=True)
+        )
+
+
+def _tap_input(x: Any, boundary: Boundary) -> Any:
+    """An alias of a tensor argument: its gradient counts the use inside this module only."""
+    return _tap(x, boundary.enter)
+
+
+def _tap_outputs(output: Any, boundary: Boundary) -> Any:
+    """Aliases of the outputs: their gradients count the uses outside this module only."""
+    if isinstance(output, Tensor):
+        return _tap(output, boundary.leave)
+    if isinstance(output, dict):  # Hugging Face's ModelOutput keeps its class this way
+        for key, item in output.items():
+            output[key] = _tap_outputs(item, boundary)
+        return output
+    if type(output) in (tuple, list):
+        return type(output)([_tap_outputs(item, boundary) for item in output])
+    return output
+
+
+def _tap(x: Any, add: Callable[[float], None]) -> Any:
+    if not isinstance(x, Tensor) or not x.requires_grad:
+        return x
+    with torch._C.DisableTorchFunction():  # our own calls are none of the model's
+        alias = x.view_as(x)
+        value = alias.detach()
+        alias.register_hook(lambda grad: add(relevance_sum(value, grad)))
+    return alias
+
+
+def relevance_sum(value: Tensor, grad: Tensor) -> float:
+    """``sum(value * grad)`` in double precision; a zero gradient counts as zero even at infinity."""
+    product = value.detach().double() * grad.double()
+    return float(torch.where(grad == 0, torch.zeros_like(product), product).sum())

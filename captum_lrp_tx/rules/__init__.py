@@ -1,0 +1,68 @@
+"""Propagation rules and the composites that say which rule acts where.
+
+A rule is a small immutable object; what it does is the backward pass of the operation it is given.
+
+========================  =============================================  =========================
+rule                      governs                                        source
+========================  =============================================  =========================
+:class:`AHRule`           attention: the pattern is constant             Ali et al. 2022, sec. 4
+:class:`LNRule`           norms: the divisor is constant                 Ali et al. 2022, sec. 4
+:class:`ZeroRule`         linear maps, LRP-0                             Bach et al. 2015
+:class:`EpsilonRule`      linear maps                                    Bach et al. 2015
+:class:`GammaRule`        linear maps of inputs >= 0                     Montavon et al. 2019
+:class:`GeneralizedGammaRule`  linear maps, inputs of both signs         Andeol et al. 2021
+:class:`ZPlusRule`        linear maps, positive contributions            Montavon et al. 2017
+:class:`AlphaBetaRule`    linear maps                                    Bach et al. 2015
+:class:`FlatRule`         linear maps, by connection only                Lapuschkin et al. 2019
+:class:`PassRule`         any, output to the input at the same place     Bach et al. 2015
+:class:`IdentityRule`     element-wise activations                       Achtibat et al. 2024, eq. 9
+:class:`GateRule`         products with a gate                           Arras et al. 2017
+:class:`UniformRule`      products, half to each factor                  Achtibat et al. 2024, eq. 13
+:class:`UniformAttentionRule`  attention, as AttnLRP                     Achtibat et al. 2024
+:class:`GradientRule`     any, plain gradient                            Shrikumar et al. 2016
+========================  =============================================  =========================
+"""
+
+from captum_lrp_tx.propagation.operations import Kind
+from captum_lrp_tx.rules.activation import IdentityRule
+from captum_lrp_tx.rules.attention import AHRule, UniformAttentionRule
+from captum_lrp_tx.rules.base import Bias, GradientRule, PassRule, Rule
+from captum_lrp_tx.rules.composite import PRESETS, Composite
+from captum_lrp_tx.rules.gating import GateRule, UniformRule
+from captum_lrp_tx.rules.linear import (
+    AlphaBetaRule,
+    EpsilonRule,
+    FlatRule,
+    GammaRule,
+    GeneralizedGammaRule,
+    LinearRule,
+    PositiveWeightRule,
+    ZeroRule,
+    ZPlusRule,
+)
+from captum_lrp_tx.rules.normalization import LNRule
+
+__all__ = [
+    "PRESETS",
+    "AHRule",
+    "AlphaBetaRule",
+    "Bias",
+    "Composite",
+    "EpsilonRule",
+    "FlatRule",
+    "GammaRule",
+    "GateRule",
+    "GeneralizedGammaRule",
+    "GradientRule",
+    "IdentityRule",
+    "Kind",
+    "LNRule",
+    "LinearRule",
+    "PassRule",
+    "PositiveWeightRule",
+    "Rule",
+    "UniformAttentionRule",
+    "UniformRule",
+    "ZPlusRule",
+    "ZeroRule",
+]

@@ -1,0 +1,32 @@
+"""The rule for element-wise activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor
+
+from captum_lrp_tx.propagation.functions import PassThrough
+from captum_lrp_tx.propagation.operations import Activation, Kind
+from captum_lrp_tx.rules.base import Rule
+
+#: Positively homogeneous: gradient x input already is the identity rule, and cheaper.
+_HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Prelu"})
+
+
+@dataclass(frozen=True)
+class IdentityRule(Rule):
+    """An activation hands its relevance on unchanged: ``R(x) = R(f(x))``, factor ``f(x) / x``.
+
+    Where ``x`` is exactly zero no relevance passes (0/0 := 0).
+
+    Source: Bach et al. 2015; Achtibat et al. 2024, eq. 9.
+    """
+
+    kinds = frozenset({Kind.ACTIVATION})
+
+    def propagate(self, operation: Activation) -> Tensor:
+        if operation.name in _HOMOGENEOUS:
+            return cast(Tensor, operation.plain())
+        return cast(Tensor, PassThrough.apply(operation.input, operation.value(), operation.name))

@@ -1,0 +1,105 @@
+"""Rules for attention: the pattern constant (AH), or shared with the values (AttnLRP)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from captum_lrp_tx.propagation.functions import ConstantPattern, ScaleGradient
+from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct
+from captum_lrp_tx.rules.base import Rule
+
+
+@dataclass(frozen=True)
+class AHRule(Rule):
+    r"""Attention-head rule: the attention pattern :math:`p_{ij}` is a constant.
+
+    .. math:: R(x_i) = \sum_j \frac{x_i\, p_{ij}}{\sum_{i'} x_{i'}\, p_{i'j}} R(y_j)
+
+    All relevance of a head goes to its values, none to queries and keys, and the head conserves it.
+
+    Source: Ali et al., ICML 2022, section 4.
+    """
+
+    kinds = frozenset({Kind.ATTENTION})
+
+    def propagate(self, operation: PatternProduct | FusedAttention) -> Tensor:
+        if isinstance(operation, PatternProduct):
+            constant = {i: operation.args[i].detach() for i in operation.patterns}
+            return cast(Tensor, operation.with_operands(constant))
+        query, key, mask = (
+            None if t is None else t.detach()
+            for t in (operation.query, operation.key, operation.mask)
+        )
+        assert query is not None and key is not None
+        if not operation.value_.requires_grad:
+            return operation.value()
+        if operation.dropout_p:
+            return _explicit(operation, query, key, mask)
+        return cast(
+            Tensor,
+            ConstantPattern.apply(
+                operation.value_, query, key, mask, operation.is_causal, operation.scale,
+                operation.rest,
+            ),
+        )  # fmt: skip
+
+
+def _explicit(
+    operation: FusedAttention, query: Tensor, key: Tensor, mask: Tensor | None
+) -> Tensor:
+    """With dropout the kernel's random mask must be shared by both passes: spell it out."""
+    value = operation.value_
+    if key.dim() > 2 and query.shape[-3] != key.shape[-3]:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
+    scale = query.shape[-1] ** -0.5 if operation.scale is None else operation.scale
+    scores = query * scale @ key.transpose(-2, -1)
+    if operation.is_causal:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    if mask is not None:
+        scores = (
+            scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        )
+    pattern = torch.nn.functional.dropout(scores.softmax(-1).nan_to_num(0.0), operation.dropout_p)
+    return pattern.detach() @ value
+
+
+@dataclass(frozen=True)
+class UniformAttentionRule(Rule):
+    r"""AttnLRP: half of the relevance to the values, half to the pattern and on through softmax.
+
+    The product of pattern and values shares uniformly (eq. 13 and 14); the softmax passes its part
+    on by its first-order Taylor expansion :math:`R(x_i) = x_i (R_i - s_i \sum_j R_j)` (eq. 7 to
+    11), which is gradient x input; queries and keys share theirs uniformly again.  In this modified
+    gradient the factors are 1/2 for the values and 1/4 for queries and keys.
+
+    Source: Achtibat et al., ICML 2024, section 3.
+    """
+
+    #: The gradient of a softmax is this rule for it (read by the audit).
+    covers_softmax: ClassVar[bool] = True
+    kinds = frozenset({Kind.ATTENTION})
+
+    def propagate(self, operation: PatternProduct | FusedAttention) -> Tensor:
+        if isinstance(operation, PatternProduct):
+            share = 1.0 / len(operation.operands)
+            scaled = {i: ScaleGradient.apply(operation.args[i], share) for i in operation.operands}
+            return cast(Tensor, operation.with_operands(scaled))
+        query, key, value = (
+            ScaleGradient.apply(t, factor) if t.requires_grad else t
+            for t, factor in (
+                (operation.query, 0.25), (operation.key, 0.25), (operation.value_, 0.5),
+            )
+        )  # fmt: skip
+        mask = operation.mask
+        if mask is not None and mask.requires_grad:
+            mask = ScaleGradient.apply(mask, 0.5)
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=operation.dropout_p,
+            is_causal=operation.is_causal, scale=operation.scale, **operation.rest,
+        )  # fmt: skip

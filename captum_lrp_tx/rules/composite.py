@@ -1,0 +1,226 @@
+"""Which rule acts where: presets, and overrides by module type, name or predicate."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Union
+
+from torch import nn
+
+from captum_lrp_tx.errors import RuleError
+from captum_lrp_tx.propagation.operations import Kind, PropagationRule
+from captum_lrp_tx.rules.activation import IdentityRule
+from captum_lrp_tx.rules.attention import AHRule, UniformAttentionRule
+from captum_lrp_tx.rules.base import Bias, GradientRule, Rule
+from captum_lrp_tx.rules.gating import GateRule, UniformRule
+from captum_lrp_tx.rules.linear import EpsilonRule
+from captum_lrp_tx.rules.normalization import LNRule
+
+Predicate = Callable[[str, nn.Module], bool]
+Key = Union[str, "re.Pattern[str]", type[nn.Module], Predicate]
+Value = Union[Rule, Sequence[Rule], None]
+Entries = Union[Mapping[Key, Value], Iterable[tuple[Key, Value]]]
+
+#: The rule of every kind of operation in each preset; a kind that is missing is plain gradient.
+PRESETS: dict[str, dict[Kind, Rule]] = {
+    "gi": {},
+    "ah": {Kind.ATTENTION: AHRule()},
+    "ln": {Kind.NORM: LNRule()},
+    "ah+ln": {Kind.ATTENTION: AHRule(), Kind.NORM: LNRule()},
+    "lrp": {
+        Kind.ATTENTION: AHRule(),
+        Kind.NORM: LNRule(),
+        Kind.ACTIVATION: IdentityRule(),
+        Kind.PRODUCT: GateRule(),
+        Kind.LINEAR: EpsilonRule(),
+    },
+    "attnlrp": {
+        Kind.ATTENTION: UniformAttentionRule(),
+        Kind.NORM: LNRule(),
+        Kind.ACTIVATION: IdentityRule(),
+        Kind.PRODUCT: UniformRule(),
+        Kind.LINEAR: EpsilonRule(),
+    },
+}
+
+
+class Composite:
+    """An ordered mapping from modules to rules on top of a preset.
+
+    An entry covers the modules that its key matches and everything that runs inside them; it
+    governs the kinds of operation that its rule is for.  Of several entries that cover one
+    operation the first wins; where none does, the base decides.
+
+    Args:
+        rules (mapping, or iterable of pairs): Keys are a module type, a name pattern (shell
+            wildcards, ``"encoder.layer.*.attention.*"``, or a compiled regular expression that
+            must match the whole name), or a predicate ``(name, module) -> bool``. Values are a
+            rule, a sequence of rules, or ``None`` for the plain gradient.
+        base (str or Composite): What holds elsewhere: ``"gi"``, ``"ah"``, ``"ln"``, ``"ah+ln"``,
+            ``"lrp"``, ``"attnlrp"`` or another composite, whose entries come after these.
+
+    Raises:
+        RuleError: unknown preset, or a key or value of the wrong kind.
+
+    Example::
+
+        >>> from captum_lrp_tx import Composite, ConservativeLRP, rules
+        >>> gamma = rules.GeneralizedGammaRule(gamma=0.05)
+        >>> composite = Composite(
+        ...     {"*.attention.self.value": gamma, "*.attention.output.dense": gamma, "pooler": None},
+        ...     base="lrp",
+        ... )
+        >>> ConservativeLRP(model, rules=composite)
+    """
+
+    def __init__(self, rules: Entries = (), *, base: str | Composite = "gi") -> None:
+        pairs = rules.items() if isinstance(rules, Mapping) else rules
+        try:
+            self._entries = [(_checked_key(k), _checked_value(v)) for k, v in pairs]
+        except (TypeError, ValueError) as error:
+            if isinstance(error, RuleError):
+                raise
+            raise RuleError(
+                "rules must map module types, name patterns or predicates to rules, e.g. "
+                "{nn.Linear: GammaRule()}."
+            ) from error
+        if isinstance(base, Composite):
+            self._entries += base._entries
+            self._base = dict(base._base)
+            self._base_name = base._base_name
+        elif isinstance(base, str) and base.lower() in PRESETS:
+            self._base = dict(PRESETS[base.lower()])
+            self._base_name = base.lower()
+        else:
+            raise RuleError(f"Unknown preset {base!r}; choose one of {', '.join(PRESETS)}.")
+
+    @property
+    def base_name(self) -> str:
+        """Name of the preset underneath."""
+        return self._base_name
+
+    @property
+    def base(self) -> dict[Kind, Rule]:
+        """Rule of each kind where no entry matches."""
+        return dict(self._base)
+
+    @property
+    def is_preset(self) -> bool:
+        """Whether this is a preset without entries of its own."""
+        return not self._entries
+
+    def extend(self, rules: Entries) -> Composite:
+        """A new composite whose entries ``rules`` come before those of this one."""
+        return Composite(rules, base=self)
+
+    def with_bias(self, bias: Bias) -> Composite:
+        """A copy in which rules that leave their bias handling open use this one."""
+        copy = Composite(base=self)
+        copy._base = {kind: rule.with_bias(bias) for kind, rule in self._base.items()}
+        copy._entries = [(k, tuple(r.with_bias(bias) for r in v)) for k, v in self._entries]
+        return copy
+
+    def with_epsilon(self, epsilon: float) -> Composite:
+        """A copy whose base uses this epsilon on linear layers.
+
+        Raises:
+            RuleError: if the base has no rule for linear layers.
+        """
+        if Kind.LINEAR not in self._base:
+            raise RuleError(
+                f"The preset {self._base_name!r} has no rule for linear layers, so epsilon has no "
+                "effect; use rules='lrp' or 'attnlrp'."
+            )
+        copy = Composite(base=self)
+        copy._base[Kind.LINEAR] = EpsilonRule(epsilon)
+        return copy
+
+    def base_table(self) -> dict[Kind, tuple[float, PropagationRule | None]]:
+        """The engine's view of the base."""
+        return {kind: (float("inf"), rule) for kind, rule in self._base.items()}
+
+    def assign(
+        self, modules: Sequence[tuple[str, nn.Module]]
+    ) -> list[tuple[nn.Module, dict[Kind, tuple[float, PropagationRule | None]]]]:
+        """The engine's view of the entries: a rule table for each module that a key matches.
+
+        Raises:
+            RuleError: a name pattern matches no module.
+        """
+        tables: list[tuple[nn.Module, dict[Kind, tuple[float, PropagationRule | None]]]] = []
+        if not self._entries:
+            return tables
+        used = [False] * len(self._entries)
+        for name, module in modules:
+            table: dict[Kind, tuple[float, PropagationRule | None]] = {}
+            for priority, (key, rules) in enumerate(self._entries):
+                if _matches(key, name, module):
+                    used[priority] = True
+                    for rule in rules:
+                        for kind in rule.kinds:
+                            table.setdefault(kind, (float(priority), rule))
+            if table:
+                tables.append((module, table))
+        for hit, (key, _) in zip(used, self._entries, strict=True):
+            if not hit and isinstance(key, (str, re.Pattern)):
+                pattern = key if isinstance(key, str) else key.pattern
+                examples = ", ".join(repr(n) for n, _ in modules[1:4])
+                raise RuleError(
+                    f"The name pattern {pattern!r} matches no module (names look like {examples}). "
+                    "List them with [name for name, _ in model.named_modules()]."
+                )
+        return tables
+
+    def __repr__(self) -> str:
+        if not self._entries:
+            return f"Composite(base={self._base_name!r})"
+        shown = ", ".join(f"{_shown(k)}: {_joined(v)}" for k, v in self._entries)
+        return f"Composite({{{shown}}}, base={self._base_name!r})"
+
+
+def _joined(rules: tuple[Rule, ...]) -> str:
+    return repr(rules[0]) if len(rules) == 1 else repr(list(rules))
+
+
+def _shown(key: Key) -> str:
+    if isinstance(key, (str, re.Pattern)):
+        return repr(key)
+    return getattr(key, "__name__", repr(key))
+
+
+def _checked_key(key: Key) -> Key:
+    if isinstance(key, (str, re.Pattern)):
+        return key
+    if inspect.isclass(key):
+        if issubclass(key, nn.Module):
+            return key
+    elif callable(key):
+        return key
+    raise RuleError(
+        f"{key!r} is no key of a composite: use a module type, a name pattern or a predicate "
+        "(name, module) -> bool."
+    )
+
+
+def _checked_value(value: Value) -> tuple[Rule, ...]:
+    if value is None:
+        return (GradientRule(),)
+    values = (value,) if isinstance(value, Rule) else tuple(value)
+    for rule in values:
+        if not isinstance(rule, Rule):
+            hint = " (an instance, not the class)" if inspect.isclass(rule) else ""
+            raise RuleError(f"{rule!r} is no rule; use one of captum_lrp_tx.rules{hint}.")
+    return values
+
+
+def _matches(key: Key, name: str, module: nn.Module) -> bool:
+    if isinstance(key, str):
+        return fnmatch.fnmatchcase(name, key)
+    if isinstance(key, re.Pattern):
+        return key.fullmatch(name) is not None
+    if inspect.isclass(key):
+        return isinstance(module, key)
+    return bool(key(name, module))  # type: ignore[call-arg]

@@ -1,0 +1,73 @@
+"""Rules for products of two tensors that both depend on the input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor
+
+from captum_lrp_tx.propagation.functions import (
+    Combine,
+    GatedLinearUnit,
+    PassThrough,
+    ScaleGradient,
+)
+from captum_lrp_tx.propagation.graph import gate_strength
+from captum_lrp_tx.propagation.operations import FusedGate, Kind, Product
+from captum_lrp_tx.rules.base import Rule
+
+
+@dataclass(frozen=True)
+class UniformRule(Rule):
+    """A product gives half of its relevance to each factor; a quotient all to its numerator.
+
+    Source: Achtibat et al., ICML 2024, eq. 13.
+    """
+
+    kinds = frozenset({Kind.PRODUCT})
+
+    def propagate(self, operation: Product | FusedGate) -> Tensor:
+        if isinstance(operation, FusedGate):
+            signal, control = operation.input.chunk(2, operation.dim)
+            gate = PassThrough.apply(control, control.detach().sigmoid(), "Sigmoid")
+            half = ScaleGradient.apply(signal, 0.5) * ScaleGradient.apply(gate, 0.5)
+            return cast(Tensor, Combine.apply(operation.value(), half))
+        first, second = operation.args[operation.first], operation.args[operation.second]
+        if operation.quotient:
+            return cast(Tensor, operation.with_operands({operation.second: second.detach()}))
+        return cast(
+            Tensor,
+            operation.with_operands(
+                {
+                    operation.first: ScaleGradient.apply(first, 0.5),
+                    operation.second: ScaleGradient.apply(second, 0.5),
+                }
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class GateRule(UniformRule):
+    """A gate is a constant: all relevance of ``signal * gate`` goes to the signal.
+
+    The gate is the factor that comes from a softmax, sigmoid, tanh or, failing those, from an
+    activation (the ``silu(gate)`` of a gated MLP, the router of a mixture of experts, the
+    ``sigmoid(1.7 x)`` of a hand-written GELU, whose rule thereby is the identity rule).  A divisor
+    is a constant too.  Where neither factor (or both alike) is a gate, the product shares
+    uniformly.
+
+    Source: Arras et al. 2017; Ali et al. 2022.
+    """
+
+    def propagate(self, operation: Product | FusedGate) -> Tensor:
+        if isinstance(operation, FusedGate):
+            return cast(Tensor, GatedLinearUnit.apply(operation.input, operation.dim))
+        if not operation.elementwise or operation.quotient:
+            return super().propagate(operation)
+        first, second = operation.args[operation.first], operation.args[operation.second]
+        strengths = gate_strength(first), gate_strength(second)
+        if first is second or strengths[0] == strengths[1]:
+            return super().propagate(operation)
+        gate = operation.first if strengths[0] > strengths[1] else operation.second
+        return cast(Tensor, operation.with_operands({gate: operation.args[gate].detach()}))

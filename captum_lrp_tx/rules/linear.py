@@ -1,0 +1,261 @@
+"""LRP rules for linear maps: linear and convolution layers, batch norm, products with constants.
+
+With ``z = apply(x, w)`` each rule is a choice of modified weights and inputs whose plain gradient
+carries the relevance, so one line says what a rule is.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from captum_lrp_tx.errors import RuleError
+from captum_lrp_tx.propagation.functions import (
+    Combine,
+    Flatten,
+    SpreadBias,
+    Stabilize,
+    Substitute,
+)
+from captum_lrp_tx.propagation.operations import Kind, LinearMap
+from captum_lrp_tx.rules.base import Bias, Rule, check_bias
+
+#: A way for relevance: pre-activation without bias, its bias, share of the output relevance.
+Way = tuple[Tensor, "Tensor | None", "Tensor | float"]
+
+
+@dataclass(frozen=True)
+class LinearRule(Rule):
+    """Base of rules for linear maps; a rule of your own implements :meth:`ways`.
+
+    Args:
+        epsilon: Stabiliser of the denominators, in units of the pre-activation.
+        bias: What happens to the relevance of the bias: ``"absorb"`` keeps it in the bias (it
+            shows in the convergence delta), ``"distribute"`` spreads it over the layer's inputs in
+            proportion to their squares, ``"ignore"`` computes the denominators without the bias.
+            ``None`` follows the attribution class (``"absorb"``).
+
+    Example::
+
+        >>> @dataclass(frozen=True)
+        ... class SquaredWeightRule(LinearRule):
+        ...     def ways(self, operation, output):
+        ...         return [(operation.apply(operation.input, operation.weight**2), None, 1.0)]
+    """
+
+    epsilon: float = 1e-9
+    bias: Bias | None = None
+    kinds = frozenset({Kind.LINEAR})
+
+    def __post_init__(self) -> None:
+        check_bias(self.bias)
+        if not self.epsilon >= 0:
+            raise RuleError(f"epsilon must be a number >= 0, not {self.epsilon!r}.")
+
+    @abstractmethod
+    def ways(self, operation: LinearMap, output: Tensor) -> list[Way]:
+        """The modified pre-activations that carry relevance; shares should sum to one."""
+
+    def propagate(self, operation: LinearMap) -> Tensor:
+        output = operation.value()
+        routes = [
+            Substitute.apply(output, self._biased(operation, z, bias), share, self.epsilon)
+            for z, bias, share in self.ways(operation, output)
+        ]
+        return cast(Tensor, routes[0] if len(routes) == 1 else Combine.apply(output, *routes))
+
+    def _biased(self, operation: LinearMap, z: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is None or self.bias == "ignore":
+            return z
+        biased = z + bias
+        if self.bias == "distribute":
+            return cast(
+                Tensor, SpreadBias.apply(biased, operation.input, bias, operation.distribute)
+            )
+        operation.absorb(biased, bias)
+        return biased
+
+
+@dataclass(frozen=True)
+class EpsilonRule(LinearRule):
+    r"""Epsilon rule: :math:`R_i = \sum_j x_i w_{ij} R_j / (z_j + \epsilon\,\mathrm{sign} z_j)`.
+
+    Source: Bach et al., PLoS ONE 2015.
+    """
+
+    def ways(self, operation: LinearMap, output: Tensor) -> list[Way]:
+        return [(operation.apply(operation.input, operation.weight), operation.bias, 1.0)]
+
+    def propagate(self, operation: LinearMap) -> Tensor:
+        if operation.bias is not None and self.bias == "ignore":
+            return super().propagate(operation)
+        # the stock operation and its own backward pass: nothing to substitute
+        output = cast(Tensor, operation.plain())
+        if operation.bias is not None:
+            if self.bias == "distribute":
+                output = cast(
+                    Tensor,
+                    SpreadBias.apply(
+                        output, operation.input, operation.bias, operation.distribute
+                    ),
+                )
+            else:
+                operation.absorb(output, operation.bias)
+        return cast(Tensor, Stabilize.apply(output, self.epsilon)) if self.epsilon else output
+
+
+@dataclass(frozen=True)
+class ZeroRule(EpsilonRule):
+    """LRP-0: the epsilon rule without epsilon, i.e. plain gradient x input of a linear map.
+
+    Source: Bach et al., PLoS ONE 2015.
+    """
+
+    epsilon: float = 0.0
+
+
+@dataclass(frozen=True)
+class GammaRule(LinearRule):
+    r"""Gamma rule: weights :math:`w + \gamma w^+`, for layers whose inputs are not negative.
+
+    The bias is left as it is, as in Captum's rule of this name.
+
+    Args:
+        gamma: How much positive weights are favoured; 0 is LRP-0.
+
+    Source: Montavon et al., 2019, "Layer-Wise Relevance Propagation: An Overview".
+    """
+
+    gamma: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_gamma(self.gamma)
+
+    def ways(self, operation: LinearMap, output: Tensor) -> list[Way]:
+        weight = operation.weight + self.gamma * operation.weight.clamp(min=0)
+        return [(operation.apply(operation.input, weight), operation.bias, 1.0)]
+
+
+@dataclass(frozen=True)
+class GeneralizedGammaRule(LinearRule):
+    r"""Gamma rule for inputs and outputs of both signs.
+
+    Contributions :math:`x_i w_{ij}` of the sign of the output :math:`z_j` are favoured by
+    :math:`1 + \gamma`, so the denominator is never smaller than :math:`|z_j|`; so is the bias.
+
+    Args:
+        gamma: How much agreeing contributions are favoured; 0 is LRP-0.
+
+    Source: Andeol et al., 2021, "Learning Domain Invariant Representations by Joint Wasserstein
+    Distance Minimization", appendix; used by Ali et al. 2022 on Q, K, V and output projections.
+    """
+
+    gamma: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_gamma(self.gamma)
+
+    def ways(self, operation: LinearMap, output: Tensor) -> list[Way]:
+        x, w, b, gamma = operation.input, operation.weight, operation.bias, self.gamma
+        z = operation.apply(x, w)
+        positive, negative = _signed_contributions(operation)
+        return [
+            (z + gamma * positive, _shifted(b, gamma, True), (output > 0).to(output.dtype)),
+            (z + gamma * negative, _shifted(b, gamma, False), (output <= 0).to(output.dtype)),
+        ]
+
+
+@dataclass(frozen=True)
+class AlphaBetaRule(LinearRule):
+    r"""Alpha-beta rule: positive contributions weighted by alpha, negative ones by -beta.
+
+    Args:
+        alpha, beta: Must satisfy ``alpha - beta == 1`` to conserve relevance.
+
+    Source: Bach et al., PLoS ONE 2015.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if abs(self.alpha - self.beta - 1) > 1e-6 or self.beta < 0:
+            raise RuleError(
+                f"AlphaBetaRule needs alpha - beta = 1 and beta >= 0, got alpha={self.alpha}, "
+                f"beta={self.beta}."
+            )
+
+    def ways(self, operation: LinearMap, output: Tensor) -> list[Way]:
+        positive, negative = _signed_contributions(operation)
+        b = operation.bias
+        ways: list[Way] = [(positive, None if b is None else b.clamp(min=0), self.alpha)]
+        if self.beta:
+            ways.append((negative, None if b is None else b.clamp(max=0), -self.beta))
+        return ways
+
+
+@dataclass(frozen=True)
+class ZPlusRule(AlphaBetaRule):
+    """z+ rule: positive contributions only (alpha 1, beta 0), for inputs of both signs.
+
+    Source: Montavon et al., Pattern Recognition 2017 (deep Taylor decomposition).
+    """
+
+    alpha: float = 1.0
+    beta: float = 0.0
+
+
+@dataclass(frozen=True)
+class PositiveWeightRule(LinearRule):
+    """Positive weights only, inputs as they are: what Captum calls ``Alpha1_Beta0_Rule``.
+
+    Equal to :class:`ZPlusRule` for inputs that are not negative, but for the bias, which stays.
+    """
+
+    def ways(self, operation: LinearMap, output: Tensor) -> list[Way]:
+        weight = operation.weight.clamp(min=0)
+        return [(operation.apply(operation.input, weight), operation.bias, 1.0)]
+
+
+@dataclass(frozen=True)
+class FlatRule(LinearRule):
+    """Flat rule: every connected input gets the same share, whatever its value or weight.
+
+    Source: Lapuschkin et al., Nature Communications 2019.
+    """
+
+    gives_to_zero_inputs = True
+
+    def ways(self, operation: LinearMap, output: Tensor) -> list[Way]:
+        ones = cast(Tensor, Flatten.apply(operation.input))
+        return [(operation.apply(ones, torch.ones_like(operation.weight)), None, 1.0)]
+
+
+def _signed_contributions(operation: LinearMap) -> tuple[Tensor, Tensor]:
+    """Sums of the positive and of the negative contributions ``x_i w_ij``."""
+    x, w = operation.input, operation.weight
+    x_positive, x_negative = x.clamp(min=0), x.clamp(max=0)
+    w_positive, w_negative = w.clamp(min=0), w.clamp(max=0)
+    apply = operation.apply
+    return (
+        apply(x_positive, w_positive) + apply(x_negative, w_negative),
+        apply(x_positive, w_negative) + apply(x_negative, w_positive),
+    )
+
+
+def _shifted(bias: Tensor | None, gamma: float, positive: bool) -> Tensor | None:
+    if bias is None:
+        return None
+    return bias + gamma * (bias.clamp(min=0) if positive else bias.clamp(max=0))
+
+
+def _check_gamma(gamma: float) -> None:
+    if not gamma >= 0:
+        raise RuleError(f"gamma must be a number >= 0, not {gamma!r}.")

@@ -1,0 +1,82 @@
+"""The rule for layer norm, RMS norm, group norm and every hand-written kin of theirs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from captum_lrp_tx.propagation.functions import (
+    ConstantNormalizer,
+    SpreadBias,
+    Substitute,
+    safe_ratio,
+)
+from captum_lrp_tx.propagation.operations import FusedNorm, Kind, NormalizerProduct
+from captum_lrp_tx.rules.base import Bias, Rule, check_bias
+
+
+@dataclass(frozen=True)
+class LNRule(Rule):
+    r"""LayerNorm rule: the divisor :math:`\sqrt{\epsilon + \mathrm{Var}[x]}` is a constant.
+
+    The norm becomes linear, its centring :math:`x - \mathrm{E}[x]` included:
+
+    .. math:: R(x_i) = \sum_j \frac{x_i (\delta_{ij} - 1/N)}{\sum_{i'} x_{i'}
+              (\delta_{i'j} - 1/N)} R(y_j)
+
+    It holds for RMS norm, group norm, l2 normalisation and hand-written norms alike.
+
+    Args:
+        bias: What happens to the relevance of the norm's bias; ``None`` follows the attribution
+            class (``"absorb"``).
+
+    Source: Ali et al., ICML 2022, section 4.
+    """
+
+    bias: Bias | None = None
+    kinds = frozenset({Kind.NORM})
+
+    def __post_init__(self) -> None:
+        check_bias(self.bias)
+
+    def propagate(self, operation: FusedNorm | NormalizerProduct) -> Tensor:
+        if isinstance(operation, NormalizerProduct):
+            i = operation.normalizer
+            return cast(Tensor, operation.with_operands({i: operation.args[i].detach()}))
+        with torch.no_grad():
+            value, inv_std = operation.run()
+        output = cast(
+            Tensor,
+            ConstantNormalizer.apply(
+                operation.input, value, inv_std, operation.weight, operation.shape,
+                operation.dims, operation.center,
+            ),
+        )  # fmt: skip
+        if operation.bias is None:
+            return output
+        if self.bias == "distribute":
+            return cast(
+                Tensor,
+                SpreadBias.apply(output, operation.input, operation.bias, _spread(operation)),
+            )
+        if self.bias == "ignore":
+            unbiased = output - operation.bias
+            return cast(Tensor, Substitute.apply(output.detach(), unbiased, 1.0, 1e-9))
+        operation.absorb(output, operation.bias)
+        return output
+
+
+def _spread(operation: FusedNorm):  # type: ignore[no-untyped-def]
+    shape, dims = operation.shape, operation.dims
+
+    def spread(x: Tensor, relevance: Tensor) -> Tensor:
+        wide, parts = x.reshape(shape), relevance.reshape(shape)
+        share = safe_ratio(
+            parts.sum(dims, keepdim=True), wide.square().sum(dims, keepdim=True)
+        )
+        return (wide * share).reshape(x.shape)
+
+    return spread

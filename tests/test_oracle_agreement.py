@@ -1,0 +1,95 @@
+"""Relevance equals an independent computation on every model of the zoo.
+
+The oracle replays a recording of the plain forward pass with attention patterns and normalisers
+held at their recorded values, and differentiates it with plain autograd.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import oracle
+import pytest
+import torch
+import zoo
+from oracle import RULES
+from torch import Tensor
+
+from captum_lrp_tx import ConservativeGI, ConservativeLRP
+
+
+def attribute(case: Any, rules: str, **options: Any) -> tuple[Tensor, ...]:
+    inputs = dict_inputs(case)
+    result = ConservativeGI(forward(case), rules=rules).attribute(
+        inputs, target=case.target, **options
+    )
+    return result if isinstance(result, tuple) else (result,)
+
+
+def dict_inputs(case: Any) -> Any:
+    return case.inputs if len(case.inputs) > 1 else case.inputs[0]
+
+
+def forward(case: Any) -> Any:
+    model, kwargs = case.model, case.kwargs
+    if not kwargs:
+        return model
+    return lambda *args: model(*args, **kwargs)
+
+
+def scale(case: Any, rules: str, expected: Tensor) -> Tensor:
+    """What 1e-5 is relative to; sums over a token that cancel exactly need that of their terms."""
+    if case.kind == "tokens":
+        parts = oracle.oracle_lookup_relevance(
+            case.forward, case.inputs[0], rules, case.select, double=True
+        )
+        return torch.stack([p.abs().max() for p in parts]).max().float()
+    return expected.abs().max().float()
+
+
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("entry", zoo.cases(), ids=str)
+def test_relevance_equals_oracle(entry: Any, rules: str) -> None:
+    case = entry.build()
+    result = attribute(case, rules)
+    expected = case.expected(rules)
+    assert len(result) == len(expected)
+    for got, want in zip(result, expected, strict=True):
+        assert got.shape == want.shape
+        tolerance = 1e-5 * scale(case, rules, want)
+        error = (got - want).abs().max()
+        assert error <= tolerance, f"{error:.2e} > {tolerance:.2e}"
+
+
+@pytest.mark.parametrize("entry", zoo.cases(), ids=str)
+def test_forward_is_bit_identical_and_model_untouched(entry: Any, untouched: Any) -> None:
+    case = entry.build()
+    plain = case.forward(*case.inputs).detach()
+    seen: list[Tensor] = []
+
+    def recording(*args: Any) -> Any:
+        returned = case.forward(*args)
+        seen.append(returned.detach().clone())
+        return returned
+
+    for rules in ("ah+ln", "lrp", "attnlrp"):
+        with untouched(case.model):
+            ConservativeLRP(recording, rules=rules).attribute(
+                dict_inputs(case), target=case.target
+            )
+        assert torch.equal(seen[-1], plain), rules
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in zoo.cases(without=("slow",))], ids=str
+)
+def test_batch_equals_one_by_one(entry: Any) -> None:
+    case = entry.build()
+    if case.kwargs or not isinstance(case.target, int) or len(case.inputs) > 1:
+        pytest.skip("needs per-example arguments; covered by the padding test")
+    whole = ConservativeLRP(case.model).attribute(case.inputs[0], target=case.target)
+    for i in range(case.inputs[0].shape[0]):
+        one = ConservativeLRP(case.model).attribute(
+            case.inputs[0][i : i + 1], target=case.target
+        )
+        torch.testing.assert_close(whole[i : i + 1], one, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))

@@ -81,7 +81,8 @@ def test_forward_is_bit_identical_and_model_untouched(entry: Any, untouched: Any
 
 
 @pytest.mark.parametrize(
-    "entry", [e for e in zoo.cases(without=("slow",))], ids=str
+    # the kernel cases hold one mask for each example of their batch in the model itself
+    "entry", zoo.cases(without=("slow", "kernel")), ids=str
 )
 def test_batch_equals_one_by_one(entry: Any) -> None:
     case = entry.build()

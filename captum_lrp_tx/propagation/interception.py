@@ -10,18 +10,20 @@ A ``TorchFunctionMode`` is active for the explaining thread only.  It does three
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import grad as autograd_grad
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_lrp_tx.propagation import graph
-from captum_lrp_tx.propagation.functions import safe_ratio
+from captum_lrp_tx.propagation.functions import FoldedLinear, safe_ratio
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.operations import (
     Activation,
@@ -75,6 +77,8 @@ class Interception(TorchFunctionMode):
         self.scope = scope
         self.inputs = inputs
         self.name_of = name_of
+        # constants computed from parameters that require a gradient outside of this mode
+        self._trainable: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __torch_function__(
         self,
@@ -88,6 +92,31 @@ class Interception(TorchFunctionMode):
         if name in _UNTOUCHED or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         return _constant_call(self, func, args, kwargs, name)
+
+    # ---- parameters as constants --------------------------------------------------------------
+    def constant(self, x: Any) -> Any:
+        """A parameter as a constant; tensors that depend on the inputs are never leaves here."""
+        if isinstance(x, Tensor):
+            if x.requires_grad and x.is_leaf:
+                return self.mark_trainable(x.detach())
+            return x
+        if type(x) in (list, tuple) and any(isinstance(i, Tensor) for i in x):
+            return type(x)([self.constant(i) for i in x])
+        return x
+
+    def mark_trainable(self, x: Any) -> Any:
+        """Remember that a constant would require a gradient in the plain model."""
+        if isinstance(x, Tensor):
+            if not x.requires_grad:
+                self._trainable[x] = True
+        elif isinstance(x, (list, tuple)):
+            for item in x:
+                self.mark_trainable(item)
+        return x
+
+    def is_trainable(self, x: Any) -> bool:
+        """Whether a constant would require a gradient in the plain model."""
+        return isinstance(x, Tensor) and x in self._trainable
 
     # ---- what handlers use --------------------------------------------------------------------
     def apply(self, kind: Kind, operation: Operation) -> Any:
@@ -113,9 +142,9 @@ def _constant_call(
     mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
 ) -> Any:
     originals = (args, kwargs)
-    args = tuple([_constant(a) for a in args])
+    args = tuple([mode.constant(a) for a in args])
     if kwargs:
-        kwargs = {k: _constant(v) for k, v in kwargs.items()}
+        kwargs = {k: mode.constant(v) for k, v in kwargs.items()}
     handler = _HANDLERS.get(name)
     if handler is not None:
         if mode.scope.ledger is not None:
@@ -123,6 +152,8 @@ def _constant_call(
         result = handler(mode, func, args, kwargs)
     else:
         result = func(*args, **kwargs)
+    if not _depends(result) and any(mode.is_trainable(a) for a in args):
+        mode.mark_trainable(result)
     ledger = mode.scope.ledger
     if ledger is not None:
         _keep_names(mode, originals, (args, kwargs))
@@ -132,15 +163,6 @@ def _constant_call(
         elif name in _AFFINE:
             _book_affine(mode, func, args, kwargs, name, result)
     return result
-
-
-def _constant(x: Any) -> Any:
-    """A parameter as a constant; tensors that depend on the inputs are never leaves here."""
-    if isinstance(x, Tensor):
-        return x.detach() if x.requires_grad and x.is_leaf else x
-    if type(x) in (list, tuple) and any(isinstance(i, Tensor) for i in x):
-        return type(x)([_constant(i) for i in x])
-    return x
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -234,12 +256,24 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
         return _contraction(mode, func, (x, weight, bias), {})
     if not _depends(x):
         return func(x, weight, bias)
+    call = func
+    if _folds(mode, x, weight):
+
+        def call(i: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+            run = functools.partial(func, i.detach(), w.detach().requires_grad_(), b)
+            return cast(Tensor, FoldedLinear.apply(i, w, run))
+
     operation = LinearMap(
-        func, (x, weight, bias), {}, mode.absorber(bias),
+        call, (x, weight, bias), {}, mode.absorber(bias),
         input=x, weight=weight, bias=bias,
         apply=lambda i, w: func(i, w), distribute=_spread_last,
     )  # fmt: skip
     return _apply_linear(mode, operation)
+
+
+def _folds(mode: Interception, x: Tensor, weight: Tensor) -> bool:
+    """Whether torch's choice of matrix product depends on the weight requiring a gradient."""
+    return x.dim() > 2 >= weight.dim() and not x.is_contiguous() and mode.is_trainable(weight)
 
 
 def _apply_linear(mode: Interception, operation: LinearMap) -> Any:
@@ -328,9 +362,18 @@ def _contraction(
     if len(dependent) >= 2:
         return _dependent_contraction(mode, func, args, kwargs, dependent)
     tensors = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
-    if len(dependent) == 1 and len(tensors) == 2 and mode.scope.rule(Kind.LINEAR) is not None:
+    if len(dependent) == 1 and len(tensors) == 2:
         (i,) = dependent
         j = tensors[1] if tensors[0] == i else tensors[0]
+        call = func
+        if i < j and "mul" in getattr(func, "__name__", "") and _folds(mode, args[i], args[j]):
+
+            def call(x: Tensor, w: Tensor) -> Tensor:
+                run = functools.partial(func, x.detach(), w.detach().requires_grad_())
+                return cast(Tensor, FoldedLinear.apply(x, w.T, run))
+
+        if mode.scope.rule(Kind.LINEAR) is None:
+            return call(*args, **kwargs)
 
         def apply(x: Tensor, w: Tensor) -> Tensor:
             called = list(args)
@@ -339,7 +382,7 @@ def _contraction(
             return result
 
         operation = LinearMap(
-            func, args, kwargs, mode.absorber(),
+            call, args, kwargs, mode.absorber(),
             input=args[i], weight=args[j], bias=None,
             apply=apply, distribute=_spread_through(apply, args[j]),
         )  # fmt: skip
@@ -370,6 +413,13 @@ def _dependent_contraction(
                 func, args, kwargs, first=dependent[0], second=dependent[1], elementwise=False
             ),
         )
+    return func(*args, **kwargs)
+
+
+def _baddbmm(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``input + batch1 @ batch2``: a product with something added."""
+    if len(args) == 3 and _depends(args[1]) and _depends(args[2]):
+        return _dependent_contraction(mode, func, args, kwargs, [1, 2])
     return func(*args, **kwargs)
 
 
@@ -642,6 +692,7 @@ _HANDLERS: dict[str, Handler] = {
     **_names(_addmm, "addmm"),
     **_names(_batch_norm, "batch_norm"),
     **_names(_contraction, "matmul __matmul__ __rmatmul__ mm bmm mv dot inner tensordot"),
+    **_names(_baddbmm, "baddbmm addbmm"),
     **_names(_einsum, "einsum"),
     **_names(_product, "mul mul_ multiply multiply_ div div_ divide divide_ true_divide"),
     **_names(_glu, "glu"),

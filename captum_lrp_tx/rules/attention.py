@@ -8,7 +8,11 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.functions import ConstantPattern, ScaleGradient
+from captum_lrp_tx.propagation.functions import (
+    ConstantPattern,
+    ScaleGradient,
+    UniformAttention,
+)
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct
 from captum_lrp_tx.rules.base import Rule
 
@@ -90,16 +94,27 @@ class UniformAttentionRule(Rule):
             share = 1.0 / len(operation.operands)
             scaled = {i: ScaleGradient.apply(operation.args[i], share) for i in operation.operands}
             return cast(Tensor, operation.with_operands(scaled))
-        query, key, value = (
-            ScaleGradient.apply(t, factor) if t.requires_grad else t
-            for t, factor in (
-                (operation.query, 0.25), (operation.key, 0.25), (operation.value_, 0.5),
+        kwargs = {
+            "dropout_p": operation.dropout_p,
+            "is_causal": operation.is_causal,
+            "scale": operation.scale,
+            **operation.rest,
+        }
+        if operation.dropout_p:  # a second run of the kernel would drop other entries
+            query, key, value = (
+                ScaleGradient.apply(tensor, share)
+                for tensor, share in (
+                    (operation.query, 0.25),
+                    (operation.key, 0.25),
+                    (operation.value_, 0.5),
+                )
             )
-        )  # fmt: skip
-        mask = operation.mask
-        if mask is not None and mask.requires_grad:
-            mask = ScaleGradient.apply(mask, 0.5)
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=operation.dropout_p,
-            is_causal=operation.is_causal, scale=operation.scale, **operation.rest,
-        )  # fmt: skip
+            return torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, operation.mask, **kwargs
+            )
+        return cast(
+            Tensor,
+            UniformAttention.apply(
+                operation.query, operation.key, operation.value_, operation.mask, kwargs
+            ),
+        )

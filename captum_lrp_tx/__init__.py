@@ -1,12 +1,11 @@
 """Truthful explanations of transformer predictions, as Captum attribution classes."""
 
 from captum_lrp_tx import audit, rules
+from captum_lrp_tx._version import __version__
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
 from captum_lrp_tx.rules.composite import Composite
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Composite",
@@ -14,6 +13,7 @@ __all__ = [
     "ConservativeLRP",
     "LayerConservativeGI",
     "LayerConservativeLRP",
+    "__version__",
     "audit",
     "rules",
 ]

@@ -59,6 +59,7 @@ class LayerConservation:
 
     @property
     def error(self) -> float:
+        """Relevance lost (positive) or made up (negative) inside the module."""
         return self.at_output - self.at_input - self.absorbed
 
 
@@ -192,9 +193,7 @@ def explainability(
     def inspect(scope: Scope, roots: list[Node], leaves: list[Tensor]) -> None:
         findings.extend(uncovered(scope, roots, leaves, explainer.composite.base))
 
-    job = explainer._pass(
-        model, target, additional_forward_args, keep_ledger=True, inspect=inspect
-    )
+    job = explainer._pass(model, target, additional_forward_args, keep_ledger=True, inspect=inspect)
     if target is None:
         select = job.select
 

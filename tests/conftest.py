@@ -69,9 +69,7 @@ def snapshot(model: torch.nn.Module) -> dict[str, Any]:
         "hooks": {k: _hooks(m) for k, m in model.named_modules()},
         "training": {k: m.training for k, m in model.named_modules()},
         "attributes": {k: sorted(m.__dict__) for k, m in model.named_modules()},
-        "classes": {
-            k: (type(m), sorted(vars(type(m)))) for k, m in model.named_modules()
-        },
+        "classes": {k: (type(m), sorted(vars(type(m)))) for k, m in model.named_modules()},
     }
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from torch import Tensor
 
+import zoo
 from captum_lrp_tx import ConservativeGI, ConservativeLRP, LayerConservativeLRP, audit
 
 transformers = pytest.importorskip("transformers")
@@ -94,29 +94,24 @@ def test_digits_absorbed_relevance_closes_the_sum(digit_vit: Any, shared: Path) 
 def test_gradient_x_input_does_not_conserve(minilm: Any, shared: Path) -> None:
     model, tokenizer = minilm
     inputs = tokenizer(sentences(shared, 20), return_tensors="pt", padding=True)
-    lost = {}
-    for rules in ("gi", "ah", "ln", "ah+ln"):
-        relevance, delta = ConservativeGI(model, rules=rules).attribute(
-            inputs, target=1, return_convergence_delta=True
-        )
-        lost[rules] = float(delta.abs().mean())
-    # a scale-invariant norm follows the embeddings: gradient x input sums to zero exactly
-    assert lost["ah+ln"] < lost["gi"]
+    with torch.no_grad():
+        logits = model(**inputs).logits[:, 1]
+    plain = ConservativeGI(model, rules="gi").attribute(inputs, target=1)
+    # the norm after the embeddings is blind to their scale: gradient x input sums to zero
+    assert relative_error(logits, logits - plain.sum(1)) < 1e-5
+    full = ConservativeLRP(model, bias="distribute").attribute(inputs, target=1)
+    assert relative_error(logits, full.sum(1)) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["hf-llama-classifier", "hf-llama-lm"])
-def test_llama_with_gated_mlp_conserves(name: str) -> None:
-    entries = [e for e in zoo.cases("llama", "sdpa") if "pad" not in e.name]
+def test_llama_with_gated_mlp_conserves() -> None:
+    entries = zoo.cases("llama", without=("padded",))
     assert entries
     for entry in entries:
         case = entry.build()
-        model = case.model.eval()
-        ids = case.inputs[0]
-        relevance, delta = ConservativeLRP(
-            lambda i, m=model, k=case.kwargs: m(i, **k), bias="distribute"
-        ).attribute(ids, target=case.target, return_convergence_delta=True)
-        scale = relevance.abs().sum(1)
-        assert float((delta.abs() / scale).max()) < 1e-4
+        relevance, delta = ConservativeLRP(case.model, bias="distribute").attribute(
+            case.inputs[0], target=case.target, return_convergence_delta=True
+        )
+        assert float((delta.abs() / relevance.abs().sum(1)).max()) < 1e-4
 
 
 @pytest.mark.parametrize("entry", zoo.cases("timm") + zoo.cases("torchvision"), ids=str)

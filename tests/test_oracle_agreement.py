@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import oracle
 import pytest
 import torch
-import zoo
-from oracle import RULES
 from torch import Tensor
 
+import oracle
+import zoo
 from captum_lrp_tx import ConservativeGI, ConservativeLRP
+from oracle import RULES
 
 
 def attribute(case: Any, rules: str, **options: Any) -> tuple[Tensor, ...]:
@@ -74,15 +74,15 @@ def test_forward_is_bit_identical_and_model_untouched(entry: Any, untouched: Any
 
     for rules in ("ah+ln", "lrp", "attnlrp"):
         with untouched(case.model):
-            ConservativeLRP(recording, rules=rules).attribute(
-                dict_inputs(case), target=case.target
-            )
+            ConservativeLRP(recording, rules=rules).attribute(dict_inputs(case), target=case.target)
         assert torch.equal(seen[-1], plain), rules
 
 
 @pytest.mark.parametrize(
     # the kernel cases hold one mask for each example of their batch in the model itself
-    "entry", zoo.cases(without=("slow", "kernel")), ids=str
+    "entry",
+    zoo.cases(without=("slow", "kernel")),
+    ids=str,
 )
 def test_batch_equals_one_by_one(entry: Any) -> None:
     case = entry.build()
@@ -90,7 +90,7 @@ def test_batch_equals_one_by_one(entry: Any) -> None:
         pytest.skip("needs per-example arguments; covered by the padding test")
     whole = ConservativeLRP(case.model).attribute(case.inputs[0], target=case.target)
     for i in range(case.inputs[0].shape[0]):
-        one = ConservativeLRP(case.model).attribute(
-            case.inputs[0][i : i + 1], target=case.target
+        one = ConservativeLRP(case.model).attribute(case.inputs[0][i : i + 1], target=case.target)
+        torch.testing.assert_close(
+            whole[i : i + 1], one, rtol=1e-3, atol=1e-5 * float(whole.abs().max())
         )
-        torch.testing.assert_close(whole[i : i + 1], one, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))

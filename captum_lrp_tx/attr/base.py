@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NoReturn, Union
 
 import torch
-from captum._utils.common import (  # type: ignore[import-untyped]
+from captum._utils.common import (
     _format_additional_forward_args,
     _select_targets,
 )
@@ -96,9 +96,7 @@ class Conservative:
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError(
-            f"attribute_future is not implemented for {type(self).__name__}"
-        )
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def has_convergence_delta(self) -> bool:
         """True: :meth:`attribute` can return the convergence delta."""
@@ -193,9 +191,7 @@ class Conservative:
         self._warn(model, rule_set, result.scope, findings)
         return result, prepared
 
-    def _warn(
-        self, model: Any, rule_set: str, scope: Scope, findings: list[Finding]
-    ) -> None:
+    def _warn(self, model: Any, rule_set: str, scope: Scope, findings: list[Finding]) -> None:
         faults = [str(f) for f in findings if f.is_fault]
         if faults:
             tell_once(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from captum.attr._utils import lrp_rules as captum_rules  # type: ignore[import-untyped]
+from captum.attr._utils import lrp_rules as captum_rules
 from torch import nn
 
 from captum_lrp_tx.errors import RuleError
@@ -64,5 +64,5 @@ def assigned_rules(modules: Sequence[tuple[str, nn.Module]]) -> list[tuple[nn.Mo
         if rule is not None:
             # below every entry of a composite; the deeper the module, the stronger
             priority = -1.0 - name.count(".")
-            tables.append((module, {kind: (priority, rule) for kind in rule.kinds}))
+            tables.append((module, dict.fromkeys(rule.kinds, (priority, rule))))
     return tables

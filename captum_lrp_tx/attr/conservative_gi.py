@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
-from captum.attr._utils.attribution import GradientAttribution  # type: ignore[import-untyped]
-from captum.log import log_usage  # type: ignore[import-untyped]
+from captum.attr._utils.attribution import GradientAttribution
+from captum.log import log_usage
 from torch import Tensor
 
 from captum_lrp_tx.attr.base import (
@@ -23,7 +23,7 @@ from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.rules.composite import Composite
 
 
-class ConservativeGI(Conservative, GradientAttribution):  # type: ignore[misc]
+class ConservativeGI(Conservative, GradientAttribution):
     r"""
     Gradient x input in which attention patterns and the divisors of norms are constants.
 
@@ -173,4 +173,4 @@ class ConservativeGI(Conservative, GradientAttribution):  # type: ignore[misc]
         if not return_convergence_delta:
             return relevances
         delta = self.compute_convergence_delta(tuple(result.relevances), result.output)
-        return cast(TensorOrTuple, relevances), delta
+        return relevances, delta

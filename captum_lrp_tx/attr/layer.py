@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Union
 
-from captum.attr import LayerGradientXActivation  # type: ignore[import-untyped]
-from captum.log import log_usage  # type: ignore[import-untyped]
+from captum.attr import LayerGradientXActivation
+from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_lrp_tx.attr.base import (
@@ -27,7 +27,7 @@ Layers = Union[nn.Module, list[nn.Module]]
 LayerAttributions = Union[TensorOrTuple, list[TensorOrTuple]]
 
 
-class LayerConservativeGI(Conservative, LayerGradientXActivation):  # type: ignore[misc]
+class LayerConservativeGI(Conservative, LayerGradientXActivation):
     r"""
     :class:`~captum_lrp_tx.ConservativeGI` at the activations of one or more layers.
 
@@ -60,7 +60,8 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):  # type: igno
         multiply_by_inputs: bool = True,
     ) -> None:
         _check_layers(layer)
-        LayerGradientXActivation.__init__(self, model, layer, device_ids, multiply_by_inputs)
+        layers: Any = layer
+        LayerGradientXActivation.__init__(self, model, layers, device_ids, multiply_by_inputs)
         self._set_rules(rules)
 
     @classmethod
@@ -77,6 +78,7 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):  # type: igno
         attribute_to_layer_input: bool = False,
         return_convergence_delta: bool = False,
         *,
+        grad_kwargs: Mapping[str, Any] | None = None,
         strict: bool = False,
     ) -> LayerAttributions | tuple[LayerAttributions, Tensor | list[Tensor]]:
         r"""
@@ -88,6 +90,8 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):  # type: igno
             attribute_to_layer_input (bool): Attribute to the layer's positional inputs instead of
                 its outputs.
             return_convergence_delta (bool): Also return output minus sum of relevance.
+            grad_kwargs (mapping, optional): Only ``materialize_grads`` and ``allow_unused``, which
+                change nothing: a layer that the output does not use gets zeros.
 
         Returns:
             Tensor or tuple of Tensor, or a list of these for a list of layers, or 2-element tuple
@@ -105,6 +109,7 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):  # type: igno
             >>> layer = LayerConservativeGI(model, [block.attention for block in blocks])
             >>> relevances = layer.attribute(pixels, target=3)
         """
+        _check_grad_kwargs(grad_kwargs)
         single = isinstance(self.layer, nn.Module)
         layers = [self.layer] if single else list(self.layer)
         result, _ = self._propagate(
@@ -169,4 +174,13 @@ def _check_layers(layer: Any) -> None:
         raise InputError(
             "layer must be an nn.Module of the model or a non-empty list of them, not "
             f"{type(layer).__name__}."
+        )
+
+
+def _check_grad_kwargs(grad_kwargs: Mapping[str, Any] | None) -> None:
+    refused = set(grad_kwargs or ()) - {"materialize_grads", "allow_unused"}
+    if refused:
+        raise InputError(
+            f"grad_kwargs {sorted(refused)} have no meaning here: a rule is no gradient and cannot "
+            "be differentiated again. Leave them out."
         )

@@ -14,27 +14,28 @@ from typing import Any
 from torch import Tensor
 
 from captum_lrp_tx.propagation import functions
-from captum_lrp_tx.propagation.graph import Node, is_softmax, node_name, parents, walk
+from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, is_softmax, node_name, parents, walk
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.propagation.scope import Scope
 
 #: Linear in their arguments, or moving entries around.
 _LINEAR = frozenset(
     """AccumulateGrad View UnsafeView Reshape ReshapeAlias Alias Expand Transpose T Permute Squeeze
-    Unsqueeze Slice Select Index Narrow Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Unbind
-    Unfold Clone ToCopy AsStrided AsStridedScatter Diagonal DiagonalBackward MaskedFill NanToNum Tril
+    Unsqueeze Slice Select Index Narrow Split SplitWithSizes UnsafeSplit
+    UnsafeSplitWithSizes Unbind
+    Unfold Clone ToCopy AsStrided AsStridedScatter Diagonal MaskedFill NanToNum Tril
     Triu Repeat Roll Flip IndexSelect Gather Contiguous Copy Detach ConstantPadNd SwapAxes Chunk Neg
     Add Sub Rsub Sum Mean Cat Stack Cumsum NativeDropout Trace Movedim Flatten Unflatten
     AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D
     UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact2D UpsampleLinear1D
-    UpsampleBilinear2D UpsampleBicubic2D UpsampleBilinear2DAa UpsampleBicubic2DAa UpsampleTrilinear3D
+    UpsampleBilinear2D UpsampleBicubic2D UpsampleBilinear2DAa UpsampleBicubic2DAa
+    UpsampleTrilinear3D
     PixelShuffle PixelUnshuffle Im2Col Col2Im ReflectionPad1D ReflectionPad2D ReplicationPad1D
     ReplicationPad2D ReplicationPad3D ReflectionPad3D IndexPut IndexAdd IndexCopy IndexFill Scatter
     ScatterAdd SliceScatter SelectScatter MaskedScatter MaskedSelect Embedding Put Take TakeAlongDim
     Kron Where ViewAsReal ViewAsComplex Real Imag FftR2C FftC2R FftC2C Conj ConjPhysical
-    Lift LiftFresh SetitemBackward CopySlices CopyBackwards ToDense Rot90 Nansum Logcumsum
-    MkldnnReshape ChannelShuffle SegmentReduce GridSampler2D Lerp ReduceAdd Gradient
-    Addbmm Renorm Zero Fill Squeeze_ Broadcast""".split()
+    Lift LiftFresh CopySlices CopyBackwards ToDense Rot90 Nansum MkldnnReshape ChannelShuffle
+    GridSampler2D Lerp Zero Fill""".split()
 )
 
 #: Positively homogeneous without bias: gradient x input conserves relevance exactly.
@@ -136,7 +137,12 @@ def _on_path(roots: list[Node], leaves: list[Tensor]) -> set[Node]:
         order.append(node)
         for parent in parents(node):
             children.setdefault(parent, []).append(node)
-    reached = [n for n in order if node_name(n) == "AccumulateGrad" or n in targets]
+    ours = {id(leaf) for leaf in leaves}
+    reached = [
+        n
+        for n in order
+        if n in targets or (node_name(n) == "AccumulateGrad" and id(n.variable) in ours)
+    ]
     on_path: set[Node] = set()
     while reached:
         node = reached.pop()
@@ -145,6 +151,16 @@ def _on_path(roots: list[Node], leaves: list[Tensor]) -> set[Node]:
         on_path.add(node)
         reached.extend(children.get(node, ()))
     return on_path - targets
+
+
+def _is_shared_out(node: Node) -> bool:
+    """Whether a factor of a product has its gradient scaled by a rule (uniform rule)."""
+    while node_name(node) != "ScaleGradient":
+        before = parents(node)
+        if node_name(node) not in KEEP_ENTRIES or len(before) != 1:
+            return False
+        node = before[0]
+    return True
 
 
 def _judge(
@@ -158,13 +174,11 @@ def _judge(
     edges = [e for e, _ in node.next_functions]
     live = [i for i, e in enumerate(edges) if e is not None and e in on_path]
     if name.startswith("ScaledDotProduct") or "EfficientAttention" in name:
-        if all(node_name(edges[i]) == "ScaleGradient" for i in live):
-            return None
         return "fused attention without a rule", full or Kind.ATTENTION in base
     if name == "Div" and live == [1]:
         return "division by an input-dependent tensor", full
     if name in _PRODUCTS:
-        if len(live) < 2 or all(node_name(edges[i]) == "ScaleGradient" for i in live):
+        if len(live) < 2 or all(_is_shared_out(edges[i]) for i in live):
             return None
         if name in _CONTRACTIONS:
             return (

@@ -9,7 +9,7 @@ they also run on autograd's own device threads.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -42,7 +42,16 @@ def nonzero(x: Tensor) -> Tensor:
     return torch.where(x == 0, torch.full_like(x, 1e-18 if x.dtype != torch.float16 else 1e-4), x)
 
 
-class ScaleGradient(Function):
+class RuleFunction(Function):
+    """Base of the functions of this module: ``call`` is ``apply`` with a type."""
+
+    @classmethod
+    def call(cls, *args: Any) -> Tensor:
+        """Apply the function; the result is a tensor that carries the rule's backward pass."""
+        return cast(Tensor, cls.apply(*args))  # type: ignore[no-untyped-call]
+
+
+class ScaleGradient(RuleFunction):
     """Identity whose gradient is multiplied by a constant (uniform rule: 1/2 to each factor)."""
 
     stands_for = "ScaleGradient"
@@ -58,7 +67,7 @@ class ScaleGradient(Function):
         return grad[0] * ctx.factor, None
 
 
-class Stabilize(Function):
+class Stabilize(RuleFunction):
     """Identity on ``z``; gradient multiplied by ``z / (z + epsilon sign(z))`` (epsilon rule)."""
 
     @staticmethod
@@ -74,7 +83,7 @@ class Stabilize(Function):
         return grad[0] * safe_ratio(z, z, ctx.epsilon), None
 
 
-class Substitute(Function):
+class Substitute(RuleFunction):
     """Value of ``y``, relevance through ``z``: gives ``z`` the gradient ``share * y g / z``.
 
     ``z`` is the layer computed with modified weights or inputs; its plain gradient then carries
@@ -96,7 +105,7 @@ class Substitute(Function):
         return None, grad[0] * share * safe_ratio(y, z, ctx.epsilon), None, None
 
 
-class Combine(Function):
+class Combine(RuleFunction):
     """Sum of gradients over several :class:`Substitute` ways that share one value."""
 
     @staticmethod
@@ -110,7 +119,7 @@ class Combine(Function):
         return (None, *(grad[0] for _ in range(ctx.count)))
 
 
-class SpreadBias(Function):
+class SpreadBias(RuleFunction):
     """``z + b``; the relevance of ``b`` goes to the inputs ``x`` of the layer, as their squares.
 
     The smallest change (in the l2 norm) of the gradient at ``x`` after which ``sum(x g_x)``
@@ -137,7 +146,7 @@ class SpreadBias(Function):
         return grad[0], ctx.distribute(x, grad[0] * bias), None, None
 
 
-class Flatten(Function):
+class Flatten(RuleFunction):
     """``ones_like(x)``; gradient divided by ``x`` so that ``x * g`` is the relevance itself."""
 
     @staticmethod
@@ -152,7 +161,7 @@ class Flatten(Function):
         return grad[0] / nonzero(x)
 
 
-class PassThrough(Function):
+class PassThrough(RuleFunction):
     """``y``; relevance of each output goes to the input at the same place: ``g_x = g y / x``."""
 
     @staticmethod
@@ -168,7 +177,7 @@ class PassThrough(Function):
         return grad[0] * ratio, None, None
 
 
-class FoldedLinear(Function):
+class FoldedLinear(RuleFunction):
     """``x @ weight^T`` with the value that the model gets from its own parameters.
 
     On inputs that are not contiguous torch picks another matrix product for weights that require
@@ -188,7 +197,7 @@ class FoldedLinear(Function):
         return grad[0] @ transposed, None, None
 
 
-class UniformAttention(Function):
+class UniformAttention(RuleFunction):
     """Fused attention whose gradient is halved at each of its two products (AttnLRP).
 
     The backward pass runs the stock kernel again and scales what its own backward pass gives.
@@ -213,7 +222,7 @@ class UniformAttention(Function):
         shares = (0.25, 0.25, 0.5, 0.5)  # query, key, value, additive mask
         tensors = ctx.saved_tensors
         with torch.enable_grad():
-            leaves = [
+            leaves: list[Any] = [
                 t.detach().requires_grad_(needed) if t is not None else None
                 for t, needed in zip(tensors, ctx.needs_input_grad[:4], strict=True)
             ]
@@ -227,7 +236,7 @@ class UniformAttention(Function):
         return *scaled, None
 
 
-class GatedLinearUnit(Function):
+class GatedLinearUnit(RuleFunction):
     """``F.glu`` with the gate ``sigmoid(b)`` constant."""
 
     @staticmethod
@@ -244,7 +253,7 @@ class GatedLinearUnit(Function):
         return torch.cat([grad[0] * gate.sigmoid(), torch.zeros_like(signal)], ctx.dim), None
 
 
-class ConstantNormalizer(Function):
+class ConstantNormalizer(RuleFunction):
     """A fused norm with its divisor constant: ``y = (x - mean) * inv_std * w + b``.
 
     ``dims`` are the dimensions normalised over in the view ``shape`` of ``x`` (groups), ``center``
@@ -279,7 +288,7 @@ class ConstantNormalizer(Function):
         return g, None, None, None, None, None, None
 
 
-class ConstantPattern(Function):
+class ConstantPattern(RuleFunction):
     """Fused attention with the pattern constant: backward is ``dV = P^T G`` and nothing else.
 
     The forward pass runs the stock kernel on the same arguments.  The backward pass recomputes the
@@ -325,9 +334,11 @@ class ConstantPattern(Function):
         for start in range(0, rows, block):
             stop = min(start + block, rows)
             part = query[..., start:stop, :]
-            scores = (part.float() if low else part) * scale @ (
-                key.float() if low else key
-            ).transpose(-2, -1)
+            scores = (
+                (part.float() if low else part)
+                * scale
+                @ (key.float() if low else key).transpose(-2, -1)
+            )
             if ctx.is_causal:
                 row = torch.arange(start, stop, device=query.device)[:, None]
                 hidden = torch.arange(columns, device=query.device)[None, :] > row
@@ -346,7 +357,7 @@ class ConstantPattern(Function):
             total = contribution if total is None else total + contribution
         assert total is not None
         if grouped:
-            total = total.unflatten(-3, (heads, -1)).sum(-3)
+            total = total.reshape(*total.shape[:-3], heads, -1, *total.shape[-2:]).sum(-3)
         return _sum_to(total, ctx.value_shape).to(output_grad.dtype), *(None,) * 6
 
 

@@ -81,7 +81,7 @@ def _argument(node: Node, position: int) -> Node | None:
 
 
 def is_softmax(name: str) -> bool:
-    """Whether a node name is that of a softmax, built in or a custom function's; not log-softmax."""
+    """Whether a node name is a softmax's, built in or of a custom function; not log-softmax."""
     lower = name.lower()
     return "softmax" in lower and "logsoftmax" not in lower and "log_softmax" not in lower
 

@@ -98,9 +98,7 @@ class Inputs:
                 "need no relevance belong into additional_forward_args."
             )
         if tensor.numel() == 0:
-            raise InputError(
-                f"{where} is empty (shape {tuple(tensor.shape)}): nothing to explain."
-            )
+            raise InputError(f"{where} is empty (shape {tuple(tensor.shape)}): nothing to explain.")
         if tensor.is_floating_point():
             if not bool(torch.isfinite(tensor).all()):
                 raise NonFiniteError(f"{where} contains NaN or infinity; clean the input first.")

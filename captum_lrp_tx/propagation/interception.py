@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -261,7 +261,7 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
 
         def call(i: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
             run = functools.partial(func, i.detach(), w.detach().requires_grad_(), b)
-            return cast(Tensor, FoldedLinear.apply(i, w, run))
+            return FoldedLinear.call(i, w, run)
 
     operation = LinearMap(
         call, (x, weight, bias), {}, mode.absorber(bias),
@@ -326,7 +326,16 @@ def _addmm(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[st
 def _batch_norm(
     mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    names = (
+        "input",
+        "running_mean",
+        "running_var",
+        "weight",
+        "bias",
+        "training",
+        "momentum",
+        "eps",
+    )
     x, mean, variance, weight, bias, training, _, eps = _bind(names, args, kwargs)
     if training or mean is None:
         mode.scope.random.add("batch statistics")
@@ -370,7 +379,7 @@ def _contraction(
 
             def call(x: Tensor, w: Tensor) -> Tensor:
                 run = functools.partial(func, x.detach(), w.detach().requires_grad_())
-                return cast(Tensor, FoldedLinear.apply(x, w.T, run))
+                return FoldedLinear.call(x, w.T, run)
 
         if mode.scope.rule(Kind.LINEAR) is None:
             return call(*args, **kwargs)
@@ -402,16 +411,12 @@ def _dependent_contraction(
         if patterns and len(patterns) < len(dependent):
             return mode.apply(
                 Kind.ATTENTION,
-                PatternProduct(
-                    func, args, kwargs, patterns=patterns, operands=tuple(dependent)
-                ),
+                PatternProduct(func, args, kwargs, patterns=patterns, operands=tuple(dependent)),
             )
     if len(dependent) == 2 and mode.scope.rule(Kind.PRODUCT) is not None:
         return mode.apply(
             Kind.PRODUCT,
-            Product(
-                func, args, kwargs, first=dependent[0], second=dependent[1], elementwise=False
-            ),
+            Product(func, args, kwargs, first=dependent[0], second=dependent[1], elementwise=False),
         )
     return func(*args, **kwargs)
 
@@ -477,10 +482,14 @@ def _fused_attention(
         mode.scope.random.add("attention dropout")
     if not any(_depends(t) for t in (query, key, value, mask)):
         return func(*args, **kwargs)
+    if mode.is_trainable(mask):
+        # the kernel that torch picks depends on whether the mask requires a gradient
+        mask = mask.detach().requires_grad_()
+    call = functools.partial(func, query, key, value, mask, dropout_p or 0.0, bool(is_causal))
     return mode.apply(
         Kind.ATTENTION,
         FusedAttention(
-            func, args, kwargs,
+            call, (), {**rest, "scale": scale},
             query=query, key=key, value_=value, mask=mask,
             dropout_p=dropout_p or 0.0, is_causal=bool(is_causal), scale=scale, rest=rest,
         ),
@@ -616,9 +625,7 @@ def _getitem(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     if mode.inputs.has_ids and len(args) == 2 and args[0].dim() == 2:
         index = args[1][0] if isinstance(args[1], tuple) and len(args[1]) == 1 else args[1]
         if isinstance(index, Tensor) and not index.is_floating_point() and index.dim() > 0:
-            return mode.inputs.lookup(
-                index, result, mode.name_of(args[0]), mode.scope.module
-            )
+            return mode.inputs.lookup(index, result, mode.name_of(args[0]), mode.scope.module)
     return result
 
 
@@ -636,7 +643,7 @@ def _addition(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict
     if mode.inputs.has_shared and len(args) >= 2:
         shapes = [a.shape for a in args[:2] if isinstance(a, Tensor)]
         if len(shapes) == 2 and shapes[0] != shapes[1]:
-            shape = torch.broadcast_shapes(*shapes)
+            shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
             module = mode.scope.module
             split = [mode.inputs.split_shared(a, shape, module) for a in args[:2]]
             args = (*(s if s is not None else a for s, a in zip(split, args[:2], strict=True)),
@@ -664,7 +671,11 @@ def _enter(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[st
             return func(*args, **kwargs)
         # the function asks has_torch_function first and would call the mode again without end
         scope = dict(func.__globals__)
-        for check in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
+        for check in (
+            "has_torch_function",
+            "has_torch_function_unary",
+            "has_torch_function_variadic",
+        ):
             scope[check] = _no_torch_function
         inner = types.FunctionType(
             func.__code__, scope, func.__name__, func.__defaults__, func.__closure__
@@ -700,15 +711,12 @@ _HANDLERS: dict[str, Handler] = {
     **_names(_layer_norm, "layer_norm"),
     **_names(_rms_norm, "rms_norm"),
     **_names(_group_norm, "group_norm"),
-    **{name: _activation for name in _ACTIVATIONS},
+    **dict.fromkeys(_ACTIVATIONS, _activation),
     **{name + "_": _activation for name in _ACTIVATIONS},
     **_names(_embedding, "embedding"),
     **_names(_getitem, "__getitem__"),
     **_names(_index_select, "index_select"),
     **_names(_addition, "add add_ __add__ __radd__ __iadd__"),
     **_names(_dropout, "dropout dropout_ feature_dropout alpha_dropout dropout2d dropout1d"),
-    **_names(
-        _enter, "multi_head_attention_forward normalize local_response_norm gumbel_softmax"
-    ),
+    **_names(_enter, "multi_head_attention_forward normalize local_response_norm gumbel_softmax"),
 }
-

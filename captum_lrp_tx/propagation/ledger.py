@@ -68,7 +68,7 @@ class Ledger:
             product = torch.where(grad == 0, torch.zeros_like(product), product)
             entry.relevance += float(product.sum())
 
-        output.register_hook(book)
+        output.register_hook(book)  # type: ignore[no-untyped-call]
 
     def by_name(self) -> dict[str, float]:
         """Absorbed relevance summed by name, largest magnitude first, zeros left out."""
@@ -80,11 +80,7 @@ class Ledger:
 
     def inside(self, module: str) -> float:
         """Relevance absorbed by constants used inside a module, its submodules included."""
-        return sum(
-            entry.relevance
-            for entry in self.entries
-            if encloses(module, entry.module)
-        )
+        return sum(entry.relevance for entry in self.entries if encloses(module, entry.module))
 
 
 def encloses(outer: str, inner: str) -> bool:

@@ -63,7 +63,9 @@ def _roots_of_function(
             reached.append(cell.cell_contents)
         except ValueError:  # a variable not yet assigned
             continue
-    reached += [function.__globals__[n] for n in _names(function.__code__) if n in function.__globals__]
+    reached += [
+        function.__globals__[n] for n in _names(function.__code__) if n in function.__globals__
+    ]
     reached += [getattr(function, "__wrapped__", None)]
     for item in reached:
         yield from _roots(item, depth - 1, seen)

@@ -108,9 +108,9 @@ class Scope:
         """Name of the innermost traced module whose call made the node with this number."""
         best: Call | None = None
         for call in self.calls:
-            if call.start <= sequence < call.stop and (best is None or call.start >= best.start):
-                if best is None or call.stop <= best.stop:
-                    best = call
+            inside = call.start <= sequence < call.stop
+            if inside and (best is None or call.stop - call.start <= best.stop - best.start):
+                best = call
         return best.module if best else ""
 
     # ---- hooks -------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class Scope:
         def enter(_module: nn.Module, args: Any, kwargs: Any = None) -> Any:
             if not self._mine():
                 return None
-            self._open.append((name, torch.autograd._get_sequence_nr()))
+            self._open.append((name, next_sequence_number()))
             if self.ledger is None:
                 return None
             boundary = Boundary(name)
@@ -178,7 +178,7 @@ class Scope:
             if not self._mine():
                 return None
             opened, start = self._open.pop()
-            self.calls.append(Call(opened, start, torch.autograd._get_sequence_nr()))
+            self.calls.append(Call(opened, start, next_sequence_number()))
             if self.ledger is None:
                 return None
             boundary = open_boundaries.pop()
@@ -189,6 +189,11 @@ class Scope:
         self._handles.append(
             module.register_forward_hook(leave, with_kwargs=True, always_call=True)
         )
+
+
+def next_sequence_number() -> int:
+    """The number that autograd will give to the next node of this thread."""
+    return int(torch._C._autograd._get_sequence_nr())
 
 
 def _tap_input(x: Any, boundary: Boundary) -> Any:
@@ -215,11 +220,13 @@ def _tap(x: Any, add: Callable[[float], None]) -> Any:
     with torch._C.DisableTorchFunction():  # our own calls are none of the model's
         alias = x.view_as(x)
         value = alias.detach()
-        alias.register_hook(lambda grad: add(relevance_sum(value, grad)))
+        alias.register_hook(  # type: ignore[no-untyped-call]
+            lambda grad: add(relevance_sum(value, grad))
+        )
     return alias
 
 
 def relevance_sum(value: Tensor, grad: Tensor) -> float:
-    """``sum(value * grad)`` in double precision; a zero gradient counts as zero even at infinity."""
+    """``sum(value * grad)`` in double precision; a zero gradient is zero even at infinity."""
     product = value.detach().double() * grad.double()
     return float(torch.where(grad == 0, torch.zeros_like(product), product).sum())

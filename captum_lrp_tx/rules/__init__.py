@@ -2,25 +2,26 @@
 
 A rule is a small immutable object; what it does is the backward pass of the operation it is given.
 
-========================  =============================================  =========================
-rule                      governs                                        source
-========================  =============================================  =========================
-:class:`AHRule`           attention: the pattern is constant             Ali et al. 2022, sec. 4
-:class:`LNRule`           norms: the divisor is constant                 Ali et al. 2022, sec. 4
-:class:`ZeroRule`         linear maps, LRP-0                             Bach et al. 2015
-:class:`EpsilonRule`      linear maps                                    Bach et al. 2015
-:class:`GammaRule`        linear maps of inputs >= 0                     Montavon et al. 2019
-:class:`GeneralizedGammaRule`  linear maps, inputs of both signs         Andeol et al. 2021
-:class:`ZPlusRule`        linear maps, positive contributions            Montavon et al. 2017
-:class:`AlphaBetaRule`    linear maps                                    Bach et al. 2015
-:class:`FlatRule`         linear maps, by connection only                Lapuschkin et al. 2019
-:class:`PassRule`         any, output to the input at the same place     Bach et al. 2015
-:class:`IdentityRule`     element-wise activations                       Achtibat et al. 2024, eq. 9
-:class:`GateRule`         products with a gate                           Arras et al. 2017
-:class:`UniformRule`      products, half to each factor                  Achtibat et al. 2024, eq. 13
-:class:`UniformAttentionRule`  attention, as AttnLRP                     Achtibat et al. 2024
-:class:`GradientRule`     any, plain gradient                            Shrikumar et al. 2016
-========================  =============================================  =========================
+============================== ==================================== ============================
+rule                           governs                              source
+============================== ==================================== ============================
+:class:`AHRule`                attention: the pattern is constant   Ali et al. 2022, sec. 4
+:class:`LNRule`                norms: the divisor is constant       Ali et al. 2022, sec. 4
+:class:`ZeroRule`              linear maps, LRP-0                   Bach et al. 2015
+:class:`EpsilonRule`           linear maps                          Bach et al. 2015
+:class:`GammaRule`             linear maps of inputs >= 0           Montavon et al. 2019
+:class:`GeneralizedGammaRule`  linear maps, both signs              Andeol et al. 2021
+:class:`ZPlusRule`             linear maps, positive contributions  Montavon et al. 2017
+:class:`AlphaBetaRule`         linear maps                          Bach et al. 2015
+:class:`PositiveWeightRule`    linear maps, positive weights        Captum
+:class:`FlatRule`              linear maps, by connection only      Lapuschkin et al. 2019
+:class:`PassRule`              any: output to input, same place     Bach et al. 2015
+:class:`IdentityRule`          element-wise activations             Achtibat et al. 2024, eq. 9
+:class:`GateRule`              products with a gate                 Arras et al. 2017
+:class:`UniformRule`           products, half to each factor        Achtibat et al. 2024, eq. 13
+:class:`UniformAttentionRule`  attention, as AttnLRP                Achtibat et al. 2024
+:class:`GradientRule`          any: plain gradient                  Shrikumar et al. 2016
+============================== ==================================== ============================
 """
 
 from captum_lrp_tx.propagation.operations import Kind

@@ -34,27 +34,19 @@ class AHRule(Rule):
         if isinstance(operation, PatternProduct):
             constant = {i: operation.args[i].detach() for i in operation.patterns}
             return cast(Tensor, operation.with_operands(constant))
-        query, key, mask = (
-            None if t is None else t.detach()
-            for t in (operation.query, operation.key, operation.mask)
-        )
-        assert query is not None and key is not None
+        # the mask keeps its flag, on which torch's choice of kernel depends
+        query, key, mask = operation.query.detach(), operation.key.detach(), operation.mask
         if not operation.value_.requires_grad:
             return operation.value()
         if operation.dropout_p:
             return _explicit(operation, query, key, mask)
-        return cast(
-            Tensor,
-            ConstantPattern.apply(
+        return ConstantPattern.call(
                 operation.value_, query, key, mask, operation.is_causal, operation.scale,
                 operation.rest,
-            ),
-        )  # fmt: skip
+            )  # fmt: skip
 
 
-def _explicit(
-    operation: FusedAttention, query: Tensor, key: Tensor, mask: Tensor | None
-) -> Tensor:
+def _explicit(operation: FusedAttention, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     """With dropout the kernel's random mask must be shared by both passes: spell it out."""
     value = operation.value_
     if key.dim() > 2 and query.shape[-3] != key.shape[-3]:
@@ -67,7 +59,9 @@ def _explicit(
         scores = scores.masked_fill(~allowed, float("-inf"))
     if mask is not None:
         scores = (
-            scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+            scores.masked_fill(~mask, float("-inf"))
+            if mask.dtype == torch.bool
+            else scores + mask.detach()
         )
     pattern = torch.nn.functional.dropout(scores.softmax(-1).nan_to_num(0.0), operation.dropout_p)
     return pattern.detach() @ value
@@ -92,7 +86,7 @@ class UniformAttentionRule(Rule):
     def propagate(self, operation: PatternProduct | FusedAttention) -> Tensor:
         if isinstance(operation, PatternProduct):
             share = 1.0 / len(operation.operands)
-            scaled = {i: ScaleGradient.apply(operation.args[i], share) for i in operation.operands}
+            scaled = {i: ScaleGradient.call(operation.args[i], share) for i in operation.operands}
             return cast(Tensor, operation.with_operands(scaled))
         kwargs = {
             "dropout_p": operation.dropout_p,
@@ -102,7 +96,7 @@ class UniformAttentionRule(Rule):
         }
         if operation.dropout_p:  # a second run of the kernel would drop other entries
             query, key, value = (
-                ScaleGradient.apply(tensor, share)
+                ScaleGradient.call(tensor, share)
                 for tensor, share in (
                     (operation.query, 0.25),
                     (operation.key, 0.25),
@@ -112,9 +106,6 @@ class UniformAttentionRule(Rule):
             return torch.nn.functional.scaled_dot_product_attention(
                 query, key, value, operation.mask, **kwargs
             )
-        return cast(
-            Tensor,
-            UniformAttention.apply(
-                operation.query, operation.key, operation.value_, operation.mask, kwargs
-            ),
+        return UniformAttention.call(
+            operation.query, operation.key, operation.value_, operation.mask, kwargs
         )

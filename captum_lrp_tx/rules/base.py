@@ -55,7 +55,7 @@ class Rule(ABC):
         """The same rule with this bias handling, unless it has one of its own or needs none."""
         names = {f.name for f in fields(self)}
         if "bias" in names and cast(Any, self).bias is None:
-            return replace(cast(Any, self), bias=bias)
+            return cast(RuleT, replace(cast(Any, self), bias=bias))
         return self
 
 
@@ -102,4 +102,4 @@ class PassRule(Rule):
                 f"{tuple(operation.input.shape)} -> {tuple(value.shape)}. Give this layer another "
                 "rule, e.g. EpsilonRule()."
             )
-        return cast(Tensor, PassThrough.apply(operation.input, value, "Pass"))
+        return PassThrough.call(operation.input, value, "Pass")

@@ -70,7 +70,7 @@ class Composite:
         >>> from captum_lrp_tx import Composite, ConservativeLRP, rules
         >>> gamma = rules.GeneralizedGammaRule(gamma=0.05)
         >>> composite = Composite(
-        ...     {"*.attention.self.value": gamma, "*.attention.output.dense": gamma, "pooler": None},
+        ...     {"*.self.value": gamma, "*.attention.output.dense": gamma, "*pooler": None},
         ...     base="lrp",
         ... )
         >>> ConservativeLRP(model, rules=composite)
@@ -89,8 +89,8 @@ class Composite:
             ) from error
         if isinstance(base, Composite):
             self._entries += base._entries
-            self._base = dict(base._base)
-            self._base_name = base._base_name
+            self._base: dict[Kind, Rule] = dict(base._base)
+            self._base_name: str = base._base_name
         elif isinstance(base, str) and base.lower() in PRESETS:
             self._base = dict(PRESETS[base.lower()])
             self._base_name = base.lower()
@@ -223,4 +223,4 @@ def _matches(key: Key, name: str, module: nn.Module) -> bool:
         return key.fullmatch(name) is not None
     if inspect.isclass(key):
         return isinstance(module, key)
-    return bool(key(name, module))  # type: ignore[call-arg]
+    return bool(key(name, module))

@@ -30,9 +30,9 @@ class UniformRule(Rule):
     def propagate(self, operation: Product | FusedGate) -> Tensor:
         if isinstance(operation, FusedGate):
             signal, control = operation.input.chunk(2, operation.dim)
-            gate = PassThrough.apply(control, control.detach().sigmoid(), "Sigmoid")
-            half = ScaleGradient.apply(signal, 0.5) * ScaleGradient.apply(gate, 0.5)
-            return cast(Tensor, Combine.apply(operation.value(), half))
+            gate = PassThrough.call(control, control.detach().sigmoid(), "Sigmoid")
+            half = ScaleGradient.call(signal, 0.5) * ScaleGradient.call(gate, 0.5)
+            return Combine.call(operation.value(), half)
         first, second = operation.args[operation.first], operation.args[operation.second]
         if operation.quotient:
             return cast(Tensor, operation.with_operands({operation.second: second.detach()}))
@@ -40,8 +40,8 @@ class UniformRule(Rule):
             Tensor,
             operation.with_operands(
                 {
-                    operation.first: ScaleGradient.apply(first, 0.5),
-                    operation.second: ScaleGradient.apply(second, 0.5),
+                    operation.first: ScaleGradient.call(first, 0.5),
+                    operation.second: ScaleGradient.call(second, 0.5),
                 }
             ),
         )
@@ -62,7 +62,7 @@ class GateRule(UniformRule):
 
     def propagate(self, operation: Product | FusedGate) -> Tensor:
         if isinstance(operation, FusedGate):
-            return cast(Tensor, GatedLinearUnit.apply(operation.input, operation.dim))
+            return GatedLinearUnit.call(operation.input, operation.dim)
         if not operation.elementwise or operation.quotient:
             return super().propagate(operation)
         first, second = operation.args[operation.first], operation.args[operation.second]

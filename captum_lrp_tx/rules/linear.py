@@ -63,19 +63,17 @@ class LinearRule(Rule):
     def propagate(self, operation: LinearMap) -> Tensor:
         output = operation.value()
         routes = [
-            Substitute.apply(output, self._biased(operation, z, bias), share, self.epsilon)
+            Substitute.call(output, self._biased(operation, z, bias), share, self.epsilon)
             for z, bias, share in self.ways(operation, output)
         ]
-        return cast(Tensor, routes[0] if len(routes) == 1 else Combine.apply(output, *routes))
+        return routes[0] if len(routes) == 1 else Combine.call(output, *routes)
 
     def _biased(self, operation: LinearMap, z: Tensor, bias: Tensor | None) -> Tensor:
         if bias is None or self.bias == "ignore":
             return z
         biased = z + bias
         if self.bias == "distribute":
-            return cast(
-                Tensor, SpreadBias.apply(biased, operation.input, bias, operation.distribute)
-            )
+            return SpreadBias.call(biased, operation.input, bias, operation.distribute)
         operation.absorb(biased, bias)
         return biased
 
@@ -97,15 +95,12 @@ class EpsilonRule(LinearRule):
         output = cast(Tensor, operation.plain())
         if operation.bias is not None:
             if self.bias == "distribute":
-                output = cast(
-                    Tensor,
-                    SpreadBias.apply(
-                        output, operation.input, operation.bias, operation.distribute
-                    ),
+                output = SpreadBias.call(
+                    output, operation.input, operation.bias, operation.distribute
                 )
             else:
                 operation.absorb(output, operation.bias)
-        return cast(Tensor, Stabilize.apply(output, self.epsilon)) if self.epsilon else output
+        return Stabilize.call(output, self.epsilon) if self.epsilon else output
 
 
 @dataclass(frozen=True)
@@ -234,7 +229,7 @@ class FlatRule(LinearRule):
     gives_to_zero_inputs = True
 
     def ways(self, operation: LinearMap, output: Tensor) -> list[Way]:
-        ones = cast(Tensor, Flatten.apply(operation.input))
+        ones = Flatten.call(operation.input)
         return [(operation.apply(ones, torch.ones_like(operation.weight)), None, 1.0)]
 
 

@@ -48,23 +48,17 @@ class LNRule(Rule):
             return cast(Tensor, operation.with_operands({i: operation.args[i].detach()}))
         with torch.no_grad():
             value, inv_std = operation.run()
-        output = cast(
-            Tensor,
-            ConstantNormalizer.apply(
+        output = ConstantNormalizer.call(
                 operation.input, value, inv_std, operation.weight, operation.shape,
                 operation.dims, operation.center,
-            ),
-        )  # fmt: skip
+            )  # fmt: skip
         if operation.bias is None:
             return output
         if self.bias == "distribute":
-            return cast(
-                Tensor,
-                SpreadBias.apply(output, operation.input, operation.bias, _spread(operation)),
-            )
+            return SpreadBias.call(output, operation.input, operation.bias, _spread(operation))
         if self.bias == "ignore":
             unbiased = output - operation.bias
-            return cast(Tensor, Substitute.apply(output.detach(), unbiased, 1.0, 1e-9))
+            return Substitute.call(output.detach(), unbiased, 1.0, 1e-9)
         operation.absorb(output, operation.bias)
         return output
 
@@ -74,9 +68,7 @@ def _spread(operation: FusedNorm):  # type: ignore[no-untyped-def]
 
     def spread(x: Tensor, relevance: Tensor) -> Tensor:
         wide, parts = x.reshape(shape), relevance.reshape(shape)
-        share = safe_ratio(
-            parts.sum(dims, keepdim=True), wide.square().sum(dims, keepdim=True)
-        )
+        share = safe_ratio(parts.sum(dims, keepdim=True), wide.square().sum(dims, keepdim=True))
         return (wide * share).reshape(x.shape)
 
     return spread

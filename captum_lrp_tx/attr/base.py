@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NoReturn, Union
 
+import captum
 import torch
 from captum._utils.common import (
     _format_additional_forward_args,
@@ -47,6 +50,13 @@ class _Told:
         self._lock = threading.Lock()
         self._told: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
+    def knows(self, model: Any, what: str) -> bool:
+        with self._lock:
+            try:
+                return what in self._told.get(model, ())
+            except TypeError:
+                return False
+
     def first_time(self, model: Any, what: str) -> bool:
         with self._lock:
             try:
@@ -60,12 +70,21 @@ class _Told:
 
 
 _TOLD = _Told()
+#: Warnings point at the first line outside these folders: the user's call.
+_INNER = tuple(
+    os.path.dirname(os.path.abspath(file)) + os.sep
+    for file in (os.path.dirname(__file__), captum.__file__, torch.__file__)
+)
 
 
 def tell_once(model: Any, what: str, message: str, category: type[Warning]) -> None:
     """Warn about a model and rule set once per process."""
-    if _TOLD.first_time(model, what):
-        warnings.warn(message, category, stacklevel=5)
+    if not _TOLD.first_time(model, what):
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INNER):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 class Conservative:
@@ -169,8 +188,9 @@ class Conservative:
         prepared = Inputs(inputs)
         job = self._pass(forward, target, additional_forward_args, **more)
         model: Any = job.modules[0][1] if job.modules else forward
-        rule_set = f"{self.composite!r}"
-        check = strict or _TOLD.first_time(model, "checked " + rule_set)
+        layers = [id(layer) for layer in job.layers or ()]
+        checked = f"checked {self.composite!r} {layers} {job.at_layer_input}"
+        check = strict or not _TOLD.knows(model, checked)
         findings: list[Finding] = []
         if check:
             job.trace = True
@@ -188,16 +208,19 @@ class Conservative:
 
             job.inspect = inspect
         result = propagate(job, prepared)
-        self._warn(model, rule_set, result.scope, findings)
+        if check:
+            _TOLD.first_time(model, checked)
+        self._warn(model, result.scope, findings, "the layers" if layers else "the inputs")
         return result, prepared
 
-    def _warn(self, model: Any, rule_set: str, scope: Scope, findings: list[Finding]) -> None:
+    def _warn(self, model: Any, scope: Scope, findings: list[Finding], start: str) -> None:
+        rule_set = repr(self.composite)
         faults = [str(f) for f in findings if f.is_fault]
         if faults:
             tell_once(
                 model,
-                "uncovered " + rule_set,
-                f"{len(faults)} operation(s) on the path to the inputs have no rule in "
+                f"uncovered {rule_set} {faults}",
+                f"{len(faults)} operation(s) on the path to {start} have no rule in "
                 f"{self.composite!r} and are left to the plain gradient, so relevance is not "
                 f"conserved there: {'; '.join(faults[:5])}{' ...' if len(faults) > 5 else ''}. "
                 "See captum_lrp_tx.audit.explainability(model, inputs).",
@@ -207,9 +230,9 @@ class Conservative:
             kinds = ", ".join(sorted(kind.value for kind in self.composite.base))
             tell_once(
                 model,
-                "nothing " + rule_set,
-                f"No operation of the model matched a rule of {self.composite!r} (kinds: {kinds}); "
-                "the result equals plain gradient x input.",
+                f"nothing {rule_set} {start}",
+                f"No operation between {start} and the output matched a rule of "
+                f"{self.composite!r} (kinds: {kinds}); the result equals plain gradient x input.",
                 NoRuleAppliedWarning,
             )
         if scope.random:

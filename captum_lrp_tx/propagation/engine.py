@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,14 @@ from captum_lrp_tx.errors import (
     TargetError,
     UnreachedInputError,
 )
+from captum_lrp_tx.propagation import diagnosis
 from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.inputs import Inputs, Leaf
 from captum_lrp_tx.propagation.interception import Interception
 from captum_lrp_tx.propagation.layers import LayerProbe
 from captum_lrp_tx.propagation.ledger import Ledger, encloses
 from captum_lrp_tx.propagation.operations import RuleTable
-from captum_lrp_tx.propagation.scope import Scope, relevance_sum
+from captum_lrp_tx.propagation.scope import Boundary, Scope, relevance_sum, suspended
 
 NamedModules = Sequence[tuple[str, nn.Module]]
 
@@ -46,6 +47,7 @@ class Pass:
             leaves every module. Implies ``trace``.
         inspect (callable): Called with ``(scope, root nodes, leaf tensors)`` before the backward
             pass, while the graph is alive.
+        check_finite (bool): Raise if the output or the relevance is NaN or infinite.
     """
 
     forward: Callable[..., Any]
@@ -59,6 +61,7 @@ class Pass:
     trace: bool = False
     keep_ledger: bool = False
     inspect: Callable[[Scope, list[Node], list[Tensor]], None] | None = None
+    check_finite: bool = True
 
 
 @dataclass
@@ -107,7 +110,7 @@ def propagate(job: Pass, inputs: Inputs) -> Propagated:
         name = names.get(tensor.data_ptr(), "embedding")
         return name.removesuffix(".weight")
 
-    with torch.inference_mode(False), torch.enable_grad():
+    with suspended(), torch.inference_mode(False), torch.enable_grad():
         args, kwargs = inputs.call_arguments()
         if probe is not None:
             args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
@@ -120,17 +123,19 @@ def propagate(job: Pass, inputs: Inputs) -> Propagated:
         else:
             with scope, mode:
                 returned = job.forward(*args, *job.additional_args, **kwargs)
-        selected = _selected(job, output_tensor(returned))
+        selected = _selected(job, output_tensor(returned), (args, kwargs))
         leaves = _leaves(inputs, probe)
         if not selected.requires_grad:
-            raise UnreachedInputError(_unreached_message(probe))
+            _check_reached(job, inputs, [[None] for _ in leaves], probe)
+            # nothing but rules cut the inputs off: no relevance reaches them
+            selected = selected + sum(0.0 * leaf.sum() for leaf in leaves)
         if job.inspect is not None:
             root = selected.grad_fn
             job.inspect(scope, [root] if root is not None else [], leaves)
         grads = torch.autograd.grad(selected.sum(), leaves, allow_unused=True)
     result = Propagated(selected.detach(), scope)
     groups = _grouped(list(grads), inputs, probe)
-    _check_reached(groups, scope, probe)
+    _check_reached(job, inputs, groups, probe)
     if probe is not None:
         _collect_layers(result, probe, groups)
         return result
@@ -140,10 +145,11 @@ def propagate(job: Pass, inputs: Inputs) -> Propagated:
             _book_lookups(leaf, group, scope)
         result.parts.append(dict(parts))
         total = parts[0][1] if len(parts) == 1 else torch.stack([p for _, p in parts]).sum(0)
-        if not bool(torch.isfinite(total).all()):
+        if job.check_finite and not bool(torch.isfinite(total).all()):
             raise NonFiniteError(
-                "The relevance contains NaN or infinity although inputs and outputs are finite; "
-                + _blame(job)
+                "The relevance contains NaN or infinity although inputs and outputs are finite. "
+                + diagnosis.of_relevance(_boundaries(job, inputs))
+                + " Raise epsilon or give the module another rule."
             )
         result.relevances.append(total)
     return result
@@ -200,7 +206,7 @@ def output_tensor(returned: Any) -> Tensor:
     return tensor
 
 
-def _selected(job: Pass, output: Tensor) -> Tensor:
+def _selected(job: Pass, output: Tensor, called: tuple[Any, Any]) -> Tensor:
     selected = job.select(output)
     per_example = selected[0] if selected.dim() > 0 and selected.shape[0] > 0 else selected
     if per_example.numel() != 1:
@@ -209,10 +215,14 @@ def _selected(job: Pass, output: Tensor) -> Tensor:
             f"{per_example.numel()} values per example are left to explain. Pass target=, e.g. "
             "target=output.argmax(-1)."
         )
-    if not bool(torch.isfinite(selected).all()):
+    if job.check_finite and not bool(torch.isfinite(selected).all()):
+        args, kwargs = called
         raise NonFiniteError(
-            "The explained output is NaN or infinite; "
-            + (first_non_finite(job, None) or "check the weights and the inputs.")
+            "The explained output is NaN or infinite. "
+            + diagnosis.of_output(
+                job.modules,
+                lambda: job.forward(*args, *job.additional_args, **kwargs),
+            )
         )
     return selected
 
@@ -233,11 +243,21 @@ def _unreached_message(probe: LayerProbe | None) -> str:
 
 
 def _check_reached(
-    groups: list[list[Tensor | None]], scope: Scope, probe: LayerProbe | None
+    job: Pass, inputs: Inputs, groups: list[list[Tensor | None]], probe: LayerProbe | None
 ) -> None:
-    """Complain about inputs or layers without a gradient, unless a rule cut them off."""
+    """Complain about inputs or layers that the output does not depend on.
+
+    A rule may have cut an input off on purpose (queries under the AH-rule): its relevance is zero.
+    Whether that is so shows in the plain gradient.
+    """
     missing = [i for i, group in enumerate(groups) if all(g is None for g in group)]
-    if not missing or scope.applied:
+    if not missing:
+        return
+    if job.base or job.assigned:
+        plain = replace(
+            job, base={}, assigned=(), inspect=None, check_finite=False, keep_ledger=False
+        )
+        propagate(plain, inputs.again())  # raises the error below if the plain gradient has none
         return
     if len(missing) == len(groups) or probe is not None:
         raise UnreachedInputError(_unreached_message(probe))
@@ -260,6 +280,12 @@ def _collect_layers(
         )
 
 
+def _boundaries(job: Pass, inputs: Inputs) -> list[Boundary]:
+    """The same pass once more, with the relevance at every module's boundary."""
+    again = replace(job, keep_ledger=True, check_finite=False, inspect=None)
+    return propagate(again, inputs.again()).scope.boundaries
+
+
 def _named_tensors(modules: NamedModules) -> list[tuple[str, Tensor]]:
     named: list[tuple[str, Tensor]] = []
     for prefix, module in modules:
@@ -269,17 +295,3 @@ def _named_tensors(modules: NamedModules) -> list[tuple[str, Tensor]]:
         ):
             named.append((f"{prefix}.{name}" if prefix else name, tensor))
     return named
-
-
-def first_non_finite(job: Pass, inputs: Inputs | None) -> str:
-    """Name the first module whose output or parameters are not finite (empty if there is none)."""
-    for name, tensor in _named_tensors(job.modules):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return f"the parameter {name!r} holds NaN or infinity."
-    return ""
-
-
-def _blame(job: Pass) -> str:
-    return first_non_finite(job, None) or (
-        "a rule divided by a value near zero: raise epsilon, or use bias='absorb'."
-    )

@@ -146,6 +146,22 @@ class SpreadBias(RuleFunction):
         return grad[0], ctx.distribute(x, grad[0] * bias), None, None
 
 
+class SignedPart(RuleFunction):
+    """Positive or negative part of ``x``; the gradient passes where the part is not zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, positive: bool) -> Tensor:
+        part = x.clamp(min=0) if positive else x.clamp(max=0)
+        ctx.save_for_backward(part != 0)
+        return part
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        (passes,) = ctx.saved_tensors
+        return grad[0] * passes, None
+
+
 class Flatten(RuleFunction):
     """``ones_like(x)``; gradient divided by ``x`` so that ``x * g`` is the relevance itself."""
 

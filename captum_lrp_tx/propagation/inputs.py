@@ -63,6 +63,7 @@ class Inputs:
     """
 
     def __init__(self, inputs: Any) -> None:
+        self._given = inputs
         self.is_tuple = isinstance(inputs, tuple)
         self.keys: list[str] | None = None
         self._rest: dict[str, Any] = {}
@@ -112,6 +113,10 @@ class Inputs:
             "integer token ids. Pass masks in additional_forward_args (or keep them in the "
             "mapping)."
         )
+
+    def again(self) -> Inputs:
+        """The same inputs for another pass, with leaves of their own."""
+        return Inputs(self._given)
 
     def call_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments for the forward function."""

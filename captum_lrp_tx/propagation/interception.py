@@ -89,7 +89,11 @@ class Interception(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name: str = getattr(func, "__name__", "")
-        if name in _UNTOUCHED or not torch.is_grad_enabled():
+        if (
+            name in _UNTOUCHED
+            or not torch.is_grad_enabled()  # the model has decided that nothing propagates
+            or not self.scope.is_current()
+        ):
             return func(*args, **kwargs)
         return _constant_call(self, func, args, kwargs, name)
 
@@ -374,6 +378,12 @@ def _contraction(
     if len(dependent) == 1 and len(tensors) == 2:
         (i,) = dependent
         j = tensors[1] if tensors[0] == i else tensors[0]
+        if args[i].dim() > 2 and args[j].dim() > 2 and _is_head(mode, args[i]):
+            # values that do not depend on the inputs; a plain weight would have two dimensions
+            return mode.apply(
+                Kind.ATTENTION,
+                PatternProduct(func, args, kwargs, patterns=(i,), operands=(i,)),
+            )
         call = func
         if i < j and "mul" in getattr(func, "__name__", "") and _folds(mode, args[i], args[j]):
 
@@ -397,6 +407,10 @@ def _contraction(
         )  # fmt: skip
         return mode.apply(Kind.LINEAR, operation)
     return func(*args, **kwargs)
+
+
+def _is_head(mode: Interception, pattern: Tensor) -> bool:
+    return mode.scope.rule(Kind.ATTENTION) is not None and graph.is_pattern(pattern)
 
 
 def _dependent_contraction(

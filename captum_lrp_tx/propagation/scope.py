@@ -7,8 +7,9 @@ model itself is never changed.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -23,10 +24,23 @@ from captum_lrp_tx.propagation.operations import Kind, PropagationRule, RuleTabl
 
 class _Active(threading.local):
     def __init__(self) -> None:
-        self.scopes: list[Scope] = []
+        self.scopes: list[Scope | None] = []
 
 
 _ACTIVE = _Active()
+
+
+@contextlib.contextmanager
+def suspended() -> Iterator[None]:
+    """No scope of this thread is current: what happens here is none of its model's doing.
+
+    An explanation started inside a hook of an explained model runs under this.
+    """
+    _ACTIVE.scopes.append(None)
+    try:
+        yield
+    finally:
+        _ACTIVE.scopes.pop()
 
 
 @dataclass(frozen=True)
@@ -132,20 +146,21 @@ class Scope:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _ACTIVE.scopes.remove(self)
         self._remove_hooks()
+        _ACTIVE.scopes.remove(self)
 
     def _remove_hooks(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def _mine(self) -> bool:
+    def is_current(self) -> bool:
+        """Whether this thread is in the forward pass of this scope, not of one nested in it."""
         return bool(_ACTIVE.scopes) and _ACTIVE.scopes[-1] is self
 
     def _hook_table(self, module: nn.Module, table: RuleTable) -> None:
         def enter(_module: nn.Module, *_: Any) -> None:
-            if self._mine():
+            if self.is_current():
                 merged = dict(self._stack[-1])
                 for kind, entry in table.items():
                     if kind not in merged or entry[0] < merged[kind][0]:
@@ -153,17 +168,18 @@ class Scope:
                 self._stack.append(merged)
 
         def leave(_module: nn.Module, *_: Any) -> None:
-            if self._mine():
+            if self.is_current():
                 self._stack.pop()
 
-        self._handles.append(module.register_forward_pre_hook(enter))
+        # before the user's own hooks, so that entering and leaving pair up if one of them raises
+        self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
         self._handles.append(module.register_forward_hook(leave, always_call=True))
 
     def _hook_trace(self, name: str, module: nn.Module) -> None:
         open_boundaries: list[Boundary] = []
 
         def enter(_module: nn.Module, args: Any, kwargs: Any = None) -> Any:
-            if not self._mine():
+            if not self.is_current():
                 return None
             self._open.append((name, next_sequence_number()))
             if self.ledger is None:
@@ -175,7 +191,7 @@ class Scope:
             return args, kwargs
 
         def leave(_module: nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
-            if not self._mine():
+            if not self.is_current():
                 return None
             opened, start = self._open.pop()
             self.calls.append(Call(opened, start, next_sequence_number()))
@@ -185,7 +201,9 @@ class Scope:
             self.boundaries.append(boundary)
             return _tap_outputs(output, boundary)
 
-        self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        self._handles.append(
+            module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+        )
         self._handles.append(
             module.register_forward_hook(leave, with_kwargs=True, always_call=True)
         )

@@ -7,7 +7,7 @@ carries the relevance, so one line says what a rule is.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -17,6 +17,7 @@ from captum_lrp_tx.errors import RuleError
 from captum_lrp_tx.propagation.functions import (
     Combine,
     Flatten,
+    SignedPart,
     SpreadBias,
     Stabilize,
     Substitute,
@@ -47,8 +48,8 @@ class LinearRule(Rule):
         ...         return [(operation.apply(operation.input, operation.weight**2), None, 1.0)]
     """
 
-    epsilon: float = 1e-9
-    bias: Bias | None = None
+    epsilon: float = field(default=1e-9, kw_only=True)
+    bias: Bias | None = field(default=None, kw_only=True)
     kinds = frozenset({Kind.LINEAR})
 
     def __post_init__(self) -> None:
@@ -84,6 +85,8 @@ class EpsilonRule(LinearRule):
 
     Source: Bach et al., PLoS ONE 2015.
     """
+
+    epsilon: float = 1e-9
 
     def ways(self, operation: LinearMap, output: Tensor) -> list[Way]:
         return [(operation.apply(operation.input, operation.weight), operation.bias, 1.0)]
@@ -236,7 +239,7 @@ class FlatRule(LinearRule):
 def _signed_contributions(operation: LinearMap) -> tuple[Tensor, Tensor]:
     """Sums of the positive and of the negative contributions ``x_i w_ij``."""
     x, w = operation.input, operation.weight
-    x_positive, x_negative = x.clamp(min=0), x.clamp(max=0)
+    x_positive, x_negative = SignedPart.call(x, True), SignedPart.call(x, False)
     w_positive, w_negative = w.clamp(min=0), w.clamp(max=0)
     apply = operation.apply
     return (

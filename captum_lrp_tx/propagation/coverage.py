@@ -48,10 +48,10 @@ _HOMOGENEOUS = frozenset(
 
 _PRODUCTS = frozenset(
     """Mul Div Mm Bmm Addmm Baddbmm Addmv Mv Dot Vdot Inner Outer Ger Matmul Linear Convolution
-    ConvolutionOverrideable MkldnnConvolution Bilinear Addcmul Addcdiv Addr Prod Cumprod LinalgCross
+    ConvolutionOverrideable MkldnnConvolution Bilinear Addcmul Addcdiv Addr LinalgCross
     Einsum Tensordot""".split()
 )
-_CONTRACTIONS = _PRODUCTS - {"Mul", "Div", "Addcmul", "Addcdiv", "Prod", "Cumprod", "LinalgCross"}
+_CONTRACTIONS = _PRODUCTS - {"Mul", "Div", "Addcmul", "Addcdiv", "LinalgCross"}
 
 _NORMS = frozenset(
     """NativeLayerNorm NativeGroupNorm FusedRmsNorm RmsNorm LinalgVectorNorm LinalgNorm Norm Std

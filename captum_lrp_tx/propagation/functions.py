@@ -74,7 +74,7 @@ class Stabilize(RuleFunction):
     def forward(ctx: Any, z: Tensor, epsilon: float) -> Tensor:
         ctx.save_for_backward(z)
         ctx.epsilon = epsilon
-        return z.view_as(z)
+        return z.clone()  # not a view: the model may go on in place
 
     @staticmethod
     @once_differentiable
@@ -137,7 +137,7 @@ class SpreadBias(RuleFunction):
     ) -> Tensor:
         ctx.save_for_backward(x, bias)
         ctx.distribute = distribute
-        return y.view_as(y)
+        return y.clone()
 
     @staticmethod
     @once_differentiable
@@ -178,11 +178,12 @@ class Flatten(RuleFunction):
 
 
 class PassThrough(RuleFunction):
-    """``y``; relevance of each output goes to the input at the same place: ``g_x = g y / x``."""
+    """``value()``; relevance of an output goes to the input in its place: ``g_x = g y / x``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, stands_for: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, value: Callable[[], Tensor], stands_for: str) -> Tensor:
         ctx.stands_for = stands_for
+        y = value()
         ctx.save_for_backward(safe_ratio(y, x))
         return y
 
@@ -204,7 +205,8 @@ class FoldedLinear(RuleFunction):
     @staticmethod
     def forward(ctx: Any, x: Tensor, transposed: Tensor, run: Callable[[], Tensor]) -> Tensor:
         ctx.save_for_backward(transposed)
-        return run()
+        with torch.enable_grad():  # torch looks at the flag of the transposed weight
+            return run().detach()
 
     @staticmethod
     @once_differentiable
@@ -273,21 +275,21 @@ class ConstantNormalizer(RuleFunction):
     """A fused norm with its divisor constant: ``y = (x - mean) * inv_std * w + b``.
 
     ``dims`` are the dimensions normalised over in the view ``shape`` of ``x`` (groups), ``center``
-    says whether the mean is subtracted (layer and group norm) or not (RMS norm).  Only ``inv_std``
-    and the weight are kept for the backward pass.
+    says whether the mean is subtracted (layer and group norm) or not (RMS norm).  ``run()`` gives
+    ``y`` and ``inv_std``; only the latter and the weight are kept for the backward pass.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        y: Tensor,
-        inv_std: Tensor,
+        run: Callable[[], tuple[Tensor, Tensor]],
         weight: Tensor | None,
         shape: tuple[int, ...],
         dims: tuple[int, ...],
         center: bool,
     ) -> Tensor:
+        y, inv_std = run()
         ctx.save_for_backward(inv_std, weight)
         ctx.shape, ctx.dims, ctx.center = shape, dims, center
         return y
@@ -301,7 +303,7 @@ class ConstantNormalizer(RuleFunction):
         if ctx.center:
             g = g - g.mean(ctx.dims, keepdim=True)
         g = (g * inv_std).reshape(grad[0].shape).to(grad[0].dtype)
-        return g, None, None, None, None, None, None
+        return g, None, None, None, None, None
 
 
 class ConstantPattern(RuleFunction):

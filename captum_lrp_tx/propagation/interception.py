@@ -101,6 +101,8 @@ class Interception(TorchFunctionMode):
     def constant(self, x: Any) -> Any:
         """A parameter as a constant; tensors that depend on the inputs are never leaves here."""
         if isinstance(x, Tensor):
+            if x.is_inference():  # made under inference_mode: autograd refuses to save it
+                x = x.clone()
             if x.requires_grad and x.is_leaf:
                 return self.mark_trainable(x.detach())
             return x
@@ -277,7 +279,10 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
 
 def _folds(mode: Interception, x: Tensor, weight: Tensor) -> bool:
     """Whether torch's choice of matrix product depends on the weight requiring a gradient."""
-    return x.dim() > 2 >= weight.dim() and not x.is_contiguous() and mode.is_trainable(weight)
+    if not x.dim() > 2 >= weight.dim() or not mode.is_trainable(weight):
+        return False
+    shape, stride = x.shape, x.stride()  # is_contiguous() overlooks strides of dimensions of size 1
+    return any(stride[i] != stride[i + 1] * shape[i + 1] for i in range(x.dim() - 2))
 
 
 def _apply_linear(mode: Interception, operation: LinearMap) -> Any:

@@ -29,4 +29,4 @@ class IdentityRule(Rule):
     def propagate(self, operation: Activation) -> Tensor:
         if operation.name in _HOMOGENEOUS:
             return cast(Tensor, operation.plain())
-        return PassThrough.call(operation.input, operation.value(), operation.name)
+        return PassThrough.call(operation.input, operation.value, operation.name)

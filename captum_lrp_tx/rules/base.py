@@ -102,4 +102,4 @@ class PassRule(Rule):
                 f"{tuple(operation.input.shape)} -> {tuple(value.shape)}. Give this layer another "
                 "rule, e.g. EpsilonRule()."
             )
-        return PassThrough.call(operation.input, value, "Pass")
+        return PassThrough.call(operation.input, value.clone, "Pass")

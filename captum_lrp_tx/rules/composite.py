@@ -208,7 +208,7 @@ def _checked_key(key: Key) -> Key:
 def _checked_value(value: Value) -> tuple[Rule, ...]:
     if value is None:
         return (GradientRule(),)
-    values = (value,) if isinstance(value, Rule) else tuple(value)
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     for rule in values:
         if not isinstance(rule, Rule):
             hint = " (an instance, not the class)" if inspect.isclass(rule) else ""

@@ -30,7 +30,7 @@ class UniformRule(Rule):
     def propagate(self, operation: Product | FusedGate) -> Tensor:
         if isinstance(operation, FusedGate):
             signal, control = operation.input.chunk(2, operation.dim)
-            gate = PassThrough.call(control, control.detach().sigmoid(), "Sigmoid")
+            gate = PassThrough.call(control, control.detach().sigmoid, "Sigmoid")
             half = ScaleGradient.call(signal, 0.5) * ScaleGradient.call(gate, 0.5)
             return Combine.call(operation.value(), half)
         first, second = operation.args[operation.first], operation.args[operation.second]

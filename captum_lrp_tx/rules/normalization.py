@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.functions import (
@@ -46,12 +46,14 @@ class LNRule(Rule):
         if isinstance(operation, NormalizerProduct):
             i = operation.normalizer
             return cast(Tensor, operation.with_operands({i: operation.args[i].detach()}))
-        with torch.no_grad():
-            value, inv_std = operation.run()
         output = ConstantNormalizer.call(
-                operation.input, value, inv_std, operation.weight, operation.shape,
-                operation.dims, operation.center,
-            )  # fmt: skip
+            operation.input,
+            operation.run,
+            operation.weight,
+            operation.shape,
+            operation.dims,
+            operation.center,
+        )
         if operation.bias is None:
             return output
         if self.bias == "distribute":
@@ -63,7 +65,8 @@ class LNRule(Rule):
         return output
 
 
-def _spread(operation: FusedNorm):  # type: ignore[no-untyped-def]
+def _spread(operation: FusedNorm) -> Callable[[Tensor, Tensor], Tensor]:
+    """The bias relevance of each normalised group to its entries, as their squares."""
     shape, dims = operation.shape, operation.dims
 
     def spread(x: Tensor, relevance: Tensor) -> Tensor:

@@ -1,0 +1,125 @@
+"""The command line: ``python -m captum_lrp_tx "a charming and funny film"``.
+
+A command is a module with ``add_arguments(parser)`` and ``run(arguments)``, listed in
+``COMMANDS``. Without the name of a command the arguments are those of ``explain``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from captum_lrp_tx._version import __version__
+from captum_lrp_tx.errors import CaptumLRPError, CaptumLRPWarning
+
+__all__ = ["COMMANDS", "main"]
+
+PROGRAM = "captum_lrp_tx"
+DEBUG_VARIABLE = "CAPTUM_LRP_TX_DEBUG"
+
+#: Module and one line of help for each command; modules are imported when their command is used.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "explain": ("captum_lrp_tx.cli.explain", "explain one prediction (the default)"),
+    "audit": ("captum_lrp_tx.cli.audit", "say how far the explanation can be trusted"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv (sequence of str, optional): Arguments without the name of the program; those of the
+            process unless given.
+
+    Returns:
+        int: 0; 1 if something could not be read, loaded, explained or written; 2 for arguments
+        that do not fit; 130 if interrupted. Errors are one line on standard error, with the
+        traceback if ``CAPTUM_LRP_TX_DEBUG`` is ``1``.
+
+    Example::
+
+        >>> main(["a charming and funny film", "--no-color"])  # doctest: +SKIP
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = os.environ.get(DEBUG_VARIABLE) == "1"
+    _never_fail_to_encode()
+    try:
+        with _warnings_in_one_line():
+            status = _dispatch(arguments)
+        sys.stdout.flush()
+        return status
+    except SystemExit as stop:  # argparse, after it has said why
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    except BrokenPipeError:
+        # the reader has gone (`| head`); keep the interpreter from flushing into the pipe at exit
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        expected = isinstance(error, (CaptumLRPError, ImportError, OSError))
+        text = " ".join(str(error).split()) or type(error).__name__
+        if expected:
+            _complain(text)
+        else:
+            hint = f"set {DEBUG_VARIABLE}=1 for the traceback"
+            _complain(f"unexpected {type(error).__name__}: {text[:300]} ({hint})")
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name = "explain"
+    program = f"python -m {PROGRAM}"
+    if arguments and arguments[0] in COMMANDS:
+        name = arguments.pop(0)
+        program += f" {name}"
+    module: Any = importlib.import_module(COMMANDS[name][0])
+    others = "\n".join(f"  {key:<10} {text}" for key, (_, text) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=module.DESCRIPTION,
+        epilog=f"commands, to be named first:\n{others}\n\n{module.EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    module.add_arguments(parser)
+    status: int = module.run(parser, parser.parse_args(arguments))
+    return status
+
+
+def _complain(text: str) -> None:
+    print(f"{PROGRAM}: {text}", file=sys.stderr)
+
+
+def _never_fail_to_encode() -> None:
+    """Characters that the output's encoding lacks become question marks, not a UnicodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Shows this package's warnings without source lines, and no others."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        _complain("warning: " + " ".join(str(message).split()))
+
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", CaptumLRPWarning)
+        warnings.showwarning = show
+        yield

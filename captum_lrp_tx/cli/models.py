@@ -1,0 +1,199 @@
+"""Models, tokenizers and their labels: from a folder, from the Hub, or shipped."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from captum_lrp_tx.cli.status import status
+from captum_lrp_tx.errors import InputError, UnsupportedModelError
+
+Kind = Literal["text", "next token", "image"]
+Loaded = TypeVar("Loaded")
+
+_AUTO_CLASSES: dict[Kind, str] = {
+    "text": "AutoModelForSequenceClassification",
+    "next token": "AutoModelForCausalLM",
+    "image": "AutoModelForImageClassification",
+}
+_SUFFIXES: tuple[tuple[str, Kind], ...] = (
+    ("ForSequenceClassification", "text"),
+    ("ForCausalLM", "next token"),
+    ("LMHeadModel", "next token"),
+    ("ForImageClassification", "image"),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from.
+
+    Attributes:
+        name (str): Folder, or name on the Hub.
+        is_local (bool): Whether it is a folder, so that the network is not needed.
+    """
+
+    name: str
+    is_local: bool
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments for every ``from_pretrained``."""
+        # code that comes with a model is never run, nor is the user asked whether to
+        return {"local_files_only": self.is_local, "trust_remote_code": False}
+
+    def load(self, what: str, load: Callable[..., Loaded]) -> Loaded:
+        """Calls a ``from_pretrained``, whose many exceptions become one.
+
+        Args:
+            what (str): What is loaded, for the message.
+            load (callable): Gets the name and the options.
+
+        Returns:
+            What ``load`` returns.
+
+        Raises:
+            InputError: If it fails.
+        """
+        try:
+            with status(f"loading the {what}"):
+                return load(self.name, **self.options)
+        except Exception as error:
+            reason = _first_sentence(error)
+            if self.is_local:
+                message = f"cannot load the {what} in the folder {self.name}: {reason}"
+            else:
+                message = (
+                    f"there is no folder {self.name}, and the {what} of that name cannot be "
+                    f"loaded from the Hugging Face Hub: {reason}"
+                )
+            raise InputError(message) from error
+
+
+def transformers() -> Any:
+    """The module transformers, told to keep quiet.
+
+    Raises:
+        ImportError: If it is not installed, with the command that installs it.
+    """
+    try:
+        with status("importing transformers"):
+            module = importlib.import_module("transformers")
+            module.AutoConfig  # noqa: B018 - names are imported when they are first used
+    except ImportError as error:
+        raise ImportError(
+            f"the command line needs transformers, which cannot be imported ({error}); install it "
+            'with: pip install "captum_lrp_tx[hf]"'
+        ) from error
+    module.utils.logging.set_verbosity_error()
+    module.utils.logging.disable_progress_bar()
+    return module
+
+
+def find(name: str | None, shipped: str) -> Source:
+    """The model that is meant.
+
+    Args:
+        name (str, optional): Folder or name on the Hub.
+        shipped (str): Model of the package that is used without a name.
+
+    Raises:
+        InputError: If there is no such folder and it cannot be a name on the Hub.
+    """
+    if name is None:
+        from captum_lrp_tx.models import model_path
+
+        try:
+            return Source(str(model_path(shipped)), True)
+        except ValueError as error:
+            raise InputError(f"{error}; name another model with --model") from error
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"the folder {name} holds no model in Hugging Face format: no config.json"
+            )
+        return Source(str(folder), True)
+    if folder.exists():
+        raise InputError(f"{name} is a file; --model takes the folder that holds config.json")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise InputError(f"there is no folder {name}")
+    return Source(name, False)
+
+
+def kind_of(source: Source, wanted: tuple[Kind, ...]) -> tuple[Kind, Any]:
+    """What a model predicts, and its configuration.
+
+    Args:
+        source (Source): The model.
+        wanted (tuple of str): What the input allows; the first is assumed if the model does not
+            say.
+
+    Raises:
+        InputError: If the configuration cannot be read, or is for other inputs.
+        UnsupportedModelError: If the model predicts neither classes nor tokens.
+    """
+    config = source.load("configuration", transformers().AutoConfig.from_pretrained)
+    names = list(getattr(config, "architectures", None) or [])
+    kinds = [kind for name in names for suffix, kind in _SUFFIXES if name.endswith(suffix)]
+    if names and not kinds:
+        raise UnsupportedModelError(
+            f"{source.name} is a {names[0]}; only ...ForSequenceClassification, ...ForCausalLM and "
+            "...ForImageClassification can be explained here. Use ConservativeLRP in Python."
+        )
+    kind = kinds[0] if kinds else wanted[0]
+    if kind not in wanted:
+        other = "images: give --image FILE" if kind == "image" else "text: give TEXT"
+        raise InputError(f"{source.name} is a {names[0]}, which takes {other}")
+    return kind, config
+
+
+def load_model(source: Source, kind: Kind) -> Any:
+    """A model for inference, in single precision.
+
+    Raises:
+        InputError: If it cannot be loaded, or if weights are missing: a head with random weights
+            would be explained as if it had been trained.
+    """
+    loader = getattr(transformers(), _AUTO_CLASSES[kind]).from_pretrained
+
+    def load(name: str, **options: Any) -> Any:
+        return loader(name, output_loading_info=True, **options)
+
+    model, info = source.load("model", load)
+    missing = sorted(str(key) for key in info["missing_keys"])
+    if missing:
+        raise InputError(
+            f"{source.name} has no weights for {', '.join(missing[:3])}"
+            f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}: it was not trained "
+            f"as a {type(model).__name__}"
+        )
+    # a cache of keys and values is of no use in a single pass
+    model.config.use_cache = False
+    return model.float().eval()
+
+
+def labels_of(config: Any, outputs: int) -> list[str]:
+    """The names of the classes.
+
+    Args:
+        config (PretrainedConfig): Of the model.
+        outputs (int): How many classes there are.
+    """
+    names = getattr(config, "id2label", None) or {}
+    return [str(names.get(index, names.get(str(index), index))) for index in range(outputs)]
+
+
+def _first_sentence(error: BaseException) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"invalid JSON ({error})"
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError) or not text:
+        text = f"{type(error).__name__} {text}".strip()
+    sentence = re.split(r"(?<=[a-z)'\"])[.!] (?=[A-Z])", text)[0]
+    return sentence if len(sentence) <= 240 else sentence[:237] + "..."

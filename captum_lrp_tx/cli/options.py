@@ -1,0 +1,115 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from typing import NoReturn
+
+from captum_lrp_tx.rules.base import Bias
+from captum_lrp_tx.rules.composite import PRESETS, Composite
+
+_BIAS_HELP = {
+    "absorb": "biases keep their relevance (default)",
+    "distribute": "it is spread over the inputs, so that these sum to the logit",
+    "ignore": "left out of the rules",
+}
+
+
+def add_subject(parser: argparse.ArgumentParser) -> None:
+    """Adds what is explained: text or image, model, output."""
+    parser.add_argument(
+        "text", nargs="*", metavar="TEXT", help='the text, or "-" to read it from standard input'
+    )
+    parser.add_argument(
+        "--image",
+        metavar="FILE",
+        help="explain an image instead: PNG, JPEG, or a NumPy array (.npy) with values 0 to 255, "
+        "0 to 1, or -1 to 1",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        help="a folder in Hugging Face format, or the name of a model on the Hub; a sentiment or "
+        "digit classifier comes with the package",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="CLASS",
+        help="index or name of the class to explain; for a language model the next token or its "
+        "id (default: the predicted one)",
+    )
+
+
+def add_rules(parser: argparse.ArgumentParser) -> None:
+    """Adds how it is explained: rules, biases, stabiliser."""
+    parser.add_argument("--rules", choices=list(PRESETS), default="lrp", help="default: lrp")
+    parser.add_argument(
+        "--bias",
+        choices=list(_BIAS_HELP),
+        default="absorb",
+        help="; ".join(f"{name}: {text}" for name, text in _BIAS_HELP.items()),
+    )
+    parser.add_argument(
+        "--epsilon", type=_positive, metavar="E", help="stabiliser of the epsilon rule"
+    )
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return value
+
+
+def composite_of(arguments: argparse.Namespace) -> Composite:
+    """The rule set that the options name.
+
+    Raises:
+        RuleError: If ``--epsilon`` is given with a preset in which it has no effect.
+    """
+    composite = Composite(base=arguments.rules)
+    return composite if arguments.epsilon is None else composite.with_epsilon(arguments.epsilon)
+
+
+def bias_of(arguments: argparse.Namespace) -> Bias:
+    """The treatment of biases that the options name."""
+    bias: Bias = arguments.bias
+    return bias
+
+
+def text_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str | None:
+    """The text to explain, from the arguments or standard input.
+
+    Args:
+        parser (ArgumentParser): For its help and its error messages.
+        arguments (Namespace): What it parsed.
+
+    Returns:
+        str or None: None if an image is to be explained.
+    """
+    text: str = " ".join(arguments.text)
+    if arguments.image is not None:
+        if arguments.text:
+            parser.error("give either TEXT or --image, not both")
+        return None
+    if not arguments.text:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    if text == "-":
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            _refuse(parser, f"standard input is not {error.encoding} text")
+    if not text.strip():
+        _refuse(parser, "the text is empty")
+    return text.strip()
+
+
+def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """Ends with a message and without the usage, which would not help here."""
+    parser.exit(2, f"captum_lrp_tx: {message}\n")

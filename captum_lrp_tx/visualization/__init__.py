@@ -1,0 +1,39 @@
+"""Heat maps of relevance: tokens in a terminal, in HTML and as a figure; images beside their map.
+
+Red is relevance for the explained output, blue is relevance against it, on a scale that is
+symmetric around zero. This package knows tensors and strings, neither models nor rules.
+
+Example::
+
+    >>> from captum_lrp_tx.visualization import TokenHeatmap, terminal
+    >>> heatmap = TokenHeatmap(["a", "charm", "##ing", "film"], [0.1, 1.2, 0.3, -0.2])
+    >>> print(terminal(heatmap, colour=False))
+        a  charming   film
+    +0.10     +1.50  -0.20
+
+Figures need matplotlib: ``pip install "captum_lrp_tx[viz]"``.
+"""
+
+from __future__ import annotations
+
+from captum_lrp_tx.visualization.colours import colour_of, supports_colour
+from captum_lrp_tx.visualization.figures import figure, image_figure, png
+from captum_lrp_tx.visualization.page import html, image_html
+from captum_lrp_tx.visualization.text import image_terminal, table, terminal
+from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap, summary
+
+__all__ = [
+    "Piece",
+    "TokenHeatmap",
+    "colour_of",
+    "figure",
+    "html",
+    "image_figure",
+    "image_html",
+    "image_terminal",
+    "png",
+    "summary",
+    "supports_colour",
+    "table",
+    "terminal",
+]

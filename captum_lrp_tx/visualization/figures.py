@@ -1,0 +1,298 @@
+"""Heat maps as figures, with matplotlib but without pyplot and its global state."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Union
+
+from captum_lrp_tx.visualization.arrays import map_of, pixels_of, scale_of
+from captum_lrp_tx.visualization.colours import BLUE, RED, colour_of, hexadecimal
+from captum_lrp_tx.visualization.layout import wrapped
+from captum_lrp_tx.visualization.tokens import TokenHeatmap
+from captum_lrp_tx.visualization.wording import printable
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+Target = Union[str, "os.PathLike[str]", BinaryIO]
+
+
+def figure(heatmap: TokenHeatmap, *, width: float = 6.5, merge: bool = True) -> Figure:
+    """The text with a coloured box for each word, as a figure for a paper.
+
+    Args:
+        heatmap (TokenHeatmap): What to show.
+        width (float): In inches; long texts are wrapped and make the figure higher.
+        merge (bool): Join word-pieces.
+
+    Returns:
+        matplotlib.figure.Figure: For ``savefig`` (PDF and SVG too); not known to pyplot.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+
+    Example::
+
+        >>> drawing = figure(TokenHeatmap(["good", "film"], [1.0, -0.5]))
+        >>> drawing.savefig("film.pdf")  # doctest: +SKIP
+    """
+    size, small, pad, gap = 11.0, 8.0, 2.6, 4.2  # in points, as all lengths below
+    step, margin = size * 2.05, 8.0
+    total_width = width * 72
+    pieces = heatmap.pieces(merge)
+    scale = heatmap.scale(merge)
+    fonts = require_matplotlib("font_manager").FontProperties
+    family = _families("".join(piece.text for piece in pieces) + heatmap.title)
+    font = fonts(family=family, size=size)
+    renderer: Any = require_matplotlib("backends.backend_agg").RendererAgg(16, 16, 72)
+    known: dict[str, float] = {}
+
+    def measure(text: str) -> float:
+        if text not in known:
+            with _quiet_about_glyphs():
+                advance = renderer.get_text_width_height_descent(text, font, ismath=False)[0]
+            known[text] = float(advance) + 2 * pad
+        return known[text]
+
+    lines = list(wrapped(pieces, total_width - 2 * margin, measure, gap))
+    facts = heatmap.facts()
+    head = size * 1.9 if heatmap.title else 0.0
+    notes = _notes(facts, lambda text: measure(text) * small / size, total_width - 2 * margin)
+    height = 2 * margin + head + len(notes) * small * 1.55 + 4 + len(lines) * step + 16
+    drawing = _new_figure(width, height / 72)
+    axes = drawing.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, total_width)
+    axes.set_ylim(-height, 0)
+    axes.axis("off")
+    grey = "#5f5f5f"
+
+    def write(x: float, y: float, text: str, **style: Any) -> None:
+        # parse_math: a price list is no formula
+        axes.text(x, y, text, parse_math=False, va="baseline", fontfamily=family, **style)
+
+    y = -margin
+    if heatmap.title:
+        write(margin, y - size, printable(heatmap.title), fontsize=size, fontweight="bold")
+        y -= head
+    for note in notes:
+        write(margin, y - small, note, fontsize=small, color=grey)
+        y -= small * 1.55
+    y -= 4
+    patches = require_matplotlib("patches")
+    for line in lines:
+        x = margin
+        for place, (text, piece, space) in enumerate(line):
+            x += gap if space and place else 0.0
+            background, ink = colour_of(piece.relevance, scale, piece.special)
+            box = patches.FancyBboxPatch(
+                (x, y - step + 3.2), measure(text), step - 4.6,
+                boxstyle="round,pad=0,rounding_size=2.2", mutation_aspect=1, linewidth=0,
+                facecolor=hexadecimal(background),
+            )  # fmt: skip
+            axes.add_patch(box)
+            write(x + pad, y - step + 8.2, text, fontsize=size, color=hexadecimal(ink))
+            x += measure(text)
+        y -= step
+    _legend(axes, margin, y - 16, scale, grey, lambda text: measure(text) * 7 / size)
+    axes.set_xlim(0, total_width)  # imshow has narrowed the view to the colour bar
+    axes.set_ylim(-height, 0)
+    return drawing
+
+
+def png(
+    heatmap: TokenHeatmap,
+    path: Target,
+    *,
+    width: float = 6.5,
+    dpi: int = 200,
+    merge: bool = True,
+) -> None:
+    """Writes :func:`figure` as a PNG file.
+
+    Args:
+        heatmap (TokenHeatmap): What to show.
+        path (str, PathLike or binary file): Where to write.
+        width (float): In inches.
+        dpi (int): Dots per inch.
+        merge (bool): Join word-pieces.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    drawing = figure(heatmap, width=width, merge=merge)
+    with _quiet_about_glyphs():
+        drawing.savefig(path, format="png", dpi=dpi)
+
+
+def image_figure(
+    image: Any,
+    relevance: Any,
+    *,
+    title: str = "",
+    label: str = "relevance",
+    width: float = 6.5,
+    percentile: float = 99.5,
+    outline: bool | None = None,
+) -> Figure:
+    """An image beside the signed heat map of its relevance, with a colour bar.
+
+    Args:
+        image (Tensor or array): Shape ``(H, W)``, ``(C, H, W)``, ``(H, W, C)`` with 1 or 3
+            channels, or a batch of one of these; any range of values.
+        relevance (Tensor or array): Same layout, or ``(H, W)``; channels are summed.
+        title (str): Headline, e.g. the prediction.
+        label (str): Of the colour bar.
+        width (float): In inches.
+        percentile (float): Of the absolute relevance, at which the colours saturate: single pixels
+            that stand out would leave the rest pale. The colour bar shows it by its pointed ends.
+        outline (bool, optional): Draw the outline of the object over its relevance; unless given,
+            for images of one channel.
+
+    Returns:
+        matplotlib.figure.Figure: For ``savefig``; not known to pyplot.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If a shape is not that of an image or a value is not finite.
+
+    Example::
+
+        >>> import torch
+        >>> pixels, relevance = torch.rand(1, 28, 28), torch.randn(1, 28, 28)
+        >>> drawing = image_figure(pixels, relevance, title="4 (probability 0.98)")
+        >>> drawing.savefig("four.png", dpi=200)  # doctest: +SKIP
+    """
+    pixels, values = pixels_of(image), map_of(relevance)
+    scale = scale_of(values, percentile)
+    rows, columns = values.shape
+    panel = (width - 0.9) / 2
+    head = 0.5 if title else 0.3
+    height = panel * rows / columns + head + 0.1
+    drawing = _new_figure(width, height)
+    bottom, share = 0.1 / height, panel * rows / columns / height
+    left = drawing.add_axes((0.1 / width, bottom, panel / width, share))
+    right = drawing.add_axes(((0.2 + panel) / width, bottom, panel / width, share))
+    bar = drawing.add_axes(((0.27 + 2 * panel) / width, bottom, 0.11 / width, share))
+    left.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    shown = right.imshow(
+        values, cmap=_colormap(), vmin=-scale, vmax=scale, interpolation="nearest", aspect="auto"
+    )
+    if pixels.ndim == 2 if outline is None else outline:
+        grey = pixels if pixels.ndim == 2 else pixels.mean(2)
+        if min(grey.shape) > 1:  # contours need two rows and columns
+            right.contour(grey, levels=[0.5], colors="#3c3c3c", linewidths=0.7, alpha=0.6)
+    for axes, name in ((left, "input"), (right, label)):
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title(name, fontsize=8, color="#5f5f5f", pad=4)
+        for spine in axes.spines.values():
+            spine.set_color("#c8c8c8")
+            spine.set_linewidth(0.6)
+    colours = drawing.colorbar(
+        shown, cax=bar, ticks=[-scale, 0, scale], extendfrac=0.04,
+        extend="both" if abs(values).max() > scale else "neither",
+    )  # fmt: skip
+    colours.ax.set_yticklabels([f"\u2212{scale:.2g}", "0", f"+{scale:.2g}"])
+    colours.ax.tick_params(labelsize=7, length=2, colors="#5f5f5f")
+    colours.outline.set_visible(False)
+    if title:
+        drawing.text(
+            0.1 / width, 1 - 0.19 / height, printable(title), fontsize=11, fontweight="bold",
+            parse_math=False, fontfamily=_families(title),
+        )  # fmt: skip
+    return drawing
+
+
+@contextlib.contextmanager
+def _quiet_about_glyphs() -> Iterator[None]:
+    """A script without an installed font is drawn as boxes; the figure is still what was asked."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph")
+        yield
+
+
+def _notes(
+    facts: Sequence[tuple[str, str]], measure: Callable[[str], float], width: float
+) -> list[str]:
+    """The facts in as few lines as they need."""
+    lines = [""]
+    for name, text in facts:
+        fact = f"{name}: {text}"
+        joined = f"{lines[-1]}    {fact}" if lines[-1] else fact
+        if measure(joined) <= width or not lines[-1]:
+            lines[-1] = joined
+        else:
+            lines.append(fact)
+    return [line for line in lines if line]
+
+
+def _legend(
+    axes: Any, x: float, y: float, scale: float, grey: str, measure: Callable[[str], float]
+) -> None:
+    width, height = 90.0, 5.0
+    low, high = f"against {-scale:.2g}".replace("-", "\u2212"), f"{scale:+.2g} for"
+    start = x + measure(low) + 2
+    style = {"fontsize": 7, "color": grey, "va": "baseline"}
+    axes.text(x, y - 0.3, low, **style)
+    axes.imshow(
+        [[i / 127.5 - 1 for i in range(256)]],
+        cmap=_colormap(),
+        vmin=-1,
+        vmax=1,
+        aspect="auto",
+        extent=(start, start + width, y, y + height),
+        interpolation="bilinear",
+    )
+    axes.text(start + width + 5, y - 0.3, high, **style)
+
+
+def _families(text: str) -> list[str]:
+    """DejaVu Sans and, for writing systems that it lacks, whatever fonts are installed."""
+    families = ["DejaVu Sans"]
+    if any(ord(char) > 0x24F for char in text):
+        installed = {font.name for font in require_matplotlib("font_manager").fontManager.ttflist}
+        wanted = (
+            "Noto Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei",
+            "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic",
+            "Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS", "Noto Emoji",
+        )  # fmt: skip
+        families += [name for name in wanted if name in installed]
+    return families
+
+
+def _colormap() -> Colormap:
+    colours = [tuple(part / 255 for part in rgb) for rgb in (*BLUE[::-1], *RED[1:])]
+    colormap = require_matplotlib("colors").LinearSegmentedColormap
+    made: Colormap = colormap.from_list("relevance", colours)
+    return made
+
+
+def _new_figure(width: float, height: float, **options: Any) -> Figure:
+    """A figure that belongs to no window and to no global list of figures."""
+    made: Figure = require_matplotlib("figure").Figure(figsize=(width, height), **options)
+    require_matplotlib("backends.backend_agg").FigureCanvasAgg(made)
+    return made
+
+
+def require_matplotlib(name: str = "figure") -> Any:
+    """A module of matplotlib.
+
+    Args:
+        name (str): Without ``matplotlib.``.
+
+    Raises:
+        ImportError: If matplotlib is not installed, with the command that installs it.
+    """
+    try:
+        return importlib.import_module(f"matplotlib.{name}")
+    except ImportError as error:
+        raise ImportError(
+            f"figures need matplotlib, which cannot be imported ({error}); install it with: "
+            'pip install "captum_lrp_tx[viz]"',
+            name=error.name,
+        ) from error

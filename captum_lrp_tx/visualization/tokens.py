@@ -1,0 +1,211 @@
+"""Tokens with their relevance, and what is known about the explained output."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from captum_lrp_tx.visualization.wording import (
+    Scheme,
+    belong_together,
+    guess_scheme,
+    printable,
+    raw_text,
+)
+
+_SPECIAL = re.compile(
+    r"\[(CLS|SEP|PAD|MASK|BOS|EOS)\]|</?s>|<(pad|mask|bos|eos|cls|sep)>|<\|[^|<>]*\|>"
+)
+_BLANK = "\u2423"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is drawn as one box: a token, or a word made of several tokens.
+
+    Attributes:
+        text (str): Readable text, without control characters.
+        relevance (float): Summed over its tokens.
+        special (bool): Whether it is a special token such as ``[CLS]``.
+        space (bool): Whether a space precedes it in the text.
+        tokens (tuple of int): Indices of its tokens.
+    """
+
+    text: str
+    relevance: float
+    special: bool
+    space: bool
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHeatmap:
+    """Tokens, their relevance, and what is known about the explained output.
+
+    Args:
+        tokens (sequence of str): As the tokenizer names them, with its marks (``##``, ``▁``,
+            ``Ġ``).
+        relevance (sequence of float, or Tensor): One number for each token.
+        title (str): Headline.
+        prediction (str): Name of the predicted class.
+        probability (float, optional): Its probability.
+        target (str): Name of the explained class; the predicted one unless given.
+        score (float, optional): The explained output (a logit).
+        delta (float, optional): ``score`` minus the sum of relevance.
+        delta_label (str): What the delta is.
+        special (sequence of bool, optional): Which tokens are special and drawn dimmed; guessed
+            from their names unless given.
+        scheme (str): How tokens mark the borders of words: ``"wordpiece"``, ``"sentencepiece"``,
+            ``"bytes"`` (byte-level BPE), ``"words"`` (not at all), or ``"auto"``.
+
+    Raises:
+        ValueError: If the lengths differ or a relevance is not finite.
+
+    Example::
+
+        >>> TokenHeatmap(["Ġvirt", "ues"], [1.0, 0.5]).pieces()[0].text
+        'virtues'
+    """
+
+    tokens: Sequence[str]
+    relevance: Sequence[float]
+    title: str = ""
+    prediction: str = ""
+    probability: float | None = None
+    target: str = ""
+    score: float | None = None
+    delta: float | None = None
+    delta_label: str = "absorbed by biases"
+    special: Sequence[bool] | None = None
+    scheme: Scheme = "auto"
+
+    def __post_init__(self) -> None:
+        """Makes tuples of what was given, and checks it."""
+        values = self.relevance.tolist() if hasattr(self.relevance, "tolist") else self.relevance
+        try:
+            relevance = tuple(float(value) for value in values)
+        except TypeError as error:
+            raise ValueError("relevance must be one number for each token (one example)") from error
+        tokens = tuple(self.tokens)
+        if len(tokens) != len(relevance):
+            raise ValueError(f"{len(tokens)} tokens, but {len(relevance)} relevances")
+        if not all(map(math.isfinite, relevance)):
+            raise ValueError("relevance has values that are not finite")
+        special = self.special
+        if special is None:
+            special = tuple(_SPECIAL.fullmatch(token) is not None for token in tokens)
+        elif len(special) != len(tokens):
+            raise ValueError(f"{len(tokens)} tokens, but {len(special)} entries of special")
+        # the way round `frozen`, which the dataclass documentation gives for __post_init__
+        object.__setattr__(self, "tokens", tokens)
+        object.__setattr__(self, "relevance", relevance)
+        object.__setattr__(self, "special", tuple(bool(item) for item in special))
+
+    @property
+    def total(self) -> float:
+        """Sum of relevance over all tokens."""
+        return math.fsum(self.relevance)
+
+    def scale(self, merge: bool = True) -> float:
+        """Relevance at which the colours saturate: the largest one outside special tokens.
+
+        Special tokens often collect far more than any word and would leave the text pale.
+
+        Args:
+            merge (bool): For words, or for single tokens.
+
+        Returns:
+            float: A positive number, 1 if there is no relevance at all.
+        """
+        pieces = self.pieces(merge)
+        words = [abs(piece.relevance) for piece in pieces if not piece.special]
+        return max(words, default=0.0) or max((abs(p.relevance) for p in pieces), default=0) or 1.0
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What is known about the output, as pairs of a name and a text."""
+        return summary(
+            self.total,
+            prediction=self.prediction,
+            probability=self.probability,
+            target=self.target,
+            score=self.score,
+            delta=self.delta,
+            delta_label=self.delta_label,
+        )
+
+    def pieces(self, merge: bool = True) -> list[Piece]:
+        """The boxes to draw.
+
+        Args:
+            merge (bool): Join the pieces of a word and sum their relevance. Punctuation stays on
+                its own.
+
+        Returns:
+            list of Piece: In the order of the text; every token is in exactly one.
+        """
+        scheme = self.scheme if self.scheme != "auto" else guess_scheme(self.tokens)
+        assert self.special is not None
+        groups: list[tuple[bytes, bool, bool, list[int]]] = []  # text, special, space, tokens
+        for index, (token, special) in enumerate(zip(self.tokens, self.special, strict=True)):
+            raw, space = raw_text(token, "words" if special else scheme)
+            last = groups[-1] if groups else None
+            if (
+                merge and last and not special and not last[1] and not space
+                and belong_together(last[0], raw, token, scheme)
+            ):  # fmt: skip
+                groups[-1] = (last[0] + raw, False, last[2], [*last[3], index])
+            else:
+                groups.append((raw, special, space, [index]))
+        return [
+            Piece(
+                printable(raw.decode("utf-8", "backslashreplace")) or _BLANK,
+                math.fsum(self.relevance[i] for i in members),
+                special,
+                space,
+                tuple(members),
+            )
+            for raw, special, space, members in groups
+        ]
+
+
+def summary(
+    total: float,
+    *,
+    prediction: str = "",
+    probability: float | None = None,
+    target: str = "",
+    score: float | None = None,
+    delta: float | None = None,
+    delta_label: str = "absorbed by biases",
+) -> list[tuple[str, str]]:
+    """Says in words what was predicted and how relevance adds up.
+
+    Args:
+        total (float): Sum of relevance.
+        prediction (str): Name of the predicted class.
+        probability (float, optional): Its probability.
+        target (str): Name of the explained class; the predicted one unless given.
+        score (float, optional): The explained output.
+        delta (float, optional): ``score`` minus ``total``.
+        delta_label (str): What the delta is.
+
+    Returns:
+        list of (str, str): Pairs of a name and a text, without the facts that are not known.
+
+    Example::
+
+        >>> summary(3.0, prediction="positive", score=2.5, delta=-0.5)[-1]
+        ('sum', 'relevance +3.0000, absorbed by biases -0.5000')
+    """
+    facts = []
+    if prediction:
+        known = "" if probability is None else f" (probability {probability:.3f})"
+        facts.append(("prediction", printable(prediction) + known))
+    if score is not None:
+        name = printable(target or prediction)
+        facts.append(("explained", f"logit of {name} {score:+.4f}" if name else f"{score:+.4f}"))
+    rest = "" if delta is None else f", {delta_label} {delta:+.4f}"
+    facts.append(("sum", f"relevance {total:+.4f}{rest}"))
+    return facts

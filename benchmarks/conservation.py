@@ -67,7 +67,11 @@ def subjects(shared: Path, count: int) -> Iterator[tuple[str, Any, list[Any]]]:
         "shipped sentiment model": models.sentiment(),
     }.items():
         yield name, model, [tokenizer(text, return_tensors="pt") for text in texts]
-    yield "vit-mnist (4-layer ViT)", load_image(shared / "models/vit-mnist").float().eval(), [*images]
+    yield (
+        "vit-mnist (4-layer ViT)",
+        load_image(shared / "models/vit-mnist").float().eval(),
+        [*images],
+    )
     yield "shipped digit model", models.digits(), [*images]
 
 

@@ -183,7 +183,9 @@ def test_threads_with_different_rules_do_not_see_each_other(net: Net, x: Tensor)
 
     def explain(preset: str) -> None:
         for _ in range(25):
-            if not torch.equal(ConservativeGI(net, preset).attribute(x, target=1), expected[preset]):
+            if not torch.equal(
+                ConservativeGI(net, preset).attribute(x, target=1), expected[preset]
+            ):
                 wrong.append(preset)
 
     def infer() -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
 from captum.attr import InputXGradient
-from oracle import RULES, OracleError, Rules, oracle_relevance, oracle_token_relevance
 from torch import Tensor, nn
+
+import oracle
+import zoo
+from oracle import RULES, OracleError, Rules, oracle_relevance, oracle_token_relevance
 
 
 def _assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:

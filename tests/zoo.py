@@ -24,8 +24,9 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import Rules, oracle_relevance, oracle_token_relevance
 from torch import Tensor, nn
+
+from oracle import Rules, oracle_relevance, oracle_token_relevance
 
 Kind = Literal["tokens", "floats"]
 

@@ -94,3 +94,52 @@ def test_batch_equals_one_by_one(entry: Any) -> None:
         torch.testing.assert_close(
             whole[i : i + 1], one, rtol=1e-3, atol=1e-5 * float(whole.abs().max())
         )
+
+
+class WeightFirst(torch.nn.Module):
+    """``weight @ x``: torch folds this product for trainable weights only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(7, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.weight @ x).sum(-1)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_weight_on_the_left_keeps_its_value_and_gradient(frozen: bool) -> None:
+    model = WeightFirst().requires_grad_(not frozen)
+    x = torch.randn(3, 5, 6)
+    seen: list[Tensor] = []
+
+    def forward(v: Tensor) -> Tensor:
+        seen.append(model(v))
+        return seen[-1]
+
+    relevance = ConservativeLRP(forward).attribute(x, target=2)
+    leaf = x.clone().requires_grad_()
+    plain = model(leaf)
+    assert torch.equal(seen[0], plain)
+    (grad,) = torch.autograd.grad(plain[:, 2].sum(), leaf)
+    torch.testing.assert_close(relevance, x * grad, rtol=1e-5, atol=1e-6)
+
+
+def test_residual_in_place_with_distributed_bias() -> None:
+    class Inplace(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.up = torch.nn.LayerNorm(6), torch.nn.Linear(6, 6)
+            torch.nn.init.normal_(self.norm.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * 1.0
+            x += self.up(self.norm(x))
+            x += torch.nn.functional.relu_(self.up(x))
+            return x
+
+    model, x = Inplace(), torch.randn(2, 6)
+    _, delta = ConservativeLRP(model, bias="distribute").attribute(
+        x, target=0, return_convergence_delta=True
+    )
+    torch.testing.assert_close(delta, torch.zeros(2), atol=1e-5, rtol=0)

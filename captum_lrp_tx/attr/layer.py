@@ -115,6 +115,7 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
         result, _ = self._propagate(
             forward_of(self), inputs, target, additional_forward_args, strict,
             layers=layers, at_layer_input=attribute_to_layer_input,
+            zeros_if_unreached=bool((grad_kwargs or {}).get("materialize_grads")),
         )  # fmt: skip
         relevances: list[TensorOrTuple] = []
         deltas: list[Tensor] = []
@@ -132,6 +133,9 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
 class LayerConservativeLRP(LayerConservativeGI):
     r"""
     :class:`~captum_lrp_tx.ConservativeLRP` at the activations of one or more layers.
+
+    Unlike Captum's ``LayerLRP``, :meth:`attribute` takes ``attribute_to_layer_input`` before
+    ``return_convergence_delta``; pass both by keyword.
 
     Args:
         model, rules, bias, epsilon: See :class:`~captum_lrp_tx.ConservativeLRP`.

@@ -35,7 +35,7 @@ _LINEAR = frozenset(
     ScatterAdd SliceScatter SelectScatter MaskedScatter MaskedSelect Embedding Put Take TakeAlongDim
     Kron Where ViewAsReal ViewAsComplex Real Imag FftR2C FftC2R FftC2C Conj ConjPhysical
     Lift LiftFresh CopySlices CopyBackwards ToDense Rot90 Nansum MkldnnReshape ChannelShuffle
-    GridSampler2D Lerp Zero Fill""".split()
+    GridSampler2D GridSampler3D Lerp Zero Fill""".split()
 )
 
 #: Positively homogeneous without bias: gradient x input conserves relevance exactly.
@@ -177,6 +177,12 @@ def _judge(
         return "fused attention without a rule", full or Kind.ATTENTION in base
     if name == "Div" and live == [1]:
         return "division by an input-dependent tensor", full
+    if name == "Lerp" and 2 in live:
+        return "product of two input-dependent tensors", full
+    if name.startswith("GridSampler") and 1 in live:
+        return "sampling at input-dependent places", full
+    if name.startswith(("Add", "Baddbmm")) and name in _PRODUCTS:
+        live = [i for i in live if i != 0]  # the summand is no factor
     if name in _PRODUCTS:
         if len(live) < 2 or all(_is_shared_out(edges[i]) for i in live):
             return None

@@ -47,6 +47,7 @@ class Pass:
             leaves every module. Implies ``trace``.
         inspect (callable): Called with ``(scope, root nodes, leaf tensors)`` before the backward
             pass, while the graph is alive.
+        zeros_if_unreached (bool): Zero relevance for layers that do not influence the output.
         check_finite (bool): Raise if the output or the relevance is NaN or infinite.
     """
 
@@ -62,6 +63,7 @@ class Pass:
     keep_ledger: bool = False
     inspect: Callable[[Scope, list[Node], list[Tensor]], None] | None = None
     check_finite: bool = True
+    zeros_if_unreached: bool = False
 
 
 @dataclass
@@ -251,7 +253,7 @@ def _check_reached(
     Whether that is so shows in the plain gradient.
     """
     missing = [i for i, group in enumerate(groups) if all(g is None for g in group)]
-    if not missing:
+    if not missing or job.zeros_if_unreached:
         return
     if job.base or job.assigned:
         plain = replace(

@@ -135,7 +135,8 @@ class SpreadBias(RuleFunction):
         bias: Tensor,
         distribute: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
-        ctx.save_for_backward(x, bias)
+        # a copy: the model may change x in place, as residual connections do
+        ctx.save_for_backward(x.clone(), bias)
         ctx.distribute = distribute
         return y.clone()
 
@@ -167,7 +168,7 @@ class Flatten(RuleFunction):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x.clone())
         return torch.ones_like(x)
 
     @staticmethod
@@ -195,24 +196,25 @@ class PassThrough(RuleFunction):
 
 
 class FoldedLinear(RuleFunction):
-    """``x @ weight^T`` with the value that the model gets from its own parameters.
+    """A product of ``x`` and a weight with the value that the model gets from its own parameters.
 
-    On inputs that are not contiguous torch picks another matrix product for weights that require
-    a gradient than for constants, which differs in the last bit.  ``run`` calls the operation with
-    the parameters themselves.
+    For some layouts torch picks another matrix product for weights that require a gradient than
+    for constants, which differs in the last bit.  ``run`` calls the operation with a weight that
+    does; ``back`` is the product with the transposed weight.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, transposed: Tensor, run: Callable[[], Tensor]) -> Tensor:
-        ctx.save_for_backward(transposed)
+    def forward(
+        ctx: Any, x: Tensor, run: Callable[[], Tensor], back: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        ctx.back = back
         with torch.enable_grad():  # torch looks at the flag of the transposed weight
             return run().detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
-        (transposed,) = ctx.saved_tensors
-        return grad[0] @ transposed, None, None
+        return ctx.back(grad[0]), None, None
 
 
 class UniformAttention(RuleFunction):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -267,7 +267,7 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
 
         def call(i: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
             run = functools.partial(func, i.detach(), w.detach().requires_grad_(), b)
-            return FoldedLinear.call(i, w, run)
+            return FoldedLinear.call(i, run, lambda g: g @ w)
 
     operation = LinearMap(
         call, (x, weight, bias), {}, mode.absorber(bias),
@@ -283,6 +283,29 @@ def _folds(mode: Interception, x: Tensor, weight: Tensor) -> bool:
         return False
     shape, stride = x.shape, x.stride()  # is_contiguous() overlooks strides of dimensions of size 1
     return any(stride[i] != stride[i + 1] * shape[i + 1] for i in range(x.dim() - 2))
+
+
+def _folded_product(
+    mode: Interception, func: Any, x: Tensor, weight: Tensor, weight_first: bool
+) -> Callable[..., Any]:
+    """``func`` for the matrix product of ``x`` and a constant, with the plain model's value."""
+    if weight_first:  # torch folds for trainable weights only, whatever the strides
+        if not x.dim() > 2 >= weight.dim() or not mode.is_trainable(weight):
+            return cast(Callable[..., Any], func)
+    elif not _folds(mode, x, weight):
+        return cast(Callable[..., Any], func)
+
+    def call(first: Tensor, second: Tensor) -> Tensor:
+        w, i = (first, second) if weight_first else (second, first)
+        trainable, value = w.detach().requires_grad_(), i.detach()
+        operands = (trainable, value) if weight_first else (value, trainable)
+
+        def back(grad: Tensor) -> Tensor:
+            return w.mT @ grad if weight_first else grad @ w.mT
+
+        return FoldedLinear.call(i, functools.partial(func, *operands), back)
+
+    return call
 
 
 def _apply_linear(mode: Interception, operation: LinearMap) -> Any:
@@ -390,12 +413,8 @@ def _contraction(
                 PatternProduct(func, args, kwargs, patterns=(i,), operands=(i,)),
             )
         call = func
-        if i < j and "mul" in getattr(func, "__name__", "") and _folds(mode, args[i], args[j]):
-
-            def call(x: Tensor, w: Tensor) -> Tensor:
-                run = functools.partial(func, x.detach(), w.detach().requires_grad_())
-                return FoldedLinear.call(x, w.T, run)
-
+        if "mul" in getattr(func, "__name__", ""):
+            call = _folded_product(mode, func, args[i], args[j], weight_first=j < i)
         if mode.scope.rule(Kind.LINEAR) is None:
             return call(*args, **kwargs)
 

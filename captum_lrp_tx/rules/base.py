@@ -84,7 +84,8 @@ class GradientRule(Rule):
 class PassRule(Rule):
     """Relevance of an output goes to the input at the same place (Captum's ``IdentityRule``).
 
-    For modules whose inputs and outputs have one shape: a square linear layer, a norm.
+    For modules whose inputs and outputs have one shape: a square linear layer, a norm.  Inputs of
+    value zero cannot carry relevance in a modified gradient: what would go there is lost.
 
     Raises:
         RuleError: in the forward pass, if the shapes differ.

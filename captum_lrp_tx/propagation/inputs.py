@@ -133,8 +133,11 @@ class Inputs:
     def has_ids(self) -> bool:
         return bool(self._ids)
 
-    def lookup(self, indices: Any, result: Tensor, name: str, module: str) -> Tensor:
-        """Called for every embedding lookup: makes it a leaf if its indices are token positions."""
+    def lookup(self, indices: Any, result: Tensor, name: str, module: str, learned: bool) -> Tensor:
+        """Called for every embedding lookup: makes it a leaf if its indices are token positions.
+
+        Tables that are not ``learned`` count only if the token ids themselves are looked up.
+        """
         if not isinstance(indices, Tensor) or result.requires_grad or result.dim() < 2:
             return result
         if not result.is_floating_point():
@@ -144,6 +147,8 @@ class Inputs:
             return result
         ids = leaf.original
         exact = indices is ids or _same(indices, ids)
+        if not exact and not learned:
+            return result
         batch = ids.shape[0] if ids.dim() > 1 else 1
         shared = batch > 1 and indices.numel() != ids.numel()
         embedded = result.detach().clone().requires_grad_()

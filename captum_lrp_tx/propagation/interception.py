@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import grad as autograd_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
@@ -77,6 +77,8 @@ class Interception(TorchFunctionMode):
         self.scope = scope
         self.inputs = inputs
         self.name_of = name_of
+        #: Positional arguments of the call being handled, parameters as they are.
+        self.as_called: tuple[Any, ...] = ()
         # constants computed from parameters that require a gradient outside of this mode
         self._trainable: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -155,6 +157,7 @@ def _constant_call(
     if handler is not None:
         if mode.scope.ledger is not None:
             _keep_names(mode, originals, (args, kwargs))
+        mode.as_called = originals[0]
         result = handler(mode, func, args, kwargs)
     else:
         result = func(*args, **kwargs)
@@ -543,8 +546,13 @@ def _layer_norm(
     if not _depends(x):
         return func(*args, **kwargs)
 
+    dims = tuple(range(-len(shape), 0))
+
     def run() -> tuple[Tensor, Tensor]:
         epsilon = 1e-5 if eps is None else eps
+        if torch.is_autocast_enabled(x.device.type):  # which knows layer_norm by this name only
+            variance = x.float().var(dims, unbiased=False, keepdim=True)
+            return func(*args, **kwargs), (variance + epsilon).rsqrt()
         y, _, inv_std = torch.native_layer_norm(x, shape, weight, bias, epsilon)
         return y, inv_std
 
@@ -553,7 +561,7 @@ def _layer_norm(
         FusedNorm(
             func, args, kwargs, mode.absorber(bias),
             input=x, weight=weight, bias=bias, shape=tuple(x.shape),
-            dims=tuple(range(-len(shape), 0)), center=True, run=run,
+            dims=dims, center=True, run=run,
         ),
     )  # fmt: skip
 
@@ -648,32 +656,42 @@ def _positive_power(exponent: Any) -> bool:
 
 
 # ---- token lookups, sums, dropout, composites ---------------------------------------------------
+def _holds_parameter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a lookup is in a learned table; tables of sines and cosines are no evidence."""
+    return "weight" in kwargs or any(isinstance(a, nn.Parameter) for a in args)
+
+
 def _embedding(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    result = func(*args, **kwargs)
     if not mode.inputs.has_ids:
-        return result
+        return func(*args, **kwargs)
+    learned = _holds_parameter(mode.as_called, kwargs)
+    result = func(*args, **kwargs)
     first, second = _bind(("input", "weight"), args[:2], kwargs)
     # torch.embedding(weight, indices), F.embedding(indices, weight)
     indices, weight = (second, first) if first.is_floating_point() else (first, second)
-    return mode.inputs.lookup(indices, result, mode.name_of(weight), mode.scope.module)
+    return mode.inputs.lookup(indices, result, mode.name_of(weight), mode.scope.module, learned)
 
 
 def _getitem(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    learned = _holds_parameter(mode.as_called, {})
     result = func(*args, **kwargs)
     if mode.inputs.has_ids and len(args) == 2 and args[0].dim() == 2:
         index = args[1][0] if isinstance(args[1], tuple) and len(args[1]) == 1 else args[1]
         if isinstance(index, Tensor) and not index.is_floating_point() and index.dim() > 0:
-            return mode.inputs.lookup(index, result, mode.name_of(args[0]), mode.scope.module)
+            return mode.inputs.lookup(
+                index, result, mode.name_of(args[0]), mode.scope.module, learned
+            )
     return result
 
 
 def _index_select(
     mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
+    learned = _holds_parameter(mode.as_called, {})
     result = func(*args, **kwargs)
     source, dim, index = _bind(("input", "dim", "index"), args, kwargs)
     if mode.inputs.has_ids and dim == 0 and source.dim() == 2:
-        return mode.inputs.lookup(index, result, mode.name_of(source), mode.scope.module)
+        return mode.inputs.lookup(index, result, mode.name_of(source), mode.scope.module, learned)
     return result
 
 

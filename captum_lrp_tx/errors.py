@@ -68,5 +68,9 @@ class NoRuleAppliedWarning(CaptumLRPWarning):
     """No operation of the model matched any rule: the result equals gradient x input."""
 
 
+class UnstableRelevanceWarning(CaptumLRPWarning):
+    """Relevance is larger than the explained output by orders of magnitude: divisions by ~0."""
+
+
 class TrainingModeWarning(CaptumLRPWarning):
     """Dropout or batch statistics were active, so the explanation is random."""

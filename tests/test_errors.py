@@ -34,6 +34,7 @@ from captum_lrp_tx.errors import (
     UncoveredOperationError,
     UncoveredOperationWarning,
     UnreachedInputError,
+    UnstableRelevanceWarning,
     UnsupportedModelError,
 )
 from captum_lrp_tx.rules import (
@@ -705,3 +706,17 @@ def test_all_exceptions_have_one_base_and_captums_base() -> None:
     for warning in (UncoveredOperationWarning, NoRuleAppliedWarning, TrainingModeWarning):
         assert issubclass(warning, CaptumLRPWarning)
         assert issubclass(warning, UserWarning)
+
+
+def test_relevance_that_explodes_is_warned_about() -> None:
+    model = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 1))
+    with torch.no_grad():  # the first layer's output is its bias, but for 1e-7
+        model[0].weight.fill_(1e-7)
+        model[0].bias.fill_(1.0)
+    x = torch.ones(1, 4)
+    with pytest.warns(UnstableRelevanceWarning, match="Raise epsilon"):
+        balanced = torch.tensor([[1.0, 1.0, -1.0, -0.9999999]])
+        ConservativeLRP(model, bias="ignore", epsilon=0.0).attribute(balanced)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ConservativeLRP(model).attribute(x)

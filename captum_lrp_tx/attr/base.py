@@ -27,6 +27,7 @@ from captum_lrp_tx.errors import (
     TrainingModeWarning,
     UncoveredOperationError,
     UncoveredOperationWarning,
+    UnstableRelevanceWarning,
 )
 from captum_lrp_tx.propagation.coverage import Finding, uncovered
 from captum_lrp_tx.propagation.engine import Pass, Propagated, propagate
@@ -70,6 +71,8 @@ class _Told:
 
 
 _TOLD = _Told()
+#: Sum of |relevance| over |output| from which on an explanation is called unstable.
+_UNSTABLE = 1e5
 #: Warnings point at the first line outside these folders: the user's call.
 _INNER = tuple(
     os.path.dirname(os.path.abspath(file)) + os.sep
@@ -211,7 +214,22 @@ class Conservative:
         if check:
             _TOLD.first_time(model, checked)
         self._warn(model, result.scope, findings, "the layers" if layers else "the inputs")
+        self._warn_if_unstable(model, result)
         return result, prepared
+
+    def _warn_if_unstable(self, model: Any, result: Propagated) -> None:
+        """Divisions by almost zero show as relevance far beyond the output it came from."""
+        output = float(result.output.abs().sum())
+        relevance = sum(float(r.abs().sum()) for r in result.relevances)
+        if output > 0 and relevance > _UNSTABLE * output:
+            tell_once(
+                model,
+                f"unstable {self.composite!r}",
+                f"The magnitudes of the relevance under {self.composite!r} sum to {relevance:.1e} "
+                f"for an output of {output:.1e}: some rule divides by values close to zero. Raise "
+                "epsilon (0.1 to 0.3 with bias='ignore'), or use bias='absorb' or 'distribute'.",
+                UnstableRelevanceWarning,
+            )
 
     def _warn(self, model: Any, scope: Scope, findings: list[Finding], start: str) -> None:
         rule_set = repr(self.composite)

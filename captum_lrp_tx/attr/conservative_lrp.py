@@ -36,7 +36,7 @@ class ConservativeLRP(ConservativeGI):
             spread over the inputs of the layer in proportion to their squares, so that the input
             relevance alone sums to the output. ``"ignore"``: the rules' denominators leave the
             bias out, as ``set_bias_to_zero`` of Captum's rules; in deep models this needs a large
-            ``epsilon`` (say 0.1) to be stable.
+            ``epsilon`` (0.1 to 0.3) to be stable; you are warned if it is not.
         epsilon (float, optional): Stabiliser of the epsilon rule; 1e-9 unless given.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import threading
 from typing import Any
@@ -218,3 +219,31 @@ def test_an_explanation_inside_a_hook_of_an_explanation(net: Net, x: Tensor) -> 
         handle.remove()
     assert torch.equal(outer, expected)
     assert torch.equal(inner[0], ConservativeLRP(net, rules="ln").attribute(x, target=1))
+
+
+def live_tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(item), Tensor) for item in gc.get_objects())
+
+
+@pytest.mark.parametrize("how", ["attribute", "distribute", "composite", "audit"])
+def test_nothing_keeps_a_graph_alive(net: Net, x: Tensor, how: str) -> None:
+    def run() -> None:
+        if how == "audit":
+            audit.explainability(net, x, target=0, file=None)
+            return
+        composite = Composite({"head": GeneralizedGammaRule()}, base="lrp")
+        rules_ = composite if how == "composite" else "lrp"
+        bias: Any = "distribute" if how == "distribute" else "absorb"
+        ConservativeLRP(net, rules_, bias=bias).attribute(x, target=0)
+
+    run()
+    before = live_tensors()
+    gc.disable()  # reference counting alone must free everything
+    try:
+        for _ in range(20):
+            run()
+        after = sum(issubclass(type(item), Tensor) for item in gc.get_objects())
+    finally:
+        gc.enable()
+    assert after == before

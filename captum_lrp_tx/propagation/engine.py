@@ -101,8 +101,6 @@ def propagate(job: Pass, inputs: Inputs) -> Propagated:
     ledger = Ledger(_named_tensors(job.modules)) if job.keep_ledger else None
     trace = list(job.modules) if job.trace or job.keep_ledger else []
     scope = Scope(job.base, job.assigned, trace, ledger)
-    if ledger is not None:
-        ledger.module = lambda: scope.module
     probe = LayerProbe(job.layers, job.at_layer_input) if job.layers is not None else None
     names: dict[int, str] = {}
 

@@ -139,7 +139,7 @@ class Interception(TorchFunctionMode):
         """Book an additive constant in the ledger, if there is one."""
         ledger = self.scope.ledger
         if ledger is not None and isinstance(output, Tensor):
-            ledger.absorb(output, constant, ledger.name_of(*sources))
+            ledger.absorb(output, constant, ledger.name_of(*sources), self.scope.module)
 
     def absorber(self, *sources: Any) -> Callable[[Tensor, Tensor], None]:
         """``absorb`` bound to the named tensors that an operation took its constants from."""

@@ -7,7 +7,7 @@ can be checked to float precision and each absorber is named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,6 @@ class Ledger:
         # tensors are kept alive, so that an id cannot be taken by another tensor meanwhile
         self._names: dict[int, tuple[Tensor, str]] = {}
         self.entries: list[Absorbed] = []
-        self.module: Callable[[], str] = lambda: ""
         for name, tensor in named:
             self._names.setdefault(id(tensor), (tensor, name))
 
@@ -53,11 +52,10 @@ class Ledger:
         if name is not None and isinstance(result, Tensor):
             self._names.setdefault(id(result), (result, name))
 
-    def absorb(self, output: Tensor, constant: Tensor, name: str | None) -> None:
+    def absorb(self, output: Tensor, constant: Tensor, name: str | None, module: str) -> None:
         """Book ``sum(constant * gradient at output)`` once the backward pass gets there."""
         if not output.requires_grad:
             return
-        module = self.module()
         entry = Absorbed(name or (f"{module}: constant" if module else "constant"), module)
         self.entries.append(entry)
         value = constant.detach()

@@ -720,3 +720,24 @@ def test_relevance_that_explodes_is_warned_about() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ConservativeLRP(model).attribute(x)
+
+
+class FlashAttnFunc(torch.autograd.Function):
+    """Stands in for the function of the same name in the flash-attn package."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 2
+
+
+def test_foreign_attention_kernels_say_which_switch_to_set() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return FlashAttnFunc.apply(x)
+
+    with pytest.raises(UncoveredOperationError, match="attn_implementation='sdpa'"):
+        ConservativeGI(Model()).attribute(torch.randn(2, 3), target=0, strict=True)

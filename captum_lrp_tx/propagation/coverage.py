@@ -204,6 +204,13 @@ def _judge(
         return "softmax that is no attention pattern", full
     if name in _LINEAR or name in _HOMOGENEOUS:
         return None
-    if hasattr(type(node), "_forward_cls") or name.startswith(("Compiled", "Checkpoint", "Flash")):
+    if "flash" in name.lower():
+        return (
+            "foreign attention kernel; load the model with attn_implementation='sdpa'",
+            bool(base),
+        )
+    if name.startswith("Compiled"):
+        return "compiled function; explain the module without torch.compile", bool(base)
+    if hasattr(type(node), "_forward_cls"):
         return "custom autograd function that no rule can see into", bool(base)
     return "non-linear function", full

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+_LOW = (torch.float16, torch.bfloat16)
+
 
 def safe_ratio(numerator: Tensor, denominator: Tensor, epsilon: float = 0.0) -> Tensor:
     """``numerator / (denominator + epsilon * sign(denominator))`` with 0/0 := 0 and x/0 := 0.
@@ -24,7 +26,7 @@ def safe_ratio(numerator: Tensor, denominator: Tensor, epsilon: float = 0.0) -> 
     a small epsilon does not vanish; the result has the dtype of ``numerator``.
     """
     dtype = numerator.dtype
-    if dtype in (torch.float16, torch.bfloat16):
+    if dtype in _LOW:
         numerator, denominator = numerator.float(), denominator.float()
     if epsilon:
         denominator = denominator + torch.where(denominator < 0, -epsilon, epsilon)
@@ -80,7 +82,9 @@ class Stabilize(RuleFunction):
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
         (z,) = ctx.saved_tensors
-        return grad[0] * safe_ratio(z, z, ctx.epsilon), None
+        magnitude = z.abs() if z.dtype not in _LOW else z.abs().float()
+        # z / (z + epsilon sign z) in terms of |z|: one sign less to look at
+        return (grad[0] * (magnitude / (magnitude + ctx.epsilon))).to(grad[0].dtype), None
 
 
 class Substitute(RuleFunction):
@@ -346,7 +350,7 @@ class ConstantPattern(RuleFunction):
         grouped = query.dim() > 2 and query.shape[-3] != heads and heads != 1
         if grouped:
             key = key.repeat_interleave(query.shape[-3] // heads, -3)
-        low = query.dtype in (torch.float16, torch.bfloat16)
+        low = query.dtype in _LOW
         scale = ctx.scale if ctx.scale is not None else query.shape[-1] ** -0.5
         per_row = max(1, query[..., 0, 0].numel() * columns)
         block = max(1, min(rows, ConstantPattern.BLOCK_ENTRIES // per_row))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_lrp_tx.propagation import functions
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, is_softmax, node_name, parents, walk
@@ -47,8 +47,8 @@ _HOMOGENEOUS = frozenset(
 )
 
 _PRODUCTS = frozenset(
-    """Mul Div Mm Bmm Addmm Baddbmm Addmv Mv Dot Vdot Inner Outer Ger Matmul Linear Convolution
-    ConvolutionOverrideable MkldnnConvolution Bilinear Addcmul Addcdiv Addr LinalgCross
+    """Mul Div Mm Bmm GroupedMm Addmm Baddbmm Addmv Mv Dot Vdot Inner Outer Ger Matmul Linear
+    Convolution     ConvolutionOverrideable MkldnnConvolution Bilinear Addcmul Addcdiv Addr LinalgCross
     Einsum Tensordot""".split()
 )
 _CONTRACTIONS = _PRODUCTS - {"Mul", "Div", "Addcmul", "Addcdiv", "LinalgCross"}
@@ -116,6 +116,11 @@ def uncovered(
             is_fault, what = False, what + "; plain gradient was chosen"
         finding = Finding(_display_name(node), module, what, is_fault)
         found.setdefault((finding.operation, module, what), finding)
+    for node in walk(roots):
+        if node_name(node) == "AccumulateGrad" and isinstance(node.variable, nn.Parameter):
+            what = "a parameter was taken for an input-dependent tensor; please report this model"
+            finding = Finding(f"Parameter of shape {tuple(node.variable.shape)}", "", what, True)
+            found.setdefault((finding.operation, "", what), finding)
     return list(found.values())
 
 

@@ -48,6 +48,7 @@ class Pass:
         inspect (callable): Called with ``(scope, root nodes, leaf tensors)`` before the backward
             pass, while the graph is alive.
         zeros_if_unreached (bool): Zero relevance for layers that do not influence the output.
+        backward (bool): Run the backward pass; without it the result has no relevance.
         check_finite (bool): Raise if the output or the relevance is NaN or infinite.
     """
 
@@ -64,6 +65,7 @@ class Pass:
     inspect: Callable[[Scope, list[Node], list[Tensor]], None] | None = None
     check_finite: bool = True
     zeros_if_unreached: bool = False
+    backward: bool = True
 
 
 @dataclass
@@ -125,6 +127,8 @@ def propagate(job: Pass, inputs: Inputs) -> Propagated:
                 returned = job.forward(*args, *job.additional_args, **kwargs)
         selected = _selected(job, output_tensor(returned), (args, kwargs))
         leaves = _leaves(inputs, probe)
+        if not job.backward:
+            return Propagated(selected.detach(), scope)
         if not selected.requires_grad:
             _check_reached(job, inputs, [[None] for _ in leaves], probe)
             # nothing but rules cut the inputs off: no relevance reaches them

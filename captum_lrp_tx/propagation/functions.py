@@ -199,6 +199,36 @@ class PassThrough(RuleFunction):
         return grad[0] * ratio, None, None
 
 
+class NormalizedSum(RuleFunction):
+    """``first + second``; each gets a share of the relevance by the size of what it would get.
+
+    With ``r_a = first * g`` and ``r_b = second * g`` summed over one example, the relevance ``R``
+    of the sum is split as ``|r_a| : |r_b|`` and each part keeps its distribution over the entries.
+    ``value`` is the sum as the model computes it, ``batch_dim`` tells the examples apart.
+    """
+
+    stands_for = "Add"
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor, value: Tensor, batch_dim: int) -> Tensor:
+        # copies: residual connections may go on in place
+        ctx.save_for_backward(first.clone(), second.clone())
+        ctx.dims = [i for i in range(first.dim()) if i != batch_dim]
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        g = grad[0]
+        wide = torch.float32 if g.dtype in (torch.float16, torch.bfloat16) else g.dtype
+        parts = [(x.to(wide) * g.to(wide)).sum(ctx.dims, keepdim=True) for x in ctx.saved_tensors]
+        sizes = parts[0].abs() + parts[1].abs()
+        total = parts[0] + parts[1]
+        # |r| / sizes * R / r
+        factors = [safe_ratio(p.sign() * total, sizes) for p in parts]
+        return *((g * f).to(g.dtype) for f in factors), None, None
+
+
 class FoldedLinear(RuleFunction):
     """A product of ``x`` and a weight with the value that the model gets from its own parameters.
 

@@ -72,7 +72,9 @@ def node_name(node: Node) -> str:
 
 def parents(node: Node) -> list[Node]:
     """Nodes whose results this node used and which depend on the inputs, in argument order."""
-    return [edge for edge, _ in node.next_functions if edge is not None]
+    edges = [edge for edge, _ in node.next_functions if edge is not None]
+    # of x.copy_(y) only y is left
+    return edges[-1:] if node_name(node) == "Copy" else edges
 
 
 def _argument(node: Node, position: int) -> Node | None:

@@ -36,6 +36,7 @@ from captum_lrp_tx.propagation.operations import (
     Operation,
     PatternProduct,
     Product,
+    Residual,
 )
 from captum_lrp_tx.propagation.scope import Scope
 
@@ -46,7 +47,7 @@ _UNTOUCHED = frozenset(
     """__get__ __set__ __delete__ requires_grad_ backward register_hook retain_grad size dim stride
     is_floating_point is_complex numel __len__ __hash__ __repr__ __format__ data_ptr item tolist
     __bool__ is_contiguous element_size get_device storage_offset untyped_storage is_inference
-    register_post_accumulate_grad_hook type is_shared is_nonzero __deepcopy__
+    register_post_accumulate_grad_hook is_shared is_nonzero __deepcopy__
     __reduce_ex__""".split()
 )
 
@@ -96,7 +97,13 @@ class Interception(TorchFunctionMode):
             or not torch.is_grad_enabled()  # the model has decided that nothing propagates
             or not self.scope.is_current()
         ):
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if name == "__get__" and isinstance(result, Tensor) and result.requires_grad:
+                # weight.T and the like: a view of a parameter is a constant, too
+                (owner,) = args[:1]
+                if owner.is_leaf and self.scope.is_current():
+                    return self.mark_trainable(result.detach())
+            return result
         return _constant_call(self, func, args, kwargs, name)
 
     # ---- parameters as constants --------------------------------------------------------------
@@ -704,7 +711,32 @@ def _addition(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict
             split = [mode.inputs.split_shared(a, shape, module) for a in args[:2]]
             args = (*(s if s is not None else a for s, a in zip(split, args[:2], strict=True)),
                     *args[2:])  # fmt: skip
+    if mode.scope.rule(Kind.RESIDUAL) is not None:
+        return _residual(mode, func, args, kwargs)
     return func(*args, **kwargs)
+
+
+def _residual(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    rule = mode.scope.rule(Kind.RESIDUAL)
+    if (
+        rule is None or kwargs or len(args) != 2 or not (_depends(args[0]) and _depends(args[1]))
+        or args[0].shape != args[1].shape
+    ):  # fmt: skip
+        return func(*args, **kwargs)
+    inplace = func.__name__ in ("add_", "__iadd__")
+    operation = Residual(
+        torch.add if inplace else func, args, {}, first=args[0], second=args[1]
+    )  # fmt: skip
+    result = rule.propagate(operation)
+    return args[0].copy_(result) if inplace else result
+
+
+def _softmax(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    rule = mode.scope.rule(Kind.SOFTMAX)
+    x = args[0] if args else kwargs.get("input")
+    if rule is None or not isinstance(x, Tensor) or not x.requires_grad:
+        return func(*args, **kwargs)
+    return rule.propagate(Activation(func, args, kwargs, input=x, name="Softmax"))
 
 
 def _dropout(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -773,6 +805,7 @@ _HANDLERS: dict[str, Handler] = {
     **_names(_getitem, "__getitem__"),
     **_names(_index_select, "index_select"),
     **_names(_addition, "add add_ __add__ __radd__ __iadd__"),
+    **_names(_softmax, "softmax"),
     **_names(_dropout, "dropout dropout_ feature_dropout alpha_dropout dropout2d dropout1d"),
     **_names(_enter, "multi_head_attention_forward normalize local_response_norm gumbel_softmax"),
 }

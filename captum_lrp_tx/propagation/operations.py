@@ -21,6 +21,9 @@ class Kind(str, Enum):
     NORM = "norm"  # layer norm, RMS norm, group norm, x / std(x) in any spelling
     ACTIVATION = "activation"  # element-wise non-linear function of one tensor
     PRODUCT = "product"  # product or quotient of two input-dependent tensors
+    # only deep-Taylor decomposition has rules for these
+    SOFTMAX = "softmax"  # the softmax itself, whatever it is for
+    RESIDUAL = "residual"  # sum of two input-dependent tensors of one shape
 
 
 def _no_ledger(output: Tensor, constant: Tensor) -> None:
@@ -137,6 +140,14 @@ class Product(Operation):
     second: int = field(kw_only=True)
     elementwise: bool = field(kw_only=True)
     quotient: bool = field(kw_only=True, default=False)
+
+
+@dataclass
+class Residual(Operation):
+    """``first + second``: two input-dependent tensors of one shape."""
+
+    first: Tensor = field(kw_only=True)
+    second: Tensor = field(kw_only=True)
 
 
 @dataclass

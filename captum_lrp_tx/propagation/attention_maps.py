@@ -1,0 +1,434 @@
+"""Reading attention maps through the engine: patterns, their gradients and their relevance.
+
+Nothing is asked of the model (no ``output_attentions``): a :class:`Recorder` is the rule for
+attention of one pass.  Where the model multiplies a pattern with values it sees the pattern; where
+the model calls a fused kernel it computes the pattern beside it, and the result keeps the value of
+the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from captum_lrp_tx.errors import UnsupportedModelError
+from captum_lrp_tx.propagation.engine import Pass, Propagated, propagate
+from captum_lrp_tx.propagation.functions import Combine, PassThrough, ScaleGradient
+from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct, RuleTable
+
+#: Parameters of attention modules that take the sequence which keys and values come from.
+_KEY_SEQUENCES = frozenset(
+    """key_value_states encoder_hidden_states key k context memory encoder_states kv ctx_tensor
+    cross_attention_states key_states keys source mem encoder_output encoder_outputs""".split()
+)
+
+
+@dataclass
+class AttentionMap:
+    """One attention map of a forward pass.
+
+    Attributes:
+        module (str): Name of the module that made it; empty outside every module.
+        pattern (Tensor): Attention of each query (row) to each key, shape
+            ``(batch, heads, queries, keys)``.
+        gradient (Tensor, optional): Of the explained output by the pattern; zero where the output
+            does not depend on it.
+        relevance (Tensor, optional): Of the pattern, under the rules of the pass.
+        is_cross (bool): Whether keys come from another sequence than queries.
+        is_parallel (bool): Whether this and the previous map are the two directions of one
+            co-attention, which read the same states.
+    """
+
+    module: str
+    pattern: Tensor
+    gradient: Tensor | None = None
+    relevance: Tensor | None = None
+    is_cross: bool = False
+    is_parallel: bool = False
+
+
+@dataclass
+class MapPass:
+    """Result of :func:`attention_maps`.
+
+    Attributes:
+        maps (list of AttentionMap): In the order of the forward pass.
+        propagated (Propagated): Output and, after a backward pass, relevance of the inputs.
+        stream (Tensor, optional): Hidden states that enter the transformer, detached.
+        stream_gradient (Tensor, optional): The modified gradient there.
+    """
+
+    maps: list[AttentionMap]
+    propagated: Propagated
+    stream: Tensor | None = None
+    stream_gradient: Tensor | None = None
+
+
+def attention_maps(
+    job: Pass,
+    inputs: Inputs,
+    *,
+    gradients: bool = False,
+    relevance: bool = False,
+) -> MapPass:
+    """Run one pass and return its attention maps in forward order.
+
+    Args:
+        job (Pass): The pass; its rule for attention is replaced by a recorder, which shares
+            relevance as ``job.base[Kind.ATTENTION]`` says (attributes ``share`` and
+            ``softmax_passes``), else carries the plain gradient.
+        inputs (Inputs): What to run it on.
+        gradients (bool): Also give the gradient of the output by every pattern.
+        relevance (bool): Also give the relevance of every pattern.
+
+    Raises:
+        UnsupportedModelError: no attention pattern was seen, or one that is not token by token.
+    """
+    original = inputs.leaves[0].original
+    recorder = Recorder(
+        original.shape[0] if original.dim() > 1 else 1,
+        _rule_of(job.base, Kind.ATTENTION),
+        watch_gradients=gradients or relevance,
+    )
+    base = {**job.base, Kind.ATTENTION: (float("inf"), recorder)}
+    job = replace(job, base=base, backward=gradients or relevance)
+    with recorder.watching(job.modules):
+        propagated = propagate(job, inputs)
+    maps = recorder.finished(gradients, relevance)
+    if not maps:
+        raise UnsupportedModelError(
+            "No softmax attention pattern between tokens was seen in the forward pass: the model "
+            "has no softmax attention (a state-space model, linear attention), or computes it in a "
+            "foreign kernel (flash-attn, flex attention, torch.compile). Load it with "
+            "attn_implementation='sdpa' or 'eager', or use a method that needs no attention maps, "
+            "such as ConservativeLRP."
+        )
+    return MapPass(
+        maps,
+        propagated,
+        None if recorder.stream is None else recorder.stream.detach(),
+        recorder.stream_gradient,
+    )
+
+
+def _rule_of(base: RuleTable, kind: Kind) -> Any:
+    entry = base.get(kind)
+    return None if entry is None else entry[1]
+
+
+@dataclass
+class _Frame:
+    """A running call of a module."""
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def sequences(self) -> dict[str, Tensor]:
+        """Floating-point arguments of three dimensions, by parameter name."""
+        found: dict[str, Tensor] = {}
+        for key, value in (*enumerate(self.args), *self.kwargs.items()):
+            if isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point():
+                found[self._parameter(key) if isinstance(key, int) else key] = value
+        return found
+
+    def _parameter(self, position: int) -> str:
+        try:
+            names = list(inspect.signature(self.module.forward).parameters)
+        except (TypeError, ValueError):
+            names = []
+        return names[position] if position < len(names) else str(position)
+
+
+@dataclass(eq=False, repr=False)
+class Recorder:
+    """The rule for attention that keeps every pattern it sees.
+
+    Args:
+        batch (int): Number of examples.
+        rule: Its ``share`` scales the gradient of each factor of a product, its
+            ``softmax_passes`` hands relevance through the softmax; ``None`` is plain gradient.
+        watch_gradients (bool): Keep the gradients that arrive at the patterns.
+    """
+
+    batch: int
+    rule: Any = None
+    watch_gradients: bool = False
+    stream: Tensor | None = None
+    stream_gradient: Tensor | None = None
+    _maps: list[AttentionMap] = field(default_factory=list)
+    _gradients: dict[int, Tensor] = field(default_factory=dict)
+    _frames: list[_Frame] = field(default_factory=list)
+    _last: tuple[Tensor, Tensor] | None = None
+
+    def __str__(self) -> str:
+        return "Recorder()"
+
+    # ---- the rule ----------------------------------------------------------------------------
+    def propagate(self, operation: PatternProduct | FusedAttention) -> Tensor:
+        """The result of the operation; its patterns are recorded."""
+        share = getattr(self.rule, "share", 1.0)
+        passes = getattr(self.rule, "softmax_passes", False)
+        result = spelled_out(operation, share, passes, self._record)
+        if self.rule is not None:
+            self.rule.note_attention()
+        return result
+
+    # ---- where we are ------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def watching(self, modules: Sequence[tuple[str, nn.Module]]) -> Iterator[None]:
+        """Know which modules of this thread are running, and with which arguments."""
+        thread = threading.get_ident()
+        handles = []
+
+        def enter(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                if threading.get_ident() == thread:
+                    self._frames.append(_Frame(name, module, args, kwargs))
+
+            return hook
+
+        def leave(_module: nn.Module, *_: Any) -> None:
+            if threading.get_ident() == thread:
+                self._frames.pop()
+
+        try:
+            for name, module in modules:
+                handles.append(
+                    module.register_forward_pre_hook(enter(name), with_kwargs=True, prepend=True)
+                )
+                handles.append(module.register_forward_hook(leave, always_call=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._frames.clear()
+
+    def _record(self, pattern: Tensor) -> Tensor:
+        """Keep a pattern; the alias that is returned carries its gradient."""
+        shaped = self._shaped(pattern)
+        if shaped is None:
+            return pattern
+        queries, keys = shaped.shape[-2:]
+        module = self._frames[-1].name if self._frames else ""
+        sequences = self._sequences()
+        is_cross, first, second = _sources(sequences, queries, keys)
+        parallel = is_cross and self._last is not None and first is not None
+        if parallel:
+            assert self._last is not None
+            parallel = first is self._last[1] and second is self._last[0]
+        self._last = (first, second) if is_cross and first is not None else None  # type: ignore[assignment]
+        if not self._maps:
+            self._find_stream(queries)
+        index = len(self._maps)
+        self._maps.append(
+            AttentionMap(module, shaped.detach(), is_cross=is_cross, is_parallel=bool(parallel))
+        )
+        if not self.watch_gradients:
+            return pattern
+        alias = pattern.view_as(pattern)
+        if not alias.requires_grad:
+            return alias
+
+        def keep(grad: Tensor) -> None:
+            shaped_grad = self._shaped(grad.detach())
+            assert shaped_grad is not None
+            self._gradients[index] = shaped_grad
+
+        alias.register_hook(keep)  # type: ignore[no-untyped-call]
+        return alias
+
+    def _sequences(self) -> dict[str, Tensor]:
+        for frame in reversed(self._frames):
+            found = frame.sequences()
+            if found:
+                return found
+        return {}
+
+    def _shaped(self, pattern: Tensor) -> Tensor | None:
+        """``(batch, heads, queries, keys)``; ``None`` for what is no attention between tokens."""
+        shape, batch = pattern.shape, self.batch
+        if pattern.dim() == 2 and batch == 1:
+            pattern = pattern[None, None]
+        elif pattern.dim() == 3 and shape[0] % batch == 0:
+            pattern = pattern.reshape(batch, shape[0] // batch, *shape[1:])
+        elif pattern.dim() != 4:
+            raise self._not_tokens(pattern, "is not (batch, heads, queries, keys)")
+        if pattern.shape[0] != batch:
+            raise self._not_tokens(
+                pattern, f"is not one map for each of the {batch} example(s): the attention is "
+                "split into windows or groups"
+            )  # fmt: skip
+        sizes = [t.shape for t in self._sequences().values()]
+        if not sizes:
+            return pattern
+        if all(batch not in size[:2] for size in sizes):
+            raise self._not_tokens(
+                pattern, "comes from sequences that are not the examples (windows or groups)"
+            )
+        tokens = {n + extra for size in sizes for n in size[:2] for extra in (0, 1, 2)}
+        if pattern.shape[-1] in tokens and pattern.shape[-2] in tokens:
+            return pattern
+        if len(shape) < 4:
+            return None  # a router or the like
+        raise self._not_tokens(
+            pattern, f"has no row and column for each token (the module works on "
+            f"{[tuple(size) for size in sizes]}): attention between channels"
+        )  # fmt: skip
+
+    def _not_tokens(self, pattern: Tensor, why: str) -> UnsupportedModelError:
+        name = self._frames[-1].name if self._frames else ""
+        return UnsupportedModelError(
+            f"The attention map of shape {tuple(pattern.shape)} in {name or 'the model'!r} {why}, "
+            "so there is no map from token to token that could be combined over layers. Use a "
+            "method that needs none, such as ConservativeLRP."
+        )
+
+    def _find_stream(self, tokens: int) -> None:
+        """The hidden states that enter the outermost module with a row for each token."""
+        for frame in self._frames:
+            for x in frame.sequences().values():
+                if x.requires_grad and x.shape[0] == self.batch and x.shape[1] == tokens:
+                    self.stream = x
+                    if self.watch_gradients:
+                        x.register_hook(self._keep_stream)  # type: ignore[no-untyped-call]
+                    return
+
+    def _keep_stream(self, grad: Tensor) -> None:
+        self.stream_gradient = grad.detach()
+
+    def finished(self, gradients: bool, relevance: bool) -> list[AttentionMap]:
+        """The maps with what the backward pass brought."""
+        for index, found in enumerate(self._maps):
+            gradient = self._gradients.get(index)
+            if gradient is None:
+                gradient = torch.zeros_like(found.pattern)
+            if gradients:
+                found.gradient = gradient
+            if relevance:
+                found.relevance = found.pattern * gradient
+        return self._maps
+
+
+def _sources(
+    sequences: dict[str, Tensor], queries: int, keys: int
+) -> tuple[bool, Tensor | None, Tensor | None]:
+    """Whether keys come from elsewhere, and the sequences of queries and keys."""
+    tensors = list(sequences.values())
+    first = tensors[0] if tensors else None
+    for name, tensor in sequences.items():
+        if name in _KEY_SEQUENCES and tensor is not first:
+            return True, first, tensor
+    if len(tensors) < 2 or queries in (1, keys) or keys - queries in (1, 2):
+        return False, first, first
+    other = [t for t in tensors[1:] if keys in t.shape[:2]]
+    return bool(other), first, other[0] if other else first
+
+
+# ---- attention spelled out ---------------------------------------------------------------------
+def spelled_out(
+    operation: PatternProduct | FusedAttention,
+    share: float,
+    softmax_passes: bool,
+    record: Callable[[Tensor], Tensor] = lambda pattern: pattern,
+) -> Tensor:
+    """Pattern times values with the pattern in the graph; the value is the model's own.
+
+    Args:
+        operation (PatternProduct or FusedAttention): The attention.
+        share (float): Of the gradient that each factor of the two products gets.
+        softmax_passes (bool): Relevance goes through the softmax of fused attention entry by
+            entry, instead of by its gradient.
+        record (callable): Gets each pattern as ``(..., queries, keys)`` and returns what the graph
+            goes on with.
+    """
+    if isinstance(operation, PatternProduct):
+        replaced: dict[int, Tensor] = {}
+        for i in operation.operands:
+            operand = operation.args[i]
+            if i in operation.patterns:
+                order = _order(operation, i)
+                operand = record(operand.permute(order)).permute(_inverse(order))
+            replaced[i] = operand if share == 1.0 else ScaleGradient.call(operand, share)
+        return cast(Tensor, operation.with_operands(replaced))
+    pattern = record(explicit_pattern(operation, share, softmax_passes))
+    if operation.dropout_p:
+        pattern = torch.nn.functional.dropout(pattern, operation.dropout_p)
+    value = operation.value_
+    if value.dim() > 2 and pattern.shape[-3] != value.shape[-3] > 1:
+        value = value.repeat_interleave(pattern.shape[-3] // value.shape[-3], -3)
+    if share != 1.0:
+        pattern, value = ScaleGradient.call(pattern, share), ScaleGradient.call(value, share)
+    output = pattern.to(value.dtype) @ value
+    return output if operation.dropout_p else Combine.call(operation.value(), output)
+
+
+def explicit_pattern(
+    operation: FusedAttention, share: float = 1.0, softmax_passes: bool = False
+) -> Tensor:
+    """The pattern of fused attention, ``(..., queries, keys)``; rows without keys are zero."""
+    query, key, mask = operation.query, operation.key, operation.mask
+    scale = query.shape[-1] ** -0.5 if operation.scale is None else operation.scale
+    if key.dim() > 2 and query.shape[-3] != key.shape[-3] > 1:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    if query.dtype in (torch.float16, torch.bfloat16):
+        query, key = query.float(), key.float()
+    if share != 1.0:
+        query, key = (ScaleGradient.call(t, share) if t.requires_grad else t for t in (query, key))
+    scores = query @ key.transpose(-2, -1) * scale
+    if operation.is_causal:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        else:
+            scores = scores + mask
+    dead = scores.detach().amax(-1, keepdim=True) == float("-inf")
+    scores = scores.masked_fill(dead, 0.0)
+    if softmax_passes and scores.requires_grad:
+        constant = scores.detach()
+        pattern = PassThrough.call(scores, lambda: constant.softmax(-1), "Softmax")
+    else:
+        pattern = scores.softmax(-1)
+    return pattern.masked_fill(dead, 0.0)
+
+
+def _order(operation: PatternProduct, position: int) -> list[int]:
+    """Dimensions of a pattern operand in the order (batch, heads, queries, keys)."""
+    pattern = operation.args[position]
+    dims = list(range(pattern.dim()))
+    equation = operation.args[0]
+    if isinstance(equation, str):
+        terms, _, result = equation.replace(" ", "").partition("->")
+        subscripts = terms.split(",")
+        own = subscripts[position - 1]
+        if "..." in own or not result or len(subscripts) != 2:
+            return dims
+        other = subscripts[2 - position]
+        keys = [c for c in own if c not in result]
+        queries = [c for c in own if c in result and c not in other]
+        if len(keys) != 1 or len(queries) != 1:
+            return dims
+        rest = [c for c in own if c not in (keys[0], queries[0])]
+        rest.sort(key=result.index)
+        return [own.index(c) for c in (*rest, queries[0], keys[0])]
+    others = [i for i in operation.operands if i != position]
+    is_first = not others or position < others[0]
+    if not others:
+        tensors = [i for i, a in enumerate(operation.args) if isinstance(a, Tensor)]
+        is_first = position == tensors[0]
+    return dims if is_first else [*dims[:-2], dims[-1], dims[-2]]
+
+
+def _inverse(order: list[int]) -> list[int]:
+    return [order.index(i) for i in range(len(order))]

@@ -27,6 +27,7 @@ DEBUG_VARIABLE = "CAPTUM_LRP_TX_DEBUG"
 COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("captum_lrp_tx.cli.explain", "explain one prediction (the default)"),
     "audit": ("captum_lrp_tx.cli.audit", "say how far the explanation can be trusted"),
+    "compare": ("captum_lrp_tx.cli.compare", "explain one prediction by many methods"),
 }
 
 

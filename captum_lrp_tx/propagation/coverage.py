@@ -48,8 +48,8 @@ _HOMOGENEOUS = frozenset(
 
 _PRODUCTS = frozenset(
     """Mul Div Mm Bmm GroupedMm Addmm Baddbmm Addmv Mv Dot Vdot Inner Outer Ger Matmul Linear
-    Convolution     ConvolutionOverrideable MkldnnConvolution Bilinear Addcmul Addcdiv Addr LinalgCross
-    Einsum Tensordot""".split()
+    Convolution ConvolutionOverrideable MkldnnConvolution Bilinear Addcmul Addcdiv Addr
+    LinalgCross Einsum Tensordot""".split()
 )
 _CONTRACTIONS = _PRODUCTS - {"Mul", "Div", "Addcmul", "Addcdiv", "LinalgCross"}
 

@@ -74,7 +74,7 @@ class GradientRule(Rule):
         >>> Composite({"pooler": GradientRule()}, base="lrp")
     """
 
-    kinds = frozenset(Kind)
+    kinds = frozenset(Kind) - {Kind.SOFTMAX, Kind.RESIDUAL}
 
     def propagate(self, operation: Operation) -> Tensor:
         return cast(Tensor, operation.plain())

@@ -143,3 +143,24 @@ def test_residual_in_place_with_distributed_bias() -> None:
         x, target=0, return_convergence_delta=True
     )
     torch.testing.assert_close(delta, torch.zeros(2), atol=1e-5, rtol=0)
+
+
+def test_batch_norm_before_a_transposition() -> None:
+    """Torch's own gradient of this is wrong on the CPU, where the arriving gradient has strides."""
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm2d(4).eval()
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(4))
+        norm.bias.copy_(torch.randn(4))
+        norm.running_mean.copy_(torch.randn(4))
+        norm.running_var.copy_(torch.rand(4) + 0.5)
+    x, readout = torch.randn(2, 4, 3, 3), torch.randn(2, 9, 4)
+
+    def forward(v: Tensor) -> Tensor:
+        return (norm(v).flatten(2).transpose(1, 2) * readout).sum((1, 2))
+
+    factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+    expected = x * factor.detach()[:, None, None] * readout.transpose(1, 2).reshape(2, 4, 3, 3)
+    for rules in ("gi", "lrp"):
+        got = ConservativeGI(forward, rules=rules).attribute(x)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

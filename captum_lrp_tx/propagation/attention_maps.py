@@ -136,9 +136,10 @@ class _Frame:
     def sequences(self) -> dict[str, Tensor]:
         """Floating-point arguments of three dimensions, by parameter name."""
         found: dict[str, Tensor] = {}
-        for key, value in (*enumerate(self.args), *self.kwargs.items()):
-            if isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point():
-                found[self._parameter(key) if isinstance(key, int) else key] = value
+        for position, value in enumerate(self.args):
+            if _is_sequence(value):
+                found[self._parameter(position)] = value
+        found.update({name: value for name, value in self.kwargs.items() if _is_sequence(value)})
         return found
 
     def _parameter(self, position: int) -> str:
@@ -147,6 +148,10 @@ class _Frame:
         except (TypeError, ValueError):
             names = []
         return names[position] if position < len(names) else str(position)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
 
 
 @dataclass(eq=False, repr=False)

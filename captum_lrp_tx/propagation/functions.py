@@ -229,12 +229,13 @@ class NormalizedSum(RuleFunction):
         return *((g * f).to(g.dtype) for f in factors), None, None
 
 
-class FoldedLinear(RuleFunction):
-    """A product of ``x`` and a weight with the value that the model gets from its own parameters.
+class LinearValue(RuleFunction):
+    """A linear map: value from ``run()``, gradient from ``back(g)``.
 
-    For some layouts torch picks another matrix product for weights that require a gradient than
-    for constants, which differs in the last bit.  ``run`` calls the operation with a weight that
-    does; ``back`` is the product with the transposed weight.
+    For maps whose stock operation will not do with constant weights: torch picks another matrix
+    product for weights that require a gradient, which differs in the last bit, and its batch norm
+    in eval mode has wrong gradients on the CPU for arriving gradients that are not contiguous
+    (seen with torch 2.13 and 2.15).
     """
 
     @staticmethod

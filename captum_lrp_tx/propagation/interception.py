@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_lrp_tx.propagation import graph
-from captum_lrp_tx.propagation.functions import FoldedLinear, safe_ratio
+from captum_lrp_tx.propagation.functions import LinearValue, safe_ratio
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.operations import (
     Activation,
@@ -277,7 +277,7 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
 
         def call(i: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
             run = functools.partial(func, i.detach(), w.detach().requires_grad_(), b)
-            return FoldedLinear.call(i, run, lambda g: g @ w)
+            return LinearValue.call(i, run, lambda g: g @ w)
 
     operation = LinearMap(
         call, (x, weight, bias), {}, mode.absorber(bias),
@@ -313,7 +313,7 @@ def _folded_product(
         def back(grad: Tensor) -> Tensor:
             return w.mT @ grad if weight_first else grad @ w.mT
 
-        return FoldedLinear.call(i, functools.partial(func, *operands), back)
+        return LinearValue.call(i, functools.partial(func, *operands), back)
 
     return call
 
@@ -392,10 +392,17 @@ def _batch_norm(
     def apply(i: Tensor, w: Tensor) -> Tensor:
         return i * w
 
+    factor = scale.reshape(shape)
+
+    def call(*_: Any, **__: Any) -> Tensor:
+        fixed = {**kwargs, "input": x.detach()} if "input" in kwargs else kwargs
+        run = functools.partial(func, *((x.detach(), *args[1:]) if args else ()), **fixed)
+        return LinearValue.call(x, run, lambda g: g * factor)
+
     operation = LinearMap(
-        func, args, kwargs, mode.absorber(bias, mean),
-        input=x, weight=scale.reshape(shape), bias=shift.reshape(shape),
-        apply=apply, distribute=_spread_through(apply, scale.reshape(shape)),
+        call, args, kwargs, mode.absorber(bias, mean),
+        input=x, weight=factor, bias=shift.reshape(shape),
+        apply=apply, distribute=_spread_through(apply, factor),
     )  # fmt: skip
     return _apply_linear(mode, operation)
 

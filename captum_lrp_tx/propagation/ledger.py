@@ -60,7 +60,9 @@ class Ledger:
         self.entries.append(entry)
         value = constant.detach()
 
-        def book(grad: Tensor) -> None:
+        def book(grad: Tensor | None) -> None:
+            if grad is None:  # an undefined gradient is zero
+                return
             product = grad.double() * value.double()
             # -inf of an attention mask meets a zero gradient
             product = torch.where(grad == 0, torch.zeros_like(product), product)

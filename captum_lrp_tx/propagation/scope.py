@@ -239,7 +239,7 @@ def _tap(x: Any, add: Callable[[float], None]) -> Any:
         alias = x.view_as(x)
         value = alias.detach()
         alias.register_hook(  # type: ignore[no-untyped-call]
-            lambda grad: add(relevance_sum(value, grad))
+            lambda grad: add(0.0 if grad is None else relevance_sum(value, grad))
         )
     return alias
 

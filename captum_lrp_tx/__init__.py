@@ -2,18 +2,29 @@
 
 from captum_lrp_tx import audit, rules
 from captum_lrp_tx._version import __version__
+from captum_lrp_tx.attr.attention_maps import AttentionFlow, AttentionLast, AttentionRollout
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
+from captum_lrp_tx.attr.gradient_attention import GenericAttention, TransformerAttribution
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
+from captum_lrp_tx.attr.random import RandomAttribution
+from captum_lrp_tx.compare import compare
 from captum_lrp_tx.rules.composite import Composite
 
 __all__ = [
+    "AttentionFlow",
+    "AttentionLast",
+    "AttentionRollout",
     "Composite",
     "ConservativeGI",
     "ConservativeLRP",
+    "GenericAttention",
     "LayerConservativeGI",
     "LayerConservativeLRP",
+    "RandomAttribution",
+    "TransformerAttribution",
     "__version__",
     "audit",
+    "compare",
     "rules",
 ]

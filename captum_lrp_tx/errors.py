@@ -56,6 +56,10 @@ class UncoveredOperationError(CaptumLRPError, RuntimeError):
         self.operations = operations
 
 
+class MissingPackageError(CaptumLRPError, ImportError):
+    """A method needs a package that is not installed; the message names the extra."""
+
+
 class CaptumLRPWarning(UserWarning):
     """Base class of all warnings of ``captum_lrp_tx``."""
 

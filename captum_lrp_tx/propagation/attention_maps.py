@@ -100,8 +100,15 @@ def attention_maps(
     )
     base = {**job.base, Kind.ATTENTION: (float("inf"), recorder)}
     job = replace(job, base=base, backward=gradients or relevance)
-    with recorder.watching(job.modules):
-        propagated = propagate(job, inputs)
+    try:
+        with recorder.watching(job.modules):
+            propagated = propagate(job, inputs)
+    except Exception as error:
+        if recorder.problem is None:
+            raise
+        raise recorder.problem from error
+    if recorder.problem is not None:
+        raise recorder.problem
     maps = recorder.finished(gradients, relevance)
     if not maps:
         raise UnsupportedModelError(
@@ -170,10 +177,11 @@ class Recorder:
     watch_gradients: bool = False
     stream: Tensor | None = None
     stream_gradient: Tensor | None = None
+    problem: UnsupportedModelError | None = None
     _maps: list[AttentionMap] = field(default_factory=list)
     _gradients: dict[int, Tensor] = field(default_factory=dict)
     _frames: list[_Frame] = field(default_factory=list)
-    _last: tuple[Tensor, Tensor] | None = None
+    _last: tuple[Tensor | None, Tensor | None] | None = None
 
     def __str__(self) -> str:
         return "Recorder()"
@@ -196,9 +204,10 @@ class Recorder:
         handles = []
 
         def enter(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # a thread may meet the hook of another before torch has noted that it takes kwargs
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
                 if threading.get_ident() == thread:
-                    self._frames.append(_Frame(name, module, args, kwargs))
+                    self._frames.append(_Frame(name, module, args, kwargs or {}))
 
             return hook
 
@@ -220,7 +229,14 @@ class Recorder:
 
     def _record(self, pattern: Tensor) -> Tensor:
         """Keep a pattern; the alias that is returned carries its gradient."""
-        shaped = self._shaped(pattern)
+        if self.problem is not None:
+            return pattern
+        try:
+            shaped = self._shaped(pattern)
+        except UnsupportedModelError as error:
+            # raised after the pass: the operator ``@`` would turn a TypeError into another one
+            self.problem = error
+            return pattern
         if shaped is None:
             return pattern
         queries, keys = shaped.shape[-2:]
@@ -231,7 +247,8 @@ class Recorder:
         if parallel:
             assert self._last is not None
             parallel = first is self._last[1] and second is self._last[0]
-        self._last = (first, second) if is_cross and first is not None else None  # type: ignore[assignment]
+        known = is_cross and first is not None and second is not None
+        self._last = (first, second) if known else None
         if not self._maps:
             self._find_stream(queries)
         index = len(self._maps)
@@ -280,14 +297,16 @@ class Recorder:
             raise self._not_tokens(
                 pattern, "comes from sequences that are not the examples (windows or groups)"
             )
-        tokens = {n + extra for size in sizes for n in size[:2] for extra in (0, 1, 2)}
-        if pattern.shape[-1] in tokens and pattern.shape[-2] in tokens:
+        tokens = {size[1 - dim] for size in sizes for dim in (0, 1) if size[dim] == batch}
+        queries, keys = pattern.shape[-2:]
+        # an attention may add one or two keys that are no tokens
+        if queries in tokens and any(keys - extra in tokens for extra in (0, 1, 2)):
             return pattern
         if len(shape) < 4:
             return None  # a router or the like
         raise self._not_tokens(
             pattern, f"has no row and column for each token (the module works on "
-            f"{[tuple(size) for size in sizes]}): attention between channels"
+            f"{[tuple(size) for size in sizes]}): attention between channels or of some tokens only"
         )  # fmt: skip
 
     def _not_tokens(self, pattern: Tensor, why: str) -> UnsupportedModelError:

@@ -32,7 +32,7 @@ class Lookup:
     module: str  # traced module that was running
 
 
-@dataclass
+@dataclass(eq=False)
 class Leaf:
     """One attributed input: a float tensor, or token ids with their lookups."""
 

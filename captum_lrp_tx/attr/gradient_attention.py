@@ -1,0 +1,482 @@
+"""Attention maps weighted by their gradients: Chefer et al. 2021a (GAE) and 2021b."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from captum.attr._utils.attribution import GradientAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_lrp_tx.attr.attention_maps import (
+    MapMethod,
+    Maps,
+    Query,
+    residual_half,
+    rolled_out,
+    square,
+)
+from captum_lrp_tx.attr.base import AttributionInputs, TargetType, TensorOrTuple
+from captum_lrp_tx.attr.tokens import prefix_tokens
+from captum_lrp_tx.errors import InputError, UnsupportedModelError
+from captum_lrp_tx.propagation.attention_maps import AttentionMap
+from captum_lrp_tx.propagation.functions import safe_ratio
+from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.rules.deep_taylor import deep_taylor
+
+GenericVariant = Literal["chefer", "ali"]
+TransformerVariant = Literal[
+    "transformer_attribution", "rollout", "last_layer", "full_lrp", "attn_gradcam"
+]
+Form = Literal["bert", "vit"]
+
+
+def weighted(pattern: Tensor, gradient: Tensor) -> Tensor:
+    """Head mean of the positive part of gradient times pattern: ``(batch, queries, keys)``."""
+    return (pattern * gradient).clamp(min=0).mean(1)
+
+
+class GenericAttention(MapMethod, GradientAttribution):
+    r"""
+    Generic attention explainability (GAE): attention weighted by its gradient, layer by layer.
+
+    With :math:`\bar A = \mathrm{mean}_h (\nabla A \odot A)^+` and R the identity at first:
+
+    - self-attention: :math:`R^{ss} \leftarrow R^{ss} + \bar A R^{ss}` and
+      :math:`R^{sq} \leftarrow R^{sq} + \bar A R^{sq}` (eq. 6 and 7);
+    - attention of s to q (encoder-decoder, co-attention):
+      :math:`R^{sq} \leftarrow R^{sq} + (\bar R^{ss})^T \bar A \bar R^{qq}` and
+      :math:`R^{ss} \leftarrow R^{ss} + \bar A R^{qs}` (eq. 10 and 11), where
+      :math:`\bar R = \hat R / \mathrm{rowsum}(\hat R) + I` and :math:`\hat R = R - I` (eq. 8, 9).
+
+    With cross-attention there are two sequences: relevance is given for each input, read at the
+    rows of the sequence that the output comes from.  The sequences are told apart by their lengths
+    or, where these are equal, by ``decoder`` in the names of the modules.
+
+    Source: Chefer et al., "Generic Attention-model Explainability", ICCV 2021.
+    ``variant="ali"``: the form in the published code of Ali et al., ICML 2022: a rollout of
+    :math:`\bar A + I` with rows normalised to one, entry (0, 0) of the product set to 0, and
+    columns summed over all tokens that are no padding; ``query`` plays no part.
+
+    Args:
+        model (nn.Module or callable): See :class:`~captum_lrp_tx.ConservativeGI`.
+        variant (str): ``"chefer"`` or ``"ali"``.
+        start_layer (int): First attention map that counts.
+        query (int or str), patches_only (bool): See :class:`~captum_lrp_tx.AttentionLast`.
+
+    Raises:
+        InputError: not a variant or a query.
+
+    Example::
+
+        >>> relevance = GenericAttention(model).attribute(ids, target=1)
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        variant: GenericVariant = "chefer",
+        start_layer: int = 0,
+        query: Query = "auto",
+        *,
+        patches_only: bool = False,
+    ) -> None:
+        GradientAttribution.__init__(self, model)
+        self._set_query(query, patches_only)
+        _check_choice("variant", variant, GenericVariant)
+        self.variant = variant
+        self.start_layer = start_layer
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Readable name."""
+        return "Generic Attention Explainability"
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+    ) -> TensorOrTuple:
+        r"""
+        Relevance of each token or patch to the explained output.
+
+        Args:
+            inputs (Tensor, tuple of Tensor, or mapping): Token ids, embeddings, pixels, or a
+                tokenizer's ``BatchEncoding``; see :meth:`~captum_lrp_tx.ConservativeGI.attribute`.
+                Several inputs only with cross-attention: one for each sequence.
+            target (int, tuple, Tensor or list): The output to explain, as in Captum.
+            additional_forward_args (any): Passed to the model after the inputs.
+
+        Returns:
+            Tensor or tuple of Tensor: shape ``(batch, tokens)`` for each input, prefix tokens
+            included unless ``patches_only``; padding gets 0. Not negative.
+
+        Raises:
+            UnsupportedModelError: no softmax attention between tokens, attention in windows
+                (Swin) or between channels (XCiT), or sequences that cannot be told apart.
+            TargetError: the target is missing or does not fit.
+            InputError: unsupported inputs, or a query position out of range.
+
+        Example::
+
+            >>> gae = GenericAttention(model, variant="ali")
+            >>> relevance = gae.attribute(tokenizer(text, return_tensors="pt"), target=1)
+        """
+        maps = self._maps(inputs, target, additional_forward_args, gradients=True)
+        if any(m.is_cross for m in maps.maps):
+            if self.variant == "ali":
+                raise UnsupportedModelError(
+                    "variant='ali' is defined on one sequence, but this model has "
+                    "cross-attention; use variant='chefer'."
+                )
+            return self._finished(self._bimodal(maps), maps)
+        patterns = maps.single_sequence("GenericAttention")
+        real = maps.real(0, patterns[0].shape[-1], patterns)
+        layers = [
+            square(m, weighted(m.pattern, _of(m.gradient)), "GenericAttention") for m in maps.maps
+        ]
+        rows = maps.rows(self.query, real, patterns)
+        eye = torch.eye(real.shape[1], dtype=rows.dtype, device=rows.device)
+        if self.variant == "chefer":
+            relevance = rolled_out([a + eye for a in layers], rows, self.start_layer)
+            return self._finished([relevance * real], maps)
+        normalised = residual_half(layers)
+        columns = rolled_out(normalised, real.to(rows.dtype), self.start_layer)
+        first = torch.zeros_like(rows).scatter_(1, real.long().argmax(1, keepdim=True), 1.0)
+        corner = rolled_out(normalised, first, self.start_layer) * first
+        return self._finished([(columns - corner) * real], maps)
+
+    # ---- two sequences -----------------------------------------------------------------------
+    def _bimodal(self, maps: Maps) -> list[Tensor]:
+        found = maps.maps[self.start_layer :]
+        names = _sequence_names(found)
+        sizes: dict[str, int] = {}
+        for m, (query, key) in zip(found, names, strict=True):
+            sizes.setdefault(query, m.pattern.shape[-2])
+            if m.is_cross:
+                sizes.setdefault(key, m.pattern.shape[-1])
+        example = found[0].pattern
+        relevance = {
+            (a, b): torch.eye(n, dtype=example.dtype, device=example.device).repeat(
+                len(example), 1, 1
+            )
+            if a == b
+            else example.new_zeros(len(example), n, sizes[b])
+            for a, n in sizes.items()
+            for b in sizes
+        }
+        position = 0
+        while position < len(found):
+            together = 2 if position + 1 < len(found) and found[position + 1].is_parallel else 1
+            additions: list[tuple[tuple[str, str], Tensor]] = []
+            for i in range(position, position + together):
+                additions += self._additions(found[i], *names[i], relevance)
+            for pair, addition in additions:
+                relevance[pair] = relevance[pair] + addition
+            position += together
+        used = [i for i, m in enumerate(found) if bool(_of(m.gradient).any())]
+        explained = names[used[-1] if used else -1][0]
+        return self._read(maps, found, names, relevance, explained, sizes)
+
+    def _additions(
+        self,
+        found: AttentionMap,
+        query: str,
+        key: str,
+        relevance: dict[tuple[str, str], Tensor],
+    ) -> list[tuple[tuple[str, str], Tensor]]:
+        layer = weighted(found.pattern, _of(found.gradient))
+        if not found.is_cross:
+            layer = square(found, layer, "GenericAttention")
+            return [(pair, layer @ r) for pair, r in relevance.items() if pair[0] == query]
+        through = _normalised(relevance[query, query]).mT @ layer @ _normalised(relevance[key, key])
+        return [((query, key), through), ((query, query), layer @ relevance[key, query])]
+
+    def _read(
+        self,
+        maps: Maps,
+        found: list[AttentionMap],
+        names: list[tuple[str, str]],
+        relevance: dict[tuple[str, str], Tensor],
+        explained: str,
+        sizes: dict[str, int],
+    ) -> list[Tensor]:
+        """Rows of the explained sequence, columns of each input's."""
+
+        def patterns_of(name: str, square_only: bool = False) -> list[Tensor]:
+            pairs = zip(found, names, strict=True)
+            return [
+                m.pattern[..., : sizes[name]]
+                for m, (query, key) in pairs
+                if key == name and (query == name or not square_only)
+            ]
+
+        taken = [_sequence_of(maps, i, sizes) for i in range(len(maps.inputs.leaves))]
+        if explained in taken:
+            leaf = taken.index(explained)
+            real = maps.real(leaf, sizes[explained], patterns_of(explained))
+        else:
+            real = relevance[explained, explained].new_ones(
+                len(found[0].pattern), sizes[explained], dtype=torch.bool
+            )
+        rows = maps.rows(self.query, real, patterns_of(explained, square_only=True))
+        values = []
+        for i, name in enumerate(taken):
+            shown = maps.real(i, sizes[name], patterns_of(name))
+            values.append(torch.einsum("bt,bts->bs", rows, relevance[explained, name]) * shown)
+        return values
+
+
+def _normalised(relevance: Tensor) -> Tensor:
+    """Eq. 8 and 9: what was added to the identity, with rows summing to one, plus the identity."""
+    eye = torch.eye(relevance.shape[-1], dtype=relevance.dtype, device=relevance.device)
+    added = relevance - eye
+    return safe_ratio(added, added.sum(-1, keepdim=True).expand_as(added)) + eye
+
+
+def _sequence_names(found: list[AttentionMap]) -> list[tuple[str, str]]:
+    """Names of the query and key sequence of each map.
+
+    Raises:
+        UnsupportedModelError: sequences of one length and no ``decoder`` in the modules' names.
+    """
+    crossed = [m for m in found if m.is_cross]
+    if all(m.pattern.shape[-1] != m.pattern.shape[-2] for m in crossed):
+        return [
+            (str(m.pattern.shape[-2]), str(m.pattern.shape[-1 if m.is_cross else -2]))
+            for m in found
+        ]
+    if not all("decoder" in m.module for m in crossed):
+        raise UnsupportedModelError(
+            "The two sequences have the same number of tokens and no module of the "
+            f"cross-attention ({crossed[0].module!r}) is part of a 'decoder', so they cannot be "
+            "told apart. Pad one of the inputs to another length."
+        )
+    return [
+        ("decoder", "encoder" if m.is_cross else "decoder")
+        if "decoder" in m.module
+        else ("encoder", "encoder")
+        for m in found
+    ]
+
+
+def _sequence_of(maps: Maps, leaf: int, sizes: dict[str, int]) -> str:
+    """The sequence that an input is."""
+    if "encoder" in sizes:
+        key = maps.inputs.keys[leaf] if maps.inputs.keys else ""
+        return "decoder" if key.startswith("decoder") or (not key and leaf) else "encoder"
+    tokens = maps.tokens_of(leaf)
+    if str(tokens) in sizes:
+        return str(tokens)
+    known = {str(maps.tokens_of(i)) for i in range(len(maps.inputs.leaves)) if i != leaf}
+    left = [name for name in sizes if name not in known]
+    if len(left) > 1:  # a learned query that pools is no input
+        left = [n for n in left if any(str(m.pattern.shape[-1]) == n for m in maps.maps)]
+    if len(left) != 1 or tokens is not None:
+        raise UnsupportedModelError(
+            f"Input number {leaf} ({tokens or 'unknown'} tokens) is none of the sequences of the "
+            f"attention maps (of {sorted(sizes.values())} tokens)."
+        )
+    return left[0]
+
+
+class TransformerAttribution(MapMethod, GradientAttribution):
+    r"""
+    Deep-Taylor relevance of attention maps times their gradients, rolled out over layers.
+
+    .. math:: \bar A_l = I + \mathrm{mean}_h (\nabla A_l \odot R^{A_l})^+, \quad
+              C = \bar A_L \cdots \bar A_1
+
+    where :math:`R^{A_l}` is the relevance of the attention map, started as one at the explained
+    logit: z+ rule without bias on linear layers, norms, activations and softmax handing relevance
+    on place by place, each factor of a matrix product getting half, and residual sums shared by
+    eq. 8 and 9.  The published code takes the sums of those two equations over the whole batch;
+    here each example has its own, so a batch gives what its examples give alone.  Additive
+    constants (masks, position biases, biases of hand-written norms) keep their share.
+
+    The published code has two forms:
+
+    - ``form="bert"``: the rows of :math:`\bar A_l` are normalised to one, and in the result the
+      query's own entry is set to 0;
+    - ``form="vit"``: neither.
+
+    Source: Chefer et al., "Transformer Interpretability Beyond Attention Visualization", CVPR
+    2021, eq. 3 to 14 and published code.
+
+    Args:
+        model (nn.Module or callable): See :class:`~captum_lrp_tx.ConservativeGI`.
+        variant (str): ``"transformer_attribution"``; or a baseline of the paper: ``"rollout"``
+            (attention without gradient or relevance, rows normalised in both forms),
+            ``"last_layer"`` ("partial LRP": positive part of the relevance of the last map),
+            ``"full_lrp"`` (relevance of the embeddings, or of what enters the transformer for
+            images, summed over features), ``"attn_gradcam"`` (last map weighted by its mean
+            gradient, positive part; the mean is over the map in ``"bert"`` and over the query's
+            row without prefix tokens in ``"vit"``; not rescaled to [0, 1]).
+        form (str): ``"bert"`` or ``"vit"``.
+        start_layer (int): First layer of the rollout.
+        query (int or str), patches_only (bool): See :class:`~captum_lrp_tx.AttentionLast`.
+
+    Raises:
+        InputError: not a variant, a form or a query.
+
+    Example::
+
+        >>> method = TransformerAttribution(vit, form="vit", patches_only=True)
+        >>> relevance = method.attribute(pixels, target=3)
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        variant: TransformerVariant = "transformer_attribution",
+        form: Form = "bert",
+        start_layer: int = 0,
+        query: Query = "auto",
+        *,
+        patches_only: bool = False,
+    ) -> None:
+        GradientAttribution.__init__(self, model)
+        self._set_query(query, patches_only)
+        _check_choice("variant", variant, TransformerVariant)
+        _check_choice("form", form, Form)
+        self.variant = variant
+        self.form = form
+        self.start_layer = start_layer
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Readable name."""
+        return "Transformer Attribution"
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+    ) -> TensorOrTuple:
+        r"""
+        Relevance of each token or patch to the explained output.
+
+        Args:
+            inputs (Tensor, tuple of one Tensor, or mapping): Token ids, embeddings, pixels, or a
+                tokenizer's ``BatchEncoding``; see :meth:`~captum_lrp_tx.ConservativeGI.attribute`.
+            target (int, tuple, Tensor or list): The output to explain, as in Captum.
+            additional_forward_args (any): Passed to the model after the inputs.
+
+        Returns:
+            Tensor: shape ``(batch, tokens)``, prefix tokens included unless ``patches_only``;
+            padding gets 0. A tuple of one if ``inputs`` is a tuple.
+
+        Raises:
+            UnsupportedModelError: no softmax attention between tokens, attention in windows
+                (Swin) or between channels (XCiT), cross-attention.
+            TargetError: the target is missing or does not fit.
+            InputError: unsupported inputs, or a query position out of range.
+
+        Example::
+
+            >>> TransformerAttribution(model).attribute(ids, target=1)
+        """
+        relevance = self._deep_taylor(inputs, target, additional_forward_args)
+        gradient = self._gradient(inputs, target, additional_forward_args)
+        maps = relevance or gradient
+        assert maps is not None
+        patterns = maps.single_sequence("TransformerAttribution")
+        real = maps.real(0, patterns[0].shape[-1], patterns)
+        rows = maps.rows(self.query, real, patterns)
+        if self.variant == "full_lrp":
+            result = _entering(maps)
+        elif self.variant == "last_layer":
+            last = maps.maps[-1]
+            positive = square(last, _of(last.relevance), "TransformerAttribution").clamp(min=0)
+            result = torch.einsum("bt,bts->bs", rows, positive.mean(1))
+        elif self.variant == "attn_gradcam":
+            result = self._gradcam(maps, rows, real)
+        else:
+            result = self._rollout(relevance, gradient, patterns, rows)
+        if self.form == "bert":
+            result = result.masked_fill(rows == 1, 0.0)
+        return self._finished([result * real], maps)
+
+    def _deep_taylor(self, inputs: Any, target: Any, additional: Any) -> Maps | None:
+        if self.variant in ("rollout", "attn_gradcam"):
+            return None
+        original = Inputs(inputs).leaves[0].original
+        batch = original.shape[0] if original.dim() > 1 else 1
+        base = deep_taylor(batch, _is_sequence_first(self.forward_func))
+        return self._maps(inputs, target, additional, base=base, relevance=True, unit=True)
+
+    def _gradient(self, inputs: Any, target: Any, additional: Any) -> Maps | None:
+        if self.variant in ("full_lrp", "last_layer"):
+            return None
+        wanted = self.variant != "rollout"
+        return self._maps(inputs, target, additional, gradients=wanted)
+
+    def _rollout(
+        self, relevance: Maps | None, gradient: Maps | None, patterns: list[Tensor], rows: Tensor
+    ) -> Tensor:
+        if relevance is None or gradient is None:
+            return rolled_out(residual_half([p.mean(1) for p in patterns]), rows, self.start_layer)
+        layers = [
+            square(m, weighted(_of(m.relevance), _of(g.gradient)), "TransformerAttribution")
+            for m, g in zip(relevance.maps, gradient.maps, strict=True)
+        ]
+        if self.form == "bert":
+            return rolled_out(residual_half(layers), rows, self.start_layer)
+        eye = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+        return rolled_out([a + eye for a in layers], rows, self.start_layer)
+
+    def _gradcam(self, maps: Maps, rows: Tensor, real: Tensor) -> Tensor:
+        last = maps.maps[-1]
+        pattern = square(last, last.pattern, "TransformerAttribution")
+        gradient = square(last, _of(last.gradient), "TransformerAttribution")
+        shown = real.to(pattern.dtype)
+        if self.form == "bert":
+            weight = torch.einsum("bhts,bt,bs->bh", gradient, shown, shown)
+            weight = weight / shown.sum(1, keepdim=True) ** 2
+        else:
+            patches = shown.clone()
+            patches[:, : prefix_tokens(maps.modules)] = 0
+            weight = torch.einsum("bhts,bt,bs->bh", gradient, rows, patches)
+            weight = weight / patches.sum(1, keepdim=True).clamp(min=1)
+        cam = torch.einsum("bh,bhts->bts", weight, pattern) / pattern.shape[1]
+        return torch.einsum("bt,bts->bs", rows, cam.clamp(min=0))
+
+
+def _entering(maps: Maps) -> Tensor:
+    """Relevance of what enters the transformer, summed over features."""
+    if not maps.is_image():
+        relevance = maps.result.propagated.relevances[0]
+        original = maps.inputs.leaves[0].original
+        if not original.is_floating_point():
+            return relevance.reshape(-1, relevance.shape[-1])
+        if relevance.dim() == 3:
+            return relevance.sum(-1)
+    if maps.result.stream is None or maps.result.stream_gradient is None:
+        raise UnsupportedModelError(
+            "variant='full_lrp' reads the hidden states that enter the transformer's modules, but "
+            "no module takes a tensor (batch, tokens, features)."
+        )
+    return (maps.result.stream * maps.result.stream_gradient).sum(-1)
+
+
+def _is_sequence_first(forward: Any) -> bool:
+    return any(
+        isinstance(m, nn.MultiheadAttention) and not m.batch_first for _, m in find_modules(forward)
+    )
+
+
+def _of(values: Tensor | None) -> Tensor:
+    assert values is not None
+    return values
+
+
+def _check_choice(name: str, value: Any, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise InputError(f"{name} must be one of {get_args(choices)}, not {value!r}.")

@@ -1,0 +1,338 @@
+"""The command ``compare``: one prediction, or many, as several methods explain them."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from captum_lrp_tx.cli.files import check_writable, write_atomically
+from captum_lrp_tx.cli.models import find, kind_of, labels_of, load_model, transformers
+from captum_lrp_tx.cli.options import add_subject, text_of
+from captum_lrp_tx.cli.status import note
+from captum_lrp_tx.cli.subject import (
+    Subject,
+    _check_length,
+    _run,
+    _scheme,
+    _subject,
+    _token_index,
+    _TokenNames,
+    class_index,
+    load_subject,
+)
+from captum_lrp_tx.compare.comparison import Comparison
+from captum_lrp_tx.compare.registry import METHODS, find_method
+from captum_lrp_tx.compare.run import compare
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.visualization import summary, supports_colour
+from captum_lrp_tx.visualization.comparison import TextComparison, numbers_table
+from captum_lrp_tx.visualization.comparison_page import comparison_html
+from captum_lrp_tx.visualization.figures import require_matplotlib
+from captum_lrp_tx.visualization.wording import Scheme, printable
+
+DESCRIPTION = "Explain a prediction by several methods, one below the other."
+EXAMPLES = f"""methods: {", ".join(method.name for method in METHODS)}
+
+examples:
+  python -m captum_lrp_tx compare "has a lot of the virtues of eastwood at his best."
+  python -m captum_lrp_tx compare "a slow film" --methods rollout,gi,lrp --png film.png
+  python -m captum_lrp_tx compare --file reviews.tsv --limit 20 --html reviews.html
+  python -m captum_lrp_tx compare --image four.png --png methods.png"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
+    add_subject(parser)
+    parser.add_argument(
+        "--methods", type=_methods, default=[method.name for method in METHODS], metavar="A,B,C",
+        help="names of methods, separated by commas (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--file", type=Path, metavar="FILE",
+        help="explain many texts instead: one in each line, or a table separated by tabs with a "
+        'column "sentence"',
+    )  # fmt: skip
+    parser.add_argument(
+        "--limit", type=_count, metavar="N", help="how many texts of the file (default: 20)"
+    )
+    parser.add_argument(
+        "--common-scale", action="store_true",
+        help="one colour scale for all methods instead of one for each",
+    )  # fmt: skip
+    parser.add_argument("--pieces", action="store_true", help="do not join word-pieces to words")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="write a figure")
+    parser.add_argument(
+        "--no-color", "--no-colour", action="store_true", help="plain text, also on a terminal"
+    )
+
+
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Compares methods on what the arguments name.
+
+    Args:
+        parser (ArgumentParser): For error messages.
+        arguments (Namespace): What it parsed.
+
+    Returns:
+        int: Exit status.
+    """
+    if arguments.file is not None:
+        if arguments.text or arguments.image is not None:
+            parser.error("give one of TEXT, --image and --file")
+        if arguments.png is not None:
+            parser.error("--png is for a single text or image; use --html with --file")
+        text = None
+    else:
+        if arguments.limit is not None:
+            parser.error("--limit is for --file")
+        text = text_of(parser, arguments)
+    for path in (arguments.html, arguments.png):
+        if path is not None:
+            check_writable(path)
+    if arguments.png is not None or (arguments.image is not None and arguments.html is not None):
+        require_matplotlib()
+    if arguments.file is not None:
+        _many(arguments)
+    elif text is None:
+        _image(arguments)
+    else:
+        _text(text, arguments)
+    return 0
+
+
+class TextModel:
+    """A model of texts with its tokenizer, loaded once for many texts.
+
+    Args:
+        name (str, optional): Folder or name on the Hub; the shipped sentiment model unless given.
+
+    Raises:
+        InputError: If it cannot be loaded.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        source = find(name, "sentiment")
+        self.kind, self._config = kind_of(source, ("text", "next token"))
+        self.tokenizer: Any = source.load("tokenizer", transformers().AutoTokenizer.from_pretrained)
+        self.scheme = _scheme(self.tokenizer)
+        self._model = load_model(source, self.kind)
+
+    def subject(self, text: str, target: str | None) -> Subject:
+        """A text, the model's prediction for it, and the output that was asked for.
+
+        Args:
+            text (str): The text.
+            target (str, optional): Class or token to explain.
+
+        Raises:
+            InputError: If the text is too long.
+            TargetError: If there is no such class or token.
+        """
+        inputs = self.tokenizer(text, return_tensors="pt")
+        ids = inputs["input_ids"][0].tolist()
+        _check_length(len(ids), self.tokenizer, self._config)
+        logits = _run(self._model, inputs)
+        names: Any
+        if self.kind == "next token":
+            logits, names = logits[-1], _TokenNames(self.tokenizer)
+            index = None if target is None else _token_index(target, self.tokenizer, logits)
+        else:
+            names = labels_of(self._config, logits.numel())
+            index = None if target is None else class_index(target, names)
+        special_ids = {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}
+        return _subject(
+            self.kind, self._model, inputs, logits, names, index,
+            position=(len(ids) - 1,) if self.kind == "next token" else (),
+            tokens=tuple(self.tokenizer.convert_ids_to_tokens(ids)),
+            special=tuple(i in special_ids for i in ids), scheme=self.scheme,
+        )  # fmt: skip
+
+    def baseline(self) -> tuple[int | None, str]:
+        """The token that stands for nothing: mask, unknown or padding, and its name."""
+        for kind in ("mask", "unk", "pad", "eos"):
+            index = getattr(self.tokenizer, f"{kind}_token_id", None)
+            if index is not None:
+                return int(index), str(getattr(self.tokenizer, f"{kind}_token"))
+        return None, ""
+
+
+def _text(text: str, arguments: argparse.Namespace) -> None:
+    model = TextModel(arguments.model)
+    subject = model.subject(text, arguments.target)
+    comparison = _compared(model, subject, arguments, show_progress=True)
+    facts = _facts(subject)
+    _print_one(comparison, facts, subject.scheme, arguments)
+    options = {"scheme": subject.scheme, "merge": not arguments.pieces}
+    _write_files(comparison, subject, facts, options, arguments)
+
+
+def _image(arguments: argparse.Namespace) -> None:
+    subject = load_subject(None, arguments)
+    comparison = compare(
+        subject.model, subject.inputs, subject.target, methods=arguments.methods,
+        show_progress=True,
+    )  # fmt: skip
+    facts = _facts(subject)
+    _print_one(comparison, facts, subject.scheme, arguments)
+    _write_files(comparison, subject, facts, {}, arguments)
+
+
+def _write_files(
+    comparison: Comparison,
+    subject: Subject,
+    facts: list[tuple[str, str]],
+    options: dict[str, Any],
+    arguments: argparse.Namespace,
+) -> None:
+    options = {
+        "title": f"Relevance for {subject.explained}", "common_scale": arguments.common_scale,
+        "facts": facts, **options,
+    }  # fmt: skip
+    if arguments.html is not None:
+        _write(arguments.html, comparison.html(**options).encode("utf-8", "replace"))
+    if arguments.png is not None:
+        drawn = io.BytesIO()
+        comparison.png(drawn, **options)
+        _write(arguments.png, drawn.getvalue())
+
+
+def _many(arguments: argparse.Namespace) -> None:
+    texts, left = read_texts(arguments.file, arguments.limit or 20)
+    if left and arguments.limit is None:
+        note(f"the first {len(texts)} texts of {len(texts) + left}; --limit N takes more")
+    model = TextModel(arguments.model)
+    drawings: list[TextComparison] = []
+    bar = tqdm(
+        texts, desc="comparing", unit="text", delay=1, leave=False,
+        disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    for number, text in bar:
+        try:
+            subject = model.subject(text, arguments.target)
+        except InputError as error:
+            with tqdm.external_write_mode(file=sys.stderr):
+                note(f"line {number} is left out: {error}")
+            continue
+        comparison = _compared(model, subject, arguments, show_progress=False)
+        with tqdm.external_write_mode(file=sys.stdout):
+            print(f"{chr(10) if drawings else ''}{len(drawings) + 1}. {printable(text)}")
+            _print_one(comparison, _facts(subject), subject.scheme, arguments)
+            sys.stdout.flush()
+        drawings.append(
+            comparison.drawing(
+                title=f"{len(drawings) + 1}. {text}", facts=_facts(subject), scheme=subject.scheme,
+                common_scale=arguments.common_scale,
+            )
+        )  # fmt: skip
+    if not drawings:
+        raise InputError(f"{arguments.file} has no text that the model can take")
+    if arguments.html is not None:
+        page = comparison_html(
+            drawings,
+            title="Comparison of methods",
+            facts=[("file", arguments.file.name), ("texts", str(len(drawings)))],
+            merge=not arguments.pieces,
+        )
+        _write(arguments.html, page.encode("utf-8", "replace"))
+
+
+def _compared(
+    model: TextModel, subject: Subject, arguments: argparse.Namespace, show_progress: bool
+) -> Comparison:
+    index, name = model.baseline()
+    comparison = compare(
+        subject.model, subject.inputs, subject.target, methods=arguments.methods,
+        tokens=subject.tokens, special=subject.special, baseline=index,
+        show_progress=show_progress,
+    )  # fmt: skip
+    if not name:
+        return comparison
+    return replace(comparison, baseline=comparison.baseline.replace(f"token {index}", name))
+
+
+def _facts(subject: Subject) -> list[tuple[str, str]]:
+    told = summary(
+        0.0, prediction=subject.prediction, probability=subject.probability,
+        target=subject.explained, score=subject.score,
+    )  # fmt: skip
+    return told[:-1]  # without the sum
+
+
+def _print_one(
+    comparison: Comparison,
+    facts: Sequence[tuple[str, str]],
+    scheme: Scheme,
+    arguments: argparse.Namespace,
+) -> None:
+    for name, text in facts:
+        print(f"{name:<12}{text}")
+    if comparison.baseline:
+        print(f"{'baseline':<12}{printable(comparison.baseline)}")
+    shown = comparison.terminal(
+        colour=not arguments.no_color and supports_colour(), merge=not arguments.pieces,
+        scheme=scheme, common_scale=arguments.common_scale,
+    )  # fmt: skip
+    print(f"\n{shown}\n")
+    print(numbers_table([strip for strip in comparison.strips() if strip.relevance is not None]))
+
+
+def read_texts(file: Path, limit: int) -> tuple[list[tuple[int, str]], int]:
+    """Texts of a file with the numbers of their lines, and how many more there are.
+
+    Args:
+        file (Path): One text in each line, or a table separated by tabs whose first line names a
+            column ``sentence``. Empty lines are left out.
+        limit (int): How many at most.
+
+    Raises:
+        InputError: If the file cannot be read or holds no text.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise InputError(f"cannot read {file}: {reason}") from error
+    head = [name.strip().casefold() for name in lines[0].split("\t")]
+    column = head.index("sentence") if "sentence" in head else None
+    if column is None and len(head) > 1:
+        raise InputError(f'{file} is a table without a column "sentence"')
+    found = []
+    for number, line in enumerate(lines, 1):
+        if column is not None:
+            fields = line.split("\t")
+            line = fields[column] if number > 1 and len(fields) > column else ""
+        if line.strip():
+            found.append((number, line.strip()))
+    if not found:
+        raise InputError(f"{file} holds no text")
+    return found[:limit], max(len(found) - limit, 0)
+
+
+def _methods(text: str) -> list[str]:
+    try:
+        return [find_method(name).name for name in text.split(",") if name.strip()] or _none()
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _none() -> list[str]:
+    raise argparse.ArgumentTypeError("names no method")
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_atomically(path, content)
+    note(f"wrote {path}")

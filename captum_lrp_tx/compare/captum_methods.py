@@ -1,0 +1,435 @@
+"""Integrated Gradients, GradientShap and Saliency of Captum on token ids.
+
+Captum's gradient methods need float inputs.  Here the rows that the token ids are looked up in are
+the inputs: a function mode puts interpolated ones in their place while the model runs, so that any
+model is explained as it is, and masks and positions stay those of the text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Union
+
+import torch
+from captum._utils.common import _format_additional_forward_args
+from captum.attr import GradientShap, IntegratedGradients, Saliency
+from captum.attr._utils.attribution import GradientAttribution
+from captum.log import log_usage
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from captum_lrp_tx.attr.base import AttributionInputs, TargetType, select_target
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.propagation.engine import output_tensor
+from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.modules import find_modules
+
+Baseline = Union[int, float, Tensor, None]
+_LOOKUPS = {"embedding", "__getitem__", "index_select"}
+
+
+class _Lookups(TorchFunctionMode):
+    """Sees the rows that token ids are looked up in, and can put others in their place."""
+
+    def __init__(self, ids: Tensor, baseline: Tensor | None, rows: tuple[Tensor, ...] = ()) -> None:
+        super().__init__()
+        self._ids = ids
+        self._baseline = baseline
+        self._replacements = iter(rows)
+        self.rows: list[Tensor] = []
+        self.baseline_rows: list[Tensor] = []
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") not in _LOOKUPS:
+            return func(*args, **kwargs)
+        found = [a for a in (*_flat(args), *kwargs.values()) if self._is_ids(a)]
+        result = func(*args, **kwargs)
+        if len(found) != 1 or not isinstance(result, Tensor) or not result.is_floating_point():
+            return result
+        indices = found[0]
+        if result.shape[:-1] != indices.shape:
+            return result
+        if self._baseline is None:
+            replacement = next(self._replacements, None)
+            return result if replacement is None else replacement.reshape(result.shape)
+        other = self._baseline.reshape(indices.shape).to(indices)
+        shape = (*self._ids.shape, result.shape[-1])
+        self.rows.append(result.detach().reshape(shape))
+        swapped = (
+            _replaced(args, indices, other),
+            {key: other if value is indices else value for key, value in kwargs.items()},
+        )
+        self.baseline_rows.append(func(*swapped[0], **swapped[1]).detach().reshape(shape))
+        return result
+
+    def _is_ids(self, value: Any) -> bool:
+        return (
+            isinstance(value, Tensor)
+            and not value.is_floating_point()
+            and value.dtype != torch.bool
+            and value.numel() == self._ids.numel()
+            and value.device == self._ids.device
+            and torch.equal(value.reshape(-1).long(), self._ids.reshape(-1).long())
+        )
+
+
+@dataclass
+class _Prepared:
+    """What Captum's class is called with."""
+
+    forward: Callable[..., Tensor]
+    values: tuple[Tensor, ...]
+    baselines: tuple[Tensor, ...]
+    extra: tuple[Any, ...] | None
+    is_ids: bool
+
+    def portion(self) -> int:
+        """How many rows go through the model at once: 4,096 tokens, or 10 float inputs."""
+        return max(4096 // self.values[0].shape[1], 1) if self.is_ids else 10
+
+    def formatted(self, attributions: tuple[Tensor, ...]) -> Tensor:
+        """Summed over the embedding dimension for token ids."""
+        if not self.is_ids:
+            return attributions[0]
+        return torch.stack([part.sum(-1) for part in attributions]).sum(0)
+
+
+class _OnTokens(GradientAttribution):
+    """What the three classes share: from token ids to the rows that they are looked up in."""
+
+    def __init__(self, model: Callable[..., Any], *, baseline: Baseline = None) -> None:
+        GradientAttribution.__init__(self, model)
+        self._baseline = baseline
+
+    def _prepare(self, inputs: AttributionInputs, additional_forward_args: Any) -> _Prepared:
+        prepared = Inputs(inputs)
+        if len(prepared.leaves) != 1:
+            raise InputError(
+                f"{type(self).__name__} takes one input, not {len(prepared.leaves)}; pass the "
+                "others in additional_forward_args."
+            )
+        given = prepared.leaves[0].original
+        args = _format_additional_forward_args(additional_forward_args) or ()
+        key = prepared.keys[0] if prepared.keys else None
+        others = prepared.call_arguments()[1]
+        names = [name for name in others if name != key]
+        extra = (*args, *(others[name] for name in names))
+        model = self.forward_func
+
+        def call(value: Tensor, *more: Any) -> Tensor:
+            positional, named = more[: len(args)], dict(zip(names, more[len(args) :], strict=True))
+            if key is None:
+                return output_tensor(model(value, *positional, **named))
+            return output_tensor(model(*positional, **{key: value}, **named))
+
+        if given.is_floating_point():
+            base = torch.zeros_like(given)
+            if self._baseline is not None:
+                base = base + torch.as_tensor(self._baseline).to(given)
+            return _Prepared(call, (given.detach(),), (base,), extra or None, False)
+        lookups = _Lookups(given, self._baseline_ids(given))
+        with torch.no_grad(), lookups:
+            call(given, *extra)
+        if not lookups.rows:
+            raise InputError(
+                f"The model did not look up the token ids (shape {tuple(given.shape)}) in an "
+                "embedding; pass the embedded tokens as a float input instead."
+            )
+        count = len(lookups.rows)
+
+        def forward(*values: Any) -> Tensor:
+            rows, ids, more = values[:count], values[count], values[count + 1 :]
+            with _Lookups(ids, None, rows):
+                return call(ids, *more)
+
+        rows, baselines = tuple(lookups.rows), tuple(lookups.baseline_rows)
+        return _Prepared(forward, rows, baselines, (given, *extra), True)
+
+    def _baseline_ids(self, ids: Tensor) -> Tensor:
+        baseline = self._baseline
+        if baseline is None:
+            baseline = padding_id(self.forward_func)
+        replaced = torch.as_tensor(baseline, device=ids.device)
+        if replaced.is_floating_point() or replaced.dtype == torch.bool:
+            raise InputError("the baseline of token ids must be a token id or a tensor of them")
+        try:
+            return replaced.to(ids.dtype).expand_as(ids).contiguous()
+        except RuntimeError as error:
+            raise InputError(
+                f"the baseline has the shape {tuple(replaced.shape)}, the token ids "
+                f"{tuple(ids.shape)}"
+            ) from error
+
+    def _delta(self, used: _Prepared, attributions: tuple[Tensor, ...], target: Any) -> Tensor:
+        """Difference of the outputs minus the sum of relevance, for each example."""
+        total = torch.stack([part.flatten(1).sum(1) for part in attributions]).sum(0)
+        with torch.no_grad():
+            extra = used.extra or ()
+            start = select_target(used.forward(*used.baselines, *extra), target)
+            end = select_target(used.forward(*used.values, *extra), target)
+        return end.flatten() - start.flatten() - total
+
+
+class TokenIntegratedGradients(_OnTokens):
+    r"""
+    Captum's ``IntegratedGradients`` on token ids, from a baseline of other tokens.
+
+    The path is straight in the space of the token embeddings, as in ``LayerIntegratedGradients``
+    at the embedding layer; positions, segments and masks stay as they are. Float inputs go to
+    ``IntegratedGradients`` unchanged.
+
+    Source: Sundararajan, Taly and Yan, "Axiomatic Attribution for Deep Networks", ICML 2017.
+
+    Args:
+        model (nn.Module or callable): Anything that returns a tensor, or something with
+            ``.logits``.
+        baseline (int, float or Tensor, optional): For token ids a token id, or a tensor of ids in
+            the shape of the inputs; the padding token of ``model.config`` or 0 unless given. For
+            float inputs a number or a tensor; 0 unless given.
+        n_steps (int): Steps along the path.
+        internal_batch_size (int, optional): How many steps go through the model at once; so many
+            that there are at most 4,096 tokens, or 10 for float inputs, unless given.
+
+    Example::
+
+        >>> from captum_lrp_tx.compare import TokenIntegratedGradients
+        >>> explainer = TokenIntegratedGradients(model, baseline=tokenizer.mask_token_id)
+        >>> relevance = explainer.attribute(inputs, target=1)  # (batch, tokens)
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        baseline: Baseline = None,
+        n_steps: int = 50,
+        internal_batch_size: int | None = None,
+    ) -> None:
+        _OnTokens.__init__(self, model, baseline=baseline)
+        self._n_steps = n_steps
+        self._internal_batch_size = internal_batch_size
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """True: relevance is the mean gradient times the way from the baseline."""
+        return True
+
+    def has_convergence_delta(self) -> bool:
+        """True: :meth:`attribute` can return the convergence delta."""
+        return True
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        return_convergence_delta: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        r"""
+        Relevance of each token, summed over the embedding dimension.
+
+        Args:
+            inputs, target, additional_forward_args: As for ``ConservativeGI.attribute``.
+            return_convergence_delta (bool): Also return output minus output of the baseline minus
+                sum of relevance. (Captum's delta has the opposite sign.)
+
+        Returns:
+            Tensor, or 2-element tuple of **attributions**, **delta**:
+            - **attributions**: ``(batch, tokens)``, or the shape of float inputs.
+            - **delta** (Tensor, shape ``(batch,)``).
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            used = self._prepare(inputs, additional_forward_args)
+            examples = used.values[0].shape[0]
+            size = self._internal_batch_size or used.portion()
+            method: Any = IntegratedGradients(used.forward)
+            attributions: tuple[Tensor, ...] = method.attribute(
+                used.values, baselines=used.baselines, target=target,
+                additional_forward_args=used.extra, n_steps=self._n_steps,
+                internal_batch_size=max(size, examples),
+            )  # fmt: skip
+            relevance = used.formatted(attributions).detach()
+            if not return_convergence_delta:
+                return relevance
+            return relevance, self._delta(used, attributions, target).detach()
+
+
+class TokenGradientShap(_OnTokens):
+    r"""
+    Captum's ``GradientShap`` on token ids: gradients at random points between baseline and text.
+
+    Source: Lundberg and Lee, "A Unified Approach to Interpreting Model Predictions", NeurIPS 2017.
+
+    Args:
+        model (nn.Module or callable): See :class:`TokenIntegratedGradients`.
+        baseline (int, float or Tensor, optional): See :class:`TokenIntegratedGradients`.
+        seed (int): Of the random points. The random states of torch and NumPy are left as they
+            were.
+        n_samples (int): How many points; relevance scatters a good deal with few. They go through
+            the model in portions like the steps of :class:`TokenIntegratedGradients`.
+        stdevs (float): Standard deviation of Gaussian noise on the inputs; none by default, as in
+            Captum.
+
+    Example::
+
+        >>> explainer = TokenGradientShap(model, baseline=tokenizer.mask_token_id, seed=1)
+        >>> relevance = explainer.attribute(inputs, target=1)
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        baseline: Baseline = None,
+        seed: int = 0,
+        n_samples: int = 50,
+        stdevs: float = 0.0,
+    ) -> None:
+        _OnTokens.__init__(self, model, baseline=baseline)
+        self._seed = seed
+        self._n_samples = n_samples
+        self._stdevs = stdevs
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """True: relevance is the mean gradient times the way from the baseline."""
+        return True
+
+    def has_convergence_delta(self) -> bool:
+        """True: :meth:`attribute` can return the convergence delta."""
+        return True
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        return_convergence_delta: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        r"""
+        Relevance of each token, summed over the embedding dimension.
+
+        Args, returns: See :meth:`TokenIntegratedGradients.attribute`. The delta is that of one
+        example, not Captum's of each sample.
+        """
+        with torch.inference_mode(False), torch.enable_grad(), _seeded(self._seed):
+            used = self._prepare(inputs, additional_forward_args)
+            method: Any = GradientShap(used.forward)
+            sums = [torch.zeros_like(value) for value in used.values]
+            portion = max(used.portion() // used.values[0].shape[0], 1)
+            for start in range(0, self._n_samples, portion):
+                count = min(portion, self._n_samples - start)
+                means = method.attribute(
+                    used.values, used.baselines, n_samples=count, stdevs=self._stdevs,
+                    target=target, additional_forward_args=used.extra,
+                )  # fmt: skip
+                sums = [a + mean.detach() * count for a, mean in zip(sums, means, strict=True)]
+            attributions = tuple(a / self._n_samples for a in sums)
+            relevance = used.formatted(attributions).detach()
+            if not return_convergence_delta:
+                return relevance
+            return relevance, self._delta(used, attributions, target).detach()
+
+
+class TokenSaliency(_OnTokens):
+    r"""
+    Captum's ``Saliency`` on token ids: length (L2 norm) of the gradient at each token's embedding.
+
+    Float inputs go to ``Saliency`` unchanged: absolute gradients.
+
+    Source: Simonyan, Vedaldi and Zisserman, "Deep Inside Convolutional Networks", ICLR workshop
+    2014; for words Li et al., "Visualizing and Understanding Neural Models in NLP", NAACL 2016.
+
+    Args:
+        model (nn.Module or callable): See :class:`TokenIntegratedGradients`.
+
+    Example::
+
+        >>> relevance = TokenSaliency(model).attribute(inputs, target=1)  # not negative
+    """
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        _OnTokens.__init__(self, model)
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor:
+        r"""
+        Length of the gradient at each token.
+
+        Args:
+            inputs, target, additional_forward_args: As for ``ConservativeGI.attribute``.
+
+        Returns:
+            Tensor: ``(batch, tokens)``, or the shape of float inputs.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            used = self._prepare(inputs, additional_forward_args)
+            values = tuple(value.requires_grad_() for value in map(torch.clone, used.values))
+            gradients: tuple[Tensor, ...] = Saliency(used.forward).attribute(
+                values, target=target, additional_forward_args=used.extra
+            )
+            if not used.is_ids:
+                return gradients[0].detach()
+            lengths: Tensor = torch.linalg.vector_norm(torch.cat(list(gradients), -1), dim=-1)
+            return lengths.detach()
+
+
+def padding_id(model: Any) -> int:
+    """The padding token of a model's configuration, or 0.
+
+    Args:
+        model (nn.Module or callable): With ``.config``, or a function that runs such a module.
+    """
+    modules = [module for _, module in find_modules(model)]
+    for module in (model, *modules):
+        found = getattr(getattr(module, "config", None), "pad_token_id", None)
+        if isinstance(found, int) and found >= 0:
+            return found
+    return 0
+
+
+def _flat(args: tuple[Any, ...]) -> Iterator[Any]:
+    for item in args:
+        if isinstance(item, tuple):
+            yield from item
+        else:
+            yield item
+
+
+def _replaced(args: tuple[Any, ...], old: Tensor, new: Tensor) -> tuple[Any, ...]:
+    return tuple(
+        _replaced(item, old, new) if isinstance(item, tuple) else new if item is old else item
+        for item in args
+    )
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers of torch and NumPy from a seed, with both states restored."""
+    import numpy as np
+
+    devices = list(range(torch.cuda.device_count()))
+    state: Any = np.random.get_state()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)

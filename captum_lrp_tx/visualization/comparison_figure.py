@@ -1,0 +1,323 @@
+"""Comparisons of methods as figures, with matplotlib but without pyplot."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from captum_lrp_tx.visualization.arrays import map_of, pixels_of, scale_of
+from captum_lrp_tx.visualization.colours import BLUE, RED, RGB, hexadecimal
+from captum_lrp_tx.visualization.comparison import (
+    PURPLE,
+    Strip,
+    TextComparison,
+    scales_of,
+    shade,
+)
+from captum_lrp_tx.visualization.figures import (
+    _families,
+    _new_figure,
+    _notes,
+    _quiet_about_glyphs,
+    require_matplotlib,
+)
+from captum_lrp_tx.visualization.layout import wrapped
+from captum_lrp_tx.visualization.wording import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_GREY = "#5f5f5f"
+_SIGNED: tuple[RGB, ...] = (*BLUE[::-1], *RED[1:])
+
+
+def comparison_figure(
+    comparison: TextComparison, *, width: float = 6.5, merge: bool = True
+) -> Figure:
+    """The text once for each method, with the method's name in front.
+
+    Args:
+        comparison (TextComparison): What to show.
+        width (float): In inches; long texts are wrapped and make the figure higher.
+        merge (bool): Join word-pieces.
+
+    Returns:
+        matplotlib.figure.Figure: For ``savefig`` (PDF and SVG too); not known to pyplot.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+
+    Example::
+
+        >>> strips = [Strip("GI", [1.0, -0.5]), Strip("LRP", [1.2, 0.1])]
+        >>> drawing = comparison_figure(TextComparison(["good", "film"], strips))
+        >>> drawing.savefig("methods.pdf")  # doctest: +SKIP
+    """
+    size, small, pad, gap = 9.0, 7.5, 2.0, 2.4  # in points, as all lengths below
+    step, margin = size * 1.78, 7.0
+    total = width * 72
+    lines = comparison.lines(merge)
+    every = "".join(piece.text for piece in comparison.words(merge)) + comparison.title
+    every += "".join(strip.name + strip.reason for strip in comparison.strips)
+    family = _families(every)
+    measure = _Ruler(family, size)
+    names = [printable(strip.name) for strip in comparison.strips]
+    left = margin + max(map(measure, names), default=0.0) * 1.06 + 8
+    room = total - left - margin
+    drawn = [list(wrapped(p, room, lambda t: measure(t) + 2 * pad, gap)) for _, p, _ in lines]
+    # lines of one method closer together than methods
+    between = 7.0 if max(map(len, drawn), default=0) > 1 else 2.2
+    heights = [max(1, len(rows)) * step + between for rows in drawn]
+    facts = [(printable(name), printable(text)) for name, text in comparison.facts]
+    notes = _notes(facts, lambda text: measure(text) * small / size, total - 2 * margin)
+    title = textwrap.shorten(printable(comparison.title), 400)
+    head = size * 2.0 if title else 0.0
+    height = 2 * margin + head + len(notes) * small * 1.5 + 5 + sum(heights) + 18
+    drawing = _new_figure(width, height / 72)
+    axes = drawing.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, total)
+    axes.set_ylim(-height, 0)
+    axes.axis("off")
+
+    def write(x: float, y: float, text: str, **style: Any) -> None:
+        axes.text(x, y, text, parse_math=False, va="baseline", fontfamily=family, **style)
+
+    y = -margin
+    if title:
+        write(margin, y - size, title, fontsize=size + 1.0, fontweight="bold")
+        y -= head
+    for note in notes:
+        write(margin, y - small, note, fontsize=small, color=_GREY)
+        y -= small * 1.5
+    y -= 5
+    boxes = require_matplotlib("patches").FancyBboxPatch
+    for (strip, _, scale), name, rows, used in zip(lines, names, drawn, heights, strict=True):
+        base = y - step + 5.4
+        write(left - 8, base, name, fontsize=size, ha="right", color="#1a1a1a")
+        if not strip.is_drawn:
+            reason = _cut(strip.reason, room, measure, 7.5 / size)
+            write(left + pad, base, reason, fontsize=7.5, color="#8a8a8a", style="italic")
+        top = y
+        for row in rows:
+            x = left
+            for place, (text, piece, space) in enumerate(row):
+                x += gap if space and place else 0.0
+                background, ink = shade(piece.relevance, scale, strip.signed, piece.special)
+                wide = measure(text) + 2 * pad
+                axes.add_patch(
+                    boxes(
+                        (x, top - step + 2.0), wide, step - 2.6,
+                        boxstyle="round,pad=0,rounding_size=1.6", mutation_aspect=1, linewidth=0,
+                        facecolor=hexadecimal(background),
+                    )
+                )  # fmt: skip
+                write(x + pad, top - step + 5.4, text, fontsize=size, color=hexadecimal(ink))
+                x += wide
+            top -= step
+        y -= used
+    kinds = {strip.signed for strip, pieces, _ in lines if pieces}
+    own = "one scale for all methods" if comparison.common_scale else "each line on its own scale"
+    _legend(axes, left, -height + margin + 1, kinds, own, _Ruler(family, 7.0))
+    axes.set_xlim(0, total)  # imshow has narrowed the view to the colour bars
+    axes.set_ylim(-height, 0)
+    return drawing
+
+
+def comparison_png(
+    comparison: TextComparison,
+    path: Any,
+    *,
+    width: float = 6.5,
+    dpi: int = 200,
+    merge: bool = True,
+) -> None:
+    """Writes :func:`comparison_figure` as a PNG file.
+
+    Args:
+        comparison (TextComparison): What to show.
+        path (str, PathLike or binary file): Where to write.
+        width (float): In inches.
+        dpi (int): Dots per inch.
+        merge (bool): Join word-pieces.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    drawing = comparison_figure(comparison, width=width, merge=merge)
+    with _quiet_about_glyphs():
+        drawing.savefig(path, format="png", dpi=dpi)
+
+
+def image_comparison_figure(
+    image: Any,
+    strips: Sequence[Strip],
+    *,
+    title: str = "",
+    facts: Sequence[tuple[str, str]] = (),
+    width: float = 6.5,
+    columns: int | None = None,
+    common_scale: bool = False,
+    percentile: float = 99.5,
+) -> Figure:
+    """An image and the heat map of each method, in a grid.
+
+    Args:
+        image (Tensor or array): See :func:`image_figure`.
+        strips (sequence of Strip): With maps as relevance: pixels, or a coarser grid of patches.
+        title (str): Headline.
+        facts (sequence of (str, str)): What is known about the output.
+        width (float): In inches.
+        columns (int, optional): Of the grid; as many as make the panels about an inch wide.
+        common_scale (bool): One scale for all signed maps, and one for all others.
+        percentile (float): Of the absolute relevance, at which the colours saturate.
+
+    Returns:
+        matplotlib.figure.Figure: For ``savefig``; not known to pyplot.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If a shape is not that of an image or a value is not finite.
+    """
+    pixels = pixels_of(image)
+    maps = [map_of(s.relevance) if s.is_drawn else None for s in strips]
+    scales = [1.0 if m is None else scale_of(m, percentile) for m in maps]
+    drawn = [i for i, values in enumerate(maps) if values is not None]
+    found = scales_of([strips[i].signed for i in drawn], [scales[i] for i in drawn], common_scale)
+    scales = [found[drawn.index(i)] if i in drawn else 1.0 for i in range(len(strips))]
+    count = len(strips) + 1
+    columns = columns or min(count, max(1, round(width / 1.1)))
+    if count > columns:  # as even as possible
+        columns = math.ceil(count / math.ceil(count / columns))
+    rows = math.ceil(count / columns)
+    high, wide = pixels.shape[:2]
+    side, gap, above, below = 0.1, 0.1, 0.19, 0.13
+    panel = (width - 2 * side - (columns - 1) * gap) / columns
+    tall = panel * high / wide
+    ruler = _Ruler(["DejaVu Sans"], 7.5)
+    told = [(printable(name), printable(text)) for name, text in facts]
+    notes = _notes(told, ruler, (width - 2 * side) * 72)
+    head = (0.3 if title else 0.02) + 0.155 * len(notes) + 0.06
+    height = head + rows * (tall + above + below) + 0.27
+    drawing = _new_figure(width, height)
+    signed, unsigned = _colormap(_SIGNED), _colormap(PURPLE)
+    outline = pixels if pixels.ndim == 2 else None
+    for place in range(count):
+        row, column = divmod(place, columns)
+        x = side + column * (panel + gap)
+        y = height - head - row * (tall + above + below) - above - tall
+        axes = drawing.add_axes((x / width, y / height, panel / width, tall / height))
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set_color("#c8c8c8")
+            spine.set_linewidth(0.6)
+        extent = (0, wide, high, 0)
+        name = "input" if place == 0 else printable(strips[place - 1].name)
+        axes.set_title(name, fontsize=8, pad=3, color=_GREY if place == 0 else "#1a1a1a",
+                       parse_math=False)  # fmt: skip
+        if place == 0:
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest",
+                        aspect="auto", extent=extent)  # fmt: skip
+            continue
+        strip, values, scale = strips[place - 1], maps[place - 1], scales[place - 1]
+        if values is None:
+            axes.set_facecolor("#f7f7f7")
+            lines = textwrap.wrap(strip.reason, int(panel * 17))
+            most = max(1, int(tall * 72 / 8) - 1)
+            text = "\n".join(lines[:most]) + (" ..." if len(lines) > most else "")
+            axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=5.5, style="italic",
+                      color="#8a8a8a", transform=axes.transAxes, parse_math=False)  # fmt: skip
+            continue
+        axes.imshow(
+            values, cmap=signed if strip.signed else unsigned, aspect="auto", extent=extent,
+            vmin=-scale if strip.signed else 0.0, vmax=scale, interpolation="nearest",
+        )  # fmt: skip
+        if outline is not None and min(outline.shape) > 1:
+            axes.contour(outline, levels=[0.5], colors="#3c3c3c", linewidths=0.5, alpha=0.55,
+                         extent=(0.5, wide - 0.5, 0.5, high - 0.5))  # fmt: skip
+            axes.set_xlim(0, wide)
+            axes.set_ylim(high, 0)
+        sign = "\u00b1" if strip.signed else "0 to "
+        axes.set_xlabel(f"{sign}{scale:.2g}", fontsize=5.5, labelpad=2, color=_GREY)
+    if title:
+        drawing.text(
+            side / width, 1 - 0.2 / height, printable(title), fontsize=10, fontweight="bold",
+            parse_math=False, fontfamily=_families(title),
+        )  # fmt: skip
+    for line, text in enumerate(notes):
+        down = (0.36 if title else 0.08) + 0.155 * line
+        drawing.text(side / width, 1 - (down + 0.05) / height, text, fontsize=7.5, color=_GREY,
+                     parse_math=False)  # fmt: skip
+    foot = drawing.add_axes((0, 0, 1, 0.25 / height))
+    foot.axis("off")
+    foot.set_xlim(0, width * 72)
+    foot.set_ylim(0, 18)
+    kinds = {s.signed for s in strips if s.is_drawn}
+    own = "one scale for all maps" if common_scale else "each map on its own scale, below it"
+    _legend(foot, side * 72, 6, kinds, own, _Ruler(["DejaVu Sans"], 7.0))
+    foot.set_xlim(0, width * 72)
+    foot.set_ylim(0, 18)
+    return drawing
+
+
+class _Ruler:
+    """Width of texts in points."""
+
+    def __init__(self, family: list[str], size: float) -> None:
+        fonts = require_matplotlib("font_manager").FontProperties
+        self._font = fonts(family=family, size=size)
+        # eight dots to a point: at one, every letter would be rounded to whole points
+        backend = require_matplotlib("backends.backend_agg")
+        self._renderer: Any = backend.RendererAgg(16, 16, 8 * 72)
+        self._known: dict[str, float] = {}
+
+    def __call__(self, text: str) -> float:
+        if text not in self._known:
+            with _quiet_about_glyphs():
+                sizes = self._renderer.get_text_width_height_descent(text, self._font, ismath=False)
+            self._known[text] = float(sizes[0]) / 8
+        return self._known[text]
+
+
+def _legend(axes: Any, x: float, y: float, kinds: set[bool], note: str, measure: _Ruler) -> None:
+    style = {"fontsize": 7, "color": _GREY, "va": "baseline"}
+
+    def write(text: str) -> None:
+        nonlocal x
+        axes.text(x, y, text, **style)
+        x += measure(text) + 4
+
+    def bar(stops: Sequence[RGB], length: float) -> None:
+        nonlocal x
+        axes.imshow(
+            [[i / 255 for i in range(256)]], cmap=_colormap(stops), vmin=0, vmax=1, aspect="auto",
+            extent=(x, x + length, y, y + 5), interpolation="bilinear",
+        )  # fmt: skip
+        x += length + 4
+
+    if True in kinds:
+        write("against")
+        bar(_SIGNED, 60)
+        write("for")
+        x += 10
+    if False in kinds:
+        write("0")
+        bar(PURPLE, 36)
+        write("largest (no sign)")
+        x += 10
+    write(note)
+
+
+def _colormap(stops: Sequence[RGB]) -> Any:
+    colours = [tuple(part / 255 for part in rgb) for rgb in stops]
+    return require_matplotlib("colors").LinearSegmentedColormap.from_list("relevance", colours)
+
+
+def _cut(text: str, width: float, measure: _Ruler, factor: float) -> str:
+    if measure(text) * factor <= width:
+        return text
+    while text and measure(text + " ...") * factor > width:
+        text = text[:-1]
+    return text.rstrip() + " ..."

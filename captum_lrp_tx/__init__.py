@@ -1,6 +1,6 @@
 """Truthful explanations of transformer predictions, as Captum attribution classes."""
 
-from captum_lrp_tx import audit, rules
+from captum_lrp_tx import audit, insights, rules
 from captum_lrp_tx._version import __version__
 from captum_lrp_tx.attr.attention_maps import AttentionFlow, AttentionLast, AttentionRollout
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
@@ -9,6 +9,7 @@ from captum_lrp_tx.attr.gradient_attention import GenericAttention, TransformerA
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
 from captum_lrp_tx.attr.random import RandomAttribution
 from captum_lrp_tx.compare import compare
+from captum_lrp_tx.report import report
 from captum_lrp_tx.rules.composite import Composite
 
 __all__ = [
@@ -26,5 +27,7 @@ __all__ = [
     "__version__",
     "audit",
     "compare",
+    "insights",
+    "report",
     "rules",
 ]

@@ -1,0 +1,375 @@
+"""The command ``report``: many predictions by several methods, on one page to look through."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_tx.cli.files import check_writable
+from captum_lrp_tx.cli.images import read_image
+from captum_lrp_tx.cli.models import Source, find, kind_of, labels_of, load_model, transformers
+from captum_lrp_tx.cli.status import note
+from captum_lrp_tx.compare.registry import METHODS, find_method
+from captum_lrp_tx.errors import InputError, UnsupportedModelError
+from captum_lrp_tx.report import Report, report
+from captum_lrp_tx.report.explaining import DEFAULT_METHODS
+from captum_lrp_tx.visualization.wording import printable
+
+DESCRIPTION = "Explain many predictions by several methods and write a page to look through them."
+EXAMPLES = f"""methods: {", ".join(method.name for method in METHODS)}
+
+examples:
+  python -m captum_lrp_tx report
+  python -m captum_lrp_tx report --digits --methods LRP,GI,GAE --html digits.html
+  python -m captum_lrp_tx report --file reviews.tsv --limit 200 --methods LRP,GI,GAE,IG
+  python -m captum_lrp_tx report --images folder --model my-vit --classes 3"""
+
+_LIMIT = 100
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy")
+#: Without a file: sentences of our own, plain ones and some that are hard for a small model.
+_SENTENCES: tuple[tuple[str, str], ...] = (
+    ("a charming and funny film with a wonderful cast", "positive"),
+    ("the story drags on and the jokes fall flat", "negative"),
+    ("not nearly as bad as i had feared", "positive"),
+    ("a waste of two great actors and of two long hours", "negative"),
+    ("a thriller without a single thrill", "negative"),
+    ("slow, strange, and unforgettable", "positive"),
+    ("one of the funniest films of the year", "positive"),
+    ("the best thing about it is the poster", "negative"),
+    ("it never stops being warm, clever and alive", "positive"),
+    ("all the charm of a parking ticket", "negative"),
+    ("the camera work is beautiful , but nothing else is", "negative"),
+    ("you will laugh , you will cry , and you will want to see it again", "positive"),
+)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What was read.
+
+    Attributes:
+        name (str): For the page.
+        inputs (list of str or Tensor): Texts or images.
+        labels (sequence of str, optional): Names or numbers of the true classes.
+    """
+
+    name: str
+    inputs: list[str] | Tensor
+    labels: Sequence[str | None] | None = field(default=None)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
+    parser.add_argument(
+        "--file", type=Path, metavar="FILE",
+        help='texts: one in each line, or a table separated by tabs with a column "sentence" and, '
+        'if known, "label" (default: a few sentences that come with the package)',
+    )  # fmt: skip
+    parser.add_argument(
+        "--images", type=Path, metavar="PATH",
+        help="images: a folder of them (those in folders within it belong to the class of that "
+        "name), or an array (.npy) of shape (images, height, width) or (images, channels, height, "
+        "width)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--digits", action="store_true", help="the digits that come with the package"
+    )
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="true classes, one in each line, or .npy"
+    )
+    parser.add_argument(
+        "--limit", type=_count, metavar="N", help=f"how many examples (default: {_LIMIT})"
+    )
+    parser.add_argument(
+        "--model", metavar="DIR",
+        help="a folder in Hugging Face format, or the name of a model on the Hub; a sentiment and "
+        "a digit classifier come with the package",
+    )  # fmt: skip
+    parser.add_argument(
+        "--methods", type=_methods, default=list(DEFAULT_METHODS), metavar="A,B,C",
+        help=f"names of methods, separated by commas (default: {','.join(DEFAULT_METHODS)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--classes", type=_classes, metavar="WHICH",
+        help="classes to explain: all, a number (so many of the most probable ones), or names "
+        "separated by commas (default: all of at most 10, or the 3 most probable)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-faithfulness", action="store_true",
+        help="leave out the curves, which take many passes through the model",
+    )  # fmt: skip
+    parser.add_argument("--title", default="", help="headline of the page")
+    parser.add_argument("--seed", type=int, default=0, help="of random methods (default: 0)")
+    parser.add_argument(
+        "--html", type=Path, default=Path("report.html"), metavar="FILE",
+        help="where to write the page (default: report.html)",
+    )  # fmt: skip
+
+
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Explains what the arguments name and writes the page.
+
+    Args:
+        parser (ArgumentParser): For error messages.
+        arguments (Namespace): What it parsed.
+
+    Returns:
+        int: Exit status.
+    """
+    if sum((arguments.file is not None, arguments.images is not None, arguments.digits)) > 1:
+        parser.error("give one of --file, --images and --digits")
+    if arguments.labels is not None and arguments.images is None and arguments.file is None:
+        parser.error("--labels is for --file and --images")
+    check_writable(arguments.html)
+    is_text = arguments.images is None and not arguments.digits
+    source = find(arguments.model, "sentiment" if is_text else "digits")
+    kind, config = kind_of(source, ("text", "next token") if is_text else ("image",))
+    if kind == "next token":
+        raise UnsupportedModelError(
+            f"{source.name} predicts tokens; a report is for classifiers. Use explain or compare."
+        )
+    limit = arguments.limit or _LIMIT
+    tokenizer = None
+    if is_text:
+        tokenizer = source.load("tokenizer", transformers().AutoTokenizer.from_pretrained)
+        data = _texts(arguments.file, limit, arguments.limit is None)
+    else:
+        data = _images(arguments.images, limit, arguments.limit is None, source, config)
+    if arguments.labels is not None:
+        data = _Data(data.name, data.inputs, _read_labels(arguments.labels)[: len(data.inputs)])
+    if tokenizer is not None:
+        data = _short_enough(data, tokenizer, config)
+    model = load_model(source, kind)
+    model_name = Path(source.name).name if source.is_local else source.name
+    made = report(
+        model, data.inputs, tokenizer=tokenizer, labels=_labels(data, config),
+        methods=arguments.methods, classes=arguments.classes, title=arguments.title
+        or f"{model_name} on {data.name}", facts=[("model", model_name), ("data", data.name)],
+        faithfulness=not arguments.no_faithfulness, seed=arguments.seed, path=arguments.html,
+        show_progress=True,
+    )  # fmt: skip
+    print(_summary(made))
+    note(f"wrote {arguments.html}")
+    return 0
+
+
+def _texts(file: Path | None, limit: int, tell: bool) -> _Data:
+    if file is None:
+        known = _SENTENCES[:limit]
+        return _Data("example sentences", [text for text, _ in known], [name for _, name in known])
+    texts, labels = read_table(file)
+    if tell and len(texts) > limit:
+        note(f"the first {limit} texts of {len(texts)}; --limit N takes more")
+    return _Data(file.name, texts[:limit], None if labels is None else labels[:limit])
+
+
+def read_table(file: Path) -> tuple[list[str], list[str | None] | None]:
+    """Texts of a file and their labels, if it has any.
+
+    Args:
+        file (Path): One text in each line, or a table separated by tabs whose first line names a
+            column ``sentence`` and perhaps one ``label``. Lines without a text are left out.
+
+    Raises:
+        InputError: If the file cannot be read or holds no text.
+    """
+    lines = _lines(file)
+    head = [name.strip().casefold() for name in lines[0].split("\t")]
+    if "sentence" not in head:
+        if len(head) > 1:
+            raise InputError(f'{file} is a table without a column "sentence"')
+        texts = [line.strip() for line in lines if line.strip()]
+        if not texts:
+            raise InputError(f"{file} holds no text")
+        return texts, None
+    column = head.index("sentence")
+    other = head.index("label") if "label" in head else None
+    rows = [line.split("\t") for line in lines[1:]]
+    rows = [row for row in rows if len(row) > column and row[column].strip()]
+    if not rows:
+        raise InputError(f"{file} holds no text")
+    texts = [row[column].strip() for row in rows]
+    if other is None:
+        return texts, None
+    return texts, [(row[other].strip() if len(row) > other else "") or None for row in rows]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise InputError(f"cannot read {file}: {reason}") from error
+
+
+def _read_labels(file: Path) -> list[str | None]:
+    if file.suffix.lower() == ".npy":
+        return [str(label) for label in _load(file).flatten().tolist()]
+    return [line.strip() or None for line in "\n".join(_lines(file)).rstrip("\n").split("\n")]
+
+
+def _images(path: Path | None, limit: int, tell: bool, source: Source, config: Any) -> _Data:
+    if path is None:
+        from captum_lrp_tx.models import digit_samples
+
+        images, classes = digit_samples()
+        return _Data("sample digits", images[:limit], [str(c) for c in classes.tolist()][:limit])
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
+        if not files:
+            raise InputError(f"the folder {path} holds no image")
+        if tell and len(files) > limit:
+            note(f"the first {limit} images of {len(files)}; --limit N takes more")
+        files = files[:limit]
+        named = [None if file.parent == path else file.parent.name for file in files]
+        images = torch.cat([read_image(file, source, config) for file in files])
+        return _Data(path.name, images, named if any(named) else None)
+    if not path.exists():
+        raise InputError(f"there is no folder or file {path}")
+    if path.suffix.lower() != ".npy":
+        return _Data(path.name, read_image(path, source, config))
+    images = _array(path, config)
+    if tell and len(images) > limit:
+        note(f"the first {limit} images of {len(images)}; --limit N takes more")
+    return _Data(path.name, images[:limit])
+
+
+def _load(file: Path) -> Any:
+    import numpy as np
+
+    try:
+        return np.load(file, allow_pickle=False)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot read {file} as an array: {reason[:200]}") from error
+
+
+def _array(file: Path, config: Any) -> Tensor:
+    """Images in an array, from -1 to 1; the range of all of them says how they are stored."""
+    loaded = _load(file)
+    channels = int(getattr(config, "num_channels", 3))
+    size = getattr(config, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    if loaded.dtype.kind not in "uif":
+        raise InputError(f"{file} holds {loaded.dtype} values; images have numbers")
+    values = torch.from_numpy(loaded.astype("float32"))
+    if values.dim() == 3 and channels == 1:
+        values = values.unsqueeze(1)
+    elif values.dim() == 4 and values.shape[1] != channels and values.shape[3] == channels:
+        values = values.permute(0, 3, 1, 2)
+    if not len(values) or tuple(values.shape[1:]) != (channels, height, width):
+        raise InputError(
+            f"{file} has the shape {tuple(loaded.shape)}, but the model takes (images, {channels}, "
+            f"{height}, {width})"
+        )
+    low, high = float(values.min()), float(values.max())
+    if not (low >= -1e4 and high <= 1e4):
+        raise InputError(f"{file} has values that are not finite or far out of range")
+    if low < 0:  # as the model takes it
+        return values
+    return (values / 255 if loaded.dtype.kind != "f" or high > 1 else values) * 2 - 1
+
+
+def _short_enough(data: _Data, tokenizer: Any, config: Any) -> _Data:
+    """Without the texts that the model cannot take."""
+    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
+    limit = min((n for n in limits if isinstance(n, int) and n > 0), default=None)
+    if limit is None or isinstance(data.inputs, Tensor):
+        return data
+    lengths = [len(ids) for ids in tokenizer(data.inputs, verbose=False)["input_ids"]]
+    kept = [i for i, length in enumerate(lengths) if length <= limit]
+    if len(kept) == len(lengths):
+        return data
+    note(f"{len(lengths) - len(kept)} texts of more than {limit} tokens are left out")
+    if not kept:
+        raise InputError(f"{data.name} has no text that the model can take")
+    labels = data.labels
+    return _Data(
+        data.name, [data.inputs[i] for i in kept],
+        None if labels is None else [labels[i] if i < len(labels) else None for i in kept],
+    )  # fmt: skip
+
+
+def _labels(data: _Data, config: Any) -> Sequence[str | None] | None:
+    """Labels, unless the model cannot have them."""
+    if data.labels is None:
+        return None
+    count = len(getattr(config, "id2label", None) or {}) or 1
+    if count == 1:
+        note("the labels are left out: the model has one output")
+        return None
+    names = set(labels_of(config, count))
+    # classes that no one named are LABEL_0, LABEL_1, ...; the report calls them by their number
+    return [None if x is None else x.removeprefix("LABEL_") if x in names else x
+            for x in data.labels]  # fmt: skip
+
+
+def _summary(made: Report) -> str:
+    """The methods with their numbers, as a table."""
+    what = "texts" if made.kind == "text" else "images"
+    accuracy = "" if made.accuracy is None else f", accuracy {100 * made.accuracy:.1f} %"
+    lines = [f"{len(made.examples)} {what}{accuracy}", ""]
+    width = max(6, *(len(method.name) for method in made.methods))
+    heads = ["left out", "AUAC", "AU-MSE", "seconds"]
+    lines.append(f"{'method':<{width}}" + "".join(f"{head:>10}" for head in heads))
+    for method in made.methods:
+        if method.error:
+            lines.append(f"{printable(method.name):<{width}}  {printable(method.error)}")
+            continue
+        cells = [
+            _left_out(made, method.name),
+            "" if method.activation is None else f"{method.activation.area.nanmean():.3f}",
+            "" if method.pruning is None else f"{method.pruning.area.nanmean():.3f}",
+            f"{method.seconds:.1f}",
+        ]
+        lines.append(
+            f"{printable(method.name):<{width}}" + "".join(f"{cell:>10}" for cell in cells)
+        )
+    reasons = {m.unmeasured for m in made.methods if m.unmeasured and not m.error}
+    if reasons:
+        lines += ["", f"no curves: {'; '.join(sorted(reasons))}"]
+    return "\n".join(lines)
+
+
+def _left_out(made: Report, name: str) -> str:
+    """Median share of the predicted class's output that the relevance leaves out."""
+    deltas = made[name].deltas
+    shares = [
+        abs(deltas[i, e.prediction]) / abs(float(e.output[e.prediction]))
+        for i, e in enumerate(made.examples)
+        if (i, e.prediction) in deltas and float(e.output[e.prediction])
+    ]
+    return f"{100 * float(torch.tensor(shares).quantile(0.5)):.1f} %" if shares else ""
+
+
+def _methods(text: str) -> list[str]:
+    try:
+        found = [find_method(name).name for name in text.split(",") if name.strip()]
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if not found:
+        raise argparse.ArgumentTypeError("names no method")
+    return found
+
+
+def _classes(text: str) -> str | int | list[str]:
+    if text == "all":
+        return text
+    if text.isdecimal():
+        return _count(text)
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError("names no class")
+    return found
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)

@@ -1,0 +1,349 @@
+"""The attribution classes in the form that Captum Insights calls them.
+
+Insights builds ``cls(model)`` and passes what was chosen on the page to ``attribute``, where the
+classes of this package take it at construction; and it draws one number for each entry of a
+feature, where methods that read attention maps give one for each token. The subclasses here bridge
+both. Called without the extra arguments they do what their base class does by default.
+
+The layer classes are left out, because Insights has no place to choose a layer, and so are the
+token versions of Integrated Gradients, GradientShap and Saliency, because Insights has Captum's
+own for float features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_lrp_tx.attr.attention_maps import AttentionFlow, AttentionLast, AttentionRollout
+from captum_lrp_tx.attr.base import AttributionInputs, TargetType
+from captum_lrp_tx.attr.conservative_gi import ConservativeGI
+from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
+from captum_lrp_tx.attr.gradient_attention import GenericAttention, TransformerAttribution
+from captum_lrp_tx.attr.random import RandomAttribution
+from captum_lrp_tx.compare.run import on_grid
+from captum_lrp_tx.errors import InputError, UnsupportedModelError
+from captum_lrp_tx.propagation.operations import Kind
+from captum_lrp_tx.rules.base import Bias
+from captum_lrp_tx.rules.composite import PRESETS, Composite
+from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule
+
+
+@dataclass(frozen=True)
+class Field:
+    """An argument on the page.
+
+    Numbers with decimals are drop-downs too: the number fields of Insights cut them off.
+
+    Attributes:
+        value (str or int): What is chosen at first.
+        choices (tuple of str): Of a drop-down; a field for a whole number from 0 on if empty.
+        convert (callable, optional): From what the page sends to the argument.
+    """
+
+    value: str | int
+    choices: tuple[str, ...] = ()
+    convert: Callable[[Any], Any] | None = None
+
+
+def whole_number(value: Any) -> int:
+    """The value of a number field, which is ``None`` if the field was left empty.
+
+    Raises:
+        InputError: It holds no whole number.
+    """
+    if (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and float(value).is_integer()
+    ):
+        return int(value)
+    raise InputError(f"a whole number is needed, not {value!r}")
+
+
+_QUERY = Field("auto", ("auto", "cls", "last", "mean"))
+_START = Field(0, convert=whole_number)
+_EPSILON = EpsilonRule().epsilon
+_GRADIENT_PRESETS = tuple(name for name, table in PRESETS.items() if Kind.LINEAR not in table)
+
+
+def composite_of(
+    rules: str | Composite, epsilon: float = _EPSILON, gamma: float = 0.0
+) -> Composite:
+    """The rule set that the choices on the page stand for.
+
+    Args:
+        rules (str or Composite): Preset.
+        epsilon (float): Of the rule for linear layers, if there is one: without effect for a
+            preset that leaves these to the gradient, unless ``gamma`` is positive.
+        gamma (float): If positive, the generalised gamma rule on all linear layers.
+
+    Returns:
+        Composite: for ``ConservativeLRP(model, rules=...)``.
+
+    Example::
+
+        >>> composite_of("lrp", gamma=0.25)
+        Composite({Module: GeneralizedGammaRule(epsilon=1e-09, bias=None, gamma=0.25)}, base='lrp')
+    """
+    composite = Composite(base=rules)
+    if gamma:
+        return composite.extend([(nn.Module, GeneralizedGammaRule(gamma=gamma, epsilon=epsilon))])
+    return composite.with_epsilon(epsilon) if Kind.LINEAR in composite.base else composite
+
+
+class InsightsConservativeLRP(ConservativeLRP):
+    """:class:`~captum_lrp_tx.ConservativeLRP` with its rules as arguments of ``attribute``."""
+
+    fields: ClassVar[dict[str, Field]] = {
+        "rules": Field("lrp", ("lrp", *(name for name in PRESETS if name != "lrp"))),
+        "epsilon": Field("1e-9", ("1e-9", "1e-6", "1e-4", "0.01", "0.1", "0.3"), float),
+        "gamma": Field("0", ("0", "0.05", "0.1", "0.25", "0.5", "1"), float),
+        "bias": Field("absorb", ("absorb", "distribute", "ignore")),
+    }
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        *,
+        rules: str | Composite = "lrp",
+        epsilon: float = _EPSILON,
+        gamma: float = 0.0,
+        bias: Bias = "absorb",
+        **more: Any,
+    ) -> Any:
+        """
+        Relevance under the chosen rules.
+
+        Args:
+            inputs, target, additional_forward_args: See :meth:`ConservativeGI.attribute`.
+            rules, epsilon, gamma: See :func:`composite_of`.
+            bias (str): See :class:`~captum_lrp_tx.ConservativeLRP`.
+            more: Keyword arguments of :meth:`ConservativeGI.attribute`.
+
+        Returns:
+            As :meth:`ConservativeGI.attribute`.
+        """
+        explainer = ConservativeLRP(
+            self.forward_func, composite_of(rules, epsilon, gamma), bias=bias
+        )
+        return explainer.attribute(inputs, target, additional_forward_args, **more)
+
+
+class InsightsConservativeGI(ConservativeGI):
+    """:class:`~captum_lrp_tx.ConservativeGI` with its rules as argument of ``attribute``."""
+
+    fields: ClassVar[dict[str, Field]] = {
+        "rules": Field("ah+ln", ("ah+ln", *(n for n in _GRADIENT_PRESETS if n != "ah+ln"))),
+    }
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        *,
+        rules: str | Composite = "ah+ln",
+        **more: Any,
+    ) -> Any:
+        """
+        Relevance under the chosen rules.
+
+        Args:
+            inputs, target, additional_forward_args: See :meth:`ConservativeGI.attribute`.
+            rules (str or Composite): See :class:`~captum_lrp_tx.ConservativeGI`.
+            more: Keyword arguments of :meth:`ConservativeGI.attribute`.
+
+        Returns:
+            As :meth:`ConservativeGI.attribute`.
+        """
+        explainer = ConservativeGI(self.forward_func, rules)
+        return explainer.attribute(inputs, target, additional_forward_args, **more)
+
+
+class _OnFeatures:
+    """Arguments go to the class at construction, relevance of tokens to what they stand for."""
+
+    forward_func: Callable[..., Any]
+    _method: ClassVar[Callable[..., Any]]
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        **arguments: Any,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """
+        Relevance in the shape of the features.
+
+        Args:
+            inputs (Tensor or tuple of Tensor): Embedded tokens ``(batch, tokens, dim)`` or images
+                ``(batch, channels, height, width)``.
+            target, additional_forward_args: As for the base class.
+            arguments: Of the constructor of the base class.
+
+        Returns:
+            Tensor or tuple of Tensor: in the shape of each input. The relevance of a token is
+            spread evenly over its embedding, that of a patch over its pixels and channels, so
+            that sums are kept; prefix tokens of an image model are left out.
+
+        Raises:
+            UnsupportedModelError: The tokens are not those of the inputs. Otherwise as the base
+                class.
+        """
+        made: Any = self._make(inputs, arguments)
+        found = made.attribute(inputs, target, additional_forward_args)
+        if isinstance(inputs, Tensor):
+            return spread_evenly(found, inputs)
+        return tuple(spread_evenly(f, x) for f, x in zip(found, inputs, strict=True))
+
+    def _make(self, inputs: Tensor | tuple[Tensor, ...], arguments: dict[str, Any]) -> Any:
+        return type(self)._method(self.forward_func, **arguments, patches_only=True)
+
+
+def spread_evenly(relevance: Tensor, features: Tensor) -> Tensor:
+    """Relevance of tokens, spread evenly over the features that each token stands for.
+
+    Args:
+        relevance (Tensor): Shape ``(batch, tokens)``.
+        features (Tensor): Embedded tokens ``(batch, tokens, dim)`` or images ``(batch, channels,
+            height, width)``, whose patches the tokens are.
+
+    Returns:
+        Tensor: in the shape of ``features``, with the sum of ``relevance``.
+
+    Raises:
+        UnsupportedModelError: The number of tokens does not fit the features.
+
+    Example::
+
+        >>> spread_evenly(torch.tensor([[2.0, 4.0]]), torch.zeros(1, 2, 2))
+        tensor([[[1., 1.],
+                 [2., 2.]]])
+    """
+    if features.dim() == 3 and relevance.shape == features.shape[:2]:
+        return (relevance[..., None] / features.shape[-1]).expand_as(features).contiguous()
+    if features.dim() == 4:
+        height, width = features.shape[-2:]
+        try:
+            grid = torch.stack([on_grid(values, height, width) for values in relevance])
+        except InputError as error:
+            raise UnsupportedModelError(str(error)) from error
+        if grid[0].numel() < relevance.shape[1] - 1:  # more than a class token would be left out
+            raise UnsupportedModelError(
+                f"the relevance of {relevance.shape[1]} tokens fits no grid of patches on an image "
+                f"of {height} x {width}"
+            )
+        down, across = height // grid.shape[1], width // grid.shape[2]
+        pixels = grid.repeat_interleave(down, 1).repeat_interleave(across, 2)
+        shares = pixels[:, None] / (down * across * features.shape[1])
+        return shares.expand_as(features).contiguous()
+    raise UnsupportedModelError(
+        f"the relevance of tokens, of shape {tuple(relevance.shape)}, cannot be shown on features "
+        f"of shape {tuple(features.shape)}"
+    )
+
+
+class InsightsAttentionLast(_OnFeatures, AttentionLast):
+    """:class:`~captum_lrp_tx.AttentionLast` on features."""
+
+    _method = AttentionLast
+    fields: ClassVar[dict[str, Field]] = {"query": _QUERY}
+
+
+class InsightsAttentionRollout(_OnFeatures, AttentionRollout):
+    """:class:`~captum_lrp_tx.AttentionRollout` on features."""
+
+    _method = AttentionRollout
+    fields: ClassVar[dict[str, Field]] = {
+        "head_fusion": Field("mean", ("mean", "max", "min")),
+        "discard_ratio": Field("0", ("0", "0.5", "0.9"), float),
+        "start_layer": _START,
+        "query": _QUERY,
+    }
+
+
+class InsightsAttentionFlow(_OnFeatures, AttentionFlow):
+    """:class:`~captum_lrp_tx.AttentionFlow` on features."""
+
+    _method = AttentionFlow
+    fields: ClassVar[dict[str, Field]] = {"query": _QUERY}
+
+
+class InsightsGenericAttention(_OnFeatures, GenericAttention):
+    """:class:`~captum_lrp_tx.GenericAttention` on features."""
+
+    _method = GenericAttention
+    fields: ClassVar[dict[str, Field]] = {
+        "variant": Field("chefer", ("chefer", "ali")),
+        "start_layer": _START,
+        "query": _QUERY,
+    }
+
+
+class InsightsTransformerAttribution(_OnFeatures, TransformerAttribution):
+    """:class:`~captum_lrp_tx.TransformerAttribution` on features.
+
+    ``form="auto"`` is the form of the published code for the kind of feature: ``"vit"`` for
+    images, ``"bert"`` otherwise.
+    """
+
+    _method = TransformerAttribution
+    fields: ClassVar[dict[str, Field]] = {
+        "variant": Field(
+            "transformer_attribution",
+            ("transformer_attribution", "rollout", "last_layer", "full_lrp", "attn_gradcam"),
+        ),
+        "form": Field("auto", ("auto", "bert", "vit")),
+        "start_layer": _START,
+        "query": _QUERY,
+    }
+
+    def _make(self, inputs: Tensor | tuple[Tensor, ...], arguments: dict[str, Any]) -> Any:
+        first = inputs if isinstance(inputs, Tensor) else inputs[0]
+        form = arguments.get("form", "auto")
+        if form == "auto":
+            form = "vit" if first.dim() == 4 else "bert"
+        return super()._make(inputs, {**arguments, "form": form})
+
+
+class InsightsRandom(_OnFeatures, RandomAttribution):
+    """:class:`~captum_lrp_tx.RandomAttribution` with its seed as argument of ``attribute``."""
+
+    fields: ClassVar[dict[str, Field]] = {"seed": Field(0, convert=whole_number)}
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        *,
+        seed: int = 0,
+    ) -> Any:
+        """Random relevance in the shape of the inputs; see the base class."""
+        return RandomAttribution(self.forward_func, seed).attribute(inputs)
+
+
+#: In the order in which they are put into the list of Insights.
+METHODS: tuple[Any, ...] = (
+    InsightsConservativeLRP,
+    InsightsConservativeGI,
+    InsightsAttentionLast,
+    InsightsAttentionRollout,
+    InsightsAttentionFlow,
+    InsightsGenericAttention,
+    InsightsTransformerAttribution,
+    InsightsRandom,
+)

@@ -1,0 +1,287 @@
+"""``report``: many examples, several methods, one page."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_lrp_tx.attr.base import AttributionInputs
+from captum_lrp_tx.compare.captum_methods import padding_id
+from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, OutputError
+from captum_lrp_tx.propagation.engine import output_tensor
+from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.report.explaining import (
+    DEFAULT_METHODS,
+    Chosen,
+    chosen_tasks,
+    count_rows,
+    explain,
+    portions,
+)
+from captum_lrp_tx.report.faithfulness import Faithfulness
+from captum_lrp_tx.report.results import Example, Report, check_labels, class_number
+from captum_lrp_tx.report.samples import Samples, Texts, read_samples
+from captum_lrp_tx.visualization.wording import Scheme, guess_scheme
+
+#: Every class is explained up to so many; beyond, the few most probable ones of each example.
+ALL_CLASSES = 10
+FEW_CLASSES = 3
+Classes = Union[None, int, Literal["all"], Sequence[Union[int, str]]]
+
+
+def report(
+    model: Callable[..., Any],
+    inputs: Texts | AttributionInputs,
+    *,
+    tokenizer: Any = None,
+    tokens: Sequence[Sequence[str]] | None = None,
+    special: Sequence[Sequence[bool]] | None = None,
+    scheme: Scheme = "auto",
+    labels: Sequence[int | str | None] | Tensor | None = None,
+    class_names: Sequence[str] | None = None,
+    methods: Sequence[Chosen] = DEFAULT_METHODS,
+    classes: Classes = None,
+    baseline: int | float | None = None,
+    faithfulness: bool = True,
+    title: str = "",
+    facts: Sequence[tuple[str, str]] = (),
+    path: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    show_progress: bool = False,
+) -> Report:
+    r"""
+    Explains many predictions by several methods, for a page to look through them.
+
+    The page is one HTML file that fetches nothing. It shows the methods below each other for any
+    explained class, with numbers on hovering; it filters, sorts and searches the examples, and
+    draws how the relevance of each method adds up and how faithful the methods are.
+
+    A method that does not apply to the model gives its reason instead of relevance.
+
+    Args:
+        model (nn.Module or callable): A classifier: its output, or the ``.logits`` of it, has the
+            shape ``(examples, classes)``.
+        inputs (sequence of str, Tensor or mapping): Texts, or pairs of texts, with a
+            ``tokenizer``; what a tokenizer returns (padding is dropped from each example); token
+            ids ``(examples, tokens)``; or images ``(examples, channels, height, width)``.
+        tokenizer (PreTrainedTokenizerBase, optional): The model's; also names token ids.
+        tokens (sequence of sequences of str, optional): Names of token ids, for each example.
+        special (sequence of sequences of bool, optional): Which tokens are special.
+        scheme (str): How tokens mark the borders of words; guessed unless given.
+        labels (sequence or Tensor, optional): True classes, by number or name; None where unknown.
+        class_names (sequence of str, optional): Those of ``model.config`` unless given.
+        methods (sequence): Names as in the papers' tables, in any spelling (see
+            ``captum_lrp_tx.compare.METHODS``), or pairs of a name and a function that gets the
+            model and returns an attribution. The latter are called with batches.
+        classes (str, int or sequence, optional): ``"all"``; a number, for so many of the most
+            probable classes of each example; or numbers or names of classes. Unless given, all of
+            at most 10 classes, or the 3 most probable. The predicted class is always explained,
+            and so is the true one but for chosen classes.
+        baseline (int or float, optional): Where Integrated Gradients and GradientShap start. For
+            texts a token id that replaces every token that is not special: the tokenizer's mask,
+            unknown or padding token, or the model's padding token or 0, unless given. For images
+            the value of all pixels; 0 unless given.
+        faithfulness (bool): Also measure activation and pruning curves of each method for the
+            predicted class.
+        title (str): Headline.
+        facts (sequence of (str, str)): What else to say about data and model.
+        path (str or PathLike, optional): Write the page there.
+        seed (int): Of the methods that are random.
+        batch_size (int): Explanations that are made at once; fewer for long texts.
+        show_progress (bool): Show a progress bar on standard error if it takes more than a second.
+
+    Returns:
+        Report: :meth:`Report.save` writes the page, :meth:`Report.html` returns it;
+        ``report["LRP"].relevance[example, class]`` are the numbers.
+
+    Raises:
+        InputError: Inputs of another kind, unknown methods, lengths that do not fit, labels that
+            are no classes.
+        TargetError: There is no class of that number or name.
+        OutputError: The model's output has another shape.
+        NonFiniteError: NaN or infinity in the inputs or the outputs.
+        CaptumLRPError: None of the methods applies to the model.
+
+    Example::
+
+        >>> import captum_lrp_tx
+        >>> from captum_lrp_tx.models import sentiment
+        >>> model, tokenizer = sentiment()
+        >>> texts = ["a charming and funny film", "a slow and lifeless mess"]
+        >>> made = captum_lrp_tx.report(
+        ...     model, texts, tokenizer=tokenizer, labels=["positive", "negative"],
+        ...     methods=["LRP", "GI"], faithfulness=False,
+        ... )
+        >>> made.accuracy
+        1.0
+        >>> made.save("report.html")  # doctest: +SKIP
+    """
+    tasks = chosen_tasks(methods)
+    _check_number("batch_size", batch_size)
+    samples = read_samples(inputs, model, tokenizer, tokens, special)
+    outputs = _outputs(model, samples, batch_size)
+    config = _config(model)
+    names = _class_names(class_names, config, outputs.shape[1])
+    known = check_labels(labels, names, len(samples))
+    probabilities = _probabilities(outputs, config)
+    explained = _explained(classes, outputs, known, names)
+    start, told = _baseline(baseline, samples, model, tokenizer)
+    work = sum(count_rows(task, explained) for task in tasks)
+    work += len(tasks) * len(samples) if faithfulness else 0
+    found, masking = [], ""
+    with tqdm(
+        total=work, desc="explaining", unit="map", delay=1, leave=False,
+        disable=not (show_progress and sys.stderr.isatty()),
+    ) as bar:  # fmt: skip
+        for task in tasks:
+            bar.set_postfix_str(task.name)
+            explanations = explain(
+                model, task, samples, explained, baseline=start, seed=seed,
+                batch_size=batch_size, advance=bar.update,
+            )  # fmt: skip
+            found.append(explanations)
+        failed = {method.name: method.error for method in found if method.error}
+        if len(failed) == len(found):
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+            raise CaptumLRPError(f"none of the methods can be applied: {reasons}")
+        if faithfulness:
+            bar.set_description_str("measuring")
+            measure = Faithfulness(model, samples, outputs.argmax(1), tokenizer, start)
+            masking = measure.masking
+            for position, method in enumerate(found):
+                bar.set_postfix_str(method.name)
+                found[position] = replace(method, **measure.curves(method, bar.update))
+    examples = tuple(
+        Example(
+            item.text, item.tokens, item.special,
+            item.main.cpu() if samples.kind == "image" else None,
+            outputs[i], None if probabilities is None else probabilities[i],
+            int(outputs[i].argmax()), known[i], explained[i],
+        )
+        for i, item in enumerate(samples.items)
+    )  # fmt: skip
+    if scheme == "auto" and samples.kind == "text":
+        # from all texts: a short one may hold no mark at all
+        scheme = guess_scheme([token for item in samples.items for token in item.tokens])
+    uses_baseline = any(task.takes_baseline for task in tasks)
+    made = Report(
+        samples.kind, examples, tuple(found), tuple(names), title,
+        tuple((str(name), str(text)) for name, text in facts), told if uses_baseline else "",
+        masking, scheme,
+    )  # fmt: skip
+    if path is not None:
+        made.save(Path(path))
+    return made
+
+
+@torch.no_grad()
+def _outputs(model: Callable[..., Any], samples: Samples, batch_size: int) -> Tensor:
+    """Of all examples: ``(examples, classes)`` on the CPU."""
+    found: dict[int, Tensor] = {}
+    for group in samples.groups():
+        for rows in portions(samples, [(example, 0) for example in group], batch_size):
+            numbers = [example for example, _ in rows]
+            positional, named = Inputs(samples.batch(numbers)).call_arguments()
+            output = output_tensor(model(*positional, **named))
+            if output.dim() != 2 or output.shape[0] != len(numbers):
+                raise OutputError(
+                    f"a report needs a model with outputs of shape (examples, classes), not "
+                    f"{tuple(output.shape)} for {len(numbers)} examples; wrap the model in a "
+                    "function that selects them"
+                )
+            found.update(zip(numbers, output.detach().float().cpu(), strict=True))
+    outputs = torch.stack([found[example] for example in range(len(samples))])
+    wrong = (~torch.isfinite(outputs)).any(1).nonzero()[:, 0].tolist()
+    if wrong:
+        raise NonFiniteError(f"the output of example {wrong[0]} is NaN or infinite")
+    return outputs
+
+
+def _config(model: Any) -> Any:
+    for owner in (model, *(module for _, module in find_modules(model)[:1])):
+        if hasattr(owner, "config"):
+            return owner.config
+    return None
+
+
+def _class_names(given: Sequence[str] | None, config: Any, count: int) -> list[str]:
+    if given is not None:
+        if isinstance(given, str) or len(given) != count:
+            raise InputError(f"class_names has {len(given)} entries for {count} classes")
+        return list(map(str, given))
+    names = getattr(config, "id2label", None) or {}
+    found = [str(names.get(i, names.get(str(i), i))) for i in range(count)]
+    # what transformers writes if no one named the classes
+    return [re.sub(r"^LABEL_(?=\d+$)", "", name) for name in found]
+
+
+def _probabilities(outputs: Tensor, config: Any) -> Tensor | None:
+    if outputs.shape[1] == 1:
+        return None
+    if getattr(config, "problem_type", None) == "multi_label_classification":
+        return outputs.sigmoid()
+    return outputs.softmax(1)
+
+
+def _explained(
+    classes: Classes, outputs: Tensor, labels: list[int | None], names: list[str]
+) -> list[tuple[int, ...]]:
+    """The classes to explain of each example, the predicted one first."""
+    count = outputs.shape[1]
+    if classes is None:
+        classes = "all" if count <= ALL_CLASSES else FEW_CLASSES
+    order = outputs.argsort(dim=1, descending=True, stable=True)
+    fixed: list[int] | None = None
+    if isinstance(classes, str):
+        if classes != "all":
+            raise InputError(f"classes must be 'all', a number or a list, not {classes!r}")
+        classes = count
+    if isinstance(classes, int):
+        _check_number("classes", classes)
+    else:
+        fixed = [class_number(item, names) for item in classes]
+    found = []
+    for row, label in zip(order.tolist(), labels, strict=True):
+        if fixed is not None:
+            wanted = [row[0], *fixed]
+        else:
+            assert isinstance(classes, int)
+            wanted = [*row[:classes], *([] if label is None else [label])]
+        found.append(tuple(dict.fromkeys(wanted)))
+    return found
+
+
+def _baseline(
+    baseline: int | float | None, samples: Samples, model: Any, tokenizer: Any
+) -> tuple[int | float | None, str]:
+    """Where methods with a baseline start, and what that is in words."""
+    if samples.kind == "image":
+        return baseline, f"{0 if baseline is None else baseline:g} everywhere"
+    kept = any(any(item.special) for item in samples.items)
+    rest = " in place of every token" + (", special tokens as they are" if kept else "")
+    if baseline is not None:
+        if isinstance(baseline, bool) or not isinstance(baseline, int) or baseline < 0:
+            raise InputError(f"the baseline of texts must be a token id, not {baseline!r}")
+        return baseline, f"token {baseline}{rest}"
+    for kind in ("mask", "unk", "pad"):
+        index = getattr(tokenizer, f"{kind}_token_id", None)
+        if index is not None:
+            return int(index), f"{getattr(tokenizer, f'{kind}_token')}{rest}"
+    found = padding_id(model)
+    return found, f"token {found} (padding){rest}"
+
+
+def _check_number(what: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{what} must be a positive number, not {value!r}")

@@ -1,10 +1,12 @@
 """Truthful explanations of transformer predictions, as Captum attribution classes."""
 
-from captum_lrp_tx import audit, insights, rules
+from captum_lrp_tx import audit, insights, metrics, rules, visualization
 from captum_lrp_tx._version import __version__
+from captum_lrp_tx.attr import targets
 from captum_lrp_tx.attr.attention_maps import AttentionFlow, AttentionLast, AttentionRollout
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
+from captum_lrp_tx.attr.dataloader import LoaderAttribution
 from captum_lrp_tx.attr.gradient_attention import GenericAttention, TransformerAttribution
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
 from captum_lrp_tx.attr.random import RandomAttribution
@@ -22,12 +24,16 @@ __all__ = [
     "GenericAttention",
     "LayerConservativeGI",
     "LayerConservativeLRP",
+    "LoaderAttribution",
     "RandomAttribution",
     "TransformerAttribution",
     "__version__",
     "audit",
     "compare",
     "insights",
+    "metrics",
     "report",
     "rules",
+    "targets",
+    "visualization",
 ]

@@ -26,7 +26,7 @@ from captum_lrp_tx.attr.attention_maps import (
 )
 from captum_lrp_tx.attr.gradient_attention import GenericAttention, TransformerAttribution
 from captum_lrp_tx.attr.random import RandomAttribution
-from captum_lrp_tx.attr.tokens import patch_grid, prefix_tokens
+from captum_lrp_tx.attr.tokens import prefix_tokens
 from captum_lrp_tx.errors import InputError, TargetError, UnsupportedModelError
 
 MODELS = (
@@ -626,13 +626,6 @@ def test_patches_only_drops_the_prefix() -> None:
     everything = AttentionRollout(case.model).attribute(case.inputs[0])
     patches = AttentionRollout(case.model, patches_only=True).attribute(case.inputs[0])
     close(patches, everything[:, 1:])
-    image = patch_grid(patches, 16, 4)
-    assert image.shape == (2, 16, 16)
-    close(image[:, ::4, ::4].reshape(2, -1), patches)
-    close(patch_grid(everything, (16, 16), (4, 4)), image)
-    assert patch_grid(patches[:, :12], (13, 17), 4).shape == (2, 13, 17)
-    with pytest.raises(InputError, match="has 8 x 8 patches"):
-        patch_grid(patches, 16, 2)
 
 
 def test_prefix_tokens_are_counted() -> None:

@@ -1,4 +1,4 @@
-"""The four attribution classes keep every convention of Captum's own classes."""
+"""The attribution classes keep every convention of Captum's own classes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ from torch import Tensor, nn
 
 import zoo
 from captum_lrp_tx import (
+    AttentionFlow,
+    AttentionLast,
+    AttentionRollout,
     ConservativeGI,
     ConservativeLRP,
+    GenericAttention,
     LayerConservativeGI,
     LayerConservativeLRP,
+    RandomAttribution,
+    TransformerAttribution,
 )
+from captum_lrp_tx.compare import TokenGradientShap, TokenIntegratedGradients, TokenSaliency
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.rules import GammaRule
 
@@ -698,3 +705,159 @@ def test_target_errors_are_assertion_errors_as_in_captum() -> None:
     with pytest.raises(AssertionError) as caught:
         ConservativeLRP(mlp()).attribute(torch.randn(2, 4))
     assert isinstance(caught.value, TargetError)
+
+
+# ---- all public attribution classes -------------------------------------------------------------
+def flow(model: Any) -> Any:
+    pytest.importorskip("scipy")
+    return AttentionFlow(model)
+
+
+#: From a model to the attribution, for every class that takes inputs.
+ALL: dict[str, Callable[[Any], Any]] = {
+    "ConservativeGI": lambda m: ConservativeGI(m),
+    "ConservativeLRP": lambda m: ConservativeLRP(m, bias="distribute", epsilon=0.01),
+    "RandomAttribution": lambda m: RandomAttribution(m, seed=3),
+    "AttentionLast": lambda m: AttentionLast(m, query="mean", layer=0),
+    "AttentionRollout": lambda m: AttentionRollout(m, discard_ratio=0.1),
+    "AttentionFlow": flow,
+    "GenericAttention": lambda m: GenericAttention(m),
+    "TransformerAttribution": lambda m: TransformerAttribution(m, form="vit"),
+    "TokenIntegratedGradients": lambda m: TokenIntegratedGradients(m, n_steps=3),
+    "TokenGradientShap": lambda m: TokenGradientShap(m, n_samples=2, seed=5),
+    "TokenSaliency": lambda m: TokenSaliency(m),
+}
+#: Read attention, not the target.
+BLIND = ("RandomAttribution", "AttentionLast", "AttentionRollout", "AttentionFlow")
+
+
+@functools.lru_cache
+def vision() -> tuple[Any, Tensor]:
+    case = zoo.case("hf-ViTForImageClassification-sdpa")
+    return case.model, case.inputs[0]
+
+
+def shape_of(name: str, x: Tensor) -> tuple[int, ...]:
+    per_token = "Attention" in name or name == "TransformerAttribution"
+    return (len(x), 17) if per_token else tuple(x.shape)
+
+
+@pytest.mark.filterwarnings("ignore:Setting (forward|backward):UserWarning")
+@pytest.mark.parametrize("name", ALL)
+def test_every_class_keeps_shapes_tuples_and_flags(name: str, untouched: Any) -> None:
+    model, x = vision()
+    x = x.clone().requires_grad_()
+    with untouched(model):
+        single = ALL[name](model).attribute(x, target=1)
+        with torch.no_grad():
+            several = ALL[name](model).attribute((x,), target=1)
+    assert isinstance(single, Tensor) and tuple(single.shape) == shape_of(name, x)
+    assert isinstance(several, tuple) and len(several) == 1
+    close(several[0], single)
+    assert x.requires_grad and x.grad is None
+    assert not single.requires_grad and not several[0].requires_grad
+    ids = torch.randint(1, zoo.WORDS, (3, 6))
+    text = zoo.case("hf-BertForSequenceClassification-sdpa").model
+    for given in (ids, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}):
+        assert ALL[name](text).attribute(given, target=1).shape == (3, 6)
+    pair = ALL[name](text).attribute((ids,), target=1)
+    assert isinstance(pair, tuple) and pair[0].shape == (3, 6)
+
+
+@pytest.mark.filterwarnings("ignore:Setting (forward|backward):UserWarning")
+@pytest.mark.parametrize("name", ALL)
+def test_every_class_takes_all_target_kinds(name: str) -> None:
+    model, x = vision()
+    method = ALL[name](model)
+    expected = method.attribute(x, target=2)
+    kinds: list[Any] = [
+        torch.tensor(2), torch.tensor([2]), [2] * len(x), torch.full((len(x),), 2), (2,),
+    ]  # fmt: skip
+    for target in kinds:
+        close(method.attribute(x, target=target), expected)
+    other = method.attribute(x, target=3)
+    assert torch.equal(other, expected) == (name in BLIND)
+    each = method.attribute(x, target=[2, 3])
+    close(each, torch.stack([expected[0], other[1]]), rtol=1e-3)
+    grid = lambda v: model(v).logits[:, :4].reshape(-1, 2, 2)  # noqa: E731
+    for target in ((1, 0), [(1, 0)] * len(x)):
+        close(ALL[name](grid).attribute(x, target=target), expected)
+    close(ALL[name](grid).attribute(x, target=[(1, 0), (1, 1)]), each)
+
+
+@pytest.mark.filterwarnings("ignore:Setting (forward|backward):UserWarning")
+@pytest.mark.parametrize("name", ALL)
+def test_every_class_is_decorated_named_copied_and_pickled(name: str) -> None:
+    model, x = vision()
+    method = ALL[name](model)
+    expected = method.attribute(x, target=1)
+    cls = type(method)
+    assert issubclass(cls, captum_attr.Attribution) and cls.__name__ == name
+    assert torch.equal(cls.attribute.__wrapped__(method, x, target=1), expected)
+    twins = (copy.copy(method), copy.deepcopy(method), pickle.loads(pickle.dumps(method)))
+    for twin in twins:
+        assert torch.equal(twin.attribute(x, target=1), expected)
+        assert twin.get_name() == method.get_name()
+    assert twins[0].forward_func is model
+    assert twins[1].forward_func is not model and twins[2].forward_func is not model
+    if not name.startswith("Random"):  # which runs no model
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.mul_(1.5)
+        twins[0].forward_func = other
+        swapped = twins[0].attribute(x, target=1)
+        assert torch.equal(swapped, ALL[name](other).attribute(x, target=1))
+        assert not torch.equal(swapped, expected)
+    assert torch.equal(method.attribute(x, target=1), expected)
+    with pytest.raises(NotImplementedError, match=f"attribute_future.*{name}"):
+        method.attribute_future()
+
+
+def test_every_name_is_readable_and_there_once() -> None:
+    classes = [type(ALL[name](vision()[0])) for name in ALL if name != "AttentionFlow"]
+    names = [cls.get_name() for cls in (*classes, AttentionFlow, *LAYER_CLASSES)]
+    assert len(set(names)) == len(names) == 13
+    for name in names:
+        words = name.split()
+        single = [word for word in words if len(word) == 1]
+        assert single in ([], ["x"])  # "Conservative LRP", not "Conservative L R P"
+        assert all(word[0].isupper() for word in words if word != "x")
+
+
+@pytest.mark.filterwarnings("ignore:Setting (forward|backward):UserWarning")
+@pytest.mark.parametrize("name", ALL)
+def test_convergence_deltas_where_there_are_any(name: str) -> None:
+    model, x = vision()
+    method = ALL[name](model)
+    has = method.has_convergence_delta()
+    assert has == (name in ("ConservativeGI", "ConservativeLRP", "TokenIntegratedGradients",
+                            "TokenGradientShap"))  # fmt: skip
+    if not has:
+        with pytest.raises(TypeError, match="return_convergence_delta"):
+            method.attribute(x, target=1, return_convergence_delta=True)
+        return
+    for inputs in (x, (x,)):
+        relevance, delta = method.attribute(inputs, target=1, return_convergence_delta=True)
+        assert isinstance(relevance, type(inputs)) and delta.shape == (len(x),)
+        total = (relevance[0] if isinstance(relevance, tuple) else relevance).flatten(1).sum(1)
+        output = model(x).logits[:, 1].detach()
+        if name.startswith("Token"):
+            output = output - model(torch.zeros_like(x)).logits[:, 1].detach()
+        close(delta, output - total, atol=1e-4)
+
+
+@pytest.mark.parametrize("cls", LAYER_CLASSES)
+def test_layer_classes_take_all_target_kinds_and_copies(cls: Any) -> None:
+    model, x = vision()
+    layers = [model.vit.embeddings, model.vit.layernorm]
+    method = cls(model, layers)
+    expected = method.attribute(x, target=2)
+    kinds: list[Any] = [torch.tensor(2), [2, 2], torch.tensor([2, 2]), (2,)]
+    for target in kinds:
+        for got, want in zip(method.attribute(x, target=target), expected, strict=True):
+            close(got, want)
+    for twin in (copy.copy(method), copy.deepcopy(method), pickle.loads(pickle.dumps(method))):
+        for got, want in zip(twin.attribute(x, target=2), expected, strict=True):
+            assert torch.equal(got, want)
+    assert torch.equal(cls.attribute.__wrapped__(method, x, target=2)[0], expected[0])

@@ -195,7 +195,7 @@ def test_sum_agrees_with_attribute(run, text_model):
     assert [float(n) for n in column] == pytest.approx(relevance[0].tolist(), abs=1e-4)
 
 
-@pytest.mark.parametrize("rules", ["gi", "ah", "ln", "ah+ln", "lrp", "attnlrp"])
+@pytest.mark.parametrize("rules", ["gi", "ah", "ln", "ah+ln", "lrp", "lrp-gamma", "attnlrp"])
 @pytest.mark.parametrize("bias", ["absorb", "distribute"])
 def test_rules_and_bias_are_passed_on(run, text_model, rules, bias):
     status, out, _ = run("best film", "--model", text_model, "--rules", rules, "--bias", bias)

@@ -27,7 +27,6 @@ from captum_lrp_tx.compare import (
     find_method,
     unavailable_methods,
 )
-from captum_lrp_tx.compare.run import on_grid
 from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, TargetError
 from captum_lrp_tx.models import digit_samples, digits, sentiment
 from captum_lrp_tx.visualization.comparison import (
@@ -428,25 +427,6 @@ def test_arguments_that_do_not_fit(text, image):
         TokenIntegratedGradients(model, baseline=0.5).attribute(inputs, 1)
     with pytest.raises(InputError, match=r"baseline has the shape \(1, 3\)"):
         TokenIntegratedGradients(model, baseline=torch.zeros(1, 3).long()).attribute(inputs, 1)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "height", "width", "grid"),
-    [
-        (49, 28, 28, (7, 7)), (50, 28, 28, (7, 7)), (198, 224, 224, (14, 14)),
-        (201, 224, 224, (14, 14)), (257, 224, 224, (16, 16)), (33, 64, 32, (8, 4)),
-    ],
-)  # fmt: skip
-def test_patches_find_their_grid(tokens, height, width, grid):
-    values = torch.arange(float(tokens))
-    found = on_grid(values, height, width)
-    assert found.shape == grid
-    assert torch.equal(found.flatten(), values[-found.numel() :])
-
-
-def test_patches_without_a_grid():
-    with pytest.raises(InputError, match="40 tokens fits no grid"):
-        on_grid(torch.zeros(40), 32, 32)
 
 
 # Drawings

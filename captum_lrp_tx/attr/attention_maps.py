@@ -18,10 +18,12 @@ from captum_lrp_tx.attr.base import (
     AttributionInputs,
     TargetType,
     TensorOrTuple,
+    WithoutFutures,
     forward_of,
     select_target,
 )
 from captum_lrp_tx.attr.random import mask_of
+from captum_lrp_tx.attr.targets import indices_of
 from captum_lrp_tx.attr.tokens import pools_patches, prefix_tokens
 from captum_lrp_tx.errors import InputError, MissingPackageError, UnsupportedModelError
 from captum_lrp_tx.propagation.attention_maps import AttentionMap, MapPass, attention_maps
@@ -196,13 +198,23 @@ class Maps:
         return self._positions("cls", real, patterns)
 
     def _explained_positions(self, batch: int, tokens: int) -> Tensor | None:
-        """With one output per token the target names the row."""
+        """With one output per token the target names the row.
+
+        Raises:
+            InputError: a target of several positions.
+        """
         if len(self.output_shape) != 3 or self.output_shape[1] != tokens:
             return None
-        targets = self.target if isinstance(self.target, list) else [self.target] * batch
-        if len(targets) != batch or not all(isinstance(t, tuple) for t in targets):
+        named = indices_of(self.target, batch)
+        if not all(named) or not all(isinstance(t, tuple) for ts in named for t in ts):
             return None
-        return torch.tensor([int(t[0]) for t in targets])
+        rows = [{int(t[0]) % tokens for t in ts} for ts in named]
+        if any(len(row) > 1 for row in rows):
+            raise InputError(
+                f"target={self.target!r} is about several positions, but one row of the attention "
+                "maps is read; choose it by query=, a position or 'mean'."
+            )
+        return torch.tensor([row.pop() for row in rows])
 
 
 def square(found: AttentionMap, values: Tensor, method: str) -> Tensor:
@@ -221,7 +233,7 @@ def square(found: AttentionMap, values: Tensor, method: str) -> Tensor:
     return values[..., :queries]
 
 
-class MapMethod(Attribution):
+class MapMethod(WithoutFutures, Attribution):
     """What all methods that read attention maps share; the subclasses say what they compute."""
 
     query: Query = "auto"

@@ -12,18 +12,16 @@ from typing import Any, Literal, NoReturn, Union
 
 import captum
 import torch
-from captum._utils.common import (
-    _format_additional_forward_args,
-    _select_targets,
-)
+from captum._utils.common import _format_additional_forward_args
 from torch import Tensor
 
 from captum_lrp_tx.attr.captum_rules import assigned_rules
+from captum_lrp_tx.attr.targets import TargetType as TargetType
+from captum_lrp_tx.attr.targets import select_target as select_target
 from captum_lrp_tx.errors import (
     InputError,
     NoRuleAppliedWarning,
     RuleError,
-    TargetError,
     TrainingModeWarning,
     UncoveredOperationError,
     UncoveredOperationWarning,
@@ -31,14 +29,13 @@ from captum_lrp_tx.errors import (
 )
 from captum_lrp_tx.propagation.coverage import Finding, uncovered
 from captum_lrp_tx.propagation.engine import Pass, Propagated, propagate
-from captum_lrp_tx.propagation.graph import Node
+from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.modules import find_modules, refuse_opaque
 from captum_lrp_tx.propagation.scope import Scope
 from captum_lrp_tx.rules.base import Bias, check_bias
 from captum_lrp_tx.rules.composite import Composite
 
-TargetType = Union[None, int, tuple[int, ...], Tensor, list[tuple[int, ...]], list[int]]
 TensorOrTuple = Union[Tensor, tuple[Tensor, ...]]
 AttributionInputs = Union[Tensor, tuple[Tensor, ...], Mapping[str, Any]]
 Positions = Literal["sum", "separate"]
@@ -90,7 +87,19 @@ def tell_once(model: Any, what: str, message: str, category: type[Warning]) -> N
     warnings.warn(message, category, stacklevel=level)
 
 
-class Conservative:
+class WithoutFutures:
+    """Attributions that are computed at once, like Captum's own gradient methods."""
+
+    def attribute_future(self) -> NoReturn:
+        """Not implemented, as for Captum's own gradient methods.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
+
+class Conservative(WithoutFutures):
     """Rules, one propagation pass and its checks; the base of the four attribution classes."""
 
     _honours_module_rules = False
@@ -111,14 +120,6 @@ class Conservative:
             composite = composite.with_bias(bias)
         self.composite = composite
         self._bias = bias
-
-    def attribute_future(self) -> NoReturn:
-        """Not implemented, as for Captum's own gradient methods.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def has_convergence_delta(self) -> bool:
         """True: :meth:`attribute` can return the convergence delta."""
@@ -199,6 +200,8 @@ class Conservative:
             job.trace = True
 
             def inspect(scope: Scope, roots: list[Node], leaves: list[Tensor]) -> None:
+                if type(forward).__module__.startswith("captum."):
+                    roots = [_before_log_softmax(root) for root in roots]
                 findings.extend(uncovered(scope, roots, leaves, self.composite.base))
                 faults = [str(f) for f in findings if f.is_fault]
                 if strict and faults:
@@ -263,25 +266,16 @@ class Conservative:
             )
 
 
-def select_target(output: Tensor, target: TargetType) -> Tensor:
-    """Captum's target selection, with errors that say what to do.
+def _before_log_softmax(root: Node) -> Node:
+    """Where the logits come from that Captum's ``LLMGradientAttribution`` turns into a target.
 
-    Raises:
-        TargetError: the target is malformed or out of range for this output.
+    The log-softmax is part of the question there, not of the model.
     """
-    if output.dim() == 0:
-        if target is not None:
-            raise TargetError("The output is a single number, so target must be None.")
-        return output
-    try:
-        selected: Tensor = _select_targets(output, target)
-    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise TargetError(
-            f"target={target!r} does not fit the output of shape {tuple(output.shape)} (first "
-            f"dimension: examples): {error}. Valid targets: an int, a tensor or list with one "
-            "index per example; for outputs of more than two dimensions a tuple or list of tuples."
-        ) from error
-    return selected
+    node = root
+    while node_name(node) in KEEP_ENTRIES and len(parents(node)) == 1:
+        node = parents(node)[0]
+    before = parents(node) if node_name(node) == "LogSoftmax" else []
+    return before[0] if before else root
 
 
 def formatted(values: list[Tensor], as_tuple: bool) -> TensorOrTuple:

@@ -39,8 +39,8 @@ class ConservativeGI(Conservative, GradientAttribution):
             returns something with ``.logits`` (a Hugging Face ``ModelOutput``), these are
             explained.
         rules (str or Composite): ``"ah+ln"`` (default), ``"ah"``, ``"ln"``, ``"gi"`` (plain
-            gradient x input, equal to Captum's ``InputXGradient``), ``"lrp"``, ``"attnlrp"``, or a
-            :class:`~captum_lrp_tx.Composite`.
+            gradient x input, equal to Captum's ``InputXGradient``), ``"lrp"``, ``"lrp-gamma"``,
+            ``"attnlrp"``, or a :class:`~captum_lrp_tx.Composite`.
 
     Raises:
         RuleError: unknown preset.
@@ -127,10 +127,11 @@ class ConservativeGI(Conservative, GradientAttribution):
                 ``BatchEncoding``) the ``input_ids`` and float entries other than masks are
                 attributed to, and all of it is passed to the model by keyword. Dimension 0 counts
                 the examples.
-            target (int, tuple, Tensor or list, optional): Output indices to explain, with Captum's
-                semantics: an int (or one-element tensor) for all examples; a list of ints or a 1-D
-                tensor with one index for each; for outputs of more than two dimensions a tuple, or
-                a list of tuples. None if the model gives one value per example.
+            target (int, tuple, Tensor, list or Target, optional): Output indices to explain, with
+                Captum's semantics: an int (or one-element tensor) for all examples; a list of ints
+                or a 1-D tensor with one index for each; for outputs of more than two dimensions a
+                tuple, or a list of tuples. None if the model gives one value per example. Or what
+                is no index, such as ``Contrast(1, 0)``: see :mod:`captum_lrp_tx.attr.targets`.
             additional_forward_args (Any, optional): Further positional arguments of the forward
                 function, a tuple if there are several. They get no relevance.
             return_convergence_delta (bool): Also return output minus sum of relevance.
@@ -161,6 +162,16 @@ class ConservativeGI(Conservative, GradientAttribution):
             >>> relevance, delta = ConservativeGI(model).attribute(
             ...     inputs, target=1, return_convergence_delta=True
             ... )
+
+            The next token of each text of a padded batch, with a causal language model:
+
+            >>> inputs = tokenizer(texts, padding=True, return_tensors="pt")
+            >>> count = inputs["attention_mask"].cumsum(1)
+            >>> inputs["position_ids"] = (count - 1).clamp(min=0)  # matters if padded on the left
+            >>> last = count.argmax(1)  # position of the last token, whichever side is padded
+            >>> tokens = lm(**inputs).logits[range(len(last)), last].argmax(-1)
+            >>> target = list(zip(last.tolist(), tokens.tolist()))
+            >>> relevance = ConservativeGI(lm).attribute(inputs, target=target)
         """
         if positions not in ("sum", "separate"):
             raise InputError(f"positions must be 'sum' or 'separate', not {positions!r}.")

@@ -109,7 +109,8 @@ class GenericAttention(MapMethod, GradientAttribution):
             inputs (Tensor, tuple of Tensor, or mapping): Token ids, embeddings, pixels, or a
                 tokenizer's ``BatchEncoding``; see :meth:`~captum_lrp_tx.ConservativeGI.attribute`.
                 Several inputs only with cross-attention: one for each sequence.
-            target (int, tuple, Tensor or list): The output to explain, as in Captum.
+            target (int, tuple, Tensor, list or Target): The output to explain, as in Captum, or
+                one of :mod:`captum_lrp_tx.attr.targets`.
             additional_forward_args (any): Passed to the model after the inputs.
 
         Returns:
@@ -366,7 +367,8 @@ class TransformerAttribution(MapMethod, GradientAttribution):
         Args:
             inputs (Tensor, tuple of one Tensor, or mapping): Token ids, embeddings, pixels, or a
                 tokenizer's ``BatchEncoding``; see :meth:`~captum_lrp_tx.ConservativeGI.attribute`.
-            target (int, tuple, Tensor or list): The output to explain, as in Captum.
+            target (int, tuple, Tensor, list or Target): The output to explain, as in Captum, or
+                one of :mod:`captum_lrp_tx.attr.targets`.
             additional_forward_args (any): Passed to the model after the inputs.
 
         Returns:

@@ -32,7 +32,21 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
     :class:`~captum_lrp_tx.ConservativeGI` at the activations of one or more layers.
 
     As a ``LayerGradientXActivation`` it can be the ``attr_method`` of Captum's
-    ``LLMGradientAttribution``.
+    ``LLMGradientAttribution``, with the layer that gives the embedded tokens (the word embedding
+    of a Llama; in models with a position table, such as GPT-2, the module behind their sum).
+    Captum then explains the *log-probability* of each generated token.  Its gradient is that of
+    the token's logit minus the mean logit, :math:`z_t - \sum_k p_k z_k`, and relevance adds up to
+    this, not to the log-probability: the entropy H(p) of the next token is left out.
+
+    .. math:: \log p_t = \sum_i R_i + \text{(absorbed by biases)} - H(p)
+
+    A row of ``token_attr`` holds the tokens of the prompt only; those generated before have the
+    rest of the relevance.  For logits, contrasts, or the relevance of all tokens, take
+    :class:`~captum_lrp_tx.ConservativeLRP` itself, all generated tokens in one pass::
+
+        position = range(len(prompt) - 1, len(ids) - 1)  # where each token was predicted
+        target = [(p, int(ids[p + 1])) for p in position]
+        relevance = ConservativeLRP(model).attribute(ids.expand(len(target), -1), target=target)
 
     Args:
         model (nn.Module or callable): See :class:`~captum_lrp_tx.ConservativeGI`.
@@ -133,6 +147,9 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
 class LayerConservativeLRP(LayerConservativeGI):
     r"""
     :class:`~captum_lrp_tx.ConservativeLRP` at the activations of one or more layers.
+
+    With Captum's ``LLMGradientAttribution`` relevance does not add up to the log-probability that
+    Captum asks for, but to that plus the entropy: see :class:`LayerConservativeGI`.
 
     Unlike Captum's ``LayerLRP``, :meth:`attribute` takes ``attribute_to_layer_input`` before
     ``return_convergence_delta``; pass both by keyword.

@@ -11,12 +11,18 @@ from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_lrp_tx.attr.base import AttributionInputs, TargetType, TensorOrTuple, formatted
+from captum_lrp_tx.attr.base import (
+    AttributionInputs,
+    TargetType,
+    TensorOrTuple,
+    WithoutFutures,
+    formatted,
+)
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.inputs import Inputs
 
 
-class RandomAttribution(Attribution):
+class RandomAttribution(WithoutFutures, Attribution):
     r"""
     Standard normal random numbers: relevance without information.
 

@@ -1,4 +1,4 @@
-"""Which tokens of an image model are patches, and where they are in the image.
+"""Which tokens of an image model are patches.
 
 Vision transformers put tokens of their own before the patches.  They are counted from what the
 model declares:
@@ -22,9 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor, nn
-
-from captum_lrp_tx.errors import InputError
+from torch import nn
 
 _ONE_TOKEN = ("cls_token", "class_token", "class_embedding", "distillation_token", "dist_token")
 _MANY_TOKENS = ("register_tokens", "reg_token")
@@ -66,50 +64,3 @@ def pools_patches(modules: Iterable[nn.Module]) -> bool:
         if isinstance(getattr(module, "num_prefix_tokens", None), int):
             return getattr(module, "global_pool", "token") not in ("", "token", None)
     return False
-
-
-def patch_grid(
-    relevance: Tensor,
-    image_size: int | tuple[int, int],
-    patch_size: int | tuple[int, int],
-) -> Tensor:
-    """Relevance of patches as an image: every pixel has the relevance of its patch.
-
-    Args:
-        relevance (Tensor): Shape ``(batch, tokens)`` or ``(tokens,)``. More tokens than patches
-            are taken for a prefix and dropped. For a stage of a Swin transformer ``patch_size`` is
-            the stride of that stage (4, 8, 16, 32).
-        image_size (int or (int, int)): Height and width of the model's input.
-        patch_size (int or (int, int)): Height and width of a patch. Pixels beyond the last whole
-            patch get 0.
-
-    Returns:
-        Tensor: shape ``(batch, height, width)``, or ``(height, width)``.
-
-    Raises:
-        InputError: fewer tokens than patches, or sizes that are not positive.
-
-    Example::
-
-        >>> patch_grid(torch.arange(5.0)[None], image_size=4, patch_size=2)[0, 0]
-        tensor([1., 1., 2., 2.])
-    """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    down, across = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-    if min(height, width, down, across) < 1 or relevance.dim() not in (1, 2):
-        raise InputError(
-            f"patch_grid needs relevance of shape (batch, tokens) and positive sizes, got "
-            f"{tuple(relevance.shape)}, image {height} x {width}, patches {down} x {across}."
-        )
-    rows, columns = height // down, width // across
-    patches = rows * columns
-    if relevance.shape[-1] < patches or not patches:
-        raise InputError(
-            f"An image of {height} x {width} pixels has {rows} x {columns} patches of {down} x "
-            f"{across}, but relevance holds {relevance.shape[-1]} tokens. Give the sizes that the "
-            "model works with (after the image processor)."
-        )
-    grid = relevance[..., -patches:].reshape(*relevance.shape[:-1], rows, columns)
-    pixels = grid.repeat_interleave(down, -2).repeat_interleave(across, -1)
-    padding = (0, width - pixels.shape[-1], 0, height - pixels.shape[-2])
-    return nn.functional.pad(pixels, padding)

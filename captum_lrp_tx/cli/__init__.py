@@ -28,6 +28,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("captum_lrp_tx.cli.explain", "explain one prediction (the default)"),
     "audit": ("captum_lrp_tx.cli.audit", "say how far the explanation can be trusted"),
     "compare": ("captum_lrp_tx.cli.compare", "explain one prediction by many methods"),
+    "evaluate": ("captum_lrp_tx.cli.evaluate", "measure how faithful many methods are"),
+    "report": ("captum_lrp_tx.cli.report", "explain many predictions, on a page to look through"),
+    "insights": ("captum_lrp_tx.cli.insights", "show the shipped models in Captum Insights"),
 }
 
 

@@ -20,7 +20,13 @@ from captum.log import log_usage
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from captum_lrp_tx.attr.base import AttributionInputs, TargetType, select_target
+from captum_lrp_tx.attr.base import (
+    AttributionInputs,
+    TargetType,
+    TensorOrTuple,
+    WithoutFutures,
+    select_target,
+)
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.engine import output_tensor
 from captum_lrp_tx.propagation.inputs import Inputs
@@ -91,19 +97,25 @@ class _Prepared:
     baselines: tuple[Tensor, ...]
     extra: tuple[Any, ...] | None
     is_ids: bool
+    is_tuple: bool
 
     def portion(self) -> int:
         """How many rows go through the model at once: 4,096 tokens, or 10 float inputs."""
         return max(4096 // self.values[0].shape[1], 1) if self.is_ids else 10
 
-    def formatted(self, attributions: tuple[Tensor, ...]) -> Tensor:
-        """Summed over the embedding dimension for token ids."""
-        if not self.is_ids:
-            return attributions[0]
-        return torch.stack([part.sum(-1) for part in attributions]).sum(0)
+    def formatted(self, attributions: tuple[Tensor, ...]) -> TensorOrTuple:
+        """Summed over the embedding dimension for token ids; a tuple if the inputs were one."""
+        relevance = attributions[0].detach()
+        if self.is_ids:
+            relevance = torch.stack([part.detach().sum(-1) for part in attributions]).sum(0)
+        return self.like_inputs(relevance)
+
+    def like_inputs(self, relevance: Tensor) -> TensorOrTuple:
+        """A tuple of one if the inputs were one."""
+        return (relevance,) if self.is_tuple else relevance
 
 
-class _OnTokens(GradientAttribution):
+class _OnTokens(WithoutFutures, GradientAttribution):
     """What the three classes share: from token ids to the rows that they are looked up in."""
 
     def __init__(self, model: Callable[..., Any], *, baseline: Baseline = None) -> None:
@@ -135,7 +147,9 @@ class _OnTokens(GradientAttribution):
             base = torch.zeros_like(given)
             if self._baseline is not None:
                 base = base + torch.as_tensor(self._baseline).to(given)
-            return _Prepared(call, (given.detach(),), (base,), extra or None, False)
+            return _Prepared(
+                call, (given.detach(),), (base,), extra or None, False, prepared.is_tuple
+            )
         lookups = _Lookups(given, self._baseline_ids(given))
         with torch.no_grad(), lookups:
             call(given, *extra)
@@ -152,7 +166,7 @@ class _OnTokens(GradientAttribution):
                 return call(ids, *more)
 
         rows, baselines = tuple(lookups.rows), tuple(lookups.baseline_rows)
-        return _Prepared(forward, rows, baselines, (given, *extra), True)
+        return _Prepared(forward, rows, baselines, (given, *extra), True, prepared.is_tuple)
 
     def _baseline_ids(self, ids: Tensor) -> Tensor:
         baseline = self._baseline
@@ -234,7 +248,7 @@ class TokenIntegratedGradients(_OnTokens):
         target: TargetType = None,
         additional_forward_args: Any = None,
         return_convergence_delta: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> TensorOrTuple | tuple[TensorOrTuple, Tensor]:
         r"""
         Relevance of each token, summed over the embedding dimension.
 
@@ -245,7 +259,8 @@ class TokenIntegratedGradients(_OnTokens):
 
         Returns:
             Tensor, or 2-element tuple of **attributions**, **delta**:
-            - **attributions**: ``(batch, tokens)``, or the shape of float inputs.
+            - **attributions**: ``(batch, tokens)``, or the shape of float inputs; a tuple of one if
+              the inputs are a tuple.
             - **delta** (Tensor, shape ``(batch,)``).
         """
         with torch.inference_mode(False), torch.enable_grad():
@@ -258,7 +273,7 @@ class TokenIntegratedGradients(_OnTokens):
                 additional_forward_args=used.extra, n_steps=self._n_steps,
                 internal_batch_size=max(size, examples),
             )  # fmt: skip
-            relevance = used.formatted(attributions).detach()
+            relevance = used.formatted(attributions)
             if not return_convergence_delta:
                 return relevance
             return relevance, self._delta(used, attributions, target).detach()
@@ -316,7 +331,7 @@ class TokenGradientShap(_OnTokens):
         target: TargetType = None,
         additional_forward_args: Any = None,
         return_convergence_delta: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> TensorOrTuple | tuple[TensorOrTuple, Tensor]:
         r"""
         Relevance of each token, summed over the embedding dimension.
 
@@ -336,7 +351,7 @@ class TokenGradientShap(_OnTokens):
                 )  # fmt: skip
                 sums = [a + mean.detach() * count for a, mean in zip(sums, means, strict=True)]
             attributions = tuple(a / self._n_samples for a in sums)
-            relevance = used.formatted(attributions).detach()
+            relevance = used.formatted(attributions)
             if not return_convergence_delta:
                 return relevance
             return relevance, self._delta(used, attributions, target).detach()
@@ -368,7 +383,7 @@ class TokenSaliency(_OnTokens):
         inputs: AttributionInputs,
         target: TargetType = None,
         additional_forward_args: Any = None,
-    ) -> Tensor:
+    ) -> TensorOrTuple:
         r"""
         Length of the gradient at each token.
 
@@ -376,7 +391,8 @@ class TokenSaliency(_OnTokens):
             inputs, target, additional_forward_args: As for ``ConservativeGI.attribute``.
 
         Returns:
-            Tensor: ``(batch, tokens)``, or the shape of float inputs.
+            Tensor: ``(batch, tokens)``, or the shape of float inputs; a tuple of one if the inputs
+            are a tuple.
         """
         with torch.inference_mode(False), torch.enable_grad():
             used = self._prepare(inputs, additional_forward_args)
@@ -385,9 +401,9 @@ class TokenSaliency(_OnTokens):
                 values, target=target, additional_forward_args=used.extra
             )
             if not used.is_ids:
-                return gradients[0].detach()
+                return used.like_inputs(gradients[0].detach())
             lengths: Tensor = torch.linalg.vector_norm(torch.cat(list(gradients), -1), dim=-1)
-            return lengths.detach()
+            return used.like_inputs(lengths.detach())
 
 
 def padding_id(model: Any) -> int:

@@ -74,6 +74,8 @@ METHODS: tuple[Method, ...] = (
     Method("LRP(AH+LN)", _GI, "ConservativeGI", {"rules": "ah+ln"},
            aliases=("ah+ln", "conservative gi")),
     Method("LRP", _LRP, "ConservativeLRP", aliases=("conservative lrp",)),
+    Method("LRP-gamma", _LRP, "ConservativeLRP", {"rules": "lrp-gamma", "bias": "distribute"},
+           aliases=("lrp gamma",)),
     Method("AttnLRP", _LRP, "ConservativeLRP", {"rules": "attnlrp"}),
     Method("Chefer", _WEIGHTED, "TransformerAttribution", signed=None,
            aliases=("transformer attribution", "trans attribution", "chefer 2021b", "ta")),

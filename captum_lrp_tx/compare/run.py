@@ -21,6 +21,7 @@ from captum_lrp_tx.compare.registry import METHODS, Method, find_method
 from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, TargetError
 from captum_lrp_tx.propagation.engine import output_tensor
 from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.visualization.patch_heatmap import token_grid
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
 
 #: A method by name, or a name with a function that makes an attribution from the model.
@@ -275,7 +276,7 @@ def _row(
                 f"the relevance has the shape {tuple(relevance.shape)} for {len(names)} tokens"
             )
     elif values.dim() == 1 and given.dim() > 2:
-        values = on_grid(values, given.shape[-2], given.shape[-1])
+        values = token_grid(values[None], (given.shape[-2], given.shape[-1]))[0]
     signed = method.signed if isinstance(method, Method) else None
     if not signed and bool((values < 0).any()):
         signed = True  # whatever was expected, negative relevance must show
@@ -294,39 +295,6 @@ def _marked(row: Row, output: float) -> Row:
     if row.delta is not None and float(row.relevance.abs().max()) <= ROUNDING * abs(output):
         return replace(row, note="zero up to rounding")
     return row
-
-
-def on_grid(values: Tensor, height: int, width: int) -> Tensor:
-    """Relevance of patches as a grid, without class, distillation and register tokens before it.
-
-    Args:
-        values (Tensor): Shape ``(tokens,)``.
-        height (int): Of the image.
-        width (int): Of the image.
-
-    Returns:
-        Tensor: Shape ``(rows, columns)``, whose ratio is that of the image.
-
-    Raises:
-        InputError: If no number of patches near that of the tokens fits the image.
-
-    Example::
-
-        >>> on_grid(torch.arange(50.0), 28, 28).shape
-        torch.Size([7, 7])
-    """
-    count = values.shape[0]
-    for prefix in range(min(count, 17)):
-        patches = count - prefix
-        rows = math.isqrt(max(patches * height // width, 1))
-        for guess in (rows, rows + 1):
-            if guess and patches % guess == 0:
-                columns = patches // guess
-                if guess * width == columns * height and height % guess == 0:
-                    return values[prefix:].reshape(guess, columns)
-    raise InputError(
-        f"the relevance of {count} tokens fits no grid of patches on an image of {height} x {width}"
-    )
 
 
 def _wait_for(relevance: Tensor) -> None:

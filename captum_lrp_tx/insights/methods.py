@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from captum.log import log_usage
 from torch import Tensor, nn
 
@@ -26,12 +25,12 @@ from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.gradient_attention import GenericAttention, TransformerAttribution
 from captum_lrp_tx.attr.random import RandomAttribution
-from captum_lrp_tx.compare.run import on_grid
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.rules.base import Bias
 from captum_lrp_tx.rules.composite import PRESETS, Composite
 from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule
+from captum_lrp_tx.visualization.patch_heatmap import token_grid
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,7 @@ def spread_evenly(relevance: Tensor, features: Tensor) -> Tensor:
     if features.dim() == 4:
         height, width = features.shape[-2:]
         try:
-            grid = torch.stack([on_grid(values, height, width) for values in relevance])
+            grid = token_grid(relevance, (height, width))
         except InputError as error:
             raise UnsupportedModelError(str(error)) from error
         if grid[0].numel() < relevance.shape[1] - 1:  # more than a class token would be left out

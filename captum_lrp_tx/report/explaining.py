@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.compare.registry import METHODS, Method, find_method
-from captum_lrp_tx.compare.run import on_grid
 from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError
 from captum_lrp_tx.report.results import Explanations, Key
 from captum_lrp_tx.report.samples import Samples
+from captum_lrp_tx.visualization.patch_heatmap import token_grid
 
 #: A method by name, or a name with a function that makes an attribution from the model.
 Chosen = Union[str, tuple[str, Callable[[Any], Any]]]
@@ -243,7 +243,7 @@ def _shaped(values: Tensor, samples: Samples, example: int) -> Tensor:
             )
         return values
     if values.dim() == 1:
-        return on_grid(values, shape[-2], shape[-1])
+        return token_grid(values[None], (shape[-2], shape[-1]))[0]
     return values.sum(0) if values.dim() == 3 else values
 
 

@@ -16,9 +16,16 @@ Figures need matplotlib: ``pip install "captum_lrp_tx[viz]"``.
 
 from __future__ import annotations
 
+from captum_lrp_tx.visualization.captum_records import text_records, text_scale
 from captum_lrp_tx.visualization.colours import colour_of, supports_colour
 from captum_lrp_tx.visualization.figures import figure, image_figure, png
 from captum_lrp_tx.visualization.page import html, image_html
+from captum_lrp_tx.visualization.patch_heatmap import (
+    heatmap_figure,
+    heatmap_scale,
+    patch_heatmap,
+    token_grid,
+)
 from captum_lrp_tx.visualization.text import image_terminal, table, terminal
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap, summary
 
@@ -27,13 +34,19 @@ __all__ = [
     "TokenHeatmap",
     "colour_of",
     "figure",
+    "heatmap_figure",
+    "heatmap_scale",
     "html",
     "image_figure",
     "image_html",
     "image_terminal",
+    "patch_heatmap",
     "png",
     "summary",
     "supports_colour",
     "table",
     "terminal",
+    "text_records",
+    "text_scale",
+    "token_grid",
 ]

@@ -1,0 +1,129 @@
+"""The curves of an evaluation as a figure, with matplotlib but without pyplot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.evaluation.result import Evaluation, mean_curve
+from captum_lrp_tx.metrics.curves import Curve
+from captum_lrp_tx.visualization.figures import require_matplotlib
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Hue tells the families apart, lightness and dashes the members: attention is blue, gradients are
+# orange to red, LRP the darkest.
+_STYLES: dict[str, tuple[str, str, float]] = {
+    "Random": ("#9a9a9a", ":", 1.4),
+    "A-Last": ("#9ecae1", "-", 1.3),
+    "Rollout": ("#4292c6", "--", 1.3),
+    "A-Flow": ("#4292c6", ":", 1.3),
+    "GAE": ("#08519c", "-", 1.5),
+    "Chefer": ("#08519c", "--", 1.3),
+    "GI": ("#c9a227", "-", 1.3),
+    "Saliency": ("#c9a227", ":", 1.3),
+    "LRP(AH)": ("#fd8d3c", "--", 1.3),
+    "LRP(LN)": ("#e6550d", "-.", 1.5),
+    "LRP(AH+LN)": ("#a50f15", "-", 2.2),
+    "LRP": ("#1a1a1a", "-", 2.2),
+    "AttnLRP": ("#1a1a1a", "--", 1.5),
+    "IG": ("#1b7837", "-", 1.7),
+    "GradientShap": ("#1b7837", ":", 1.5),
+}
+_OTHERS = ("#762a83", "#af8dc3", "#b35806", "#5aae61", "#d6604d", "#4393c3", "#8c510a", "#01665e")
+
+
+def curves_figure(
+    evaluation: Evaluation, *, width: float = 6.5, title: str = "", columns: int = 5
+) -> Figure:
+    """One panel for each curve that was measured, with the mean of each method.
+
+    Args:
+        evaluation (Evaluation): What was measured.
+        width (float): In inches.
+        title (str): Headline.
+        columns (int): Of the legend.
+
+    Returns:
+        matplotlib.figure.Figure: For ``savefig`` (PDF and SVG too); not known to pyplot.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        InputError: No curve was measured.
+
+    Example::
+
+        >>> curves_figure(evaluation, title="SST-2").savefig("curves.pdf")  # doctest: +SKIP
+    """
+    measures = [measure for measure in evaluation.measures if measure.is_curve]
+    methods = [method for method in evaluation if method.error is None]
+    if not measures or not methods:
+        raise InputError("no curve was measured, so there is nothing to draw")
+    entries = -(-len(methods) // columns)
+    head, foot, panel = 0.26 if title else 0.02, 0.5 + 0.19 * entries, 2.35
+    height = head + panel + 0.25 + foot
+    drawing: Figure = require_matplotlib("figure").Figure(figsize=(width, height))
+    require_matplotlib("backends.backend_agg").FigureCanvasAgg(drawing)
+    grid = drawing.subplots(1, len(measures), squeeze=False)[0]
+    drawing.subplots_adjust(
+        left=0.62 / width, right=1 - 0.2 / width, bottom=foot / height,
+        top=1 - (head + 0.25) / height, wspace=0.42 if len(measures) < 3 else 0.5,
+    )  # fmt: skip
+    styles = _styles([method.name for method in methods])
+    for axes, measure in zip(grid, measures, strict=True):
+        for method in methods:
+            curve = method.measured[measure.name]
+            assert isinstance(curve, Curve)
+            x, y = mean_curve(curve)
+            colour, dashes, thickness = styles[method.name]
+            axes.plot(
+                x.numpy() * 100, y.numpy(), color=colour, linestyle=dashes, linewidth=thickness,
+                label=_label(method.name, len(method.rows), methods), zorder=2 + thickness,
+            )  # fmt: skip
+        better = "higher" if measure.higher else "lower"
+        axes.set_title(f"{measure.title}: {better} is better", fontsize=9)
+        axes.set_xlabel(f"% of features {measure.steps}", fontsize=8)
+        axes.set_ylabel(measure.axis, fontsize=8)
+        _quiet(axes)
+    handles, labels = grid[0].get_legend_handles_labels()
+    drawing.legend(
+        handles, labels, loc="lower center", ncol=min(columns, len(methods)), fontsize=7.5,
+        frameon=False, handlelength=2.4, columnspacing=1.4, bbox_to_anchor=(0.5, 0.0),
+    )  # fmt: skip
+    if title:
+        drawing.text(
+            0.5, 1 - 0.19 / height, title, fontsize=10.5, fontweight="bold", ha="center",
+            parse_math=False,
+        )  # fmt: skip
+    return drawing
+
+
+def _quiet(axes: Any) -> None:
+    """Thin grey axes, and a grid to read values from."""
+    axes.set_xlim(0, 100)
+    axes.tick_params(labelsize=7.5, length=2.5, colors="#4a4a4a")
+    axes.grid(True, axis="y", color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color("#a0a0a0")
+        spine.set_linewidth(0.7)
+
+
+def _label(name: str, count: int, methods: list[Any]) -> str:
+    most = max(len(method.rows) for method in methods)
+    return name if count == most else f"{name} (n = {count})"
+
+
+def _styles(names: list[str]) -> dict[str, tuple[str, str, float]]:
+    found = {}
+    others = 0
+    for name in names:
+        if name in _STYLES:
+            found[name] = _STYLES[name]
+        else:
+            dashes = ("-", "--", ":", "-.")[others // len(_OTHERS) % 4]
+            found[name] = (_OTHERS[others % len(_OTHERS)], dashes, 1.5)
+            others += 1
+    return found

@@ -1,0 +1,202 @@
+"""Examples from files: tables of texts, arrays of images, labels."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_lrp_tx.errors import InputError, TargetError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_TEXT_COLUMNS = ("sentence", "text")
+_IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+
+
+def read_texts(file: Path) -> tuple[list[str], list[str] | None]:
+    """Texts and, where there are any, their labels as they are written.
+
+    Args:
+        file (Path): A table separated by tabs, without quotes, whose first line names a column
+            ``sentence`` (or ``text``) and maybe one ``label``; or one text in each line. Lines
+            without text are left out.
+
+    Raises:
+        InputError: The file cannot be read, or holds no text, or a line lacks its label.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise InputError(f"cannot read {file}: {why}") from error
+    lines = [line.removesuffix("\r") for line in lines]
+    head = [name.strip().casefold() for name in lines[0].split("\t")]
+    column = next((head.index(name) for name in _TEXT_COLUMNS if name in head), None)
+    if column is None and len(head) > 1:
+        raise InputError(f'{file} is a table without a column "sentence"')
+    if column is None:
+        texts = [line.strip() for line in lines if line.strip()]
+        labels = None
+    else:
+        texts, found = [], []
+        place = head.index("label") if "label" in head else None
+        for number, line in enumerate(lines[1:], 2):
+            fields = line.split("\t")
+            text = fields[column].strip() if len(fields) > column else ""
+            if not text:
+                continue
+            texts.append(text)
+            if place is not None:
+                label = fields[place].strip() if len(fields) > place else ""
+                if not label:
+                    raise InputError(f"line {number} of {file} has no label")
+                found.append(label)
+        labels = found if place is not None else None
+    if not texts:
+        raise InputError(f"{file} holds no text")
+    return texts, labels
+
+
+def read_images(file: Path) -> Tensor:
+    """Images of an array, scaled to -1..1.
+
+    Args:
+        file (Path): ``.npy``; ``.npz`` with an entry ``images`` or ``x``; or the format of MNIST
+            (``idx3-ubyte``, plain or ``.gz``). Shape ``(n, height, width)``, ``(n, channels,
+            height, width)`` or ``(n, height, width, channels)`` with 1 or 3 channels. Integers are
+            taken for 0..255, floats for 0..1, or for -1..1 if some are negative.
+
+    Returns:
+        Tensor: Shape ``(n, channels, height, width)``, float32.
+
+    Raises:
+        InputError: The file cannot be read or holds something else.
+    """
+    array = _array(file, ("images", "x", "pixels"))
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    if array.ndim != 4 or array.shape[1] not in (1, 3) or not array.size:
+        raise InputError(
+            f"{file} has the shape {array.shape}; images have (n, height, width) or (n, channels, "
+            "height, width) with 1 or 3 channels"
+        )
+    is_integer = np.issubdtype(array.dtype, np.integer)
+    values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    low, high = float(values.min()), float(values.max())
+    if not (low >= -1e4 and high <= 1e4):
+        raise InputError(f"{file} has values that are not finite or far out of range")
+    if low < 0 and not is_integer:  # as a model takes it
+        return values
+    if low < 0 or high > (255 if is_integer else 1):
+        raise InputError(
+            f"{file} has values from {low:g} to {high:g}: give integers from 0 to 255, or floats "
+            "from 0 to 1 or -1 to 1"
+        )
+    return (values / (255 if is_integer else 1) - 0.5) / 0.5
+
+
+def read_labels(file: Path) -> list[str]:
+    """Labels as they are written.
+
+    Args:
+        file (Path): One in each line; or ``.npy``, ``.npz`` (entry ``labels`` or ``y``), or the
+            format of MNIST (``idx1-ubyte``, plain or ``.gz``).
+
+    Raises:
+        InputError: The file cannot be read or holds something else.
+    """
+    if _is_array(file):
+        array = _array(file, ("labels", "y"))
+        if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+            raise InputError(
+                f"{file} holds {array.dtype} of shape {array.shape}; labels are one integer for "
+                "each example"
+            )
+        return [str(label) for label in array.tolist()]
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise InputError(f"cannot read {file}: {why}") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def class_numbers(labels: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Classes by their number or name.
+
+    Args:
+        labels (sequence of str): As they are written; all of them numbers, or all names.
+        names (sequence of str): Of the model's classes.
+
+    Raises:
+        TargetError: A label that the model has no class for.
+
+    Example::
+
+        >>> class_numbers(["Positive", "negative"], ["negative", "positive"])
+        [1, 0]
+    """
+    folded = [name.casefold() for name in names]
+    numbers = []
+    named = any(label.casefold() in folded for label in labels)
+    for label in labels:
+        if named and label.casefold() in folded:
+            numbers.append(folded.index(label.casefold()))
+        elif not named and label.isdecimal() and int(label) < len(names):
+            numbers.append(int(label))
+        else:
+            shown = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
+            raise TargetError(
+                f"the model has no class {label!r}; it has {len(names)} classes: {shown}"
+            )
+    return numbers
+
+
+def _is_array(file: Path) -> bool:
+    return file.suffix.lower() in (".npy", ".npz", ".gz") or "idx" in file.name
+
+
+def _array(file: Path, keys: Sequence[str]) -> Array:
+    try:
+        if file.suffix.lower() == ".npy":
+            loaded: Array = np.load(file, allow_pickle=False)
+            return loaded
+        if file.suffix.lower() == ".npz":
+            with np.load(file, allow_pickle=False) as entries:
+                for key in keys:
+                    if key in entries:
+                        return np.asarray(entries[key])
+                raise InputError(
+                    f"{file} has the entries {', '.join(entries.files)}; one must be called "
+                    f"{' or '.join(keys)}"
+                )
+        if file.suffix.lower() == ".gz":
+            with gzip.open(file) as stream:
+                return _idx(stream.read())
+        return _idx(file.read_bytes())
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        if isinstance(error, InputError):
+            raise
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise InputError(f"cannot read {file} as an array: {why}") from error
+
+
+def _idx(content: bytes) -> Array:
+    """The format of MNIST: two zeros, type, number of dimensions, sizes, values."""
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_TYPES:
+        raise ValueError("it is neither .npy nor in the format of MNIST")
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">u4", dimensions, 4).astype(int)
+    kind = np.dtype(_IDX_TYPES[content[2]])
+    start = 4 + 4 * dimensions
+    if len(content) != start + int(np.prod(shape)) * kind.itemsize:
+        raise ValueError("it is cut off")
+    return np.frombuffer(content, kind, offset=start).reshape(shape).astype(kind.newbyteorder("="))

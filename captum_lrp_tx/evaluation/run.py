@@ -1,0 +1,340 @@
+"""Measuring the faithfulness of many methods on many examples."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_lrp_tx._version import __version__
+from captum_lrp_tx.compare.registry import find_method
+from captum_lrp_tx.compare.run import Chosen
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.evaluation.examples import Examples
+from captum_lrp_tx.evaluation.explaining import At, chosen_methods, reason, relevance
+from captum_lrp_tx.evaluation.measures import Measure, Measured, find_measure
+from captum_lrp_tx.evaluation.result import Evaluation, MethodResult
+from captum_lrp_tx.evaluation.store import Entry, Store
+from captum_lrp_tx.metrics.curves import FRACTIONS, Curve, Fractions
+from captum_lrp_tx.metrics.masking import Masker
+from captum_lrp_tx.metrics.perturbation import Perturbation
+from captum_lrp_tx.propagation.modules import find_modules
+
+Targets = Literal["predicted", "label"]
+
+
+def evaluate(
+    model: Callable[..., Any],
+    examples: Examples,
+    methods: str | Sequence[Chosen] = "paper",
+    *,
+    masker: Masker,
+    metrics: Sequence[str] = ("activation", "pruning"),
+    target: Targets = "predicted",
+    at: At = "embeddings",
+    fractions: Fractions = FRACTIONS,
+    limit: int | None = None,
+    limits: Mapping[str, int] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    fresh: bool = False,
+    seed: int = 0,
+    block_size: int = 32,
+    batch_size: int | None = None,
+    facts: Mapping[str, str] | None = None,
+    show_progress: bool = False,
+) -> Evaluation:
+    r"""
+    Measures how faithful several methods are on a data set.
+
+    Results go to the folder ``out`` after each batch. The same call goes on where it was broken
+    off; more methods, metrics or examples can be asked for later, and only what is missing is
+    computed. A folder with results for another model, other data or another setting is refused.
+
+    A method that does not apply to the model has its reason in the table.
+
+    Args:
+        model (nn.Module or callable): In evaluation mode and single precision.
+        examples (Examples): :class:`TextExamples`, :class:`ImageExamples`, or a class of your own.
+        methods (str or sequence): ``"paper"`` (the tables of Ali et al.), ``"all"``, or names as in
+            ``captum_lrp_tx.compare.METHODS`` and pairs of a name and a function that gets the
+            model and returns an attribution. (What the function does is not part of what the
+            folder is checked for.)
+        masker (Masker): What is hidden, and how; its fully masked inputs are the baseline of
+            Integrated Gradients and GradientShap.
+        metrics (sequence of str): ``"activation"`` (AUAC), ``"pruning"`` (AU-MSE), ``"deletion"``,
+            ``"deletion-lerf"``, ``"insertion-lerf"``, ``"comprehensiveness"``, ``"sufficiency"``,
+            ``"log-odds"``.
+        target (str): Explain the ``"predicted"`` class, or the ``"label"`` as Ali et al. do.
+        at (str): Where gradient x input and the LRP methods take relevance: ``"embeddings"``, what
+            goes into the first block, summed over its dimensions, as Ali et al. do; or ``"input"``,
+            pixels and token ids. With a norm right behind the embeddings (BERT), GI and LRP(AH) of
+            token ids are zero up to rounding.
+        fractions (sequence of float or str): Steps of the curves; ``"all"`` for one after each
+            token or patch.
+        limit (int, optional): Only the first examples.
+        limits (mapping, optional): Fewer examples for slow methods, by name, e.g.
+            ``{"A-Flow": 50}``.
+        out (path, optional): Folder for results; without one nothing is written.
+        fresh (bool): Drop the results in the folder.
+        seed (int): Of random methods.
+        block_size (int): How many examples are explained together.
+        batch_size (int, optional): How many masked variants run through the model at once; see
+            :class:`~captum_lrp_tx.metrics.perturbation.Perturbation`.
+        facts (mapping, optional): What else to say below the table, e.g. the name of the model.
+        show_progress (bool): Show a progress bar on standard error.
+
+    Returns:
+        Evaluation: With :meth:`~Evaluation.markdown`, :meth:`~Evaluation.csv` and
+        :meth:`~Evaluation.png`.
+
+    Raises:
+        InputError: Unknown methods or metrics, no labels though they are the target, a folder with
+            results of another evaluation.
+        TargetError: A label that the model has no class for.
+
+    Example::
+
+        >>> from captum_lrp_tx.evaluation import TextExamples, evaluate
+        >>> from captum_lrp_tx.metrics.masking import MaskTokens
+        >>> from captum_lrp_tx.models import sentiment
+        >>> model, tokenizer = sentiment()
+        >>> examples = TextExamples(["a charming film", "a dull mess"], tokenizer, [1, 0])
+        >>> masker = MaskTokens.from_tokenizer(tokenizer)
+        >>> print(evaluate(model, examples, ["GI", "LRP"], masker=masker))  # doctest: +SKIP
+    """
+    chosen = chosen_methods(methods)
+    measures = [find_measure(name) for name in dict.fromkeys(metrics)]
+    if not measures:
+        raise InputError("no metrics are named")
+    if target not in ("predicted", "label") or at not in ("embeddings", "input"):
+        raise InputError(
+            f"target is 'predicted' or 'label' and at is 'embeddings' or 'input', not {target!r} "
+            f"and {at!r}"
+        )
+    labels = examples.labels
+    if target == "label" and labels is None:
+        raise InputError("the examples have no labels; explain the predicted class instead")
+    count = len(examples) if limit is None else min(limit, len(examples))
+    if count < 1 or block_size < 1:
+        raise InputError("limit and block_size must be positive")
+    at_most = {find_method(name).name: number for name, number in (limits or {}).items()}
+    wanted = {name: min(at_most.get(name, count), count) for name, _ in chosen}
+    settings = {
+        "version": __version__, "model": model_fingerprint(model), "data": examples.fingerprint(),
+        "target": target, "masker": repr(masker), "at": at, "seed": seed,
+        "fractions": fractions if isinstance(fractions, str) else list(fractions),
+    }  # fmt: skip
+    if any(module.training for _, module in find_modules(model)):
+        raise InputError("the model is in training mode; call model.eval() first")
+    store = Store(None if out is None else Path(out), settings, fresh)
+    failures: dict[str, str] = {}
+    missing = {
+        name: {row for row in range(wanted[name])
+               if not _is_complete(store.entries(name).get(row), measures)}
+        for name, _ in chosen
+    }  # fmt: skip
+    device = next((p.device for _, m in find_modules(model) for p in m.parameters()), None)
+    lengths = examples.lengths()
+    order = sorted(range(count), key=lambda row: (lengths[row], row))
+    bar = tqdm(
+        total=sum(map(len, missing.values())), desc="evaluating", unit="explanation",
+        disable=not (show_progress and sys.stderr.isatty()),
+    )  # fmt: skip
+    with bar:
+        for start in range(0, count, block_size):
+            block = order[start : start + block_size]
+            wanting = [(name, method) for name, method in chosen
+                       if name not in failures and missing[name].intersection(block)]  # fmt: skip
+            if not wanting:
+                continue
+            rows = [row for row in block if any(row in missing[name] for name, _ in wanting)]
+            classes = None
+            if labels is not None and target == "label":
+                classes = [labels[row] for row in rows]
+            whole = Perturbation(
+                model,
+                _on(device, examples.inputs(rows)),
+                classes,
+                masker=masker,
+                batch_size=batch_size,
+            )
+            for name, method in wanting:
+                bar.set_postfix_str(name)
+                places = [place for place, row in enumerate(rows) if row in missing[name]]
+                used = whole if len(places) == len(rows) else whole.take(places)
+                left = [rows[place] for place in places]
+                begun = time.perf_counter()
+                try:
+                    found = _explained(model, method, examples, left, used, at=at, seed=seed)
+                    seconds = (time.perf_counter() - begun) / len(left)
+                    entries = _entries(found, used, measures, fractions, seconds)
+                except Exception as error:
+                    failures[name] = reason(error)
+                    continue
+                store.add(name, left, entries)
+                bar.update(len(left))
+    results = [
+        _result(name, store.entries(name), wanted[name], measures, fractions, failures.get(name))
+        for name, _ in chosen
+    ]
+    every = isinstance(fractions, str)
+    told = {
+        **(facts or {}),
+        "examples": str(count) + (f", the first of {len(examples)}" * (count < len(examples))),
+        "explained": _TARGETS[target],
+        "masking": repr(masker),
+        "steps": "after each feature" if every else f"{len(fractions)} fractions",
+        "gradient x input and LRP": _AT[at],
+        "seed": str(seed),
+        "version": f"captum_lrp_tx {__version__}",
+    }
+    return Evaluation(tuple(results), tuple(measures), told)
+
+
+_TARGETS = {"predicted": "the predicted class", "label": "the true class"}
+_AT = {
+    "embeddings": "at the embeddings, the input of the first block",
+    "input": "at the token ids or pixels",
+}
+
+
+def model_fingerprint(model: Callable[..., Any]) -> str:
+    """A hash of the weights of a model.
+
+    Args:
+        model (nn.Module or callable): A model, or a function that runs one.
+
+    Example::
+
+        >>> model_fingerprint(torch.nn.Linear(2, 1)) == model_fingerprint(torch.nn.Linear(2, 1))
+        False
+    """
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, module in find_modules(model):
+        for key, value in [
+            *module.named_parameters(recurse=False), *module.named_buffers(recurse=False)
+        ]:  # fmt: skip
+            digest.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(
+                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
+    return digest.hexdigest()[:16]
+
+
+def _blank(used: Perturbation) -> Tensor | None:
+    """The fully masked inputs, unless they differ from the whole ones by their mask only."""
+    batch = used.batch
+    masked = used.masker.masked(batch, used.features).main
+    return None if torch.equal(masked, batch.main) else masked
+
+
+def _explained(
+    model: Callable[..., Any],
+    method: Any,
+    examples: Examples,
+    rows: Sequence[int],
+    used: Perturbation,
+    **options: Any,
+) -> Tensor:
+    """Relevance of examples, those of one length at a time, filled up with zeros."""
+    lengths, blank = examples.lengths(), _blank(used)
+    groups: dict[int, list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(lengths[row], []).append(place)
+    parts: dict[int, Tensor] = {}
+    for places in groups.values():
+        device = used.batch.main.device
+        inputs = _on(device, examples.inputs([rows[place] for place in places]))
+        start = blank
+        if blank is not None:
+            start = blank[places]
+            if start.dim() == 2:
+                start = start[:, : _width(inputs)]
+        target = used.target[places].to(device)
+        found = relevance(model, method, inputs, target, blank=start, **options)
+        parts.update(zip(places, found.cpu(), strict=True))
+    shape = [max(sizes) for sizes in zip(*(part.shape for part in parts.values()), strict=True)]
+    if used.batch.main.dim() == 2:  # tokens
+        shape[0] = used.batch.main.shape[1]
+    together = torch.zeros(len(rows), *shape, dtype=torch.float64)
+    for place, part in parts.items():
+        together[place][tuple(slice(size) for size in part.shape)] = part.double()
+    return together
+
+
+def _on(device: torch.device | None, inputs: Any) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+
+
+def _width(inputs: Any) -> int:
+    tensor = inputs if isinstance(inputs, Tensor) else inputs["input_ids"]
+    return int(tensor.shape[1])
+
+
+def _entries(
+    found: Tensor,
+    used: Perturbation,
+    measures: Sequence[Measure],
+    fractions: Fractions,
+    seconds: float,
+) -> list[Entry]:
+    entries: list[Entry] = [{"seconds": seconds} for _ in range(len(used))]
+    for measure in measures:
+        measured = measure.compute(used, found, fractions)
+        if isinstance(measured, Curve):
+            counts = used.counts.tolist() if isinstance(fractions, str) else None
+            for row, values in enumerate(measured.values.tolist()):
+                kept = values if counts is None else values[: counts[row] + 1]
+                entries[row][measure.name] = kept
+        else:
+            for row, value in enumerate(measured.tolist()):
+                entries[row][measure.name] = value
+    return entries
+
+
+def _is_complete(entry: Entry | None, measures: Sequence[Measure]) -> bool:
+    return entry is not None and all(measure.name in entry for measure in measures)
+
+
+def _result(
+    name: str,
+    entries: Mapping[int, Entry],
+    wanted: int,
+    measures: Sequence[Measure],
+    fractions: Fractions,
+    failure: str | None,
+) -> MethodResult:
+    rows = [row for row in range(wanted) if _is_complete(entries.get(row), measures)]
+    if failure is not None or not rows:
+        return MethodResult(name, (), {}, 0.0, failure or "nothing was measured")
+    found: dict[str, Measured] = {}
+    for measure in measures:
+        values = [entries[row][measure.name] for row in rows]
+        found[measure.name] = (
+            _curve(measure.name, values, fractions) if measure.is_curve
+            else _doubles(values)
+        )  # fmt: skip
+    seconds = sum(float(entries[row]["seconds"]) for row in rows) / len(rows)
+    return MethodResult(name, tuple(rows), found, seconds)
+
+
+def _curve(name: str, values: list[list[float]], fractions: Fractions) -> Curve:
+    if not isinstance(fractions, str):
+        return Curve(name, _doubles(list(fractions)), _doubles(values))
+    rows = [_doubles([row]) for row in values]
+    ends = [torch.linspace(0, 1, row.shape[1], dtype=torch.float64)[None] for row in rows]
+    return Curve.joined([Curve(name, at, row) for at, row in zip(ends, rows, strict=True)])
+
+
+def _doubles(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)

@@ -1,0 +1,54 @@
+"""The repeated blocks of a transformer: where relevance is looked at between layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.propagation.modules import find_modules
+
+
+def transformer_blocks(model: Callable[..., Any]) -> list[nn.Module]:
+    """The longest chain of modules of one class that a model holds in a list.
+
+    Encoder layers of BERT, blocks of a ViT, decoder layers of a language model: every common
+    implementation keeps them in an ``nn.ModuleList`` or ``nn.Sequential``. Of chains of the same
+    length the one with the most parameters is taken; a model in stages gives the blocks of its
+    longest stage.
+
+    Args:
+        model (nn.Module or callable): A model, or a function that runs one.
+
+    Returns:
+        list of nn.Module: In the order in which they run.
+
+    Raises:
+        InputError: There is no such list.
+
+    Example::
+
+        >>> from captum_lrp_tx.models import sentiment
+        >>> len(transformer_blocks(sentiment()[0]))
+        2
+    """
+    found: list[tuple[tuple[int, int], list[nn.Module]]] = []
+    for _, module in find_modules(model):
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+            continue
+        children = list(module)
+        # a block is made of several modules, and all blocks are alike
+        is_chain = len({type(child) for child in children}) == 1 and all(
+            len(list(child.modules())) > 3 for child in children
+        )
+        if is_chain:
+            size = sum(p.numel() for p in module.parameters())
+            found.append(((len(children), size), children))
+    if not found:
+        raise InputError(
+            "no list of blocks (nn.ModuleList or nn.Sequential of modules of one class) was found "
+            "in the model; name the layers yourself"
+        )
+    return max(found, key=lambda entry: entry[0])[1]

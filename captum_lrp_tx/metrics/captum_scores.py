@@ -1,0 +1,385 @@
+"""Captum's infidelity and sensitivity of several methods on the same perturbations: a table."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+import torch
+from captum.metrics import infidelity, sensitivity_max
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_lrp_tx.attr.base import AttributionInputs, TargetType, select_target
+from captum_lrp_tx.compare.captum_methods import Baseline
+from captum_lrp_tx.compare.registry import Method, find_method
+from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, TargetError
+from captum_lrp_tx.metrics.batches import Batch
+from captum_lrp_tx.metrics.bootstrap import Interval, bootstrap_interval
+from captum_lrp_tx.metrics.captum_inputs import embedded_inputs, explanation, spread_over_pixels
+from captum_lrp_tx.metrics.captum_perturbations import RandomMasking, UniformNoise
+from captum_lrp_tx.metrics.captum_table import CaptumScore, CaptumScores
+from captum_lrp_tx.metrics.masking import Masker
+
+#: A method by name, or a name with a function that makes an attribution from the model.
+Chosen = Union[str, tuple[str, Callable[[Any], Any]]]
+#: The rules of Ali et al. 2022 one by one and together, and Integrated Gradients.
+RULES_AND_IG: tuple[str, ...] = ("GI", "LRP(AH)", "LRP(LN)", "LRP(AH+LN)", "LRP", "IG")
+#: Relevance of no more than this part of the output is a rounding error.
+_ROUNDING = 1e-5
+_EXAMPLES_AT_ONCE = 16
+
+
+def captum_scores(
+    model: Callable[..., Any],
+    inputs: AttributionInputs,
+    methods: Sequence[Chosen] = RULES_AND_IG,
+    *,
+    masker: Masker,
+    target: TargetType = None,
+    additional_forward_args: Any = None,
+    n_perturb_samples: int = 50,
+    n_noise_samples: int = 10,
+    perturb_radius: float = 0.1,
+    share: float | None = None,
+    baseline: Baseline = None,
+    batch_size: int = 64,
+    confidence: float = 0.95,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> CaptumScores:
+    r"""
+    Infidelity and sensitivity by ``captum.metrics`` of several methods, for text and images.
+
+    **Infidelity**: tokens or patches are hidden at random (:class:`RandomMasking`); the sum of the
+    relevance of what was hidden is compared with the change of the output. All methods see the same
+    perturbations. Relevance of patches counts for all their pixels in equal shares.
+    What hidden features are replaced by matters: gradient x input and LRP explain against an input
+    of zeros, Integrated Gradients against its baseline, so ``MaskPatches(4, value=0.0)`` suits the
+    former even where the background has another value.
+
+    **Sensitivity**: uniform noise is added to the pixels or, for text, to the word embeddings, and
+    the relevance of the tokens, pixels or patches is compared with that of the original. Methods
+    that do not look at embeddings (random relevance) do not change on text.
+
+    Source: Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019.
+
+    Args:
+        model (nn.Module or callable): As for every attribution class of this package. Call
+            ``model.eval()`` before.
+        inputs (Tensor or mapping): A batch of token ids, of images ``(batch, channels, height,
+            width)``, or what a tokenizer returns (padded).
+        methods (sequence): Names as in ``captum_lrp_tx.compare.METHODS``, or pairs of a name and a
+            function that gets the model and returns an attribution.
+        masker (Masker): What is hidden: ``MaskTokens.from_tokenizer(tokenizer, "mask",
+            keep_special=True)``, ``MaskPatches(4, value=-1.0)``.
+        target (int, tuple, Tensor, list or Target, optional): As for ``attribute``; the predicted
+            classes unless given.
+        additional_forward_args (Any, optional): Further positional arguments of the model.
+        n_perturb_samples (int): Random maskings for each example.
+        n_noise_samples (int): Noisy copies of each example.
+        perturb_radius (float): Largest noise, in standard deviations of the inputs (of the word
+            embeddings for text) over all examples.
+        share (float, optional): Share of the features to hide; see :class:`RandomMasking`.
+        baseline (int, float or Tensor, optional): Of the methods that have one; unless given the
+            inputs with everything hidden that the masker can hide, which suits their infidelity.
+        batch_size (int): How many inputs go through a model or method at once.
+        confidence (float): Of the bootstrap intervals.
+        seed (int): Of perturbations, noise, random methods and bootstrap.
+        show_progress (bool): Show a progress bar on standard error if it takes more than a second.
+
+    Returns:
+        CaptumScores: One row for each method; a method that does not apply has the reason instead
+        of numbers.
+
+    Raises:
+        InputError: Unknown methods, inputs that do not fit the masker, or numbers out of range.
+        TargetError: The target does not fit, or is missing for an output of more dimensions.
+        NonFiniteError: The output is NaN or infinite.
+
+    Example::
+
+        >>> from captum_lrp_tx.metrics.patches import MaskPatches
+        >>> from captum_lrp_tx.models import digit_samples, digits
+        >>> images, labels = digit_samples()
+        >>> scores = captum_scores(
+        ...     digits(), images[:4], ["GI", "LRP"], target=labels[:4],
+        ...     masker=MaskPatches(4, value=-1.0),
+        ... )
+        >>> print(scores)  # doctest: +SKIP
+    """
+    chosen = _chosen(methods)
+    for name, number in (
+        ("n_perturb_samples", n_perturb_samples), ("n_noise_samples", n_noise_samples),
+        ("batch_size", batch_size), ("perturb_radius", perturb_radius),
+    ):  # fmt: skip
+        if not number > 0:
+            raise InputError(f"{name} must be positive, not {number}")
+    whole = Batch.of(inputs, additional_forward_args)
+    chunks = list(_chunks(model, whole, masker, target, batch_size))
+    radius = perturb_radius * _deviation(chunks)
+    settings = _Settings(n_perturb_samples, n_noise_samples, radius, share, baseline, batch_size,
+                         seed)  # fmt: skip
+    reference = torch.cat([c.infidelity(torch.zeros_like(c.main), settings)[0] for c in chunks])
+    rows = []
+    bar = tqdm(
+        total=len(chosen) * len(chunks), desc="scores", unit="batch", delay=1, leave=False,
+        disable=not (show_progress and sys.stderr.isatty()),
+    )  # fmt: skip
+    with bar:
+        for name, method in chosen:
+            bar.set_postfix_str(name)
+            found: list[dict[str, Tensor]] = []
+            try:
+                for chunk in chunks:
+                    found.append(chunk.scores(method, settings))
+                    bar.update()
+            except Exception as error:
+                bar.update(len(chunks) - len(found))
+                rows.append(CaptumScore(name, None, None, None, 0, error=_reason(error)))
+                continue
+            values = {key: torch.cat([part[key] for part in found]) for key in found[0]}
+            rows.append(_row(name, values, confidence, seed))
+    what = "tokens" if chunks[0].is_ids else "patches"
+    noise = "word embeddings" if chunks[0].is_ids else "inputs"
+    said = (
+        f"{len(whole)} examples; mean [{confidence * 100:g} % bootstrap interval]; infidelity: "
+        f"{n_perturb_samples} random sets of hidden {what}, {masker!r}; sensitivity: "
+        f"{n_noise_samples} noisy copies, uniform noise of {perturb_radius:g} standard deviations "
+        f"({radius:.2g}) of the {noise}; seed {seed}"
+    )
+    shown = bootstrap_interval(reference, confidence=confidence, seed=seed)
+    return CaptumScores(tuple(rows), shown, said)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    samples: int
+    noise_samples: int
+    radius: float
+    share: float | None
+    baseline: Baseline
+    batch_size: int
+    seed: int
+
+
+class _Chunk:
+    """Some examples, with their targets and what the model says about them."""
+
+    def __init__(
+        self, model: Callable[..., Any], batch: Batch, masker: Masker, targets: list[Any]
+    ) -> None:
+        self.model = model
+        self.batch = batch
+        self.masker = masker
+        self.targets = targets
+        self.main = batch.main
+        self.is_ids = not batch.main.is_floating_point()
+        self.embedded = None
+        if self.is_ids:
+            given = batch.main if batch.key is None else {batch.key: batch.main, **batch.named}
+            self.embedded = embedded_inputs(model, given, batch.extra or None)
+        self._outputs: dict[bytes, Tensor] = {}
+        self.output = self.forward(batch.main)
+        if not bool(torch.isfinite(self.output).all()):
+            raise NonFiniteError("the explained output is NaN or infinite")
+
+    def repeated(self, count: int) -> tuple[Batch, list[Any]]:
+        """Every example so many times, as Captum repeats them."""
+        times = count // len(self.batch)
+        rows = torch.arange(len(self.batch)).repeat_interleave(times)
+        return self.batch.take(rows), [t for t in self.targets for _ in range(times)]
+
+    @torch.no_grad()
+    def forward(self, main: Tensor) -> Tensor:
+        """Explained output of perturbed inputs; computed once for all methods."""
+        content = main.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        key = hashlib.blake2b(content, digest_size=16).digest()
+        if key not in self._outputs:
+            batch, targets = self.repeated(len(main))
+            output = select_target(batch.with_main(main).call(self.model), targets)
+            self._outputs[key] = output.detach().reshape(len(main))
+        return self._outputs[key]
+
+    def infidelity(self, relevance: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:
+        """Captum's infidelity as it is and scaled, of each example."""
+        count = len(self.batch)
+        given = self.main if self.batch.key is None else {
+            self.batch.key: self.main, **self.batch.named
+        }  # fmt: skip
+        found = []
+        for normalize in (False, True):
+            perturb = RandomMasking(self.masker, given, share=settings.share, seed=settings.seed)
+            at_once = min(max(settings.batch_size, count), count * settings.samples)
+            score = infidelity(
+                self.forward, perturb, self.main, relevance, normalize=normalize,
+                n_perturb_samples=settings.samples, max_examples_per_batch=at_once,
+            )  # fmt: skip
+            found.append(score.detach().double().cpu().reshape(count))
+        return found[0], found[1]
+
+    def explain(self, method: Any, settings: _Settings, inputs: Any) -> tuple[Tensor, ...]:
+        """Relevance of the (perturbed) inputs: of tokens, pixels or patches."""
+        main = inputs[0] if isinstance(inputs, tuple) else inputs
+        batch, targets = self.repeated(len(main))
+        attribution = self._attribution(method, settings, batch)
+        options: dict[str, Any] = {"target": targets}
+        if self.is_ids and main.is_floating_point():
+            assert self.embedded is not None
+            more = (batch.main, *batch.extra, *batch.named.values())
+            found = self.embedded.forward.explanation(attribution)(
+                main, additional_forward_args=more, **options
+            )
+        else:
+            given = main if batch.key is None else {batch.key: main, **batch.named}
+            options["additional_forward_args"] = batch.extra or None
+            found = explanation(attribution)(given, **options)
+        if len(found) != 1:
+            raise InputError(f"the method explains {len(found)} tensors, not one")
+        relevance = found[0].detach()
+        if relevance.dim() == 3:  # at embedded tokens or patches
+            relevance = relevance.sum(-1)
+        if not bool(torch.isfinite(relevance).all()):
+            raise NonFiniteError("the relevance is NaN or infinite")
+        return (relevance,)
+
+    def _attribution(self, method: Any, settings: _Settings, batch: Batch) -> Any:
+        if not isinstance(method, Method):
+            return method(self.model)
+        baseline = settings.baseline
+        if baseline is None and "baseline" in method.takes:
+            baseline = self.masker.masked(batch, self.masker.features(batch)).main
+        known = {"baseline": baseline, "seed": settings.seed}
+        options = {key: known[key] for key in method.takes}
+        return method.load()(self.model, **method.options, **options)
+
+    def scores(self, method: Any, settings: _Settings) -> dict[str, Tensor]:
+        """All scores of one method, of each example."""
+        relevance = self.explain(method, settings, self.main)[0]
+        entries = relevance
+        if relevance.dim() == 2 and self.main.dim() == 4:
+            entries = spread_over_pixels(relevance, self.main)
+        if entries.shape != self.main.shape:
+            raise InputError(
+                f"relevance of shape {tuple(relevance.shape)} does not fit inputs of shape "
+                f"{tuple(self.main.shape)}"
+            )
+        plain, scaled = self.infidelity(entries, settings)
+        count = len(self.batch)
+        start = self.main if self.embedded is None else self.embedded.inputs
+        at_once = min(max(settings.batch_size, count), count * settings.noise_samples)
+        changes = sensitivity_max(
+            lambda inputs: self.explain(method, settings, inputs), start,
+            UniformNoise(settings.seed), perturb_radius=settings.radius,
+            n_perturb_samples=settings.noise_samples, max_examples_per_batch=at_once,
+        ).detach().double().cpu().reshape(count)  # fmt: skip
+        # an output may happen to be near zero; rounding errors are those of the usual size
+        size = self.output.abs().cpu()
+        size = size.maximum(size.mean())
+        zero = relevance.flatten(1).abs().amax(1).cpu() <= _ROUNDING * size
+        return {
+            "infidelity": plain,
+            "scaled_infidelity": scaled.masked_fill(zero, float("nan")),
+            "sensitivity": changes.masked_fill(zero, float("nan")),
+        }
+
+
+def _chunks(
+    model: Callable[..., Any], whole: Batch, masker: Masker, target: TargetType, batch_size: int
+) -> Iterator[_Chunk]:
+    """A few examples at a time, without padding that none of them needs."""
+    targets = _targets(target, len(whole))
+    lengths = masker.lengths(whole)
+    portion = min(_EXAMPLES_AT_ONCE, batch_size)
+    for start in range(0, len(whole), portion):
+        rows = torch.arange(start, min(start + portion, len(whole)))
+        batch = whole.take(rows, None if lengths is None else int(lengths[rows].max()))
+        if targets is None:
+            with torch.no_grad():
+                output = batch.call(model)
+            if output.dim() > 2:
+                raise TargetError(
+                    f"the output has the shape {tuple(output.shape)}: give a tuple as target, e.g. "
+                    f"target={(0,) * (output.dim() - 1)}"
+                )
+            own = [None] * len(rows) if output.dim() < 2 else output.argmax(1).tolist()
+        else:
+            own = [targets[i] for i in rows.tolist()]
+        yield _Chunk(model, batch, masker, own)
+
+
+def _targets(target: Any, count: int) -> list[Any] | None:
+    if target is None:
+        return None
+    if isinstance(target, Tensor):
+        target = int(target) if target.numel() == 1 else target.tolist()
+    if not isinstance(target, list):
+        return [target] * count
+    if len(target) != count:
+        raise TargetError(f"{len(target)} targets for {count} examples")
+    return target
+
+
+def _deviation(chunks: Sequence[_Chunk]) -> float:
+    """Standard deviation of what noise is added to; padding does not count."""
+    parts = []
+    for chunk in chunks:
+        if chunk.embedded is None:
+            parts.append(chunk.main.flatten())
+            continue
+        mask = chunk.batch.attention_mask
+        rows = chunk.embedded.inputs
+        parts.append((rows if mask is None else rows[mask]).flatten())
+    return float(torch.cat(parts).double().std(correction=0)) or 1.0
+
+
+def _chosen(methods: Sequence[Chosen]) -> list[tuple[str, Any]]:
+    found: dict[str, Any] = {}
+    for item in [methods] if isinstance(methods, str) else methods:
+        if isinstance(item, str):
+            method = find_method(item)
+            found.setdefault(method.name, method)
+        elif isinstance(item, tuple) and len(item) == 2 and callable(item[1]):
+            found[str(item[0])] = item[1]
+        else:
+            raise InputError(
+                f"{item!r} is no method: use a name, or a pair of a name and a function that makes "
+                "an attribution from the model"
+            )
+    if not found:
+        raise InputError("no method to score")
+    return list(found.items())
+
+
+def _row(name: str, values: dict[str, Tensor], confidence: float, seed: int) -> CaptumScore:
+    def interval(key: str) -> Interval | None:
+        known = values[key][~values[key].isnan()]
+        if not len(known):
+            return None
+        return bootstrap_interval(known, confidence=confidence, seed=seed)
+
+    count = len(values["infidelity"])
+    zero = int(values["sensitivity"].isnan().sum())
+    note = ""
+    if zero:
+        which = "the relevance" if zero == count else f"the relevance of {zero} examples"
+        note = f"{which} is zero up to rounding, which has no scale and no sensitivity"
+    return CaptumScore(
+        name,
+        interval("infidelity"),
+        interval("scaled_infidelity"),
+        interval("sensitivity"),
+        count,
+        note=note,
+        values=values,
+    )
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, (CaptumLRPError, NotImplementedError, ImportError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}"[:300]

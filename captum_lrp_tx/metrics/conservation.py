@@ -1,0 +1,275 @@
+"""Does relevance add up to the output, layer by layer?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Union
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from captum_lrp_tx.attr.base import AttributionInputs, TargetType
+from captum_lrp_tx.attr.conservative_gi import ConservativeGI
+from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
+from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
+from captum_lrp_tx.errors import InputError, NonFiniteError
+from captum_lrp_tx.metrics.batches import Batch
+from captum_lrp_tx.metrics.blocks import transformer_blocks
+from captum_lrp_tx.metrics.masking import MaskTokens
+from captum_lrp_tx.metrics.perturbation import logit
+from captum_lrp_tx.metrics.targets import split_target, target_classes, target_outputs
+from captum_lrp_tx.rules.base import Bias
+from captum_lrp_tx.rules.composite import Composite
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: A preset or composite, or one with a treatment of biases for ``ConservativeLRP``.
+Rules = Union[str, Composite, tuple[Union[str, Composite], Bias]]
+
+RULES: Mapping[str, Rules] = {
+    "GI": "gi",
+    "LRP(AH)": "ah",
+    "LRP(LN)": "ln",
+    "LRP(AH+LN)": "ah+ln",
+    "LRP": ("lrp", "absorb"),
+    "LRP, biases distributed": ("lrp", "distribute"),
+}
+
+
+@dataclass(frozen=True)
+class LevelConservation:
+    """How well the sum of relevance at one level of the model agrees with the output.
+
+    Attributes:
+        rules (str): Name of the rule set.
+        level (str): Where: ``"input"``, ``"embeddings"`` (what goes into the first block), or
+            ``"block 1"`` and so on (what comes out of it).
+        correlation (float): Pearson's, of sum and output over the examples; NaN if the sum is the
+            same for all.
+        slope (float): Of the least-squares line of the sum over the output.
+        error (float): Mean of abs(output - sum), divided by the mean of abs(output).
+    """
+
+    rules: str
+    level: str
+    correlation: float
+    slope: float
+    error: float
+
+
+@dataclass(frozen=True, eq=False)
+class Conservation:
+    """Sums of relevance at every level; ``str()`` is a table.
+
+    Attributes:
+        output (Tensor): The explained output of each example, ``(examples,)``, float64.
+        sums (mapping): Sum of relevance, ``(examples,)``, by rule set and level.
+        levels (tuple of str): From the input to the last block.
+    """
+
+    output: Tensor
+    sums: Mapping[str, Mapping[str, Tensor]]
+    levels: tuple[str, ...]
+
+    def at(self, rules: str, level: str = "embeddings") -> LevelConservation:
+        """Numbers of one rule set at one level.
+
+        Args:
+            rules (str): Name of the rule set.
+            level (str): Name of the level.
+
+        Raises:
+            KeyError: There is no such rule set or level.
+        """
+        sums, output = self.sums[rules][level], self.output
+        spread = output - output.mean()
+        slope = float((spread * (sums - sums.mean())).sum() / spread.square().sum())
+        constant = float(sums.std(correction=0)) <= 1e-9 * float(sums.abs().max())
+        pair = torch.stack([output, sums])
+        correlation = float("nan") if constant else float(torch.corrcoef(pair)[0, 1])
+        error = float((output - sums).abs().mean() / output.abs().mean())
+        return LevelConservation(rules, level, correlation, slope, error)
+
+    def markdown(self, level: str | None = "embeddings") -> str:
+        """A table in Markdown.
+
+        Args:
+            level (str, optional): Correlation, slope and relative error there; None for the
+                relative error at all levels.
+        """
+        if level is None:
+            lines = [["rules", *self.levels]]
+            for name in self.sums:
+                errors = [_short(self.at(name, each).error) for each in self.levels]
+                lines.append([name, *errors])
+        else:
+            lines = [["rules", "correlation", "slope", "relative error"]]
+            for name in self.sums:
+                row = self.at(name, level)
+                numbers = (row.correlation, row.slope, row.error)
+                lines.append([name, *map(_short, numbers)])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        made = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+                for line in lines]  # fmt: skip
+        made.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+        return "\n".join(made) + "\n"
+
+    def __str__(self) -> str:
+        return self.markdown()
+
+    def figure(self, **options: Any) -> Figure:
+        """Sums against outputs, and the relative error by depth.
+
+        Args:
+            options: See :func:`~captum_lrp_tx.metrics.conservation_figure.conservation_figure`.
+        """
+        from captum_lrp_tx.metrics.conservation_figure import conservation_figure
+
+        return conservation_figure(self, **options)
+
+    def png(self, path: Any, *, dpi: int = 200, **options: Any) -> None:
+        """Writes :meth:`figure` as a PNG file.
+
+        Args:
+            path (str, PathLike or binary file): Where to write.
+            dpi (int): Dots per inch.
+            options: See :meth:`figure`.
+        """
+        self.figure(**options).savefig(path, format="png", dpi=dpi)
+
+
+def conservation(
+    model: Callable[..., Any],
+    inputs: AttributionInputs,
+    target: TargetType = None,
+    additional_forward_args: Any = None,
+    *,
+    rules: Mapping[str, Rules] = RULES,
+    layers: Sequence[nn.Module] | None = None,
+    batch_size: int = 32,
+    show_progress: bool = False,
+) -> Conservation:
+    r"""
+    Sum of relevance against the explained output, at the input and between all blocks.
+
+    A rule set that conserves relevance gives sums that equal the output, but for what biases
+    absorb on the way down (``("lrp", "distribute")`` spreads that too).
+
+    Source: Ali et al., "XAI for Transformers", ICML 2022, section 5.1 and figure 3: they compare
+    gradient x input with LRP(AH+LN) at the output of the embedding block.
+
+    Args:
+        model (nn.Module or callable): As for every attribution class of this package.
+        inputs (Tensor or mapping): A batch of examples; a tokenizer's output may be padded on the
+            right.
+        target (int, tuple, Tensor or list, optional): Captum's targets; the predicted classes
+            unless given.
+        additional_forward_args (Any, optional): Further positional arguments of the model.
+        rules (mapping): By name a preset or ``Composite`` (as of ``ConservativeGI``), or a pair of
+            one and a treatment of biases (as of ``ConservativeLRP``).
+        layers (sequence of Module, optional): The blocks, in order; found unless given.
+        batch_size (int): How many examples at once.
+        show_progress (bool): Show a progress bar on standard error if it takes long.
+
+    Returns:
+        Conservation: With :meth:`~Conservation.markdown`, :meth:`~Conservation.at` and
+        :meth:`~Conservation.png`.
+
+    Raises:
+        InputError: No rules, or no blocks found.
+        TargetError, NonFiniteError: As for every attribution class.
+
+    Example::
+
+        >>> from captum_lrp_tx.metrics.conservation import conservation
+        >>> from captum_lrp_tx.models import sentiment
+        >>> model, tokenizer = sentiment()
+        >>> texts = ["a charming and funny film", "a dull mess", "not bad"]
+        >>> inputs = tokenizer(texts, padding=True, return_tensors="pt")
+        >>> print(conservation(model, inputs))  # doctest: +SKIP
+    """
+    if not rules:
+        raise InputError("no rule sets are named")
+    blocks = list(layers) if layers is not None else transformer_blocks(model)
+    batch = Batch.of(inputs, additional_forward_args)
+    lengths = None
+    if not batch.main.is_floating_point() and batch.attention_mask is not None:
+        lengths = MaskTokens(0).lengths(batch)
+    levels = ("input", "embeddings", *(f"block {i + 1}" for i in range(len(blocks))))
+    order = torch.arange(len(batch))
+    if lengths is not None:
+        order = torch.argsort(lengths, stable=True)
+    position, classes = split_target(target, len(batch))
+    outputs = torch.zeros(len(batch), dtype=torch.float64)
+    sums = {
+        name: {level: torch.zeros(len(batch), dtype=torch.float64) for level in levels}
+        for name in rules
+    }
+    chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    bar = tqdm(
+        total=len(chunks) * len(rules), desc="conservation", unit="batch", delay=1, leave=False,
+        disable=not (show_progress and sys.stderr.isatty()),
+    )  # fmt: skip
+    with bar:
+        for rows in chunks:
+            part = batch.take(rows, None if lengths is None else int(lengths[rows].max()))
+            with torch.no_grad():
+                found = target_outputs(part.call(model), position, rows).float().cpu()
+            if not bool(torch.isfinite(found).all()):
+                raise NonFiniteError("the output is NaN or infinite")
+            wanted = target_classes(_rows_of(classes, rows, len(batch)), found)
+            outputs[rows] = logit(found, found, wanted).double()
+            goal: Any = wanted.to(part.main.device)
+            if position is not None:
+                goal = [(*position[row], int(c)) for row, c in zip(rows.tolist(), wanted)]
+            for name, rule in rules.items():
+                for level, value in zip(levels, _sums(model, part, goal, rule, blocks)):
+                    sums[name][level][rows] = value
+                bar.update(1)
+    return Conservation(outputs, sums, levels)
+
+
+def _sums(
+    model: Callable[..., Any], batch: Batch, target: Any, rules: Rules, blocks: list[nn.Module]
+) -> list[Tensor]:
+    """Sums at the input, at the first block's input and at every block's output."""
+    at_input: Any
+    at_layers: Any
+    if isinstance(rules, tuple):
+        at_input = ConservativeLRP(model, rules[0], bias=rules[1])
+        at_layers = LayerConservativeLRP(model, blocks, rules[0], bias=rules[1])
+    else:
+        at_input = ConservativeGI(model, rules)
+        at_layers = LayerConservativeGI(model, blocks, rules)
+    inputs: Any = batch.main
+    if batch.key is not None:
+        inputs = {batch.key: batch.main, **batch.named}
+    call = {"target": target, "additional_forward_args": batch.extra or None}
+    first = at_layers.attribute(inputs, **call, attribute_to_layer_input=True)[0]
+    outputs = at_layers.attribute(inputs, **call)
+    relevances = [at_input.attribute(inputs, **call), first, *outputs]
+    return [_total(relevance, len(batch)) for relevance in relevances]
+
+
+def _total(relevance: Any, examples: int) -> Tensor:
+    # of several tensors the hidden states come first; others are masks and position biases
+    tensor = relevance[0] if isinstance(relevance, (tuple, list)) else relevance
+    total: Tensor = tensor.detach().reshape(examples, -1).double().sum(1).cpu()
+    return total
+
+
+def _rows_of(classes: Any, rows: Tensor, count: int) -> Any:
+    if classes is None or isinstance(classes, int):
+        return classes
+    found = torch.as_tensor(classes)
+    return found[rows] if found.dim() == 1 and len(found) == count else classes
+
+
+def _short(value: float) -> str:
+    if value != value:
+        return "none"
+    return f"{value:.3f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.0e}"

@@ -90,7 +90,7 @@ def by_hand(model, inputs):
 def test_names_are_those_of_the_tables():
     assert [m.name for m in METHODS] == [
         "Random", "A-Last", "Rollout", "A-Flow", "GAE", "GI", "LRP(AH)", "LRP(LN)", "LRP(AH+LN)",
-        "LRP", "AttnLRP", "Chefer", "IG", "GradientShap", "Saliency",
+        "LRP", "LRP-gamma", "AttnLRP", "Chefer", "IG", "GradientShap", "Saliency",
     ]  # fmt: skip
 
 

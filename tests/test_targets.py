@@ -38,6 +38,7 @@ from captum_lrp_tx.attr.targets import (
     indices_of,
     select_target,
 )
+from captum_lrp_tx.compare import TokenGradientShap, TokenIntegratedGradients, TokenSaliency
 from captum_lrp_tx.errors import InputError, TargetError
 
 pytestmark = pytest.mark.filterwarnings("ignore::captum_lrp_tx.errors.CaptumLRPWarning")
@@ -287,12 +288,37 @@ def test_audit(tiny: Tiny, ids: Tensor) -> None:
 def test_compare(tiny: Tiny, ids: Tensor) -> None:
     one = ids[:1]
     methods = ["Random", "A-Last", "Rollout", "GAE", "GI", "LRP(AH+LN)", "LRP", "Chefer"]
+    methods += ["IG", "GradientShap", "Saliency"]
     shown = compare(tiny, one, Contrast(1, 4), methods=methods)
     assert not shown.errors
     output = tiny(one)[0].detach()
     assert shown.output == pytest.approx(float(output[1] - output[4]))
     own = ConservativeLRP(tiny).attribute(one, target=Contrast(1, 4))[0]
     close(shown["LRP"].relevance, own)
+
+
+@pytest.mark.parametrize("cls", [TokenIntegratedGradients, TokenGradientShap, TokenSaliency])
+def test_captum_methods_on_tokens(cls: Any, tiny: Tiny, ids: Tensor) -> None:
+    options = {"internal_batch_size": 7} if cls is TokenIntegratedGradients else {}
+    method = cls(tiny, **options)
+    by_hand = cls(Wrapped(tiny, lambda y: y[:, 1] - y[:, 4]), **options)
+    expected = by_hand.attribute(ids)
+    assert float(expected.abs().max()) > 1e-3
+    close(method.attribute(ids, target=Contrast(1, 4)), expected)
+    each = method.attribute(ids, target=[Sum(2), Contrast(1, 4), 0])
+    close(each[0], method.attribute(ids, target=2)[0])
+    close(each[1], expected[1])
+    close(each[2], method.attribute(ids, target=0)[2])
+    x = torch.randn(3, 4, 8, dtype=torch.float64)
+    close(method.attribute(x, target=Contrast(1, 4)), by_hand.attribute(x))
+    with pytest.raises(TargetError, match="1 targets were given for 3 examples"):
+        method.attribute(ids, target=[Contrast(1, 4)])
+    if cls is not TokenSaliency:
+        deltas = [
+            m.attribute(ids, target=t, return_convergence_delta=True)[1]
+            for m, t in ((method, Contrast(1, 4)), (by_hand, None))
+        ]
+        close(*deltas)
 
 
 def test_the_row_of_an_attention_map() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Union
 
 import torch
@@ -27,7 +27,8 @@ from captum_lrp_tx.attr.base import (
     WithoutFutures,
     select_target,
 )
-from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.attr.targets import holds_target
+from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.propagation.engine import output_tensor
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.modules import find_modules
@@ -122,7 +123,27 @@ class _OnTokens(WithoutFutures, GradientAttribution):
         GradientAttribution.__init__(self, model)
         self._baseline = baseline
 
-    def _prepare(self, inputs: AttributionInputs, additional_forward_args: Any) -> _Prepared:
+    def _prepare(
+        self, inputs: AttributionInputs, additional_forward_args: Any, target: TargetType
+    ) -> tuple[_Prepared, TargetType]:
+        """What Captum's class is called with, and the target if it is one that Captum knows."""
+        used = self._used(inputs, additional_forward_args)
+        if not holds_target(target):
+            return used, target
+        chosen: Any = target
+        first = used.values[0]
+        if isinstance(chosen, list) and len(chosen) != len(first):
+            raise TargetError(f"{len(chosen)} targets were given for {len(first)} examples.")
+
+        def forward(*values: Any) -> Tensor:
+            *rest, examples = values  # Captum repeats the examples, and these numbers with them
+            own = [chosen[i] for i in examples.tolist()] if isinstance(chosen, list) else chosen
+            return select_target(used.forward(*rest), own)
+
+        numbers = torch.arange(len(first), device=first.device)
+        return replace(used, forward=forward, extra=(*(used.extra or ()), numbers)), None
+
+    def _used(self, inputs: AttributionInputs, additional_forward_args: Any) -> _Prepared:
         prepared = Inputs(inputs)
         if len(prepared.leaves) != 1:
             raise InputError(
@@ -264,7 +285,7 @@ class TokenIntegratedGradients(_OnTokens):
             - **delta** (Tensor, shape ``(batch,)``).
         """
         with torch.inference_mode(False), torch.enable_grad():
-            used = self._prepare(inputs, additional_forward_args)
+            used, target = self._prepare(inputs, additional_forward_args, target)
             examples = used.values[0].shape[0]
             size = self._internal_batch_size or used.portion()
             method: Any = IntegratedGradients(used.forward)
@@ -339,7 +360,7 @@ class TokenGradientShap(_OnTokens):
         example, not Captum's of each sample.
         """
         with torch.inference_mode(False), torch.enable_grad(), _seeded(self._seed):
-            used = self._prepare(inputs, additional_forward_args)
+            used, target = self._prepare(inputs, additional_forward_args, target)
             method: Any = GradientShap(used.forward)
             sums = [torch.zeros_like(value) for value in used.values]
             portion = max(used.portion() // used.values[0].shape[0], 1)
@@ -395,7 +416,7 @@ class TokenSaliency(_OnTokens):
             are a tuple.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            used = self._prepare(inputs, additional_forward_args)
+            used, target = self._prepare(inputs, additional_forward_args, target)
             values = tuple(value.requires_grad_() for value in map(torch.clone, used.values))
             gradients: tuple[Tensor, ...] = Saliency(used.forward).attribute(
                 values, target=target, additional_forward_args=used.extra

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from captum_lrp_tx import Composite, ConservativeGI, ConservativeLRP, audit, rules
 from captum_lrp_tx.errors import RuleError
+from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.rules import (
     EpsilonRule,
     GammaRule,
@@ -247,3 +248,9 @@ def test_nothing_keeps_a_graph_alive(net: Net, x: Tensor, how: str) -> None:
     finally:
         gc.enable()
     assert after == before
+
+
+def test_epsilon_keeps_the_rule_of_the_preset() -> None:
+    changed = Composite(base="lrp-gamma").with_epsilon(0.5).base[Kind.LINEAR]
+    assert changed == rules.GeneralizedGammaRule(gamma=0.01, epsilon=0.5)
+    assert Composite(base="lrp").with_epsilon(0.5).base[Kind.LINEAR] == rules.EpsilonRule(0.5)

@@ -98,14 +98,15 @@ def conservation(panels: dict[str, tuple[Array, dict[str, Array]]], path: Path) 
     count = max(len(found) for _, found in panels.values())
     with plt.rc_context(_RC):
         figure, axes = plt.subplots(
-            len(panels), count, figsize=(1.75 * count, 2.0 * len(panels)), squeeze=False
-        )
+            len(panels), count, figsize=(1.75 * count, 2.0 * len(panels)), squeeze=False,
+            sharey="row",
+        )  # fmt: skip
         for row, (title, (logits, found)) in enumerate(panels.items()):
             for ax, (name, values) in zip(axes[row], found.items(), strict=True):
                 low, high = min(logits.min(), 0.0), max(logits.max(), 0.0)
                 room = 0.08 * (high - low)
                 ax.plot([low - room, high + room], [low - room, high + room], color="black", lw=0.8)
-                reach = 3 * (high - low)
+                reach = 2.5 * (high - low)
                 shown = np.clip(values, low - reach, high + reach)
                 ax.scatter(
                     logits, shown, s=9, lw=0, alpha=0.65,
@@ -116,7 +117,7 @@ def conservation(panels: dict[str, tuple[Array, dict[str, Array]]], path: Path) 
                 ax.set_title(heading if row == 0 else "", pad=4)
                 ax.text(
                     0.04, 0.97, f"r = {r:.2f}", transform=ax.transAxes, va="top", ha="left",
-                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 1},
                 )  # fmt: skip
                 ax.set_xlabel("logit", labelpad=1)
             axes[row][0].set_ylabel(f"{title}\nsum of relevance")

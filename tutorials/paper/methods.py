@@ -34,6 +34,7 @@ METHODS: tuple[Chosen, ...] = (
     "LRP(LN)",
     "LRP(AH+LN)",
     "LRP",
+    "LRP-gamma",
     "AttnLRP",
     "Chefer",
     ("GI at inputs", lambda model: ConservativeGI(model, rules="gi")),

@@ -1,5 +1,6 @@
 """The tutorials run from top to bottom, and are committed with their outputs and pictures."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ def test_committed_with_outputs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs(path: Path, tmp_path: Path) -> None:
+def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the kernel starts in another folder, and the package need not be installed
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent), prepend=os.pathsep)
     notebook = nbformat.read(path, as_version=4)
     committed = pictures(notebook)
     client = nbclient.NotebookClient(

@@ -11,54 +11,29 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from captum_lrp_tx import metrics
 from captum_lrp_tx.evaluation import Examples
 from tutorials.paper.bias import correlation, interval
-from tutorials.paper.methods import AtEmbeddings
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-
-#: Arguments of ``AtEmbeddings``, by the name in the figure.
-RULES: dict[str, dict[str, Any]] = {
-    "GI": {"rules": "gi"},
-    "LRP(AH)": {"rules": "ah"},
-    "LRP(LN)": {"rules": "ln"},
-    "LRP(AH+LN)": {"rules": "ah+ln"},
-    "LRP": {"rules": "lrp"},
-    "LRP, biases distributed": {"rules": "lrp", "bias": "distribute"},
-}
 
 
 def sums(model: Any, examples: Examples, count: int) -> tuple[Array, dict[str, Array]]:
     """Logit of the predicted class and sum of relevance of every example.
 
     Args:
-        model (nn.Module): A classifier with ``base_model.embeddings``.
+        model (nn.Module): A classifier.
         examples (Examples): Texts.
         count (int): How many of them, from the first.
 
     Returns:
-        tuple: Logits ``(examples,)``, and the sums of relevance by each of ``RULES``.
+        tuple: Logits ``(examples,)``, and the sums of relevance at the embeddings by the name of
+        the rules.
     """
-    lengths: dict[int, list[int]] = {}
-    for row, length in enumerate(examples.lengths()[:count]):
-        lengths.setdefault(length, []).append(row)
-    logits = np.zeros(count)
-    found = {name: np.zeros(count) for name in RULES}
-    explainers = {name: AtEmbeddings(model, **options) for name, options in RULES.items()}
-    for rows in lengths.values():
-        batch = examples.inputs(rows)
-        assert not isinstance(batch, Tensor)
-        with torch.no_grad():
-            output = model(**batch)
-            best = getattr(output, "logits", output).max(1)
-        logits[rows] = best.values.double().numpy()
-        for name, explainer in explainers.items():
-            relevance = explainer.attribute(batch, target=best.indices)
-            found[name][rows] = relevance.double().sum(1).numpy()
-    return logits, found
+    found = metrics.conservation(model, examples.inputs(range(count)))
+    at = {name: levels["embeddings"].numpy() for name, levels in found.sums.items()}
+    return found.output.numpy(), at
 
 
 def relative_error(values: Array, logits: Array, axis: int = -1) -> Any:

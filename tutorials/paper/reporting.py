@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_lrp_tx.evaluation import Evaluation
-from captum_lrp_tx.metrics.bootstrap import paired_bootstrap
-from captum_lrp_tx.metrics.curves import Curve
+from captum_lrp_tx.metrics import Curve, paired_bootstrap
 from tutorials.paper import published
 from tutorials.paper.subjects import DataSet
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from captum_lrp_tx.compare.run import Chosen
 from captum_lrp_tx.evaluation import Examples, ImageExamples, TextExamples
-from captum_lrp_tx.metrics.masking import Masker, MaskTokens
-from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
+from captum_lrp_tx.metrics import Masker, MaskPatches, MaskTokens, RemovePatches
 from tutorials.paper.data import TASKS, Split, Task, digits, sample
 from tutorials.paper.methods import METHODS, integrated
 

@@ -16,7 +16,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-_LOW = (torch.float16, torch.bfloat16)
+from captum_lrp_tx.propagation.pattern_product import LOW_PRECISION as _LOW
+from captum_lrp_tx.propagation.pattern_product import (
+    attention_with_logsumexp,
+    transposed_pattern_product,
+)
 
 
 def safe_ratio(numerator: Tensor, denominator: Tensor, epsilon: float = 0.0) -> Tensor:
@@ -346,12 +350,9 @@ class ConstantNormalizer(RuleFunction):
 class ConstantPattern(RuleFunction):
     """Fused attention with the pattern constant: backward is ``dV = P^T G`` and nothing else.
 
-    The forward pass runs the stock kernel on the same arguments.  The backward pass recomputes the
-    pattern block by block over the queries, so memory stays linear in the number of tokens.
+    The forward pass runs the stock kernel on the same arguments; memory of the backward pass stays
+    linear in the number of tokens (:mod:`~.pattern_product`).
     """
-
-    #: Upper bound on the entries of one block of the recomputed pattern.
-    BLOCK_ENTRIES = 1 << 22
 
     @staticmethod
     def forward(
@@ -364,56 +365,22 @@ class ConstantPattern(RuleFunction):
         scale: float | None,
         kwargs: dict[str, Any],
     ) -> Tensor:
-        ctx.save_for_backward(query, key, mask)
+        output, logsumexp = attention_with_logsumexp(
+            query, key, value, mask, is_causal, scale, kwargs
+        )
+        ctx.save_for_backward(query, key, mask, logsumexp)
         ctx.is_causal, ctx.scale = is_causal, scale
         ctx.value_shape = value.shape
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, **kwargs
-        )
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
-        query, key, mask = ctx.saved_tensors
-        output_grad = grad[0]
-        rows, columns = query.shape[-2], key.shape[-2]
-        heads = key.shape[-3] if key.dim() > 2 else 1
-        grouped = query.dim() > 2 and query.shape[-3] != heads and heads != 1
-        if grouped:
-            key = key.repeat_interleave(query.shape[-3] // heads, -3)
-        low = query.dtype in _LOW
-        scale = ctx.scale if ctx.scale is not None else query.shape[-1] ** -0.5
-        per_row = max(1, query[..., 0, 0].numel() * columns)
-        block = max(1, min(rows, ConstantPattern.BLOCK_ENTRIES // per_row))
-        total: Tensor | None = None
-        for start in range(0, rows, block):
-            stop = min(start + block, rows)
-            part = query[..., start:stop, :]
-            scores = (
-                (part.float() if low else part)
-                * scale
-                @ (key.float() if low else key).transpose(-2, -1)
-            )
-            if ctx.is_causal:
-                row = torch.arange(start, stop, device=query.device)[:, None]
-                hidden = torch.arange(columns, device=query.device)[None, :] > row
-                scores = scores.masked_fill(hidden, float("-inf"))
-            if mask is not None:
-                section = mask if mask.shape[-2] == 1 else mask[..., start:stop, :]
-                if section.dtype == torch.bool:
-                    scores = scores.masked_fill(~section, float("-inf"))
-                else:
-                    scores = scores + section
-            pattern = scores.softmax(-1)
-            # stock kernels return zero for a row that may attend to nothing
-            pattern = torch.where(scores.amax(-1, keepdim=True) == float("-inf"), 0.0, pattern)
-            g = output_grad[..., start:stop, :]
-            contribution = pattern.transpose(-2, -1) @ (g.float() if low else g)
-            total = contribution if total is None else total + contribution
-        assert total is not None
-        if grouped:
-            total = total.reshape(*total.shape[:-3], heads, -1, *total.shape[-2:]).sum(-3)
-        return _sum_to(total, ctx.value_shape).to(output_grad.dtype), *(None,) * 6
+        query, key, mask, logsumexp = ctx.saved_tensors
+        result = transposed_pattern_product(
+            query, key, grad[0], mask, ctx.is_causal, ctx.scale, logsumexp
+        )
+        return _sum_to(result, ctx.value_shape).to(grad[0].dtype), *(None,) * 6
 
 
 def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:

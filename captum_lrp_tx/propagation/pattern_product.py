@@ -1,0 +1,241 @@
+r"""``P^T G`` for an attention pattern ``P`` that is never held: the backward pass of the AH-rule.
+
+With the log-sum-exp :math:`l_i` of every row that the forward kernel knows anyway, the entries of
+the pattern are :math:`p_{ij} = \exp(s_{ij} - l_i)`, so
+
+.. math:: (P^T G)_j = \sum_i e^{s_{ij} - l_i} G_i
+          = e^{l'_j} \cdot \mathrm{attention}(K, Q, G; -l)_j
+
+where queries and keys have changed roles, :math:`-l_i` is added to the scores of column ``i``, and
+:math:`l'` is the log-sum-exp of that second call.  The stock *forward* kernel thus does the whole
+backward pass, in memory linear in the number of tokens.  Where no stock kernel gives its
+log-sum-exp, or only few rows of ``G`` are not zero, the pattern is recomputed block by block.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend
+
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+#: Upper bound on the entries of one block of the recomputed pattern.
+BLOCK_ENTRIES = 1 << 22
+#: Rows of which at most this share is not zero are worth looking up one by one.
+_FEW = 0.25
+
+
+def attention_with_logsumexp(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """``F.scaled_dot_product_attention`` and the log-sum-exp of its rows, if its kernel tells.
+
+    Args:
+        query, key, value (Tensor): shapes ``(..., heads, tokens, channels)``.
+        mask (Tensor, optional): Boolean (true: may attend) or added to the scores.
+        is_causal (bool): Row ``i`` attends to columns up to ``i``.
+        scale (float, optional): Of the scores; default ``1 / sqrt(channels)``.
+        kwargs (dict): Further arguments, such as ``enable_gqa``.
+
+    Returns:
+        tuple: the stock result, bit for bit, and a float tensor ``(batch, heads, rows)`` or None.
+    """
+    plain = torch.nn.functional.scaled_dot_product_attention
+    if (
+        query.device.type != "cpu"
+        or query.dim() != 4
+        or query.shape[-1] != value.shape[-1]
+        or query.shape[1] != key.shape[1]
+        or (is_causal and mask is not None)
+        or torch.is_autocast_enabled("cpu")
+        or _chosen(query, key, value, mask, is_causal, scale, kwargs) != SDPBackend.FLASH_ATTENTION
+    ):
+        out = plain(query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, **kwargs)
+        return out, None
+    additive = _additive(mask, query.dtype) if mask is not None else None
+    out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, is_causal, attn_mask=additive, scale=scale
+    )
+    return out, logsumexp
+
+
+def _chosen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    kwargs: dict[str, Any],
+) -> SDPBackend | None:
+    """The kernel that torch runs for these arguments."""
+    choice = torch._fused_sdp_choice(query, key, value, mask, 0.0, is_causal, scale=scale, **kwargs)
+    return SDPBackend.FLASH_ATTENTION if choice == SDPBackend.FLASH_ATTENTION.value else None
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask.detach()
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
+
+
+def transposed_pattern_product(
+    query: Tensor,
+    key: Tensor,
+    grad: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    logsumexp: Tensor | None,
+) -> Tensor:
+    """``P^T grad`` with ``P = softmax(scale * query key^T + mask)`` over the keys.
+
+    Args:
+        query (Tensor): shape ``(..., heads, rows, channels)``.
+        key (Tensor): shape ``(..., heads or fewer, columns, channels)``; fewer heads are shared.
+        grad (Tensor): shape ``(..., heads, rows, value channels)``.
+        mask (Tensor, optional): Boolean (true: may attend) or added to the scores.
+        is_causal (bool): Row ``i`` attends to columns up to ``i``.
+        scale (float, optional): Of the scores; default ``1 / sqrt(channels)``.
+        logsumexp (Tensor, optional): shape ``(batch, heads, rows)``, of the forward kernel.
+
+    Returns:
+        Tensor: shape ``(..., heads of key, columns, value channels)``.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    heads = key.shape[-3] if key.dim() > 2 else 1
+    grouped = query.dim() > 2 and query.shape[-3] != heads and heads != 1
+    if grouped:
+        key = key.repeat_interleave(query.shape[-3] // heads, -3)
+    rows = rows_with_entries(grad)
+    if rows is None and logsumexp is not None and _swappable(query, key, grad, mask, is_causal):
+        total = _swapped(query, key, grad, mask, is_causal, scale, logsumexp)
+    else:
+        total = _by_blocks(query, key, grad, mask, is_causal, scale, rows)
+    if grouped:
+        total = total.reshape(*total.shape[:-3], heads, -1, *total.shape[-2:]).sum(-3)
+    return total
+
+
+def rows_with_entries(x: Tensor) -> Tensor | None:
+    """Indices of the rows (dimension -2) that are not all zero, if they are few; else ``None``.
+
+    Under a pooled or last position the gradients of the top layers are zero in all other rows.
+    A look at the first channels settles the usual case.  Not asked on other devices than the
+    CPU, which would have to wait for the answer.
+    """
+    if x.device.type != "cpu" or x.shape[-2] < 8:
+        return None
+    few = int(_FEW * x.shape[-2])
+    if int(_any_in_row(x[..., :8]).sum()) > few:
+        return None
+    present = _any_in_row(x)
+    return None if int(present.sum()) > few else present.nonzero().squeeze(-1)
+
+
+def _any_in_row(x: Tensor) -> Tensor:
+    others = [d for d in range(x.dim()) if d != x.dim() - 2]
+    return torch.linalg.vector_norm(x, math.inf, others) != 0  # true of NaN as well
+
+
+# ---- the stock kernel with queries and keys swapped ---------------------------------------------
+def _swappable(
+    query: Tensor, key: Tensor, grad: Tensor, mask: Tensor | None, is_causal: bool
+) -> bool:
+    if not query.shape[:-2] == key.shape[:-2] == grad.shape[:-2]:  # something is broadcast
+        return False
+    if is_causal and query.shape[-2] != key.shape[-2]:
+        return False
+    # the column that carries -l of a mask with rows needs full precision
+    return mask is None or _key_only(mask) or query.dtype not in LOW_PRECISION
+
+
+def _key_only(mask: Tensor) -> bool:
+    """Whether every row of the mask is the same (padding)."""
+    return mask.dim() >= 2 and (mask.shape[-2] == 1 or mask.stride(-2) == 0)
+
+
+def _swapped(
+    query: Tensor,
+    key: Tensor,
+    grad: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    logsumexp: Tensor,
+) -> Tensor:
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    # a row that may attend to nothing contributes nothing; contiguous, the kernel is twice as fast
+    shift = torch.where(logsumexp.isfinite(), -logsumexp, -math.inf).contiguous()
+    if is_causal:  # causal again if both sequences run backwards
+        query, key, grad, shift = query.flip(-2), key.flip(-2), grad.flip(-2), shift.flip(-1)
+    if mask is None or _key_only(mask):
+        out, weight = kernel(
+            key, query, grad, 0.0, is_causal,
+            attn_mask=shift.unsqueeze(-2).to(query.dtype), scale=scale,
+        )  # fmt: skip
+        if mask is not None:
+            weight = weight + _additive(mask, query.dtype)[..., 0, :]
+    else:
+        keys = torch.cat([key, torch.ones_like(key[..., :1])], -1)
+        lowest = torch.finfo(shift.dtype).min
+        column = shift.clamp(min=lowest).unsqueeze(-1).to(query.dtype)
+        queries = torch.cat([query * scale, column], -1)
+        padded = torch.nn.functional.pad(grad, (0, 1))
+        out, weight = kernel(
+            keys, queries, padded, 0.0, False,
+            attn_mask=_additive(mask, query.dtype).transpose(-2, -1), scale=1.0,
+        )  # fmt: skip
+        out = out[..., :-1]
+    factor = weight.exp().unsqueeze(-1).to(out.dtype)
+    out = torch.where(factor == 0, 0.0, out * factor)
+    return out.flip(-2) if is_causal else out
+
+
+# ---- block by block -----------------------------------------------------------------------------
+def _by_blocks(
+    query: Tensor,
+    key: Tensor,
+    grad: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    rows: Tensor | None,
+) -> Tensor:
+    """The pattern of some rows at a time; ``rows`` are those of ``grad`` that are not zero."""
+    low = query.dtype in LOW_PRECISION
+    columns = key.shape[-2]
+    keys = (key.float() if low else key).transpose(-2, -1)
+    indices = torch.arange(query.shape[-2], device=query.device) if rows is None else rows
+    per_row = max(1, query[..., 0, 0].numel() * columns)
+    total: Tensor | None = None
+    for part in indices.split(max(1, BLOCK_ENTRIES // per_row)):
+        whole = part.numel() == query.shape[-2]
+        q = query if whole else query.index_select(-2, part)
+        scores = (q.float() if low else q) * scale @ keys
+        if is_causal:
+            hidden = torch.arange(columns, device=query.device)[None, :] > part[:, None]
+            scores = scores.masked_fill(hidden, -math.inf)
+        if mask is not None:
+            section = mask if mask.shape[-2] == 1 or whole else mask.index_select(-2, part)
+            if section.dtype == torch.bool:
+                scores = scores.masked_fill(~section, -math.inf)
+            else:
+                scores = scores + section
+        pattern = scores.softmax(-1)
+        # stock kernels return zero for a row that may attend to nothing
+        pattern = torch.where(scores.amax(-1, keepdim=True) == -math.inf, 0.0, pattern)
+        g = grad if whole else grad.index_select(-2, part)
+        contribution = pattern.transpose(-2, -1) @ (g.float() if low else g)
+        total = contribution if total is None else total.add_(contribution)
+    assert total is not None  # split() gives at least one part
+    return total

@@ -1,0 +1,182 @@
+"""The AH-rule's backward pass on stock kernels against the pattern written out, at every shape."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from captum_lrp_tx.propagation import pattern_product
+from captum_lrp_tx.propagation.pattern_product import (
+    attention_with_logsumexp,
+    rows_with_entries,
+    transposed_pattern_product,
+)
+
+MASKS = ("none", "causal", "keys", "keys expanded", "rows", "boolean rows", "per head", "dead rows")
+
+
+def make_mask(kind: str, batch: int, heads: int, rows: int, columns: int) -> Tensor | None:
+    keep = torch.rand(batch, 1, rows, columns) > 0.3
+    keep[..., 0] = True  # no row without a key
+    if kind in ("none", "causal"):
+        return None
+    if kind == "keys":
+        return keep[:, :, :1]
+    if kind == "keys expanded":
+        return keep[:, :, :1].expand(-1, -1, rows, -1)
+    if kind == "rows":
+        return torch.randn(batch, 1, rows, columns).masked_fill(~keep, -math.inf)
+    if kind == "boolean rows":
+        return keep
+    if kind == "per head":
+        return torch.randn(batch, heads, rows, columns) * 3
+    keep[:, :, : rows // 2] = False
+    return keep
+
+
+def written_out(
+    q: Tensor, k: Tensor, grad: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    """``P^T grad`` in double precision from the definition."""
+    q, k, grad = q.double(), k.double(), grad.double()
+    groups = q.shape[1] // k.shape[1]
+    scores = q @ k.repeat_interleave(groups, 1).transpose(-2, -1)
+    scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        scores = scores + torch.full(scores.shape[-2:], -math.inf).double().triu(1)
+    if mask is not None:
+        scores = (
+            scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+        )
+    pattern = scores.softmax(-1).nan_to_num(0.0)
+    result = pattern.transpose(-2, -1) @ grad
+    return result.unflatten(1, (k.shape[1], groups)).sum(2)
+
+
+@pytest.fixture
+def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Which of the two ways was taken."""
+    taken: list[str] = []
+    for name in ("_swapped", "_by_blocks"):
+        function = getattr(pattern_product, name)
+
+        def spy(*args: object, _function: object = function, _name: str = name) -> Tensor:
+            taken.append(_name)
+            return _function(*args)  # type: ignore[operator, no-any-return]
+
+        monkeypatch.setattr(pattern_product, name, spy)
+    yield taken
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("rows, columns", [(37, 37), (5, 23), (64, 9)])
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_equals_the_pattern_written_out(
+    kind: str, rows: int, columns: int, scale: float | None, kernel_calls: list[str]
+) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, rows, 16), torch.randn(2, 4, columns, 16), torch.randn(
+        2, 4, columns, 16
+    )  # fmt: skip
+    grad = torch.randn(2, 4, rows, 16)
+    mask, causal = make_mask(kind, 2, 4, rows, columns), kind == "causal"
+    out, logsumexp = attention_with_logsumexp(q, k, v, mask, causal, scale, {})
+    stock = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    assert torch.equal(out, stock)
+    result = transposed_pattern_product(q, k, grad, mask, causal, scale, logsumexp)
+    expected = written_out(q, k, grad, mask, causal, scale)
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=2e-5)
+    fused = logsumexp is not None and not (causal and rows != columns)
+    assert kernel_calls == ["_swapped" if fused else "_by_blocks"]
+    assert logsumexp is not None
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_fewer_heads_of_keys(causal: bool, heads: int) -> None:
+    torch.manual_seed(0)
+    q, grad = torch.randn(2, 6, 11, 8), torch.randn(2, 6, 11, 8)
+    k, v = torch.randn(2, heads, 11, 8), torch.randn(2, heads, 11, 8)
+    expanded = [t.repeat_interleave(6 // heads, 1) for t in (k, v)]
+    _, logsumexp = attention_with_logsumexp(q, *expanded, None, causal, None, {})
+    for known in (logsumexp, None):
+        result = transposed_pattern_product(q, k, grad, None, causal, None, known)
+        if heads == 1:
+            result = result.sum(1, keepdim=True)  # one head is broadcast, and summed by the caller
+        torch.testing.assert_close(
+            result.double(), written_out(q, k, grad, None, causal, None), rtol=0, atol=2e-5
+        )
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_few_rows_with_a_gradient(kind: str, kernel_calls: list[str]) -> None:
+    torch.manual_seed(0)
+    q, k, v, grad = (torch.randn(2, 4, 40, 16) for _ in range(4))
+    grad[:, :, :37] = 0
+    mask, causal = make_mask(kind, 2, 4, 40, 40), kind == "causal"
+    _, logsumexp = attention_with_logsumexp(q, k, v, mask, causal, None, {})
+    result = transposed_pattern_product(q, k, grad, mask, causal, None, logsumexp)
+    expected = written_out(q, k, grad, mask, causal, None)
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=2e-5)
+    assert kernel_calls == ["_by_blocks"]
+
+
+def test_no_row_with_a_gradient() -> None:
+    q, k = torch.randn(1, 2, 16, 8), torch.randn(1, 2, 16, 8)
+    result = transposed_pattern_product(q, k, torch.zeros(1, 2, 16, 8), None, False, None, None)
+    assert torch.equal(result, torch.zeros(1, 2, 16, 8))
+
+
+def test_rows_with_entries() -> None:
+    x = torch.zeros(2, 3, 20, 12)
+    x[1, 2, 7, 11] = 1e-30
+    x[0, 0, 3, 0] = math.nan
+    found = rows_with_entries(x)
+    assert found is not None and found.tolist() == [3, 7]
+    assert rows_with_entries(torch.randn(2, 20, 12)) is None
+    late = torch.randn(2, 20, 12)
+    late[..., :8] = 0  # the first channels tell nothing here
+    assert rows_with_entries(late) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", MASKS)
+def test_half_precision(dtype: torch.dtype, kind: str) -> None:
+    torch.manual_seed(0)
+    q, k, v, grad = (torch.randn(2, 4, 30, 16).to(dtype) for _ in range(4))
+    mask, causal = make_mask(kind, 2, 4, 30, 30), kind == "causal"
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(dtype)
+    out, logsumexp = attention_with_logsumexp(q, k, v, mask, causal, None, {})
+    assert torch.equal(out, F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal))
+    result = transposed_pattern_product(q, k, grad, mask, causal, None, logsumexp)
+    expected = written_out(q, k, grad, mask, causal, None)
+    bound = 4 * torch.finfo(dtype).eps * float(expected.abs().max())
+    assert float((result.double() - expected).abs().max()) < bound
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 40), st.sampled_from([1, 3, 8, 20]), st.sampled_from(MASKS),
+    st.sampled_from([1e-3, 1.0, 30.0]), st.integers(0, 99),
+)  # fmt: skip
+def test_any_size_and_sharpness(
+    batch: int, tokens: int, channels: int, kind: str, size: float, seed: int
+) -> None:
+    """Flat patterns, one-hot ones, and tokens that nobody attends to."""
+    torch.manual_seed(seed)
+    q, k, v, grad = (torch.randn(batch, 2, tokens, channels) for _ in range(4))
+    q = q * size
+    mask, causal = make_mask(kind, batch, 2, tokens, tokens), kind == "causal"
+    out, logsumexp = attention_with_logsumexp(q, k, v, mask, causal, None, {})
+    stock = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+    assert torch.equal(out, stock)
+    result = transposed_pattern_product(q, k, grad, mask, causal, None, logsumexp)
+    expected = written_out(q, k, grad, mask, causal, None)
+    # scores of size 100 carry errors of 1e-5, and so does the pattern
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=2e-4 * max(1.0, size))

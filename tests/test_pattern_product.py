@@ -13,7 +13,6 @@ from torch import Tensor
 from captum_lrp_tx.propagation import pattern_product
 from captum_lrp_tx.propagation.pattern_product import (
     attention_with_logsumexp,
-    rows_with_entries,
     transposed_pattern_product,
 )
 
@@ -130,18 +129,6 @@ def test_no_row_with_a_gradient() -> None:
     q, k = torch.randn(1, 2, 16, 8), torch.randn(1, 2, 16, 8)
     result = transposed_pattern_product(q, k, torch.zeros(1, 2, 16, 8), None, False, None, None)
     assert torch.equal(result, torch.zeros(1, 2, 16, 8))
-
-
-def test_rows_with_entries() -> None:
-    x = torch.zeros(2, 3, 20, 12)
-    x[1, 2, 7, 11] = 1e-30
-    x[0, 0, 3, 0] = math.nan
-    found = rows_with_entries(x)
-    assert found is not None and found.tolist() == [3, 7]
-    assert rows_with_entries(torch.randn(2, 20, 12)) is None
-    late = torch.randn(2, 20, 12)
-    late[..., :8] = 0  # the first channels tell nothing here
-    assert rows_with_entries(late) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

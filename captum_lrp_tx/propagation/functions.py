@@ -9,7 +9,7 @@ they also run on autograd's own device threads.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ def safe_ratio(numerator: Tensor, denominator: Tensor, epsilon: float = 0.0) -> 
         denominator = denominator + torch.where(denominator < 0, -epsilon, epsilon)
     tiny = torch.finfo(denominator.dtype).tiny
     ratio = numerator / denominator
-    return torch.where(denominator.abs() < tiny, torch.zeros_like(ratio), ratio).to(dtype)
+    return ratio.masked_fill_(denominator.abs() < tiny, 0.0).to(dtype)
 
 
 def nonzero(x: Tensor) -> Tensor:
@@ -74,21 +74,36 @@ class ScaleGradient(RuleFunction):
 
 
 class Stabilize(RuleFunction):
-    """Identity on ``z``; gradient multiplied by ``z / (z + epsilon sign(z))`` (epsilon rule)."""
+    """Identity on ``z``; gradient multiplied by ``z / (z + epsilon sign(z))`` (epsilon rule).
+
+    For a small epsilon the factor is one up to rounding almost everywhere, and only the entries
+    where it is not are kept.
+    """
+
+    #: Deviations of the factor from one that are below rounding in the working precision.
+    _UNSEEN: ClassVar[dict[torch.dtype, float]] = {torch.float64: 2.0**-52}
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, epsilon: float) -> Tensor:
-        ctx.save_for_backward(z)
-        ctx.epsilon = epsilon
+        magnitude = z.abs() if z.dtype not in _LOW else z.abs().float()
+        largest = epsilon / Stabilize._UNSEEN.get(z.dtype, 2.0**-22)
+        where = (magnitude < largest).flatten().nonzero().squeeze(1)
+        ctx.sparse = where.numel() * 8 < z.numel()
+        if ctx.sparse:
+            magnitude = magnitude.flatten()[where]
+        factor = magnitude / (magnitude + epsilon)
+        ctx.save_for_backward(factor, where if ctx.sparse else None)
         return z.clone()  # not a view: the model may go on in place
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
-        (z,) = ctx.saved_tensors
-        magnitude = z.abs() if z.dtype not in _LOW else z.abs().float()
-        # z / (z + epsilon sign z) in terms of |z|: one sign less to look at
-        return (grad[0] * (magnitude / (magnitude + ctx.epsilon))).to(grad[0].dtype), None
+        factor, where = ctx.saved_tensors
+        if where is None:
+            return (grad[0] * factor).to(grad[0].dtype), None
+        flat = grad[0].flatten()
+        changed = (flat[where] * factor).to(flat.dtype)
+        return flat.index_copy(0, where, changed).view(grad[0].shape), None
 
 
 class Substitute(RuleFunction):

@@ -38,6 +38,7 @@ from captum_lrp_tx.propagation.operations import (
     Product,
     Residual,
 )
+from captum_lrp_tx.propagation.rows import product_of_rows
 from captum_lrp_tx.propagation.scope import Scope
 
 Handler = Callable[["Interception", Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -266,6 +267,10 @@ def _spread_through(
     return spread
 
 
+#: From so many tokens on, a backward pass that leaves out rows without gradient pays.
+_MANY_ROWS = 64
+
+
 def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x, weight, bias = _bind(("input", "weight", "bias"), args, kwargs)
     if _depends(weight):
@@ -273,11 +278,13 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
     if not _depends(x):
         return func(x, weight, bias)
     call = func
-    if _folds(mode, x, weight):
+    folds = _folds(mode, x, weight)
+    if folds or (weight.dim() == 2 and x.numel() >= _MANY_ROWS * x.shape[-1]):
 
         def call(i: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-            run = functools.partial(func, i.detach(), w.detach().requires_grad_(), b)
-            return LinearValue.call(i, run, lambda g: g @ w)
+            value = w.detach().requires_grad_() if folds else w
+            run = functools.partial(func, i.detach(), value, b)
+            return LinearValue.call(i, run, lambda g: product_of_rows(g, w))
 
     operation = LinearMap(
         call, (x, weight, bias), {}, mode.absorber(bias),

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from captum_lrp_tx.propagation.rows import rows_with_entries
+
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 #: Upper bound on the entries of one block of the recomputed pattern.
 BLOCK_ENTRIES = 1 << 22
-#: Rows of which at most this share is not zero are worth looking up one by one.
-_FEW = 0.25
 
 
 def attention_with_logsumexp(
@@ -62,10 +62,10 @@ def attention_with_logsumexp(
         out = plain(query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, **kwargs)
         return out, None
     additive = _additive(mask, query.dtype) if mask is not None else None
-    out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    result: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, is_causal, attn_mask=additive, scale=scale
     )
-    return out, logsumexp
+    return result
 
 
 def _chosen(
@@ -126,27 +126,6 @@ def transposed_pattern_product(
     return total
 
 
-def rows_with_entries(x: Tensor) -> Tensor | None:
-    """Indices of the rows (dimension -2) that are not all zero, if they are few; else ``None``.
-
-    Under a pooled or last position the gradients of the top layers are zero in all other rows.
-    A look at the first channels settles the usual case.  Not asked on other devices than the
-    CPU, which would have to wait for the answer.
-    """
-    if x.device.type != "cpu" or x.shape[-2] < 8:
-        return None
-    few = int(_FEW * x.shape[-2])
-    if int(_any_in_row(x[..., :8]).sum()) > few:
-        return None
-    present = _any_in_row(x)
-    return None if int(present.sum()) > few else present.nonzero().squeeze(-1)
-
-
-def _any_in_row(x: Tensor) -> Tensor:
-    others = [d for d in range(x.dim()) if d != x.dim() - 2]
-    return torch.linalg.vector_norm(x, math.inf, others) != 0  # true of NaN as well
-
-
 # ---- the stock kernel with queries and keys swapped ---------------------------------------------
 def _swappable(
     query: Tensor, key: Tensor, grad: Tensor, mask: Tensor | None, is_causal: bool
@@ -197,7 +176,7 @@ def _swapped(
         )  # fmt: skip
         out = out[..., :-1]
     factor = weight.exp().unsqueeze(-1).to(out.dtype)
-    out = torch.where(factor == 0, 0.0, out * factor)
+    out = (out * factor).masked_fill_(factor == 0, 0.0)
     return out.flip(-2) if is_causal else out
 
 
@@ -218,7 +197,7 @@ def _by_blocks(
     indices = torch.arange(query.shape[-2], device=query.device) if rows is None else rows
     per_row = max(1, query[..., 0, 0].numel() * columns)
     total: Tensor | None = None
-    for part in indices.split(max(1, BLOCK_ENTRIES // per_row)):
+    for part in torch.split(indices, max(1, BLOCK_ENTRIES // per_row)):
         whole = part.numel() == query.shape[-2]
         q = query if whole else query.index_select(-2, part)
         scores = (q.float() if low else q) * scale @ keys

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from captum_lrp_tx.propagation import compact
 from captum_lrp_tx.propagation.pattern_product import LOW_PRECISION as _LOW
 from captum_lrp_tx.propagation.pattern_product import (
     attention_with_logsumexp,
@@ -208,14 +209,40 @@ class PassThrough(RuleFunction):
     def forward(ctx: Any, x: Tensor, value: Callable[[], Tensor], stands_for: str) -> Tensor:
         ctx.stands_for = stands_for
         y = value()
-        ctx.save_for_backward(safe_ratio(y, x))
+        ctx.packing = compact.packing(compact.RATIOS, stands_for, x)
+        ctx.save_for_backward(*compact.pack(safe_ratio(y, x), ctx.packing))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
-        (ratio,) = ctx.saved_tensors
-        return grad[0] * ratio, None, None
+        return compact.times(grad[0], *ctx.saved_tensors, ctx.packing), None, None
+
+
+class PackedSlope(RuleFunction):
+    """``value()`` with the plain gradient of an activation, whose slope is kept in three bytes.
+
+    ``slope(x)`` gives the derivative.  For large tensors of known activations only: the input of
+    the activation is what gradient x input keeps most of.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        value: Callable[[], Tensor],
+        slope: Callable[[Tensor], Tensor],
+        stands_for: str,
+    ) -> Tensor:
+        ctx.stands_for = stands_for
+        ctx.packing = compact.packing(compact.SLOPES, stands_for, x)
+        ctx.save_for_backward(*compact.pack(slope(x), ctx.packing))
+        return value()  # last, when the temporary tensors are gone
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        return compact.times(grad[0], *ctx.saved_tensors, ctx.packing), None, None, None
 
 
 class NormalizedSum(RuleFunction):

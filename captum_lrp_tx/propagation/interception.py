@@ -22,8 +22,8 @@ from torch.autograd import grad as autograd_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from captum_lrp_tx.propagation import graph
-from captum_lrp_tx.propagation.functions import LinearValue, safe_ratio
+from captum_lrp_tx.propagation import compact, graph
+from captum_lrp_tx.propagation.functions import LinearValue, PackedSlope, safe_ratio
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.operations import (
     Activation,
@@ -651,6 +651,8 @@ def _activation(
     x = args[0] if args else kwargs.get("input")
     rule = mode.scope.rule(Kind.ACTIVATION)
     name: str = func.__name__
+    if rule is None and _depends(x) and mode.scope.has_rules:
+        return _packed_slope(func, x, args, kwargs, name)
     if rule is None or not isinstance(x, Tensor) or not x.requires_grad:
         return func(*args, **kwargs)
     bare = name.rstrip("_")
@@ -670,6 +672,38 @@ def _activation(
         return x.copy_(mode.apply(Kind.ACTIVATION, operation))
     operation = Activation(func, args, kwargs, input=x, name=_ACTIVATIONS[bare])
     return mode.apply(Kind.ACTIVATION, operation)
+
+
+def _gelu_slope(x: Tensor, **kwargs: Any) -> Tensor:
+    ones = torch.ones_like(x)  # overwritten by the result
+    slope: Tensor = torch.ops.aten.gelu_backward.grad_input(ones, x, grad_input=ones, **kwargs)
+    return slope
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    ones = torch.ones_like(x)
+    slope: Tensor = torch.ops.aten.silu_backward.grad_input(ones, x, grad_input=ones)
+    return slope
+
+
+_SLOPES: dict[str, Callable[..., Tensor]] = {"gelu": _gelu_slope, "silu": _silu_slope}
+
+
+def _packed_slope(
+    func: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+) -> Any:
+    """The plain gradient of an activation, in less memory where that is much."""
+    options = {k: v for k, v in kwargs.items() if k != "input"}
+    known = name in _SLOPES and len(args) <= 1 and not options.get("inplace")
+    if not known or compact.packing(compact.SLOPES, _ACTIVATIONS[name], x) is None:
+        return func(*args, **kwargs)
+    approximate = {k: v for k, v in options.items() if k == "approximate"}
+    return PackedSlope.call(
+        x,
+        Activation(func, args, kwargs, input=x, name=_ACTIVATIONS[name]).value,
+        functools.partial(_SLOPES[name], **approximate),
+        _ACTIVATIONS[name],
+    )
 
 
 def _positive_power(exponent: Any) -> bool:

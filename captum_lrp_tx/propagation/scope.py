@@ -89,6 +89,8 @@ class Scope:
         ledger: Ledger | None = None,
     ) -> None:
         self._stack: list[RuleTable] = [dict(base)]
+        #: Whether anything but the plain gradient is asked for.
+        self.has_rules = bool(base) or bool(assigned)
         self._assigned = assigned
         self._trace = trace
         self._handles: list[RemovableHandle] = []

@@ -407,7 +407,7 @@ class ConstantPattern(RuleFunction):
             pattern = scores.softmax(-1)
             # stock kernels return zero for a row that may attend to nothing
             pattern = torch.where(scores.amax(-1, keepdim=True) == float("-inf"), 0.0, pattern)
-            g = output_grad[..., start:stop, :]
+            g = output_grad.narrow(-2, start, stop - start)  # slicing cannot be vectorised
             contribution = pattern.transpose(-2, -1) @ (g.float() if low else g)
             total = contribution if total is None else total + contribution
         assert total is not None

@@ -16,16 +16,13 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import captum
 import torch
 import transformers
 from captum.attr import InputXGradient, IntegratedGradients
@@ -62,9 +59,9 @@ class FromEmbeddings(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         if self.last:
-            return self.model(
-                inputs_embeds=embeddings, use_cache=False, logits_to_keep=1
-            ).logits[:, -1]
+            return self.model(inputs_embeds=embeddings, use_cache=False, logits_to_keep=1).logits[
+                :, -1
+            ]
         result: Tensor = self.model(inputs_embeds=embeddings).logits
         return result
 

@@ -49,9 +49,7 @@ def written_out(
     if causal:
         scores = scores + torch.full(scores.shape[-2:], -math.inf).double().triu(1)
     if mask is not None:
-        scores = (
-            scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-        )
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
     pattern = scores.softmax(-1).nan_to_num(0.0)
     result = pattern.transpose(-2, -1) @ grad
     return result.unflatten(1, (k.shape[1], groups)).sum(2)

@@ -16,6 +16,8 @@ from captum._utils.common import _format_additional_forward_args
 from torch import Tensor
 
 from captum_lrp_tx.attr.captum_rules import assigned_rules
+from captum_lrp_tx.attr.target_lists import TargetsType as TargetsType
+from captum_lrp_tx.attr.target_lists import select_targets
 from captum_lrp_tx.attr.targets import TargetType as TargetType
 from captum_lrp_tx.attr.targets import select_target as select_target
 from captum_lrp_tx.errors import (
@@ -28,7 +30,7 @@ from captum_lrp_tx.errors import (
     UnstableRelevanceWarning,
 )
 from captum_lrp_tx.propagation.coverage import Finding, uncovered
-from captum_lrp_tx.propagation.engine import Pass, Propagated, propagate
+from captum_lrp_tx.propagation.engine import Pass, Propagated, propagate_targets
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.modules import find_modules, refuse_opaque
@@ -189,8 +191,24 @@ class Conservative(WithoutFutures):
         strict: bool,
         **more: Any,
     ) -> tuple[Propagated, Inputs]:
+        (result,), prepared = self._propagate_targets(
+            forward, inputs, [target], additional_forward_args, strict, **more
+        )
+        return result, prepared
+
+    def _propagate_targets(
+        self,
+        forward: Callable[..., Any],
+        inputs: AttributionInputs,
+        targets: TargetsType,
+        additional_forward_args: Any,
+        strict: bool,
+        per_pass: int | None = None,
+        **more: Any,
+    ) -> tuple[list[Propagated], Inputs]:
+        """One forward pass, and relevance of each target."""
         prepared = Inputs(inputs)
-        job = self._pass(forward, target, additional_forward_args, **more)
+        job = self._pass(forward, None, additional_forward_args, **more)
         model: Any = job.modules[0][1] if job.modules else forward
         layers = [id(layer) for layer in job.layers or ()]
         checked = f"checked {self.composite!r} {layers} {job.at_layer_input}"
@@ -213,12 +231,15 @@ class Conservative(WithoutFutures):
                     )
 
             job.inspect = inspect
-        result = propagate(job, prepared)
+        results = propagate_targets(
+            job, prepared, lambda output: select_targets(output, targets), per_pass
+        )
         if check:
             _TOLD.first_time(model, checked)
-        self._warn(model, result.scope, findings, "the layers" if layers else "the inputs")
-        self._warn_if_unstable(model, result)
-        return result, prepared
+        self._warn(model, results[0].scope, findings, "the layers" if layers else "the inputs")
+        for result in results:
+            self._warn_if_unstable(model, result)
+        return results, prepared
 
     def _warn_if_unstable(self, model: Any, result: Propagated) -> None:
         """Divisions by almost zero show as relevance far beyond the output it came from."""
@@ -281,6 +302,21 @@ def _before_log_softmax(root: Node) -> Node:
 def formatted(values: list[Tensor], as_tuple: bool) -> TensorOrTuple:
     """A tuple if the inputs were one, or if there are several; else the only tensor."""
     return tuple(values) if as_tuple or len(values) != 1 else values[0]
+
+
+def stacked(rows: list[list[Tensor]], as_tuple: bool) -> TensorOrTuple:
+    """:func:`formatted`, with one row for each target in a first dimension."""
+    return formatted([torch.stack(column) for column in zip(*rows, strict=True)], as_tuple)
+
+
+def check_per_pass(per_pass: int | None) -> None:
+    """Complain about a number of targets that cannot share a backward pass.
+
+    Raises:
+        InputError: it is no positive integer.
+    """
+    if per_pass is not None and (not isinstance(per_pass, int) or per_pass < 1):
+        raise InputError(f"targets_per_pass must be a positive integer, not {per_pass!r}.")
 
 
 def single_parts(result: Propagated, prepared: Inputs) -> dict[str, Tensor]:

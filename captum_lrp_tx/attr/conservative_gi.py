@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
+import torch
 from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
@@ -13,11 +14,14 @@ from captum_lrp_tx.attr.base import (
     AttributionInputs,
     Conservative,
     Positions,
+    TargetsType,
     TargetType,
     TensorOrTuple,
+    check_per_pass,
     formatted,
     forward_of,
     single_parts,
+    stacked,
 )
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.rules.composite import Composite
@@ -185,3 +189,86 @@ class ConservativeGI(Conservative, GradientAttribution):
             return relevances
         delta = self.compute_convergence_delta(tuple(result.relevances), result.output)
         return relevances, delta
+
+    @overload
+    def attribute_targets(
+        self,
+        inputs: AttributionInputs,
+        targets: TargetsType,
+        additional_forward_args: Any = None,
+        return_convergence_delta: Literal[False] = False,
+        *,
+        strict: bool = False,
+        targets_per_pass: int | None = None,
+    ) -> TensorOrTuple: ...
+
+    @overload
+    def attribute_targets(
+        self,
+        inputs: AttributionInputs,
+        targets: TargetsType,
+        additional_forward_args: Any = None,
+        *,
+        return_convergence_delta: Literal[True],
+        strict: bool = False,
+        targets_per_pass: int | None = None,
+    ) -> tuple[TensorOrTuple, Tensor]: ...
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute_targets(
+        self,
+        inputs: AttributionInputs,
+        targets: TargetsType,
+        additional_forward_args: Any = None,
+        return_convergence_delta: bool = False,
+        *,
+        strict: bool = False,
+        targets_per_pass: int | None = None,
+    ) -> TensorOrTuple | tuple[TensorOrTuple, Tensor]:
+        r"""
+        Relevance for several targets of the same inputs, which share one forward pass.
+
+        The relevance of each target is that of :meth:`attribute` with this target, up to the
+        rounding of sums (to the last bit with ``targets_per_pass=1``).
+
+        Args:
+            inputs, additional_forward_args, strict: See :meth:`attribute`.
+            targets (sequence or str): Targets as :meth:`attribute` takes them: classes, pairs
+                ``(position, token)`` of a language model, contrasts; a list with one index for each
+                example is *one* target. ``"all"``: every class of an output of shape ``(batch,
+                classes)``.
+            return_convergence_delta (bool): Also return output minus sum of relevance.
+            targets_per_pass (int, optional): How many targets are packed into one backward pass.
+                Memory grows with it. Unless given, as many as make it quicker: several for short
+                inputs and small outputs, one otherwise.
+
+        Returns:
+            Tensor or tuple of Tensor of **attributions**, or 2-element tuple of **attributions**,
+            **delta**:
+            - **attributions**: as :meth:`attribute` returns them, with the targets in a first
+              dimension: ``(targets, batch, ...)``.
+            - **delta** (Tensor, shape ``(targets, batch)``).
+
+        Raises:
+            TargetError: No targets, or one that does not fit the output.
+            Exception: As :meth:`attribute`.
+
+        Example::
+
+            >>> lrp = ConservativeLRP(model)
+            >>> lrp.attribute_targets(inputs, targets="all").shape  # (classes, batch, tokens)
+
+            Each token of a text, as a causal language model predicts it:
+
+            >>> targets = [(p, int(ids[0, p + 1])) for p in range(ids.shape[1] - 1)]
+            >>> relevance = ConservativeLRP(lm).attribute_targets(ids, targets)
+        """
+        check_per_pass(targets_per_pass)
+        results, prepared = self._propagate_targets(
+            forward_of(self), inputs, targets, additional_forward_args, strict, targets_per_pass
+        )
+        relevances = stacked([result.relevances for result in results], prepared.is_tuple)
+        if not return_convergence_delta:
+            return relevances
+        deltas = [self.compute_convergence_delta(tuple(r.relevances), r.output) for r in results]
+        return relevances, torch.stack(deltas)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Union
 
+import torch
 from captum.attr import LayerGradientXActivation
 from captum.log import log_usage
 from torch import Tensor, nn
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 from captum_lrp_tx.attr.base import (
     AttributionInputs,
     Conservative,
+    TargetsType,
     TargetType,
     TensorOrTuple,
+    check_per_pass,
     formatted,
     forward_of,
+    stacked,
 )
 from captum_lrp_tx.attr.captum_rules import assigned_rules
 from captum_lrp_tx.errors import InputError
@@ -138,6 +142,63 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
             relevances.append(formatted(list(products), as_tuple=False))
             if return_convergence_delta:
                 deltas.append(self.compute_convergence_delta(tuple(products), result.output))
+        attributions: LayerAttributions = relevances[0] if single else relevances
+        if return_convergence_delta:
+            return attributions, deltas[0] if single else deltas
+        return attributions
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute_targets(
+        self,
+        inputs: AttributionInputs,
+        targets: TargetsType,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        return_convergence_delta: bool = False,
+        *,
+        strict: bool = False,
+        targets_per_pass: int | None = None,
+    ) -> LayerAttributions | tuple[LayerAttributions, Tensor | list[Tensor]]:
+        r"""
+        Relevance at the layers for several targets, which share one forward pass.
+
+        Args:
+            inputs, additional_forward_args, attribute_to_layer_input, return_convergence_delta,
+                strict: See :meth:`attribute`.
+            targets, targets_per_pass: See :meth:`ConservativeGI.attribute_targets`.
+
+        Returns:
+            As :meth:`attribute`, with the targets in a first dimension of every tensor.
+
+        Raises:
+            TargetError: No targets, or one that does not fit the output.
+            Exception: As :meth:`attribute`.
+
+        Example::
+
+            >>> layer = LayerConservativeGI(model, model.bert.embeddings)
+            >>> layer.attribute_targets(ids, "all").shape  # (classes, batch, tokens, dim)
+        """
+        check_per_pass(targets_per_pass)
+        single = isinstance(self.layer, nn.Module)
+        layers = [self.layer] if single else list(self.layer)
+        results, _ = self._propagate_targets(
+            forward_of(self), inputs, targets, additional_forward_args, strict, targets_per_pass,
+            layers=layers, at_layer_input=attribute_to_layer_input,
+        )  # fmt: skip
+        relevances: list[TensorOrTuple] = []
+        deltas: list[Tensor] = []
+        for i in range(len(layers)):
+            rows = [
+                list(self.multiply_gradient_acts(r.layer_gradients[i], r.layer_values[i]))
+                for r in results
+            ]
+            relevances.append(stacked(rows, as_tuple=False))
+            found = [
+                self.compute_convergence_delta(tuple(row), r.output)
+                for row, r in zip(rows, results, strict=True)
+            ]
+            deltas.append(torch.stack(found))
         attributions: LayerAttributions = relevances[0] if single else relevances
         if return_convergence_delta:
             return attributions, deltas[0] if single else deltas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from captum_lrp_tx.propagation.interception import Interception
 from captum_lrp_tx.propagation.layers import LayerProbe
 from captum_lrp_tx.propagation.ledger import Ledger, encloses
 from captum_lrp_tx.propagation.operations import RuleTable
+from captum_lrp_tx.propagation.packing import Gradients, gradients, pack_size
 from captum_lrp_tx.propagation.scope import Boundary, Scope, relevance_sum, suspended
 
 NamedModules = Sequence[tuple[str, nn.Module]]
@@ -100,6 +102,30 @@ def propagate(job: Pass, inputs: Inputs) -> Propagated:
         UnreachedInputError: the output does not depend on an input.
         InputError: see :class:`~captum_lrp_tx.propagation.inputs.Inputs`.
     """
+    return propagate_targets(job, inputs, lambda output: [job.select(output)])[0]
+
+
+def propagate_targets(
+    job: Pass,
+    inputs: Inputs,
+    select: Callable[[Tensor], Sequence[Tensor]],
+    per_pass: int | None = None,
+) -> list[Propagated]:
+    """Run one forward pass, and a backward pass for every target (several packed into one).
+
+    Args:
+        job (Pass): What to run; its own target is not used. A ledger books one target only.
+        inputs (Inputs): What to run it on.
+        select (callable): From the output to one value per example, for each target.
+        per_pass (int, optional): How many targets share a backward pass; chosen by size unless
+            given.
+
+    Returns:
+        list of Propagated: One for each target; they share the scope.
+
+    Raises:
+        Exception: As :func:`propagate`.
+    """
     ledger = Ledger(_named_tensors(job.modules)) if job.keep_ledger else None
     trace = list(job.modules) if job.trace or job.keep_ledger else []
     scope = Scope(job.base, job.assigned, trace, ledger)
@@ -125,27 +151,52 @@ def propagate(job: Pass, inputs: Inputs) -> Propagated:
         else:
             with scope, mode:
                 returned = job.forward(*args, *job.additional_args, **kwargs)
-        selected = _selected(job, output_tensor(returned), (args, kwargs))
+        output = output_tensor(returned)
+        targets = [_selected(job, s, output, (args, kwargs)) for s in select(output)]
+        jobs = [
+            replace(job, select=functools.partial(_nth, select, i)) for i in range(len(targets))
+        ]
         leaves = _leaves(inputs, probe)
         if not job.backward:
-            return Propagated(selected.detach(), scope)
-        if not selected.requires_grad:
-            _check_reached(job, inputs, [[None] for _ in leaves], probe)
-            # nothing but rules cut the inputs off: no relevance reaches them
-            selected = selected + sum(0.0 * leaf.sum() for leaf in leaves)
+            return [Propagated(selected.detach(), scope) for selected in targets]
+        for i, selected in enumerate(targets):
+            if not selected.requires_grad:
+                _check_reached(jobs[i], inputs, [[None] for _ in leaves], probe)
+                # nothing but rules cut the inputs off: no relevance reaches them
+                targets[i] = selected + sum(0.0 * leaf.sum() for leaf in leaves)
         if job.inspect is not None:
-            root = selected.grad_fn
-            job.inspect(scope, [root] if root is not None else [], leaves)
-        grads = torch.autograd.grad(selected.sum(), leaves, allow_unused=True)
+            roots = [selected.grad_fn for selected in targets]
+            job.inspect(scope, [root for root in roots if root is not None], leaves)
+        count = pack_size(output, leaves, len(targets)) if per_pass is None else per_pass
+        rows = gradients(output, targets, leaves, count)
+        return [
+            _collected(one, inputs, probe, scope, selected, row)
+            for one, selected, row in zip(jobs, targets, rows, strict=True)
+        ]
+
+
+def _nth(select: Callable[[Tensor], Sequence[Tensor]], index: int, output: Tensor) -> Tensor:
+    return select(output)[index]
+
+
+def _collected(
+    job: Pass,
+    inputs: Inputs,
+    probe: LayerProbe | None,
+    scope: Scope,
+    selected: Tensor,
+    grads: Gradients,
+) -> Propagated:
+    """Relevance from the gradients of one target."""
     result = Propagated(selected.detach(), scope)
-    groups = _grouped(list(grads), inputs, probe)
+    groups = _grouped(grads, inputs, probe)
     _check_reached(job, inputs, groups, probe)
     if probe is not None:
         _collect_layers(result, probe, groups)
         return result
     for leaf, group in zip(inputs.leaves, groups, strict=True):
         parts = inputs.parts(leaf, group, scope.gives_to_zero_inputs)
-        if ledger is not None and leaf.is_ids:
+        if scope.ledger is not None and leaf.is_ids:
             _book_lookups(leaf, group, scope)
         result.parts.append(dict(parts))
         total = parts[0][1] if len(parts) == 1 else torch.stack([p for _, p in parts]).sum(0)
@@ -210,8 +261,8 @@ def output_tensor(returned: Any) -> Tensor:
     return tensor
 
 
-def _selected(job: Pass, output: Tensor, called: tuple[Any, Any]) -> Tensor:
-    selected = job.select(output)
+def _selected(job: Pass, selected: Tensor, output: Tensor, called: tuple[Any, Any]) -> Tensor:
+    """The values of a target, if there is one for each example and all are finite."""
     per_example = selected[0] if selected.dim() > 0 and selected.shape[0] > 0 else selected
     if per_example.numel() != 1:
         raise TargetError(

@@ -216,7 +216,8 @@ class PassThrough(RuleFunction):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
-        return compact.times(grad[0], *ctx.saved_tensors, ctx.packing), None, None
+        coarse, fine = ctx.saved_tensors
+        return compact.times(grad[0], coarse, fine, ctx.packing), None, None
 
 
 class PackedSlope(RuleFunction):
@@ -242,7 +243,8 @@ class PackedSlope(RuleFunction):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
-        return compact.times(grad[0], *ctx.saved_tensors, ctx.packing), None, None, None
+        coarse, fine = ctx.saved_tensors
+        return compact.times(grad[0], coarse, fine, ctx.packing), None, None, None
 
 
 class NormalizedSum(RuleFunction):

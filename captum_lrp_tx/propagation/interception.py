@@ -651,7 +651,7 @@ def _activation(
     x = args[0] if args else kwargs.get("input")
     rule = mode.scope.rule(Kind.ACTIVATION)
     name: str = func.__name__
-    if rule is None and _depends(x) and mode.scope.has_rules:
+    if rule is None and isinstance(x, Tensor) and x.requires_grad and mode.scope.has_rules:
         return _packed_slope(func, x, args, kwargs, name)
     if rule is None or not isinstance(x, Tensor) or not x.requires_grad:
         return func(*args, **kwargs)

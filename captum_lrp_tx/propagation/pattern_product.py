@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from captum_lrp_tx.propagation.rows import rows_with_entries
+from captum_lrp_tx.propagation.rows import is_packed, rows_with_entries
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 #: Upper bound on the entries of one block of the recomputed pattern.
@@ -132,6 +132,8 @@ def _swappable(
 ) -> bool:
     if not query.shape[:-2] == key.shape[:-2] == grad.shape[:-2]:  # something is broadcast
         return False
+    if is_packed(grad):  # one pattern for all of them
+        return False
     if is_causal and query.shape[-2] != key.shape[-2]:
         return False
     # the column that carries -l of a mask with rows needs full precision
@@ -176,8 +178,8 @@ def _swapped(
         )  # fmt: skip
         out = out[..., :-1]
     factor = weight.exp().unsqueeze(-1).to(out.dtype)
-    out = (out * factor).masked_fill_(factor == 0, 0.0)
-    return out.flip(-2) if is_causal else out
+    result: Tensor = (out * factor).masked_fill_(factor == 0, 0.0)
+    return result.flip(-2) if is_causal else result
 
 
 # ---- block by block -----------------------------------------------------------------------------

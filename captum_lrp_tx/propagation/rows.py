@@ -18,7 +18,7 @@ def rows_with_entries(x: Tensor) -> Tensor | None:
     """Indices of the rows (dimension -2) that are not all zero, if they are few; else ``None``.
 
     A look at the first channels settles the usual case.  Not asked on other devices than the CPU,
-    which would have to wait for the answer.
+    which would have to wait for the answer, nor of several packed gradients.
 
     Args:
         x (Tensor): shape ``(..., rows, channels)``.
@@ -26,7 +26,7 @@ def rows_with_entries(x: Tensor) -> Tensor | None:
     Returns:
         Tensor or None: integers, shape ``(rows with entries,)``.
     """
-    if x.device.type != "cpu" or x.shape[-2] < 8:
+    if x.device.type != "cpu" or x.shape[-2] < 8 or is_packed(x):
         return None
     few = int(_FEW * x.shape[-2])
     if int(_any_in_row(x[..., :8]).sum()) > few:
@@ -35,9 +35,15 @@ def rows_with_entries(x: Tensor) -> Tensor | None:
     return None if int(present.sum()) > few else present.nonzero().squeeze(-1)
 
 
+def is_packed(grad: Tensor) -> bool:
+    """Whether a backward pass got the gradients of several targets as one batched tensor."""
+    return bool(torch._C._functorch.is_legacy_batchedtensor(grad))
+
+
 def _any_in_row(x: Tensor) -> Tensor:
     others = [d for d in range(x.dim()) if d != x.dim() - 2]
-    return torch.linalg.vector_norm(x, math.inf, others) != 0  # true of NaN as well
+    largest: Tensor = torch.linalg.vector_norm(x, math.inf, others)
+    return largest != 0  # true of NaN as well
 
 
 def product_of_rows(grad: Tensor, weight: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ the second run gives gradient x input, which is the relevance:
   Covered: ``native_layer_norm``, ``native_group_norm``, ``_fused_rms_norm``, and hand-written
   norms (``rsqrt``, ``sqrt``, ``std``, ``x ** 0.5``, ``x ** -0.5``, vector norms) whose value comes
   from a mean, sum or variance and divides or multiplies something that depends on the inputs.
+* ``lrp``: both, and constants for activations, gates and products; see :mod:`oracle_lrp`.
 
 For token ids the leaves are the outputs of the embedding lookups indexed by token positions.
 """
@@ -30,7 +31,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-Rules = Literal["gi", "ah", "ln", "ah+ln"]
+import oracle_lrp
+
+Rules = Literal["gi", "ah", "ln", "ah+ln", "lrp"]
 Select = Callable[[Tensor], Tensor]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -128,10 +131,11 @@ class OracleTrace:
     normalisers: list[fx.Node] = field(default_factory=list)
     lookups: list[fx.Node] = field(default_factory=list)
     other_softmaxes: list[fx.Node] = field(default_factory=list)
+    depends: set[fx.Node] = field(default_factory=set)
 
     def frozen(self, rules: Rules) -> set[fx.Node]:
         """The nodes that ``rules`` hold constant."""
-        parts = set(rules.split("+"))
+        parts = {"ah", "ln"} if rules == "lrp" else set(rules.split("+"))
         nodes: set[fx.Node] = set()
         if "ah" in parts:
             nodes.update(self.patterns)
@@ -156,7 +160,7 @@ def oracle_relevance(
     Args:
         function: ``function(*inputs)`` gives the output tensor, batch first.
         inputs: Float tensors, for instance pixels or embeddings; each gets a relevance.
-        rules: ``"gi"`` (plain gradient x input), ``"ah"``, ``"ln"`` or ``"ah+ln"``.
+        rules: ``"gi"`` (plain gradient x input), ``"ah"``, ``"ln"``, ``"ah+ln"`` or ``"lrp"``.
         select: Picks the explained outputs, for instance ``lambda out: out[:, 1]``. The result is
             summed over all its elements before the backward pass.
         double: Run the traced graph in float64, the model's own casts included. The trace itself
@@ -167,7 +171,7 @@ def oracle_relevance(
     """
     trace = trace_function(function, inputs)
     values = tuple(_leaf(x, double) for x in inputs)
-    output = _replay(trace, values, trace.frozen(rules), double=double)
+    output = _replay(trace, values, trace.frozen(rules), double=double, full=rules == "lrp")
     grads = torch.autograd.grad(select(output).sum(), values, allow_unused=True)
     return tuple(_times(grad, x) for grad, x in zip(grads, values, strict=True))
 
@@ -213,7 +217,8 @@ def oracle_lookup_relevance(
         raise OracleError("no embedding lookup indexed by token positions was found")
     batch = ids.shape[0]
     leaves: dict[fx.Node, Tensor] = {}
-    output = _replay(trace, (ids,), trace.frozen(rules), double=double, leaves=leaves)
+    full = rules == "lrp"
+    output = _replay(trace, (ids,), trace.frozen(rules), double=double, leaves=leaves, full=full)
     order = [leaves[node] for node in trace.lookups]
     target = select(output)
     shared = [_is_shared(leaf, batch) for leaf in order]
@@ -285,7 +290,7 @@ def trace_function(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) 
             raise OracleError("integer inputs: expected one tensor of ids (batch, tokens)")
         trace.lookups = _lookups(trace, inputs[0])
         leaves = set(trace.lookups)
-    depends = _dependents(graph.nodes, leaves)
+    depends = trace.depends = _dependents(graph.nodes, leaves)
     for node in graph.nodes:
         if node not in depends:
             continue
@@ -509,8 +514,10 @@ class _Run(fx.Interpreter):
         constants: dict[fx.Node, Any],
         leaves: dict[fx.Node, Tensor] | None,
         double: bool,
+        full: bool = False,
     ) -> None:
         super().__init__(trace.root, graph=trace.graph)
+        self.full, self.depends = full, trace.depends
         self.lookups = set(trace.lookups)
         self.record, self.constants = record, constants
         self.leaves, self.double = leaves, double
@@ -530,7 +537,12 @@ class _Run(fx.Interpreter):
         if n in self.record and _name(n) in _FUSED_NORM:
             arguments, _ = self.fetch_args_kwargs_from_env(n)
             self.recorded[n] = _fused_norm_scale(_name(n), arguments)
-        result = super().run_node(n)
+        result = NotImplemented
+        if self.full and n in self.depends and n.op == "call_function":
+            arguments, keywords = self.fetch_args_kwargs_from_env(n)
+            result = oracle_lrp.propagate(n, arguments, keywords, self.depends)
+        if result is NotImplemented:
+            result = super().run_node(n)
         if n in self.record and n not in self.recorded:
             # A copy: an in-place operation may follow.
             self.recorded[n] = tree_map_only(Tensor, lambda value: value.detach().clone(), result)
@@ -567,12 +579,15 @@ def _replay(
     *,
     double: bool = False,
     leaves: dict[fx.Node, Tensor] | None = None,
+    full: bool = False,
 ) -> Tensor:
     # In-place operations of the model act on these copies, never on the caller's tensors.
     first = _Run(trace, record=frozen, constants={}, leaves=None, double=double)
     with torch.no_grad():
         first.run(*(x.detach().clone() for x in inputs))
-    second = _Run(trace, record=set(), constants=first.recorded, leaves=leaves, double=double)
+    second = _Run(
+        trace, record=set(), constants=first.recorded, leaves=leaves, double=double, full=full
+    )
     with torch.enable_grad():
         output = second.run(*(x.clone() if x.is_floating_point() else x for x in inputs))
     scale = trace.output.abs().max().clamp_min(1e-6)

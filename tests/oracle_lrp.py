@@ -31,7 +31,7 @@ _ENTRYWISE = {
     "view", "_unsafe_view", "reshape", "_reshape_alias", "alias", "expand", "permute", "transpose",
     "t", "unsqueeze", "squeeze", "clone", "contiguous", "_to_copy", "to", "slice", "select",
     "index", "gather", "index_select", "masked_fill", "nan_to_num", "split", "split_with_sizes",
-    "unbind", "diagonal", "flip", "roll", "repeat", "tril", "triu", "neg", "copy", "detach", "dropout",
+    "unbind", "diagonal", "flip", "roll", "repeat", "tril", "triu", "neg", "copy", "dropout", "detach",
     "native_dropout", "constant_pad_nd", "add", "sub", "mul", "topk", "sort", "clamp", "clamp_min",
     "convert_element_type", "as_strided", "unfold", "rsub",
 }  # fmt: skip

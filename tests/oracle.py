@@ -7,7 +7,7 @@ the second run gives gradient x input, which is the relevance:
 
 * ``ah``: the output of every attention softmax is a constant. A softmax is an attention softmax
   if its output reaches, through reshaping, casts, dropout and masking only, a matrix product whose
-  other factor depends on the inputs too. Gates, routers and output softmaxes stay as they are.
+  other factor is no weight. Gates, routers and output softmaxes stay as they are.
 * ``ln``: the normaliser of every norm is a constant; the subtraction of the mean stays linear.
   Covered: ``native_layer_norm``, ``native_group_norm``, ``_fused_rms_norm``, and hand-written
   norms (``rsqrt``, ``sqrt``, ``std``, ``x ** 0.5``, ``x ** -0.5``, vector norms) whose value comes
@@ -75,6 +75,7 @@ _TRANSPARENT = _RESHAPE | {
     "aten::split_with_sizes",
     "aten::unbind",
 }
+_TRANSPARENT |= {"aten::constant_pad_nd", "aten::as_strided", "aten::unfold"}
 _TRANSPARENT_BY_CONSTANT = {"aten::mul", "aten::mul_", "aten::div", "aten::div_"}
 _REDUCTION = {
     "aten::mean",
@@ -300,6 +301,8 @@ def trace_function(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) 
             (trace.patterns if is_pattern else trace.other_softmaxes).append(node)
         elif name in _FUSED_NORM or _is_normaliser(node, depends):
             trace.normalisers.append(node)
+        elif name.startswith("aten::grid_sampler") and node.args[1] in depends:
+            trace.patterns.append(node.args[1])
     return trace
 
 
@@ -431,7 +434,7 @@ def _operands(node: fx.Node, depends: set[fx.Node]) -> list[fx.Node]:
 
 
 def _feeds_product(softmax: fx.Node, depends: set[fx.Node]) -> bool:
-    """Whether the softmax output reaches a product with another input-dependent factor."""
+    """Whether the softmax output reaches a product with values that are no weight."""
     seen: set[fx.Node] = set()
     todo = [softmax]
     while todo:
@@ -443,13 +446,25 @@ def _feeds_product(softmax: fx.Node, depends: set[fx.Node]) -> bool:
             name = _name(user)
             if name in _PRODUCT:
                 factors = list(user.args[-2:])
-                if node in factors and all(factor in depends for factor in factors):
+                others = [factor for factor in factors if factor is not node]
+                if not any(_is_weight(factor) for factor in others):
                     return True
                 continue
             by_constant = name in _TRANSPARENT_BY_CONSTANT and _operands(user, depends) == [node]
             if by_constant or name in _TRANSPARENT or name == "getitem":
                 todo.append(user)
     return False
+
+
+def _is_weight(node: Any) -> bool:
+    """Whether a factor is a parameter, perhaps reshaped: no values of an attention head."""
+    while isinstance(node, fx.Node):
+        if node.op == "get_attr":
+            return True
+        if _name(node) not in _RESHAPE:
+            return False
+        node = node.args[0]
+    return True
 
 
 def _is_root(node: fx.Node) -> bool:
@@ -547,8 +562,8 @@ class _Run(fx.Interpreter):
             # A copy: an in-place operation may follow.
             self.recorded[n] = tree_map_only(Tensor, lambda value: value.detach().clone(), result)
         if n in self.lookups and self.leaves is not None:
-            result = result.detach().clone().requires_grad_()
-            self.leaves[n] = result
+            leaf = self.leaves[n] = result.detach().clone().requires_grad_()
+            result = leaf.clone()  # the model may go on in place
         return result
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

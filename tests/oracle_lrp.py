@@ -22,18 +22,20 @@ from torch import Tensor, fx
 _ACTIVATIONS = {
     "gelu", "silu", "mish", "tanh", "sigmoid", "elu", "hardtanh", "hardswish", "hardsigmoid",
     "softplus", "log_sigmoid_forward", "hardshrink", "softshrink", "threshold", "erf", "clamp",
-    "clamp_min", "clamp_max",
+    "clamp_min", "clamp_max", "expm1", "log1p", "sin", "atan", "asinh",
 }  # fmt: skip
 _BOUNDED = {"_softmax": 3, "_safe_softmax": 3, "softmax": 3, "sigmoid": 3, "hardsigmoid": 3,
-            "tanh": 2, "erf": 2, "hardtanh": 2, "softplus": 2}  # fmt: skip
+            "tanh": 2, "erf": 2, "hardtanh": 2, "softplus": 2, "exp": 2}  # fmt: skip
 _SELF_GATED = {"silu", "gelu", "relu", "leaky_relu", "elu", "mish", "hardswish"}
 _ENTRYWISE = {
     "view", "_unsafe_view", "reshape", "_reshape_alias", "alias", "expand", "permute", "transpose",
     "t", "unsqueeze", "squeeze", "clone", "contiguous", "_to_copy", "to", "slice", "select",
     "index", "gather", "index_select", "masked_fill", "nan_to_num", "split", "split_with_sizes",
-    "unbind", "diagonal", "flip", "roll", "repeat", "tril", "triu", "neg", "copy", "dropout", "detach",
+    "unbind", "diagonal", "flip", "roll", "repeat", "tril", "triu", "neg", "copy", "dropout",
+    "detach",
     "native_dropout", "constant_pad_nd", "add", "sub", "mul", "topk", "sort", "clamp", "clamp_min",
     "convert_element_type", "as_strided", "unfold", "rsub",
+    "max", "amax", "min", "amin", "cumsum", "sqrt",
 }  # fmt: skip
 _PRODUCTS = {"mul", "bmm", "mm", "matmul", "dot", "mv"}
 

@@ -184,6 +184,8 @@ def _judge(
         return "division by an input-dependent tensor", full
     if name == "Lerp" and 2 in live:
         return "product of two input-dependent tensors", full
+    if name == "ScatterReduce" and getattr(node, "_saved_reduce", "prod") != "prod":
+        return None  # sum, mean: linear; amax, amin: homogeneous
     if name.startswith("GridSampler") and 1 in live:
         return "sampling at input-dependent places", full
     if name.startswith(("Add", "Baddbmm")) and name in _PRODUCTS:

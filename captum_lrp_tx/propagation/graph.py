@@ -32,6 +32,7 @@ _KEEP_STATISTIC = KEEP_ENTRIES | frozenset(
 _ROOTS = frozenset({"Rsqrt", "Sqrt"})
 _NORMS = frozenset({"Std", "StdMean", "LinalgVectorNorm", "LinalgNorm", "Norm"})
 _REDUCTIONS = _NORMS | frozenset({"Mean", "Sum", "Var", "VarMean", "NativeBatchNorm"})
+_SELECTIONS = frozenset({"Max", "Amax", "Min", "Amin"})
 
 #: How strongly a factor looks like a gate: bounded functions first, then self-gated activations.
 _GATE_STRENGTH = {
@@ -44,6 +45,7 @@ _GATE_STRENGTH = {
     "Erf": 2,
     "Hardtanh": 2,
     "Softplus": 2,
+    "Exp": 2,
     "Silu": 1,
     "Gelu": 1,
     "Relu": 1,
@@ -52,6 +54,10 @@ _GATE_STRENGTH = {
     "Mish": 1,
     "Hardswish": 1,
 }
+#: Gates stay gates when they are shifted, scaled, bounded, selected or their root is taken.
+_KEEP_GATE = _SELECTIONS | frozenset(
+    {"Add", "Sub", "Mul", "Div", "Rsub", "Topk", "Sort", "Clamp", "Cumsum", "Sqrt"}
+)
 _MAX_DEPTH = 40
 
 
@@ -122,11 +128,13 @@ def _normalizer(node: Node, depth: int) -> bool:
             return True
         if name in _ROOTS or (name == "Pow" and _is_root(node)):
             return any(_statistic(edge, depth) for edge in parents(node))
-        if name not in _KEEP_STATISTIC:
+        if name not in _KEEP_STATISTIC and name not in _REDUCTIONS:
             return False
         edges = parents(node)
         if len(edges) != 1:
-            return False
+            # norms compared with their own mean (global response norm)
+            ratio = name in {"Div", "Mul"} and len(edges) == 2
+            return ratio and all(_normalizer(edge, depth) for edge in edges)
         node = edges[0]
     return False
 
@@ -165,7 +173,7 @@ def _gate(node: Node, depth: int) -> int:
         return _GATE_STRENGTH[name]
     if is_softmax(name):
         return 3
-    if name in KEEP_ENTRIES or name in {"Add", "Mul", "Div", "Topk", "Sort", "Clamp", "Sub"}:
+    if name in KEEP_ENTRIES or name in _KEEP_GATE:
         edges = parents(node)
         if name == "Div":
             numerator = _argument(node, 0)

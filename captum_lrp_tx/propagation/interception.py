@@ -66,7 +66,8 @@ _ACTIVATIONS = {
     "logsigmoid": "LogSigmoid", "tanhshrink": "Tanhshrink", "hardshrink": "Hardshrink",
     "softshrink": "Softshrink", "threshold": "Threshold", "erf": "Erf", "square": "Pow",
     "pow": "Pow", "prelu": "Prelu", "clamp": "Clamp", "clip": "Clamp", "clamp_min": "Clamp",
-    "clamp_max": "Clamp",
+    "clamp_max": "Clamp", "expm1": "Expm1", "log1p": "Log1P", "sin": "Sin", "atan": "Atan",
+    "arctan": "Atan", "asinh": "Asinh",
 }  # fmt: skip
 
 
@@ -92,11 +93,16 @@ class Interception(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name: str = getattr(func, "__name__", "")
+        grad_enabled = torch.is_grad_enabled()
         if (
             name in _UNTOUCHED
-            or not torch.is_grad_enabled()  # the model has decided that nothing propagates
+            or not grad_enabled  # the model has decided that nothing propagates
             or not self.scope.is_current()
         ):
+            if not grad_enabled and name == "embedding" and self.scope.is_current():
+                # a table of positions that is not trained: still looked up at each token
+                with torch.enable_grad():
+                    return _constant_call(self, func, args, kwargs, name)
             result = func(*args, **kwargs)
             if name == "__get__" and isinstance(result, Tensor) and result.requires_grad:
                 # weight.T and the like: a view of a parameter is a constant, too
@@ -551,6 +557,20 @@ def _fused_attention(
     )  # fmt: skip
 
 
+def _grid_sample(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Values sampled at places that depend on the inputs: the places are a pattern."""
+    values, grid = _bind(("input", "grid"), args, kwargs)
+    if not _depends(grid):
+        return func(*args, **kwargs)
+    rest = {k: v for k, v in kwargs.items() if k not in ("input", "grid")}
+    return mode.apply(
+        Kind.ATTENTION,
+        PatternProduct(func, (values, grid, *args[2:]), rest, patterns=(1,), operands=(0,)),
+    )
+
+
 # ---- norms --------------------------------------------------------------------------------------
 def _layer_norm(
     mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -803,6 +823,7 @@ _HANDLERS: dict[str, Handler] = {
     **_names(_product, "mul mul_ multiply multiply_ div div_ divide divide_ true_divide"),
     **_names(_glu, "glu"),
     **_names(_fused_attention, "scaled_dot_product_attention"),
+    **_names(_grid_sample, "grid_sample"),
     **_names(_layer_norm, "layer_norm"),
     **_names(_rms_norm, "rms_norm"),
     **_names(_group_norm, "group_norm"),

@@ -233,7 +233,7 @@ def _tap_outputs(output: Any, boundary: Boundary) -> Any:
 
 
 def _tap(x: Any, add: Callable[[float], None]) -> Any:
-    if not isinstance(x, Tensor) or not x.requires_grad:
+    if not isinstance(x, Tensor) or not x.requires_grad or x.is_leaf:  # leaves are parameters
         return x
     with torch._C.DisableTorchFunction():  # our own calls are none of the model's
         alias = x.view_as(x)

@@ -91,7 +91,10 @@ def tiny(default: Any, size: Size = SIZES[0]) -> Any:
 
 _TOP: dict[str, Any] = {"num_labels": LABELS, "use_cache": False}
 #: For attributes that start as None and must be something.
-_IF_NONE = {"num_key_value_heads": 2, "prediction_length": 8, "context_length": 24}
+_IF_NONE = {
+    "num_key_value_heads": 2, "prediction_length": 8, "context_length": 24,
+    "n_routed_experts": 4, "n_shared_experts": 1, "hidden_size": 32,
+}  # fmt: skip
 
 
 def overrides(default: Any, size: Size) -> dict[str, Any]:
@@ -125,6 +128,10 @@ def overrides(default: Any, size: Size) -> dict[str, Any]:
                 chosen[name] = len(layer_kinds)
     if "pad_token_id" in _names(default):
         chosen["pad_token_id"] = 0
+    if "attention_types" in chosen or hasattr(default, "attention_types"):
+        chosen["attention_types"] = [[["global", "local"], 1]]
+    if hasattr(default, "kv_lora_rank"):  # latent attention has no groups
+        chosen["num_key_value_heads"] = chosen.get("num_attention_heads", 4)
     _fit_state_heads(default, chosen)
     return {k: v for k, v in chosen.items() if v != getattr(default, k, None)}
 

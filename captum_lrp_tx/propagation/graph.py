@@ -32,7 +32,6 @@ _KEEP_STATISTIC = KEEP_ENTRIES | frozenset(
 _ROOTS = frozenset({"Rsqrt", "Sqrt"})
 _NORMS = frozenset({"Std", "StdMean", "LinalgVectorNorm", "LinalgNorm", "Norm"})
 _REDUCTIONS = _NORMS | frozenset({"Mean", "Sum", "Var", "VarMean", "NativeBatchNorm"})
-_SELECTIONS = frozenset({"Max", "Amax", "Min", "Amin"})
 
 #: How strongly a factor looks like a gate: bounded functions first, then self-gated activations.
 _GATE_STRENGTH = {
@@ -54,9 +53,11 @@ _GATE_STRENGTH = {
     "Mish": 1,
     "Hardswish": 1,
 }
-#: Gates stay gates when they are shifted, scaled, bounded, selected or their root is taken.
-_KEEP_GATE = _SELECTIONS | frozenset(
-    {"Add", "Sub", "Mul", "Div", "Rsub", "Topk", "Sort", "Clamp", "Cumsum", "Sqrt"}
+#: Gates stay gates when they are shifted, scaled, bounded, selected, summed, joined with others or
+#: when their root is taken.
+_KEEP_GATE = frozenset(
+    """Add Sub Mul Div Rsub Sum Mean Cumsum Topk Sort Max Amax Min Amin Clamp Sqrt Cat Stack Where
+    Scatter ScatterAdd IndexPut IndexAdd""".split()
 )
 _MAX_DEPTH = 40
 
@@ -173,14 +174,12 @@ def _gate(node: Node, depth: int) -> int:
         return _GATE_STRENGTH[name]
     if is_softmax(name):
         return 3
-    if name in KEEP_ENTRIES or name in _KEEP_GATE:
-        edges = parents(node)
-        if name == "Div":
-            numerator = _argument(node, 0)
-            return 0 if numerator is None else _gate(numerator, depth - 1)
-        if len(edges) == 1:
-            return _gate(edges[0], depth - 1)
-    return 0
+    if name not in KEEP_ENTRIES and name not in _KEEP_GATE:
+        return 0
+    edges = parents(node)
+    if name == "Div":
+        edges = [e for e in (_argument(node, 0),) if e is not None]
+    return min((_gate(edge, depth - 1) for edge in edges), default=0)
 
 
 def walk(roots: list[Node]) -> Iterator[Node]:

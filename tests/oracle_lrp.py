@@ -125,7 +125,9 @@ def _activation(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         y = value[0] if isinstance(value, tuple) else value
         tiny = torch.finfo(x.dtype).tiny
         ratio = torch.where(x.abs() < tiny, torch.zeros_like(y), y / x)
-    carried = (x - x.detach()) * ratio + y  # the value exactly, also where x is zero
+        ratio = torch.where(x.isfinite(), ratio, torch.zeros_like(ratio))
+    finite = x.nan_to_num(0.0, 0.0, 0.0)
+    carried = (finite - finite.detach()) * ratio + y  # the value exactly, also where x is zero
     if _is_inplace(node):
         return x.copy_(carried)
     return (carried, *value[1:]) if isinstance(value, tuple) else carried

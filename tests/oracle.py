@@ -104,6 +104,8 @@ _EPSILON = {
     "aten::mul_",
     "aten::div_",
 }
+_LIKE = {f"aten::{n}" for n in ("ones_like", "zeros_like", "empty_like", "full_like", "new_zeros",
+         "new_ones", "new_full", "new_empty", "rand_like", "randn_like")}  # fmt: skip
 _SCALING = {"aten::mul", "aten::mul_", "aten::div", "aten::div_"}
 _FUSED_NORM = {"aten::native_layer_norm", "aten::native_group_norm", "aten::_fused_rms_norm"}
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
@@ -397,6 +399,8 @@ def _dependents(nodes: Iterable[fx.Node], leaves: set[fx.Node]) -> set[fx.Node]:
         for node in nodes:
             if not any(argument in depends for argument in node.all_input_nodes):
                 continue
+            if not node.meta.get("float", True) or _name(node) in _LIKE:
+                continue  # indices, masks and constants of the same shape
             depends.add(node)
             written: Any = node
             while _writes(written) or (written is not node and _name(written) in _VIEW):

@@ -58,8 +58,7 @@ def gate_strength(node: Any, depends: set[fx.Node], depth: int = 60) -> int:
         return 1
     if name not in _ENTRYWISE and name != "getitem":
         return 0
-    # which entries are taken is no value: indices and masks are left out
-    parents = [n for n in node.all_input_nodes if n in depends and n.meta.get("float", True)]
+    parents = [n for n in node.all_input_nodes if n in depends]
     if name == "div":
         parents = [n for n in node.args[:1] if n in depends]
     return min((gate_strength(n, depends, depth - 1) for n in parents), default=0)

@@ -25,6 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from captum_lrp_tx.propagation import graph, recurrence
 from captum_lrp_tx.propagation.functions import LinearValue, safe_ratio
 from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.obstacles import refuse_checkpointing
 from captum_lrp_tx.propagation.operations import (
     Activation,
     FusedAttention,
@@ -85,6 +86,9 @@ class Interception(TorchFunctionMode):
         self.has_steps = False
         # constants computed from parameters that require a gradient outside of this mode
         self._trainable: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        #: Whether anything was computed from the inputs without a gradient, and what.
+        self.has_cut = False
+        self._cut: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __torch_function__(
         self,
@@ -101,6 +105,8 @@ class Interception(TorchFunctionMode):
             or not self.scope.is_current()
         ):
             result = func(*args, **kwargs)
+            if name not in _UNTOUCHED and self.scope.is_current():
+                self._note_cut((args, kwargs), result)
             if name == "__get__" and isinstance(result, Tensor) and result.requires_grad:
                 # weight.T and the like: a view of a parameter is a constant, too
                 (owner,) = args[:1]
@@ -131,6 +137,27 @@ class Interception(TorchFunctionMode):
             for item in x:
                 self.mark_trainable(item)
         return x
+
+    def _note_cut(self, arguments: Any, result: Any) -> None:
+        """Without gradients: remember values that were computed from the inputs."""
+        known = _tensors(arguments)
+        if any((t.requires_grad and not t.is_leaf) or t in self._cut for t in known):
+            self.has_cut = True
+            for t in _tensors(result):
+                if t.is_floating_point():
+                    self._cut[t] = True
+
+    def check_cut(self, name: str, arguments: Any, result: Any) -> None:
+        """With gradients again: note the first operations that such values go into."""
+        if not any(t in self._cut and not t.requires_grad for t in _tensors(arguments)):
+            return
+        outputs = _tensors(result)
+        if any(t.requires_grad for t in outputs):
+            self.scope.cut[name, self.scope.module] = None
+            return
+        for t in outputs:
+            if t.is_floating_point():
+                self._cut[t] = True
 
     def is_trainable(self, x: Any) -> bool:
         """Whether a constant would require a gradient in the plain model."""
@@ -165,6 +192,7 @@ def _constant_call(
         kwargs = {k: mode.constant(v) for k, v in kwargs.items()}
     handler = _HANDLERS.get(name)
     if handler is not None:
+        refuse_checkpointing()
         if mode.scope.ledger is not None:
             _keep_names(mode, originals, (args, kwargs))
         mode.as_called = originals[0]
@@ -173,6 +201,8 @@ def _constant_call(
         result = func(*args, **kwargs)
     if not _depends(result) and any(mode.is_trainable(a) for a in args):
         mode.mark_trainable(result)
+    if mode.has_cut:
+        mode.check_cut(name, (args, kwargs), result)
     ledger = mode.scope.ledger
     if ledger is not None:
         _keep_names(mode, originals, (args, kwargs))
@@ -510,7 +540,16 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     # in-place calls keep their meaning: the result is copied into the first argument
     plain = getattr(torch, name.strip("_")) if inplace else func
     result: Any = None
-    if mode.scope.rule(Kind.NORM) is not None:
+    if mode.scope.rule(Kind.ATTENTION) is not None and not quotient:
+        sinks = tuple(i for i in (0, 1) if graph.is_sink_gate(args[i]))
+        if len(sinks) == 1:
+            result = mode.apply(
+                Kind.ATTENTION,
+                PatternProduct(plain, args, {}, patterns=sinks, operands=(0, 1)),
+            )
+    if quotient and graph.is_quotient_by_own_sum(args[0], args[1]):
+        return func(*args, **kwargs)  # a softmax by hand: what is done with it decides
+    if result is None and mode.scope.rule(Kind.NORM) is not None:
         for i in (1,) if quotient else (1, 0):
             if graph.is_normalizer(args[i]):
                 operation = NormalizerProduct(plain, args, {}, normalizer=i)

@@ -535,8 +535,9 @@ class _Run(fx.Interpreter):
             # A copy: an in-place operation may follow.
             self.recorded[n] = tree_map_only(Tensor, lambda value: value.detach().clone(), result)
         if n in self.lookups and self.leaves is not None:
-            result = result.detach().clone().requires_grad_()
-            self.leaves[n] = result
+            leaf = result.detach().clone().requires_grad_()
+            self.leaves[n] = leaf
+            result = leaf.clone()  # the model may change its embeddings in place
         return result
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -106,13 +106,63 @@ def _pattern(node: Node, depth: int) -> bool:
     name = node_name(node)
     if is_softmax(name):
         return True
-    if name == "Div":  # a pattern renormalised by its own row sums
-        numerator = _argument(node, 0)
-        return numerator is not None and _pattern(numerator, depth - 1)
+    if name == "Div":  # a pattern renormalised by its own row sums, or a softmax by hand
+        numerator, divisor = _argument(node, 0), _argument(node, 1)
+        if numerator is None:
+            return False
+        return _pattern(numerator, depth - 1) or _is_own_sum(numerator, divisor)
     # adding or mixing patterns with constant weights gives a pattern again
     if name in KEEP_ENTRIES or name in {"Add", "Mul", "Cat", "Where"}:
         edges = parents(node)
         return bool(edges) and all(_pattern(edge, depth - 1) for edge in edges)
+    return False
+
+
+def is_quotient_by_own_sum(numerator: Tensor, divisor: Tensor) -> bool:
+    """Whether ``numerator / divisor`` is a softmax written by hand."""
+    return numerator.grad_fn is not None and _is_own_sum(numerator.grad_fn, divisor.grad_fn)
+
+
+def _is_own_sum(numerator: Node, divisor: Node | None) -> bool:
+    """Whether ``numerator / divisor`` is ``exp(s) / (exp(s).sum() + constant)``."""
+    exponential = _through(numerator, "Exp", KEEP_ENTRIES)
+    if exponential is None or divisor is None:
+        return False
+    total = _through(divisor, "Sum", KEEP_ENTRIES | {"Add", "Clamp", "ClampMin", "Maximum"})
+    return total is not None and _through(parents(total)[0], "Exp", KEEP_ENTRIES) is exponential
+
+
+def _through(node: Node, wanted: str, between: frozenset[str]) -> Node | None:
+    """The node of this name that ``node`` comes from, if only such operations lie between."""
+    for _ in range(_MAX_DEPTH):
+        if node_name(node) == wanted:
+            return node
+        before = parents(node)
+        if node_name(node) not in between or len(before) != 1:
+            return None
+        node = before[0]
+    return None
+
+
+def is_sink_gate(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is ``sigmoid(logsumexp(scores) - sink)``.
+
+    It is what the pattern loses to an attention sink, multiplied in after the values: part of the
+    pattern, not a gate of the values.
+    """
+    node = tensor.grad_fn
+    is_sigmoid = False
+    for _ in range(_MAX_DEPTH):
+        if node is None:
+            return False
+        name = node_name(node)
+        if name == "Logsumexp":
+            return is_sigmoid
+        is_sigmoid = is_sigmoid or name == "Sigmoid"
+        before = parents(node)
+        if len(before) != 1 or not (name in KEEP_ENTRIES or name in {"Sigmoid", "Add", "Sub"}):
+            return False
+        node = before[0]
     return False
 
 

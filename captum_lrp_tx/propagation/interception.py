@@ -22,9 +22,10 @@ from torch.autograd import grad as autograd_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from captum_lrp_tx.propagation import graph
+from captum_lrp_tx.propagation import graph, recurrence
 from captum_lrp_tx.propagation.functions import LinearValue, safe_ratio
 from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.obstacles import refuse_checkpointing
 from captum_lrp_tx.propagation.operations import (
     Activation,
     FusedAttention,
@@ -37,6 +38,7 @@ from captum_lrp_tx.propagation.operations import (
     PatternProduct,
     Product,
     Residual,
+    ScanProduct,
 )
 from captum_lrp_tx.propagation.scope import Scope
 
@@ -81,8 +83,13 @@ class Interception(TorchFunctionMode):
         self.name_of = name_of
         #: Positional arguments of the call being handled, parameters as they are.
         self.as_called: tuple[Any, ...] = ()
+        #: Whether there was a softplus: no step size, no state space model.
+        self.has_steps = False
         # constants computed from parameters that require a gradient outside of this mode
         self._trainable: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        #: Whether anything was computed from the inputs without a gradient, and what.
+        self.has_cut = False
+        self._cut: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __torch_function__(
         self,
@@ -104,6 +111,8 @@ class Interception(TorchFunctionMode):
                 with torch.enable_grad():
                     return _constant_call(self, func, args, kwargs, name)
             result = func(*args, **kwargs)
+            if name not in _UNTOUCHED and self.scope.is_current():
+                self._note_cut((args, kwargs), result)
             if name == "__get__" and isinstance(result, Tensor) and result.requires_grad:
                 # weight.T and the like: a view of a parameter is a constant, too
                 (owner,) = args[:1]
@@ -134,6 +143,27 @@ class Interception(TorchFunctionMode):
             for item in x:
                 self.mark_trainable(item)
         return x
+
+    def _note_cut(self, arguments: Any, result: Any) -> None:
+        """Without gradients: remember values that were computed from the inputs."""
+        known = _tensors(arguments)
+        if any((t.requires_grad and not t.is_leaf) or t in self._cut for t in known):
+            self.has_cut = True
+            for t in _tensors(result):
+                if t.is_floating_point():
+                    self._cut[t] = True
+
+    def check_cut(self, name: str, arguments: Any, result: Any) -> None:
+        """With gradients again: note the first operations that such values go into."""
+        if not any(t in self._cut and not t.requires_grad for t in _tensors(arguments)):
+            return
+        outputs = _tensors(result)
+        if any(t.requires_grad for t in outputs):
+            self.scope.cut[name, self.scope.module] = None
+            return
+        for t in outputs:
+            if t.is_floating_point():
+                self._cut[t] = True
 
     def is_trainable(self, x: Any) -> bool:
         """Whether a constant would require a gradient in the plain model."""
@@ -168,6 +198,7 @@ def _constant_call(
         kwargs = {k: mode.constant(v) for k, v in kwargs.items()}
     handler = _HANDLERS.get(name)
     if handler is not None:
+        refuse_checkpointing()
         if mode.scope.ledger is not None:
             _keep_names(mode, originals, (args, kwargs))
         mode.as_called = originals[0]
@@ -176,6 +207,8 @@ def _constant_call(
         result = func(*args, **kwargs)
     if not _depends(result) and any(mode.is_trainable(a) for a in args):
         mode.mark_trainable(result)
+    if mode.has_cut:
+        mode.check_cut(name, (args, kwargs), result)
     ledger = mode.scope.ledger
     if ledger is not None:
         _keep_names(mode, originals, (args, kwargs))
@@ -467,6 +500,10 @@ def _dependent_contraction(
     kwargs: dict[str, Any],
     dependent: list[int],
 ) -> Any:
+    if mode.has_steps:
+        scanned = _scan(mode, func, args, kwargs, dependent, elementwise=False)
+        if scanned is not None:
+            return scanned
     if mode.scope.rule(Kind.ATTENTION) is not None:
         patterns = tuple(i for i in dependent if graph.is_pattern(args[i]))
         if patterns and len(patterns) < len(dependent):
@@ -501,10 +538,24 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     if kwargs or len(args) != 2 or not (_depends(args[0]) and _depends(args[1])):
         return func(*args, **kwargs)
     quotient = "div" in name
+    if mode.has_steps and not quotient:
+        plain = getattr(torch, name.strip("_")) if inplace else func
+        scanned = _scan(mode, plain, args, {}, [0, 1], elementwise=True)
+        if scanned is not None:
+            return args[0].copy_(scanned) if inplace else scanned
     # in-place calls keep their meaning: the result is copied into the first argument
     plain = getattr(torch, name.strip("_")) if inplace else func
     result: Any = None
-    if mode.scope.rule(Kind.NORM) is not None:
+    if mode.scope.rule(Kind.ATTENTION) is not None and not quotient:
+        sinks = tuple(i for i in (0, 1) if graph.is_sink_gate(args[i]))
+        if len(sinks) == 1:
+            result = mode.apply(
+                Kind.ATTENTION,
+                PatternProduct(plain, args, {}, patterns=sinks, operands=(0, 1)),
+            )
+    if quotient and graph.is_quotient_by_own_sum(args[0], args[1]):
+        return func(*args, **kwargs)  # a softmax by hand: what is done with it decides
+    if result is None and mode.scope.rule(Kind.NORM) is not None:
         for i in (1,) if quotient else (1, 0):
             if graph.is_normalizer(args[i]):
                 operation = NormalizerProduct(plain, args, {}, normalizer=i)
@@ -518,6 +569,41 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     if result is None:
         return func(*args, **kwargs)
     return args[0].copy_(result) if inplace else result
+
+
+def _scan(
+    mode: Interception,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dependent: list[int],
+    elementwise: bool,
+) -> Any:
+    """A product of a state space model under the rule in force; None for any other product."""
+    if mode.scope.rule(Kind.SCAN) is None:
+        return None
+    resolved = recurrence.resolve(
+        [args[i] for i in dependent], _einsum_labels(args, dependent), elementwise
+    )
+    if resolved is None:
+        return None
+    signal, role = resolved
+    if signal is None:  # plain, so that the audit finds it
+        result = func(*args, **kwargs)
+    else:
+        coefficients = tuple(i for i in dependent if i != dependent[signal])
+        result = mode.apply(Kind.SCAN, ScanProduct(func, args, kwargs, coefficients=coefficients))
+    recurrence.mark(result, role)
+    return result
+
+
+def _einsum_labels(args: tuple[Any, ...], dependent: list[int]) -> list[frozenset[str]] | None:
+    """Letters of the dependent operands and of the result, if this is an einsum by equation."""
+    if not isinstance(args[0], str) or "->" not in args[0] or "." in args[0]:
+        return None
+    inputs, output = args[0].replace(" ", "").split("->")
+    letters = [frozenset(term) for term in inputs.split(",")]
+    return [*(letters[i - 1] for i in dependent), frozenset(output)]
 
 
 def _glu(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -664,6 +750,8 @@ def _activation(
     x = args[0] if args else kwargs.get("input")
     rule = mode.scope.rule(Kind.ACTIVATION)
     name: str = func.__name__
+    if name == "softplus" and _depends(x):
+        mode.has_steps = True
     if rule is None or not isinstance(x, Tensor) or not x.requires_grad:
         return func(*args, **kwargs)
     bare = name.rstrip("_")
@@ -683,6 +771,14 @@ def _activation(
         return x.copy_(mode.apply(Kind.ACTIVATION, operation))
     operation = Activation(func, args, kwargs, input=x, name=_ACTIVATIONS[bare])
     return mode.apply(Kind.ACTIVATION, operation)
+
+
+def _exponential(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if mode.has_steps and args and _depends(args[0]):
+        recurrence.confirm_steps(args[0])
+    return func(*args, **kwargs)
 
 
 def _positive_power(exponent: Any) -> bool:
@@ -738,9 +834,25 @@ def _addition(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict
             split = [mode.inputs.split_shared(a, shape, module) for a in args[:2]]
             args = (*(s if s is not None else a for s, a in zip(split, args[:2], strict=True)),
                     *args[2:])  # fmt: skip
+    initial = _initial_state(mode, args)
+    if initial is not None:
+        args = tuple(a.detach() if i == initial else a for i, a in enumerate(args))
+        result = func(*args, **kwargs)
+        mode.absorb(result, args[initial])
+        return result
     if mode.scope.rule(Kind.RESIDUAL) is not None:
         return _residual(mode, func, args, kwargs)
     return func(*args, **kwargs)
+
+
+def _initial_state(mode: Interception, args: tuple[Any, ...]) -> int | None:
+    """The first step of a scan adds ``decay * initial state``, a constant under the rule."""
+    if not mode.has_steps or mode.scope.rule(Kind.SCAN) is None or len(args) != 2:
+        return None
+    if not (_depends(args[0]) and _depends(args[1])):
+        return None
+    roles = [recurrence.role(a) for a in args]
+    return roles.index("decay") if set(roles) == {"decay", "state"} else None
 
 
 def _residual(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -834,6 +946,7 @@ _HANDLERS: dict[str, Handler] = {
     **_names(_index_select, "index_select"),
     **_names(_addition, "add add_ __add__ __radd__ __iadd__"),
     **_names(_softmax, "softmax"),
+    **_names(_exponential, "exp exp_"),
     **_names(_dropout, "dropout dropout_ feature_dropout alpha_dropout dropout2d dropout1d"),
     **_names(_enter, "multi_head_attention_forward normalize local_response_norm gumbel_softmax"),
 }

@@ -6,8 +6,11 @@ normalisers, then a second time with those recorded values put in as *constants*
 the second run gives gradient x input, which is the relevance:
 
 * ``ah``: the output of every attention softmax is a constant. A softmax is an attention softmax
-  if its output reaches, through reshaping, casts, dropout and masking only, a matrix product whose
-  other factor depends on the inputs too. Gates, routers and output softmaxes stay as they are.
+  if its output reaches, through reshaping, casts, dropout, masking, renormalisation and linear maps
+  with constants (heads that talk to each other), a matrix product whose other factor depends on the
+  inputs too. Gates, routers and output softmaxes stay as they are.
+  Linear attention ``f(q) (f(k)^T v)`` never forms its pattern ``f(q) f(k)^T``; there the factors
+  ``f(q)`` and ``f(k)`` are constants (:func:`_weights`).
 * ``ln``: the normaliser of every norm is a constant; the subtraction of the mean stays linear.
   Covered: ``native_layer_norm``, ``native_group_norm``, ``_fused_rms_norm``, and hand-written
   norms (``rsqrt``, ``sqrt``, ``std``, ``x ** 0.5``, ``x ** -0.5``, vector norms) whose value comes
@@ -72,7 +75,14 @@ _TRANSPARENT = _RESHAPE | {
     "aten::split_with_sizes",
     "aten::unbind",
 }
-_TRANSPARENT_BY_CONSTANT = {"aten::mul", "aten::mul_", "aten::div", "aten::div_"}
+_TRANSPARENT_BY_CONSTANT = {
+    "aten::mul",
+    "aten::mul_",
+    "aten::div",
+    "aten::div_",
+    "aten::add",
+    "aten::add_",
+}
 _REDUCTION = {
     "aten::mean",
     "aten::sum",
@@ -101,6 +111,14 @@ _EPSILON = {
     "aten::div_",
 }
 _SCALING = {"aten::mul", "aten::mul_", "aten::div", "aten::div_"}
+_LINEAR_MAP = _PRODUCT | {"aten::linear", "aten::convolution", "aten::einsum"}
+#: Element-wise functions that make the feature maps of linear attention.
+_FEATURE_MAP = {
+    f"aten::{name}"
+    for name in "relu relu_ sigmoid exp gelu silu silu_ elu elu_ softplus hardsigmoid".split()
+}
+_BATCH_NORM = {"aten::native_batch_norm", "aten::cudnn_batch_norm"}
+_EVAL_BATCH_NORM = "aten::_native_batch_norm_legit_no_training"
 _FUSED_NORM = {"aten::native_layer_norm", "aten::native_group_norm", "aten::_fused_rms_norm"}
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _RANDOM = torch.Tag.nondeterministic_seeded
@@ -128,6 +146,8 @@ class OracleTrace:
     normalisers: list[fx.Node] = field(default_factory=list)
     lookups: list[fx.Node] = field(default_factory=list)
     other_softmaxes: list[fx.Node] = field(default_factory=list)
+    #: Products of linear attention and which of their factors weighs the other.
+    weights: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     def frozen(self, rules: Rules) -> set[fx.Node]:
         """The nodes that ``rules`` hold constant."""
@@ -138,6 +158,10 @@ class OracleTrace:
         if "ln" in parts:
             nodes.update(self.normalisers)
         return nodes
+
+    def constant_factors(self, rules: Rules) -> dict[fx.Node, fx.Node]:
+        """The factors of products that ``rules`` hold constant, in that product only."""
+        return self.weights if "ah" in rules.split("+") else {}
 
 
 # --------------------------------------------------------------------------- public functions
@@ -167,7 +191,7 @@ def oracle_relevance(
     """
     trace = trace_function(function, inputs)
     values = tuple(_leaf(x, double) for x in inputs)
-    output = _replay(trace, values, trace.frozen(rules), double=double)
+    output = _replay(trace, values, rules, double=double)
     grads = torch.autograd.grad(select(output).sum(), values, allow_unused=True)
     return tuple(_times(grad, x) for grad, x in zip(grads, values, strict=True))
 
@@ -213,7 +237,7 @@ def oracle_lookup_relevance(
         raise OracleError("no embedding lookup indexed by token positions was found")
     batch = ids.shape[0]
     leaves: dict[fx.Node, Tensor] = {}
-    output = _replay(trace, (ids,), trace.frozen(rules), double=double, leaves=leaves)
+    output = _replay(trace, (ids,), rules, double=double, leaves=leaves)
     order = [leaves[node] for node in trace.lookups]
     target = select(output)
     shared = [_is_shared(leaf, batch) for leaf in order]
@@ -238,7 +262,7 @@ def embedding_inputs(function: Callable[[Tensor], Tensor], ids: Tensor) -> tuple
     (batch, tokens, dim), in the order in which the model makes them."""
     trace = trace_function(function, (ids,))
     leaves: dict[fx.Node, Tensor] = {}
-    _replay(trace, (ids,), set(), leaves=leaves)
+    _replay(trace, (ids,), "gi", leaves=leaves)
     batch, tokens = ids.shape
     found = []
     for node in trace.lookups:
@@ -258,7 +282,7 @@ def replay_output(
     """Output of the second forward: must equal ``function(*inputs)`` under all rules."""
     trace = trace_function(function, inputs)
     values = tuple(_cast(x, double) for x in inputs)
-    return _replay(trace, values, trace.frozen(rules), double=double).detach()
+    return _replay(trace, values, rules, double=double).detach()
 
 
 def as_double(model: ModuleT) -> ModuleT:
@@ -295,6 +319,7 @@ def trace_function(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) 
             (trace.patterns if is_pattern else trace.other_softmaxes).append(node)
         elif name in _FUSED_NORM or _is_normaliser(node, depends):
             trace.normalisers.append(node)
+    trace.weights = _weights(trace, depends)
     return trace
 
 
@@ -375,10 +400,11 @@ def _record(
 
 
 def _name(node: fx.Node) -> str:
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name
-    return "getitem" if target is operator.getitem else ""
+    return "getitem" if node.target is operator.getitem else _schema_name(node.target)
+
+
+def _schema_name(target: Any) -> str:
+    return target._schema.name if isinstance(target, torch._ops.OpOverload) else ""
 
 
 def _dependents(nodes: Iterable[fx.Node], leaves: set[fx.Node]) -> set[fx.Node]:
@@ -440,11 +466,82 @@ def _feeds_product(softmax: fx.Node, depends: set[fx.Node]) -> bool:
                 factors = list(user.args[-2:])
                 if node in factors and all(factor in depends for factor in factors):
                     return True
+            if name in _LINEAR_MAP:
+                if _operands(user, depends) == [node]:
+                    todo.append(user)
+                continue
+            if name in ("aten::div", "aten::div_") and user.args[0] is node:
+                todo.append(user)  # renormalised by its own sums
                 continue
             by_constant = name in _TRANSPARENT_BY_CONSTANT and _operands(user, depends) == [node]
             if by_constant or name in _TRANSPARENT or name == "getitem":
                 todo.append(user)
     return False
+
+
+def _weights(trace: OracleTrace, depends: set[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Factors that weigh the other factor of a product although no softmax made them.
+
+    Take ``out = f(q) (f(k)^T v)`` apart. In the inner product ``f(k)`` alone is a feature map, and
+    ``v``, which is no product of its own, is what it weighs. The outer product has a weighted sum
+    of values for one factor; the other factor, whatever it is, weighs that sum.
+    """
+    weights: dict[fx.Node, fx.Node] = {}
+    sums: set[fx.Node] = set()  # products that sum values
+    constant: set[fx.Node] = set()  # products of two feature maps: patterns without a softmax
+    products = [n for n in trace.graph.nodes if n in depends and _name(n) in _PRODUCT]
+    two_sided = {n for n in products if all(f in depends for f in n.args[-2:])}
+    for node in products:
+        if node not in two_sided:
+            continue
+        factors = list(node.args[-2:])
+        origins = [_origins(factor, depends) for factor in factors]
+        softmaxes = [bool(o) and o <= set(trace.patterns) for o in origins]
+        if any(softmaxes):
+            if not all(softmaxes):
+                sums.add(node)
+            continue
+        patterns = [bool(o) and o <= constant for o in origins]
+        summed = [bool(o) and o <= sums for o in origins]
+        features = [bool(o) and all(_name(n) in _FEATURE_MAP for n in o) for o in origins]
+        scores = [bool(o & (two_sided - sums)) for o in origins]
+        for signs in (patterns, summed[::-1], features):
+            if signs[0] != signs[1]:
+                side = signs.index(True)
+                if signs is not features or not scores[1 - side]:
+                    weights[node] = factors[side]
+                    sums.add(node)
+                break
+        else:
+            if all(features):
+                constant.add(node)
+    return weights
+
+
+def _origins(node: fx.Node, depends: set[fx.Node]) -> set[fx.Node]:
+    """The nodes from which a factor was made by moving, masking, scaling and joining entries,
+    and, from a softmax, by linear maps with constants."""
+    found: set[fx.Node] = set()
+    todo, seen = [node], set()
+    while todo:
+        current = todo.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        name, operands = _name(current), _operands(current, depends)
+        if name in ("aten::div", "aten::div_"):
+            operands = [o for o in operands if o is current.args[0]]
+        passes = name in _TRANSPARENT or name in ("getitem", "aten::cat", "aten::constant_pad_nd")
+        passes = passes or (name in _TRANSPARENT_BY_CONSTANT and len(operands) == 1)
+        if passes and operands:
+            todo.extend(operands)
+        elif name in _LINEAR_MAP and len(operands) == 1:
+            behind = _origins(operands[0], depends)
+            mixed = bool(behind) and all(_name(n) in _SOFTMAX for n in behind)
+            found |= behind if mixed else {current}
+        else:
+            found.add(current)
+    return found
 
 
 def _is_root(node: fx.Node) -> bool:
@@ -509,8 +606,10 @@ class _Run(fx.Interpreter):
         constants: dict[fx.Node, Any],
         leaves: dict[fx.Node, Tensor] | None,
         double: bool,
+        weights: dict[fx.Node, fx.Node] | None = None,
     ) -> None:
         super().__init__(trace.root, graph=trace.graph)
+        self.weights = weights or {}
         self.lookups = set(trace.lookups)
         self.record, self.constants = record, constants
         self.leaves, self.double = leaves, double
@@ -530,7 +629,14 @@ class _Run(fx.Interpreter):
         if n in self.record and _name(n) in _FUSED_NORM:
             arguments, _ = self.fetch_args_kwargs_from_env(n)
             self.recorded[n] = _fused_norm_scale(_name(n), arguments)
-        result = super().run_node(n)
+        if n in self.weights:
+            weight = self.weights[n]
+            weighing = self.env[weight]
+            self.env[weight] = weighing.detach()
+            result = super().run_node(n)
+            self.env[weight] = weighing
+        else:
+            result = super().run_node(n)
         if n in self.record and n not in self.recorded:
             # A copy: an in-place operation may follow.
             self.recorded[n] = tree_map_only(Tensor, lambda value: value.detach().clone(), result)
@@ -550,6 +656,14 @@ class _Run(fx.Interpreter):
                 "aten::_softmax"
             ):
                 args = (*args[:2], False)  # no half_to_float: all floats are float64 already
+        name = _schema_name(target)
+        if name == _EVAL_BATCH_NORM or (name in _BATCH_NORM and not args[5]):
+            # torch's own gradient is wrong for some arriving gradients that are not contiguous
+            x, weight, bias, mean, variance = args[:5]
+            shape = (1, -1, *(1,) * (x.ndim - 2))
+            y = (x - mean.reshape(shape)) * (variance + args[-1]).rsqrt().reshape(shape)
+            weight = None if weight is None else weight.reshape(shape)
+            return _affine(y, weight, None if bias is None else bias.reshape(shape)), None, None
         if target in _VIEWS:
             # The strides of constants and of norms computed in parts may differ from the trace.
             shape = args[1]
@@ -563,16 +677,23 @@ class _Run(fx.Interpreter):
 def _replay(
     trace: OracleTrace,
     inputs: tuple[Tensor, ...],
-    frozen: set[fx.Node],
+    rules: Rules,
     *,
     double: bool = False,
     leaves: dict[fx.Node, Tensor] | None = None,
 ) -> Tensor:
     # In-place operations of the model act on these copies, never on the caller's tensors.
-    first = _Run(trace, record=frozen, constants={}, leaves=None, double=double)
+    first = _Run(trace, record=trace.frozen(rules), constants={}, leaves=None, double=double)
     with torch.no_grad():
         first.run(*(x.detach().clone() for x in inputs))
-    second = _Run(trace, record=set(), constants=first.recorded, leaves=leaves, double=double)
+    second = _Run(
+        trace,
+        record=set(),
+        constants=first.recorded,
+        leaves=leaves,
+        double=double,
+        weights=trace.constant_factors(rules),
+    )
     with torch.enable_grad():
         output = second.run(*(x.clone() if x.is_floating_point() else x for x in inputs))
     scale = trace.output.abs().max().clamp_min(1e-6)

@@ -9,7 +9,8 @@ depend on the inputs are in it (parameters are passed as constants).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from enum import Enum
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +31,7 @@ _KEEP_STATISTIC = KEEP_ENTRIES | frozenset(
     {"Add", "Sub", "Clamp", "ClampMin", "ClampMax", "Maximum", "Where", "Reciprocal", "Mul", "Div"}
 )
 _ROOTS = frozenset({"Rsqrt", "Sqrt"})
+_MATMUL = frozenset({"Mm", "Bmm", "Baddbmm", "Addmm", "Einsum"})
 _NORMS = frozenset({"Std", "StdMean", "LinalgVectorNorm", "LinalgNorm", "Norm"})
 _REDUCTIONS = _NORMS | frozenset({"Mean", "Sum", "Var", "VarMean", "NativeBatchNorm"})
 
@@ -51,8 +53,30 @@ _GATE_STRENGTH = {
     "Elu": 1,
     "Mish": 1,
     "Hardswish": 1,
+    "Exp": 1,
 }
 _MAX_DEPTH = 40
+#: Where a node keeps the role that an operation gave to its result (see :func:`mark`).
+_ROLE = "captum_lrp_tx.role"
+
+
+class Role(str, Enum):
+    """What a tensor is for, where the operation that made it does not show that any more."""
+
+    #: Linear map of attention patterns alone (talking heads), or a product of feature maps.
+    PATTERN = "pattern"
+    #: Values summed with the weights of a pattern.
+    SUMMARY = "summary"
+
+
+def mark(tensor: Any, role: Role) -> None:
+    """Let the node of ``tensor`` remember its role."""
+    if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
+        tensor.grad_fn.metadata[_ROLE] = role
+
+
+def _has_role(node: Node, role: Role) -> bool:
+    return node.metadata.get(_ROLE) is role
 
 
 def node_name(node: Node) -> str:
@@ -97,7 +121,7 @@ def _pattern(node: Node, depth: int) -> bool:
     if depth == 0:
         return False
     name = node_name(node)
-    if is_softmax(name):
+    if is_softmax(name) or _has_role(node, Role.PATTERN):
         return True
     if name == "Div":  # a pattern renormalised by its own row sums
         numerator = _argument(node, 0)
@@ -106,6 +130,30 @@ def _pattern(node: Node, depth: int) -> bool:
     if name in KEEP_ENTRIES or name in {"Add", "Mul", "Cat", "Where"}:
         edges = parents(node)
         return bool(edges) and all(_pattern(edge, depth - 1) for edge in edges)
+    return False
+
+
+def is_summary(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is a sum of values weighted by a pattern, moved or scaled since."""
+    return _leads_to(tensor, lambda node: _has_role(node, Role.SUMMARY))
+
+
+def is_scores(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is a matrix product of two input-dependent tensors, moved or scaled."""
+    return _leads_to(tensor, lambda node: node_name(node) in _MATMUL and len(parents(node)) > 1)
+
+
+def _leads_to(tensor: Tensor, found: Callable[[Node], bool]) -> bool:
+    node = tensor.grad_fn
+    for _ in range(_MAX_DEPTH):
+        if node is None:
+            return False
+        if found(node):
+            return True
+        edges = parents(node)
+        if len(edges) != 1 or node_name(node) not in KEEP_ENTRIES | {"Add", "Mul", "Div"}:
+            return False
+        node = edges[0]
     return False
 
 
@@ -122,11 +170,12 @@ def _normalizer(node: Node, depth: int) -> bool:
             return True
         if name in _ROOTS or (name == "Pow" and _is_root(node)):
             return any(_statistic(edge, depth) for edge in parents(node))
-        if name not in _KEEP_STATISTIC:
+        if name not in _KEEP_STATISTIC | {"Mean", "Sum"}:  # a mean of norms is one, too
             return False
         edges = parents(node)
         if len(edges) != 1:
-            return False
+            # a norm in units of other norms (global response norm)
+            return name == "Div" and all(_normalizer(edge, depth) for edge in edges)
         node = edges[0]
     return False
 
@@ -172,6 +221,8 @@ def _gate(node: Node, depth: int) -> int:
             return 0 if numerator is None else _gate(numerator, depth - 1)
         if len(edges) == 1:
             return _gate(edges[0], depth - 1)
+    if name == "Cat":
+        return min((_gate(edge, depth - 1) for edge in parents(node)), default=0)
     return 0
 
 

@@ -323,8 +323,11 @@ def _apply_linear(mode: Interception, operation: LinearMap) -> Any:
         output = operation.plain()
         if operation.bias is not None:
             operation.absorb(output, operation.bias)
-        return output
-    return mode.apply(Kind.LINEAR, operation)
+    else:
+        output = mode.apply(Kind.LINEAR, operation)
+    if _is_head(mode, operation.input):  # heads that talk to each other
+        graph.mark(output, graph.Role.PATTERN)
+    return output
 
 
 _CONVOLUTION = ("input", "weight", "bias")
@@ -379,10 +382,10 @@ def _batch_norm(
         "eps",
     )
     x, mean, variance, weight, bias, training, _, eps = _bind(names, args, kwargs)
+    if not _depends(x):  # weights standardised by batch_norm, for instance
+        return func(*args, **kwargs)
     if training or mean is None:
         mode.scope.random.add("batch statistics")
-        return func(*args, **kwargs)
-    if not _depends(x):
         return func(*args, **kwargs)
     shape = (-1, *(1,) * (x.dim() - 2))
     scale = (variance + (1e-5 if eps is None else eps)).rsqrt()
@@ -432,8 +435,6 @@ def _contraction(
         call = func
         if "mul" in getattr(func, "__name__", ""):
             call = _folded_product(mode, func, args[i], args[j], weight_first=j < i)
-        if mode.scope.rule(Kind.LINEAR) is None:
-            return call(*args, **kwargs)
 
         def apply(x: Tensor, w: Tensor) -> Tensor:
             called = list(args)
@@ -446,7 +447,7 @@ def _contraction(
             input=args[i], weight=args[j], bias=None,
             apply=apply, distribute=_spread_through(apply, args[j]),
         )  # fmt: skip
-        return mode.apply(Kind.LINEAR, operation)
+        return _apply_linear(mode, operation)
     return func(*args, **kwargs)
 
 
@@ -461,13 +462,53 @@ def _dependent_contraction(
     kwargs: dict[str, Any],
     dependent: list[int],
 ) -> Any:
+    features = False
     if mode.scope.rule(Kind.ATTENTION) is not None:
         patterns = tuple(i for i in dependent if graph.is_pattern(args[i]))
+        if not patterns and len(dependent) == 2:
+            patterns, features = _linear_attention(args, dependent)
         if patterns and len(patterns) < len(dependent):
-            return mode.apply(
+            result = mode.apply(
                 Kind.ATTENTION,
                 PatternProduct(func, args, kwargs, patterns=patterns, operands=tuple(dependent)),
             )
+            graph.mark(result, graph.Role.SUMMARY)
+            return result
+    result = _unweighted(mode, func, args, kwargs, dependent)
+    if features:
+        graph.mark(result, graph.Role.PATTERN)
+    return result
+
+
+def _linear_attention(args: tuple[Any, ...], dependent: list[int]) -> tuple[tuple[int, ...], bool]:
+    """Which factor of a product without softmax weighs the other, as in linear attention.
+
+    In ``f(q) @ (f(k).T @ v)`` the pattern is ``f(q) @ f(k).T``, which is never formed: ``f(k)``
+    weighs the values, and ``f(q)`` weighs their summary.  A factor weighs the other if that one is
+    such a summary, or if it alone is a feature map: the result of an activation.  The result of a
+    product is no value unless it is a summary, so what multiplies scores is left alone.  Also says
+    whether both factors are feature maps, so that the result is a pattern without a softmax.
+    """
+    summaries = [graph.is_summary(args[i]) for i in dependent]
+    if summaries[0] != summaries[1]:
+        return (dependent[1] if summaries[0] else dependent[0],), False
+    strengths = [graph.gate_strength(args[i]) for i in dependent]
+    if all(strengths):
+        return (), True
+    if any(strengths):
+        weights, values = dependent if strengths[0] else reversed(dependent)
+        if not graph.is_scores(args[values]):
+            return (weights,), False
+    return (), False
+
+
+def _unweighted(
+    mode: Interception,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dependent: list[int],
+) -> Any:
     if len(dependent) == 2 and mode.scope.rule(Kind.PRODUCT) is not None:
         return mode.apply(
             Kind.PRODUCT,

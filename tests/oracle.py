@@ -15,6 +15,7 @@ the second run gives gradient x input, which is the relevance:
   Covered: ``native_layer_norm``, ``native_group_norm``, ``_fused_rms_norm``, and hand-written
   norms (``rsqrt``, ``sqrt``, ``std``, ``x ** 0.5``, ``x ** -0.5``, vector norms) whose value comes
   from a mean, sum or variance and divides or multiplies something that depends on the inputs.
+* ``lrp``: both, and constants for activations, gates and products; see :mod:`oracle_lrp`.
 
 For token ids the leaves are the outputs of the embedding lookups indexed by token positions.
 """
@@ -33,7 +34,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-Rules = Literal["gi", "ah", "ln", "ah+ln"]
+import oracle_lrp
+
+Rules = Literal["gi", "ah", "ln", "ah+ln", "lrp"]
 Select = Callable[[Tensor], Tensor]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -148,20 +151,18 @@ class OracleTrace:
     other_softmaxes: list[fx.Node] = field(default_factory=list)
     #: Products of linear attention and which of their factors weighs the other.
     weights: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    depends: set[fx.Node] = field(default_factory=set)
 
     def frozen(self, rules: Rules) -> set[fx.Node]:
-        """The nodes that ``rules`` hold constant."""
-        parts = set(rules.split("+"))
+        """The nodes that ``rules`` hold constant, and the products whose weights they do."""
+        parts = {"ah", "ln"} if rules == "lrp" else set(rules.split("+"))
         nodes: set[fx.Node] = set()
         if "ah" in parts:
             nodes.update(self.patterns)
+            nodes.update(self.weights)
         if "ln" in parts:
             nodes.update(self.normalisers)
         return nodes
-
-    def constant_factors(self, rules: Rules) -> dict[fx.Node, fx.Node]:
-        """The factors of products that ``rules`` hold constant, in that product only."""
-        return self.weights if "ah" in rules.split("+") else {}
 
 
 # --------------------------------------------------------------------------- public functions
@@ -180,7 +181,7 @@ def oracle_relevance(
     Args:
         function: ``function(*inputs)`` gives the output tensor, batch first.
         inputs: Float tensors, for instance pixels or embeddings; each gets a relevance.
-        rules: ``"gi"`` (plain gradient x input), ``"ah"``, ``"ln"`` or ``"ah+ln"``.
+        rules: ``"gi"`` (plain gradient x input), ``"ah"``, ``"ln"``, ``"ah+ln"`` or ``"lrp"``.
         select: Picks the explained outputs, for instance ``lambda out: out[:, 1]``. The result is
             summed over all its elements before the backward pass.
         double: Run the traced graph in float64, the model's own casts included. The trace itself
@@ -191,7 +192,7 @@ def oracle_relevance(
     """
     trace = trace_function(function, inputs)
     values = tuple(_leaf(x, double) for x in inputs)
-    output = _replay(trace, values, rules, double=double)
+    output = _replay(trace, values, trace.frozen(rules), double=double, full=rules == "lrp")
     grads = torch.autograd.grad(select(output).sum(), values, allow_unused=True)
     return tuple(_times(grad, x) for grad, x in zip(grads, values, strict=True))
 
@@ -237,7 +238,8 @@ def oracle_lookup_relevance(
         raise OracleError("no embedding lookup indexed by token positions was found")
     batch = ids.shape[0]
     leaves: dict[fx.Node, Tensor] = {}
-    output = _replay(trace, (ids,), rules, double=double, leaves=leaves)
+    full = rules == "lrp"
+    output = _replay(trace, (ids,), trace.frozen(rules), double=double, leaves=leaves, full=full)
     order = [leaves[node] for node in trace.lookups]
     target = select(output)
     shared = [_is_shared(leaf, batch) for leaf in order]
@@ -262,7 +264,7 @@ def embedding_inputs(function: Callable[[Tensor], Tensor], ids: Tensor) -> tuple
     (batch, tokens, dim), in the order in which the model makes them."""
     trace = trace_function(function, (ids,))
     leaves: dict[fx.Node, Tensor] = {}
-    _replay(trace, (ids,), "gi", leaves=leaves)
+    _replay(trace, (ids,), set(), leaves=leaves)
     batch, tokens = ids.shape
     found = []
     for node in trace.lookups:
@@ -282,7 +284,7 @@ def replay_output(
     """Output of the second forward: must equal ``function(*inputs)`` under all rules."""
     trace = trace_function(function, inputs)
     values = tuple(_cast(x, double) for x in inputs)
-    return _replay(trace, values, rules, double=double).detach()
+    return _replay(trace, values, trace.frozen(rules), double=double).detach()
 
 
 def as_double(model: ModuleT) -> ModuleT:
@@ -309,7 +311,7 @@ def trace_function(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) 
             raise OracleError("integer inputs: expected one tensor of ids (batch, tokens)")
         trace.lookups = _lookups(trace, inputs[0])
         leaves = set(trace.lookups)
-    depends = _dependents(graph.nodes, leaves)
+    depends = trace.depends = _dependents(graph.nodes, leaves)
     for node in graph.nodes:
         if node not in depends:
             continue
@@ -606,10 +608,11 @@ class _Run(fx.Interpreter):
         constants: dict[fx.Node, Any],
         leaves: dict[fx.Node, Tensor] | None,
         double: bool,
+        full: bool = False,
         weights: dict[fx.Node, fx.Node] | None = None,
     ) -> None:
         super().__init__(trace.root, graph=trace.graph)
-        self.weights = weights or {}
+        self.full, self.depends, self.weights = full, trace.depends, weights or {}
         self.lookups = set(trace.lookups)
         self.record, self.constants = record, constants
         self.leaves, self.double = leaves, double
@@ -629,14 +632,18 @@ class _Run(fx.Interpreter):
         if n in self.record and _name(n) in _FUSED_NORM:
             arguments, _ = self.fetch_args_kwargs_from_env(n)
             self.recorded[n] = _fused_norm_scale(_name(n), arguments)
-        if n in self.weights:
-            weight = self.weights[n]
+        weight = self.weights.get(n)
+        if weight is not None:
             weighing = self.env[weight]
             self.env[weight] = weighing.detach()
+        result = NotImplemented
+        if self.full and n in self.depends and n.op == "call_function":
+            arguments, keywords = self.fetch_args_kwargs_from_env(n)
+            result = oracle_lrp.propagate(n, arguments, keywords, self.depends)
+        if result is NotImplemented:
             result = super().run_node(n)
+        if weight is not None:
             self.env[weight] = weighing
-        else:
-            result = super().run_node(n)
         if n in self.record and n not in self.recorded:
             # A copy: an in-place operation may follow.
             self.recorded[n] = tree_map_only(Tensor, lambda value: value.detach().clone(), result)
@@ -677,13 +684,15 @@ class _Run(fx.Interpreter):
 def _replay(
     trace: OracleTrace,
     inputs: tuple[Tensor, ...],
-    rules: Rules,
+    frozen: set[fx.Node],
     *,
     double: bool = False,
     leaves: dict[fx.Node, Tensor] | None = None,
+    full: bool = False,
 ) -> Tensor:
     # In-place operations of the model act on these copies, never on the caller's tensors.
-    first = _Run(trace, record=trace.frozen(rules), constants={}, leaves=None, double=double)
+    weights = {product: trace.weights[product] for product in frozen & trace.weights.keys()}
+    first = _Run(trace, record=frozen - weights.keys(), constants={}, leaves=None, double=double)
     with torch.no_grad():
         first.run(*(x.detach().clone() for x in inputs))
     second = _Run(
@@ -692,7 +701,8 @@ def _replay(
         constants=first.recorded,
         leaves=leaves,
         double=double,
-        weights=trace.constant_factors(rules),
+        full=full,
+        weights=weights,
     )
     with torch.enable_grad():
         output = second.run(*(x.clone() if x.is_floating_point() else x for x in inputs))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from captum_lrp_tx.propagation import functions
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, is_softmax, node_name, parents, walk
 from captum_lrp_tx.propagation.operations import Kind
+from captum_lrp_tx.propagation.recurrence import UNCLEAR, marked
 from captum_lrp_tx.propagation.scope import Scope
 
 #: Linear in their arguments, or moving entries around.
@@ -176,6 +177,8 @@ def _judge(
         return None
     name = node_name(node)
     full = Kind.ACTIVATION in base
+    if marked(node) == UNCLEAR and Kind.SCAN in base:
+        return "product of a recurrence whose coefficients cannot be told from its signal", True
     edges = [e for e, _ in node.next_functions]
     live = [i for i, e in enumerate(edges) if e is not None and e in on_path]
     if name.startswith("ScaledDotProduct") or "EfficientAttention" in name:

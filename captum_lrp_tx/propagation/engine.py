@@ -17,6 +17,7 @@ from captum_lrp_tx.errors import (
     UnreachedInputError,
 )
 from captum_lrp_tx.propagation import diagnosis
+from captum_lrp_tx.propagation.arguments import fresh
 from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.inputs import Inputs, Leaf
 from captum_lrp_tx.propagation.interception import Interception
@@ -114,6 +115,7 @@ def propagate(job: Pass, inputs: Inputs) -> Propagated:
 
     with suspended(), torch.inference_mode(False), torch.enable_grad():
         args, kwargs = inputs.call_arguments()
+        additional = [fresh(a) for a in job.additional_args]
         if probe is not None:
             args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
             kwargs = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
@@ -121,10 +123,10 @@ def propagate(job: Pass, inputs: Inputs) -> Propagated:
         if probe is not None:
             inputs.stop_looking_up()
             with scope, probe, mode:
-                returned = job.forward(*args, *job.additional_args, **kwargs)
+                returned = job.forward(*args, *additional, **kwargs)
         else:
             with scope, mode:
-                returned = job.forward(*args, *job.additional_args, **kwargs)
+                returned = job.forward(*args, *additional, **kwargs)
         selected = _selected(job, output_tensor(returned), (args, kwargs))
         leaves = _leaves(inputs, probe)
         if not job.backward:

@@ -9,7 +9,7 @@ depend on the inputs are in it (parameters are passed as constants).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
@@ -31,7 +31,6 @@ _KEEP_STATISTIC = KEEP_ENTRIES | frozenset(
     {"Add", "Sub", "Clamp", "ClampMin", "ClampMax", "Maximum", "Where", "Reciprocal", "Mul", "Div"}
 )
 _ROOTS = frozenset({"Rsqrt", "Sqrt"})
-_MATMUL = frozenset({"Mm", "Bmm", "Baddbmm", "Addmm", "Einsum"})
 _NORMS = frozenset({"Std", "StdMean", "LinalgVectorNorm", "LinalgNorm", "Norm"})
 _REDUCTIONS = _NORMS | frozenset({"Mean", "Sum", "Var", "VarMean", "NativeBatchNorm"})
 
@@ -75,7 +74,8 @@ def mark(tensor: Any, role: Role) -> None:
         tensor.grad_fn.metadata[_ROLE] = role
 
 
-def _has_role(node: Node, role: Role) -> bool:
+def has_role(node: Node, role: Role) -> bool:
+    """Whether the result of a node was given this role."""
     return node.metadata.get(_ROLE) is role
 
 
@@ -121,7 +121,7 @@ def _pattern(node: Node, depth: int) -> bool:
     if depth == 0:
         return False
     name = node_name(node)
-    if is_softmax(name) or _has_role(node, Role.PATTERN):
+    if is_softmax(name) or has_role(node, Role.PATTERN):
         return True
     if name == "Div":  # a pattern renormalised by its own row sums
         numerator = _argument(node, 0)
@@ -130,30 +130,6 @@ def _pattern(node: Node, depth: int) -> bool:
     if name in KEEP_ENTRIES or name in {"Add", "Mul", "Cat", "Where"}:
         edges = parents(node)
         return bool(edges) and all(_pattern(edge, depth - 1) for edge in edges)
-    return False
-
-
-def is_summary(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is a sum of values weighted by a pattern, moved or scaled since."""
-    return _leads_to(tensor, lambda node: _has_role(node, Role.SUMMARY))
-
-
-def is_scores(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is a matrix product of two input-dependent tensors, moved or scaled."""
-    return _leads_to(tensor, lambda node: node_name(node) in _MATMUL and len(parents(node)) > 1)
-
-
-def _leads_to(tensor: Tensor, found: Callable[[Node], bool]) -> bool:
-    node = tensor.grad_fn
-    for _ in range(_MAX_DEPTH):
-        if node is None:
-            return False
-        if found(node):
-            return True
-        edges = parents(node)
-        if len(edges) != 1 or node_name(node) not in KEEP_ENTRIES | {"Add", "Mul", "Div"}:
-            return False
-        node = edges[0]
     return False
 
 

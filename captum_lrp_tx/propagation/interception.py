@@ -22,7 +22,7 @@ from torch.autograd import grad as autograd_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from captum_lrp_tx.propagation import graph
+from captum_lrp_tx.propagation import graph, linear_attention, recurrence
 from captum_lrp_tx.propagation.functions import LinearValue, safe_ratio
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.operations import (
@@ -37,6 +37,7 @@ from captum_lrp_tx.propagation.operations import (
     PatternProduct,
     Product,
     Residual,
+    ScanProduct,
 )
 from captum_lrp_tx.propagation.scope import Scope
 
@@ -80,6 +81,8 @@ class Interception(TorchFunctionMode):
         self.name_of = name_of
         #: Positional arguments of the call being handled, parameters as they are.
         self.as_called: tuple[Any, ...] = ()
+        #: Whether there was a softplus: no step size, no state space model.
+        self.has_steps = False
         # constants computed from parameters that require a gradient outside of this mode
         self._trainable: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -462,11 +465,15 @@ def _dependent_contraction(
     kwargs: dict[str, Any],
     dependent: list[int],
 ) -> Any:
+    if mode.has_steps:
+        scanned = _scan(mode, func, args, kwargs, dependent, elementwise=False)
+        if scanned is not None:
+            return scanned
     features = False
     if mode.scope.rule(Kind.ATTENTION) is not None:
         patterns = tuple(i for i in dependent if graph.is_pattern(args[i]))
         if not patterns and len(dependent) == 2:
-            patterns, features = _linear_attention(args, dependent)
+            patterns, features = linear_attention.weights(args, dependent)
         if patterns and len(patterns) < len(dependent):
             result = mode.apply(
                 Kind.ATTENTION,
@@ -478,28 +485,6 @@ def _dependent_contraction(
     if features:
         graph.mark(result, graph.Role.PATTERN)
     return result
-
-
-def _linear_attention(args: tuple[Any, ...], dependent: list[int]) -> tuple[tuple[int, ...], bool]:
-    """Which factor of a product without softmax weighs the other, as in linear attention.
-
-    In ``f(q) @ (f(k).T @ v)`` the pattern is ``f(q) @ f(k).T``, which is never formed: ``f(k)``
-    weighs the values, and ``f(q)`` weighs their summary.  A factor weighs the other if that one is
-    such a summary, or if it alone is a feature map: the result of an activation.  The result of a
-    product is no value unless it is a summary, so what multiplies scores is left alone.  Also says
-    whether both factors are feature maps, so that the result is a pattern without a softmax.
-    """
-    summaries = [graph.is_summary(args[i]) for i in dependent]
-    if summaries[0] != summaries[1]:
-        return (dependent[1] if summaries[0] else dependent[0],), False
-    strengths = [graph.gate_strength(args[i]) for i in dependent]
-    if all(strengths):
-        return (), True
-    if any(strengths):
-        weights, values = dependent if strengths[0] else reversed(dependent)
-        if not graph.is_scores(args[values]):
-            return (weights,), False
-    return (), False
 
 
 def _unweighted(
@@ -536,6 +521,11 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     if kwargs or len(args) != 2 or not (_depends(args[0]) and _depends(args[1])):
         return func(*args, **kwargs)
     quotient = "div" in name
+    if mode.has_steps and not quotient:
+        plain = getattr(torch, name.strip("_")) if inplace else func
+        scanned = _scan(mode, plain, args, {}, [0, 1], elementwise=True)
+        if scanned is not None:
+            return args[0].copy_(scanned) if inplace else scanned
     # in-place calls keep their meaning: the result is copied into the first argument
     plain = getattr(torch, name.strip("_")) if inplace else func
     result: Any = None
@@ -553,6 +543,41 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     if result is None:
         return func(*args, **kwargs)
     return args[0].copy_(result) if inplace else result
+
+
+def _scan(
+    mode: Interception,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dependent: list[int],
+    elementwise: bool,
+) -> Any:
+    """A product of a state space model under the rule in force; None for any other product."""
+    if mode.scope.rule(Kind.SCAN) is None:
+        return None
+    resolved = recurrence.resolve(
+        [args[i] for i in dependent], _einsum_labels(args, dependent), elementwise
+    )
+    if resolved is None:
+        return None
+    signal, role = resolved
+    if signal is None:  # plain, so that the audit finds it
+        result = func(*args, **kwargs)
+    else:
+        coefficients = tuple(i for i in dependent if i != dependent[signal])
+        result = mode.apply(Kind.SCAN, ScanProduct(func, args, kwargs, coefficients=coefficients))
+    recurrence.mark(result, role)
+    return result
+
+
+def _einsum_labels(args: tuple[Any, ...], dependent: list[int]) -> list[frozenset[str]] | None:
+    """Letters of the dependent operands and of the result, if this is an einsum by equation."""
+    if not isinstance(args[0], str) or "->" not in args[0] or "." in args[0]:
+        return None
+    inputs, output = args[0].replace(" ", "").split("->")
+    letters = [frozenset(term) for term in inputs.split(",")]
+    return [*(letters[i - 1] for i in dependent), frozenset(output)]
 
 
 def _glu(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -685,6 +710,8 @@ def _activation(
     x = args[0] if args else kwargs.get("input")
     rule = mode.scope.rule(Kind.ACTIVATION)
     name: str = func.__name__
+    if name == "softplus" and _depends(x):
+        mode.has_steps = True
     if rule is None or not isinstance(x, Tensor) or not x.requires_grad:
         return func(*args, **kwargs)
     bare = name.rstrip("_")
@@ -704,6 +731,14 @@ def _activation(
         return x.copy_(mode.apply(Kind.ACTIVATION, operation))
     operation = Activation(func, args, kwargs, input=x, name=_ACTIVATIONS[bare])
     return mode.apply(Kind.ACTIVATION, operation)
+
+
+def _exponential(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if mode.has_steps and args and _depends(args[0]):
+        recurrence.confirm_steps(args[0])
+    return func(*args, **kwargs)
 
 
 def _positive_power(exponent: Any) -> bool:
@@ -759,9 +794,25 @@ def _addition(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict
             split = [mode.inputs.split_shared(a, shape, module) for a in args[:2]]
             args = (*(s if s is not None else a for s, a in zip(split, args[:2], strict=True)),
                     *args[2:])  # fmt: skip
+    initial = _initial_state(mode, args)
+    if initial is not None:
+        args = tuple(a.detach() if i == initial else a for i, a in enumerate(args))
+        result = func(*args, **kwargs)
+        mode.absorb(result, args[initial])
+        return result
     if mode.scope.rule(Kind.RESIDUAL) is not None:
         return _residual(mode, func, args, kwargs)
     return func(*args, **kwargs)
+
+
+def _initial_state(mode: Interception, args: tuple[Any, ...]) -> int | None:
+    """The first step of a scan adds ``decay * initial state``, a constant under the rule."""
+    if not mode.has_steps or mode.scope.rule(Kind.SCAN) is None or len(args) != 2:
+        return None
+    if not (_depends(args[0]) and _depends(args[1])):
+        return None
+    roles = [recurrence.role(a) for a in args]
+    return roles.index("decay") if set(roles) == {"decay", "state"} else None
 
 
 def _residual(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -854,6 +905,7 @@ _HANDLERS: dict[str, Handler] = {
     **_names(_index_select, "index_select"),
     **_names(_addition, "add add_ __add__ __radd__ __iadd__"),
     **_names(_softmax, "softmax"),
+    **_names(_exponential, "exp exp_"),
     **_names(_dropout, "dropout dropout_ feature_dropout alpha_dropout dropout2d dropout1d"),
     **_names(_enter, "multi_head_attention_forward normalize local_response_norm gumbel_softmax"),
 }

@@ -149,7 +149,7 @@ class OracleTrace:
     normalisers: list[fx.Node] = field(default_factory=list)
     lookups: list[fx.Node] = field(default_factory=list)
     other_softmaxes: list[fx.Node] = field(default_factory=list)
-    #: Products of linear attention and which of their factors weighs the other.
+    #: Products and quotients of attention without a softmax, and which factor weighs the other.
     weights: dict[fx.Node, fx.Node] = field(default_factory=dict)
     depends: set[fx.Node] = field(default_factory=set)
 
@@ -486,41 +486,67 @@ def _weights(trace: OracleTrace, depends: set[fx.Node]) -> dict[fx.Node, fx.Node
 
     Take ``out = f(q) (f(k)^T v)`` apart. In the inner product ``f(k)`` alone is a feature map, and
     ``v``, which is no product of its own, is what it weighs. The outer product has a weighted sum
-    of values for one factor; the other factor, whatever it is, weighs that sum.
+    of values for one factor; the other factor, whatever it is, weighs that sum. What divides such
+    a sum is part of its weights. Activated scores ``f(q k^T)`` weigh whatever they multiply.
     """
-    weights: dict[fx.Node, fx.Node] = {}
-    sums: set[fx.Node] = set()  # products that sum values
-    constant: set[fx.Node] = set()  # products of two feature maps: patterns without a softmax
-    products = [n for n in trace.graph.nodes if n in depends and _name(n) in _PRODUCT]
-    two_sided = {n for n in products if all(f in depends for f in n.args[-2:])}
-    for node in products:
-        if node not in two_sided:
-            continue
-        factors = list(node.args[-2:])
-        origins = [_origins(factor, depends) for factor in factors]
-        softmaxes = [bool(o) and o <= set(trace.patterns) for o in origins]
+    found = _Attention(trace, depends)
+    for node in trace.graph.nodes:
+        if node in depends and _name(node) in _PRODUCT | _SCALING:
+            found.judge(node)
+    return found.weights
+
+
+class _Attention:
+    """The products seen so far, by what they are for."""
+
+    def __init__(self, trace: OracleTrace, depends: set[fx.Node]) -> None:
+        self.depends, self.softmaxes = depends, set(trace.patterns)
+        self.weights: dict[fx.Node, fx.Node] = {}
+        self.sums: set[fx.Node] = set()  # products that sum values
+        self.scores: set[fx.Node] = set()  # products of two tensors neither of which is a weight
+        self.patterns: set[fx.Node] = set()  # those of them that multiply two feature maps
+
+    def judge(self, node: fx.Node) -> None:
+        factors = list(node.args[-2:] if _name(node) in _PRODUCT else node.args[:2])
+        if not all(factor in self.depends for factor in factors):
+            return
+        origins = [_origins(factor, self.depends, self.weights) for factor in factors]
+        summed = [bool(o) and o <= self.sums for o in origins]
+        if _name(node) in _SCALING:
+            inverse = [_name(node).startswith("aten::div")] * 2
+            if not inverse[0]:
+                inverse = [all(_name(n) == "aten::reciprocal" for n in o) for o in origins]
+            if summed[0] and inverse[1]:
+                self.weights[node] = factors[1]
+            elif summed[1] and inverse[0] and not _name(node).startswith("aten::div"):
+                self.weights[node] = factors[0]
+            return
+        softmaxes = [bool(o) and o <= self.softmaxes for o in origins]
         if any(softmaxes):
             if not all(softmaxes):
-                sums.add(node)
-            continue
-        patterns = [bool(o) and o <= constant for o in origins]
-        summed = [bool(o) and o <= sums for o in origins]
+                self.sums.add(node)
+            return
         features = [bool(o) and all(_name(n) in _FEATURE_MAP for n in o) for o in origins]
-        scores = [bool(o & (two_sided - sums)) for o in origins]
-        for signs in (patterns, summed[::-1], features):
+        activated = [f and self._of_scores(o) for f, o in zip(features, origins, strict=True)]
+        patterns = [bool(o) and o <= self.patterns for o in origins]
+        for signs in (patterns, summed[::-1], activated, features):
             if signs[0] != signs[1]:
                 side = signs.index(True)
-                if signs is not features or not scores[1 - side]:
-                    weights[node] = factors[side]
-                    sums.add(node)
-                break
-        else:
-            if all(features):
-                constant.add(node)
-    return weights
+                if signs is features and origins[1 - side] & self.scores:
+                    break
+                self.weights[node] = factors[side]
+                self.sums.add(node)
+                return
+        self.scores.add(node)
+        if all(features):
+            self.patterns.add(node)
+
+    def _of_scores(self, activations: set[fx.Node]) -> bool:
+        behind = [_origins(n.all_input_nodes[0], self.depends, self.weights) for n in activations]
+        return all(bool(o) and o <= self.scores for o in behind)
 
 
-def _origins(node: fx.Node, depends: set[fx.Node]) -> set[fx.Node]:
+def _origins(node: fx.Node, depends: set[fx.Node], weights: dict[fx.Node, fx.Node]) -> set[fx.Node]:
     """The nodes from which a factor was made by moving, masking, scaling and joining entries,
     and, from a softmax, by linear maps with constants."""
     found: set[fx.Node] = set()
@@ -531,14 +557,16 @@ def _origins(node: fx.Node, depends: set[fx.Node]) -> set[fx.Node]:
             continue
         seen.add(current)
         name, operands = _name(current), _operands(current, depends)
-        if name in ("aten::div", "aten::div_"):
+        if name in _SCALING and current in weights:
+            operands = [o for o in operands if o is not weights[current]]
+        elif name in ("aten::div", "aten::div_"):
             operands = [o for o in operands if o is current.args[0]]
         passes = name in _TRANSPARENT or name in ("getitem", "aten::cat", "aten::constant_pad_nd")
         passes = passes or (name in _TRANSPARENT_BY_CONSTANT and len(operands) == 1)
         if passes and operands:
             todo.extend(operands)
         elif name in _LINEAR_MAP and len(operands) == 1:
-            behind = _origins(operands[0], depends)
+            behind = _origins(operands[0], depends, weights)
             mixed = bool(behind) and all(_name(n) in _SOFTMAX for n in behind)
             found |= behind if mixed else {current}
         else:

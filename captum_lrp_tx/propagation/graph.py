@@ -70,8 +70,9 @@ class Role(str, Enum):
 
 def mark(tensor: Any, role: Role) -> None:
     """Let the node of ``tensor`` remember its role."""
-    if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
-        tensor.grad_fn.metadata[_ROLE] = role
+    node: Node = getattr(tensor, "grad_fn", None)
+    if node is not None:
+        node.metadata[_ROLE] = role
 
 
 def has_role(node: Node, role: Role) -> bool:
@@ -180,6 +181,11 @@ def _statistic(node: Node, depth: int) -> bool:
 def gate_strength(tensor: Tensor) -> int:
     """0 if ``tensor`` is no gate, else how clearly it is one (see ``_GATE_STRENGTH``)."""
     return 0 if tensor.grad_fn is None else _gate(tensor.grad_fn, _MAX_DEPTH)
+
+
+def is_activation(node: Node) -> bool:
+    """Whether a node is an activation that makes gates or feature maps."""
+    return node_name(node) in _GATE_STRENGTH
 
 
 def _gate(node: Node, depth: int) -> int:

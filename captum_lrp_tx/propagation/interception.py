@@ -472,7 +472,7 @@ def _dependent_contraction(
     features = False
     if mode.scope.rule(Kind.ATTENTION) is not None:
         patterns = tuple(i for i in dependent if graph.is_pattern(args[i]))
-        if not patterns and len(dependent) == 2:
+        if not patterns:
             patterns, features = linear_attention.weights(args, dependent)
         if patterns and len(patterns) < len(dependent):
             result = mode.apply(
@@ -529,7 +529,16 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     # in-place calls keep their meaning: the result is copied into the first argument
     plain = getattr(torch, name.strip("_")) if inplace else func
     result: Any = None
-    if mode.scope.rule(Kind.NORM) is not None:
+    if mode.scope.rule(Kind.ATTENTION) is not None:
+        rescaling = linear_attention.renormalizer(args, quotient)
+        if rescaling is not None:
+            result = mode.apply(
+                Kind.ATTENTION,
+                PatternProduct(
+                    plain, args, {}, patterns=(rescaling,), operands=(0, 1), rescales=True
+                ),
+            )
+    if result is None and mode.scope.rule(Kind.NORM) is not None:
         for i in (1,) if quotient else (1, 0):
             if graph.is_normalizer(args[i]):
                 operation = NormalizerProduct(plain, args, {}, normalizer=i)

@@ -53,7 +53,7 @@ _SMALLEST_FIRST = (
     "test femto atto nano pico xxs xxtiny xxt tiny xs ti mini wee s small m0 m1 b0".split()
 )
 _DEPTHS = {"depth", "depths", "layers", "num_layers", "stages", "num_blocks", "d"}
-_SIZES = (64, 56, 128, 240, None)
+_SIZES = (64, 56, None)
 
 
 def names(convolutional: bool = False) -> list[str]:

@@ -25,8 +25,8 @@ _ACTIVATIONS = {
     "clamp_min", "clamp_max", "expm1", "log1p", "sin", "atan", "asinh",
 }  # fmt: skip
 _BOUNDED = {"_softmax": 3, "_safe_softmax": 3, "softmax": 3, "sigmoid": 3, "hardsigmoid": 3,
-            "tanh": 2, "erf": 2, "hardtanh": 2, "softplus": 2, "exp": 2}  # fmt: skip
-_SELF_GATED = {"silu", "gelu", "relu", "leaky_relu", "elu", "mish", "hardswish"}
+            "tanh": 2, "erf": 2, "hardtanh": 2, "softplus": 2}  # fmt: skip
+_SELF_GATED = {"silu", "gelu", "relu", "leaky_relu", "elu", "mish", "hardswish", "exp"}
 _ENTRYWISE = set(
     """view _unsafe_view reshape _reshape_alias alias expand permute transpose t unsqueeze squeeze
     clone contiguous _to_copy to slice select index gather index_select masked_fill nan_to_num

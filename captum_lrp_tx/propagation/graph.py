@@ -10,6 +10,7 @@ depend on the inputs are in it (parameters are passed as constants).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any
 
 from torch import Tensor
@@ -44,7 +45,6 @@ _GATE_STRENGTH = {
     "Erf": 2,
     "Hardtanh": 2,
     "Softplus": 2,
-    "Exp": 2,
     "Silu": 1,
     "Gelu": 1,
     "Relu": 1,
@@ -52,6 +52,7 @@ _GATE_STRENGTH = {
     "Elu": 1,
     "Mish": 1,
     "Hardswish": 1,
+    "Exp": 1,
 }
 #: Gates stay gates when they are shifted, scaled, bounded, selected, summed, joined with others or
 #: when their root is taken.
@@ -60,6 +61,29 @@ _KEEP_GATE = frozenset(
     Scatter ScatterAdd IndexPut IndexAdd""".split()
 )
 _MAX_DEPTH = 40
+#: Where a node keeps the role that an operation gave to its result (see :func:`mark`).
+_ROLE = "captum_lrp_tx.role"
+
+
+class Role(str, Enum):
+    """What a tensor is for, where the operation that made it does not show that any more."""
+
+    #: Linear map of attention patterns alone (talking heads), or a product of feature maps.
+    PATTERN = "pattern"
+    #: Values summed with the weights of a pattern.
+    SUMMARY = "summary"
+
+
+def mark(tensor: Any, role: Role) -> None:
+    """Let the node of ``tensor`` remember its role."""
+    node: Node = getattr(tensor, "grad_fn", None)
+    if node is not None:
+        node.metadata[_ROLE] = role
+
+
+def has_role(node: Node, role: Role) -> bool:
+    """Whether the result of a node was given this role."""
+    return node.metadata.get(_ROLE) is role
 
 
 def node_name(node: Node) -> str:
@@ -104,7 +128,7 @@ def _pattern(node: Node, depth: int) -> bool:
     if depth == 0:
         return False
     name = node_name(node)
-    if is_softmax(name):
+    if is_softmax(name) or has_role(node, Role.PATTERN):
         return True
     if name == "Div":  # a pattern renormalised by its own row sums, or a softmax by hand
         numerator, divisor = _argument(node, 0), _argument(node, 1)
@@ -214,6 +238,11 @@ def _statistic(node: Node, depth: int) -> bool:
 def gate_strength(tensor: Tensor) -> int:
     """0 if ``tensor`` is no gate, else how clearly it is one (see ``_GATE_STRENGTH``)."""
     return 0 if tensor.grad_fn is None else _gate(tensor.grad_fn, _MAX_DEPTH)
+
+
+def is_activation(node: Node) -> bool:
+    """Whether a node is an activation that makes gates or feature maps."""
+    return node_name(node) in _GATE_STRENGTH
 
 
 def _gate(node: Node, depth: int) -> int:

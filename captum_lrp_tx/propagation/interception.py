@@ -22,7 +22,7 @@ from torch.autograd import grad as autograd_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from captum_lrp_tx.propagation import graph, recurrence
+from captum_lrp_tx.propagation import graph, linear_attention, recurrence
 from captum_lrp_tx.propagation.functions import LinearValue, safe_ratio
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.obstacles import refuse_checkpointing
@@ -362,8 +362,11 @@ def _apply_linear(mode: Interception, operation: LinearMap) -> Any:
         output = operation.plain()
         if operation.bias is not None:
             operation.absorb(output, operation.bias)
-        return output
-    return mode.apply(Kind.LINEAR, operation)
+    else:
+        output = mode.apply(Kind.LINEAR, operation)
+    if _is_head(mode, operation.input):  # heads that talk to each other
+        graph.mark(output, graph.Role.PATTERN)
+    return output
 
 
 _CONVOLUTION = ("input", "weight", "bias")
@@ -418,10 +421,10 @@ def _batch_norm(
         "eps",
     )
     x, mean, variance, weight, bias, training, _, eps = _bind(names, args, kwargs)
+    if not _depends(x):  # weights standardised by batch_norm, for instance
+        return func(*args, **kwargs)
     if training or mean is None:
         mode.scope.random.add("batch statistics")
-        return func(*args, **kwargs)
-    if not _depends(x):
         return func(*args, **kwargs)
     shape = (-1, *(1,) * (x.dim() - 2))
     scale = (variance + (1e-5 if eps is None else eps)).rsqrt()
@@ -471,8 +474,6 @@ def _contraction(
         call = func
         if "mul" in getattr(func, "__name__", ""):
             call = _folded_product(mode, func, args[i], args[j], weight_first=j < i)
-        if mode.scope.rule(Kind.LINEAR) is None:
-            return call(*args, **kwargs)
 
         def apply(x: Tensor, w: Tensor) -> Tensor:
             called = list(args)
@@ -485,7 +486,7 @@ def _contraction(
             input=args[i], weight=args[j], bias=None,
             apply=apply, distribute=_spread_through(apply, args[j]),
         )  # fmt: skip
-        return mode.apply(Kind.LINEAR, operation)
+        return _apply_linear(mode, operation)
     return func(*args, **kwargs)
 
 
@@ -504,13 +505,31 @@ def _dependent_contraction(
         scanned = _scan(mode, func, args, kwargs, dependent, elementwise=False)
         if scanned is not None:
             return scanned
+    features = False
     if mode.scope.rule(Kind.ATTENTION) is not None:
         patterns = tuple(i for i in dependent if graph.is_pattern(args[i]))
+        if not patterns:
+            patterns, features = linear_attention.weights(args, dependent)
         if patterns and len(patterns) < len(dependent):
-            return mode.apply(
+            result = mode.apply(
                 Kind.ATTENTION,
                 PatternProduct(func, args, kwargs, patterns=patterns, operands=tuple(dependent)),
             )
+            graph.mark(result, graph.Role.SUMMARY)
+            return result
+    result = _unweighted(mode, func, args, kwargs, dependent)
+    if features:
+        graph.mark(result, graph.Role.PATTERN)
+    return result
+
+
+def _unweighted(
+    mode: Interception,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dependent: list[int],
+) -> Any:
     if len(dependent) == 2 and mode.scope.rule(Kind.PRODUCT) is not None:
         return mode.apply(
             Kind.PRODUCT,
@@ -555,6 +574,15 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
             )
     if quotient and graph.is_quotient_by_own_sum(args[0], args[1]):
         return func(*args, **kwargs)  # a softmax by hand: what is done with it decides
+    if result is None and mode.scope.rule(Kind.ATTENTION) is not None:
+        rescaling = linear_attention.renormalizer(args, quotient)
+        if rescaling is not None:
+            result = mode.apply(
+                Kind.ATTENTION,
+                PatternProduct(
+                    plain, args, {}, patterns=(rescaling,), operands=(0, 1), rescales=True
+                ),
+            )
     if result is None and mode.scope.rule(Kind.NORM) is not None:
         for i in (1,) if quotient else (1, 0):
             if graph.is_normalizer(args[i]):

@@ -79,10 +79,14 @@ class LinearMap(Operation):
 
 @dataclass
 class PatternProduct(Operation):
-    """A matrix product in which the operands at ``patterns`` come from a softmax."""
+    """A product in which the operands at ``patterns`` weigh the others: attention.
+
+    ``rescales`` marks the element-wise product or quotient that makes weights sum to one.
+    """
 
     patterns: tuple[int, ...] = field(kw_only=True)
     operands: tuple[int, ...] = field(kw_only=True)
+    rescales: bool = field(kw_only=True, default=False)
 
 
 @dataclass

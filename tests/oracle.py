@@ -6,12 +6,16 @@ normalisers, then a second time with those recorded values put in as *constants*
 the second run gives gradient x input, which is the relevance:
 
 * ``ah``: the output of every attention softmax is a constant. A softmax is an attention softmax
-  if its output reaches, through reshaping, casts, dropout and masking only, a matrix product whose
-  other factor depends on the inputs too. Gates, routers and output softmaxes stay as they are.
+  if its output reaches, through reshaping, casts, dropout, masking, renormalisation and linear maps
+  with constants (heads that talk to each other), a matrix product whose other factor is no weight.
+  Gates, routers and output softmaxes stay as they are.
+  Linear attention ``f(q) (f(k)^T v)`` never forms its pattern ``f(q) f(k)^T``; there the factors
+  ``f(q)`` and ``f(k)`` are constants (:func:`_weights`).
 * ``ln``: the normaliser of every norm is a constant; the subtraction of the mean stays linear.
   Covered: ``native_layer_norm``, ``native_group_norm``, ``_fused_rms_norm``, and hand-written
   norms (``rsqrt``, ``sqrt``, ``std``, ``x ** 0.5``, ``x ** -0.5``, vector norms) whose value comes
   from a mean, sum or variance and divides or multiplies something that depends on the inputs.
+* ``lrp``: both, and constants for activations, gates and products; see :mod:`oracle_lrp`.
 
 For token ids the leaves are the outputs of the embedding lookups indexed by token positions.
 """
@@ -30,7 +34,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-Rules = Literal["gi", "ah", "ln", "ah+ln"]
+import oracle_lrp
+
+Rules = Literal["gi", "ah", "ln", "ah+ln", "lrp"]
 Select = Callable[[Tensor], Tensor]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -72,7 +78,15 @@ _TRANSPARENT = _RESHAPE | {
     "aten::split_with_sizes",
     "aten::unbind",
 }
-_TRANSPARENT_BY_CONSTANT = {"aten::mul", "aten::mul_", "aten::div", "aten::div_"}
+_TRANSPARENT |= {"aten::constant_pad_nd", "aten::as_strided", "aten::unfold"}
+_TRANSPARENT_BY_CONSTANT = {
+    "aten::mul",
+    "aten::mul_",
+    "aten::div",
+    "aten::div_",
+    "aten::add",
+    "aten::add_",
+}
 _REDUCTION = {
     "aten::mean",
     "aten::sum",
@@ -100,7 +114,17 @@ _EPSILON = {
     "aten::mul_",
     "aten::div_",
 }
+_LIKE = {f"aten::{n}" for n in ("ones_like", "zeros_like", "empty_like", "full_like", "new_zeros",
+         "new_ones", "new_full", "new_empty", "rand_like", "randn_like")}  # fmt: skip
 _SCALING = {"aten::mul", "aten::mul_", "aten::div", "aten::div_"}
+_LINEAR_MAP = _PRODUCT | {"aten::linear", "aten::convolution", "aten::einsum"}
+#: Element-wise functions that make the feature maps of linear attention.
+_FEATURE_MAP = {
+    f"aten::{name}"
+    for name in "relu relu_ sigmoid exp gelu silu silu_ elu elu_ softplus hardsigmoid".split()
+}
+_BATCH_NORM = {"aten::native_batch_norm", "aten::cudnn_batch_norm"}
+_EVAL_BATCH_NORM = "aten::_native_batch_norm_legit_no_training"
 _FUSED_NORM = {"aten::native_layer_norm", "aten::native_group_norm", "aten::_fused_rms_norm"}
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _RANDOM = torch.Tag.nondeterministic_seeded
@@ -128,13 +152,17 @@ class OracleTrace:
     normalisers: list[fx.Node] = field(default_factory=list)
     lookups: list[fx.Node] = field(default_factory=list)
     other_softmaxes: list[fx.Node] = field(default_factory=list)
+    #: Products and quotients of attention without a softmax, and which factor weighs the other.
+    weights: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    depends: set[fx.Node] = field(default_factory=set)
 
     def frozen(self, rules: Rules) -> set[fx.Node]:
-        """The nodes that ``rules`` hold constant."""
-        parts = set(rules.split("+"))
+        """The nodes that ``rules`` hold constant, and the products whose weights they do."""
+        parts = {"ah", "ln"} if rules == "lrp" else set(rules.split("+"))
         nodes: set[fx.Node] = set()
         if "ah" in parts:
             nodes.update(self.patterns)
+            nodes.update(self.weights)
         if "ln" in parts:
             nodes.update(self.normalisers)
         return nodes
@@ -150,24 +178,28 @@ def oracle_relevance(
     select: Select,
     *,
     double: bool = False,
+    notes: set[str] | None = None,
 ) -> tuple[Tensor, ...]:
     """Relevance of every float input under ``rules``.
 
     Args:
         function: ``function(*inputs)`` gives the output tensor, batch first.
         inputs: Float tensors, for instance pixels or embeddings; each gets a relevance.
-        rules: ``"gi"`` (plain gradient x input), ``"ah"``, ``"ln"`` or ``"ah+ln"``.
+        rules: ``"gi"`` (plain gradient x input), ``"ah"``, ``"ln"``, ``"ah+ln"`` or ``"lrp"``.
         select: Picks the explained outputs, for instance ``lambda out: out[:, 1]``. The result is
             summed over all its elements before the backward pass.
         double: Run the traced graph in float64, the model's own casts included. The trace itself
             is still made in the model's dtype.
+        notes: Conventions that ``"lrp"`` needed are added here.
 
     Returns:
         One tensor of relevance for each input, in the shape of that input.
     """
     trace = trace_function(function, inputs)
     values = tuple(_leaf(x, double) for x in inputs)
-    output = _replay(trace, values, trace.frozen(rules), double=double)
+    output = _replay(
+        trace, values, trace.frozen(rules), double=double, full=rules == "lrp", notes=notes
+    )
     grads = torch.autograd.grad(select(output).sum(), values, allow_unused=True)
     return tuple(_times(grad, x) for grad, x in zip(grads, values, strict=True))
 
@@ -205,6 +237,7 @@ def oracle_lookup_relevance(
     select: Select,
     *,
     double: bool = False,
+    notes: set[str] | None = None,
 ) -> tuple[Tensor, ...]:
     """As :func:`oracle_token_relevance`, but one (batch, tokens) part for each lookup, in the
     order in which the model makes the lookups (for BERT: word, segment, position)."""
@@ -213,7 +246,10 @@ def oracle_lookup_relevance(
         raise OracleError("no embedding lookup indexed by token positions was found")
     batch = ids.shape[0]
     leaves: dict[fx.Node, Tensor] = {}
-    output = _replay(trace, (ids,), trace.frozen(rules), double=double, leaves=leaves)
+    full = rules == "lrp"
+    output = _replay(
+        trace, (ids,), trace.frozen(rules), double=double, leaves=leaves, full=full, notes=notes
+    )
     order = [leaves[node] for node in trace.lookups]
     target = select(output)
     shared = [_is_shared(leaf, batch) for leaf in order]
@@ -285,7 +321,7 @@ def trace_function(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) 
             raise OracleError("integer inputs: expected one tensor of ids (batch, tokens)")
         trace.lookups = _lookups(trace, inputs[0])
         leaves = set(trace.lookups)
-    depends = _dependents(graph.nodes, leaves)
+    depends = trace.depends = _dependents(graph.nodes, leaves)
     for node in graph.nodes:
         if node not in depends:
             continue
@@ -295,6 +331,11 @@ def trace_function(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) 
             (trace.patterns if is_pattern else trace.other_softmaxes).append(node)
         elif name in _FUSED_NORM or _is_normaliser(node, depends):
             trace.normalisers.append(node)
+        elif _is_sink(node, depends):
+            trace.patterns.append(node)
+        elif name.startswith("aten::grid_sampler") and node.args[1] in depends:
+            trace.patterns.append(node.args[1])
+    trace.weights = _weights(trace, depends)
     return trace
 
 
@@ -317,6 +358,7 @@ class _Recorder(TorchDispatchMode):
     def _bind(self, x: Tensor, node: fx.Node) -> None:
         self.nodes[id(x)] = node
         self.alive.append(x)
+        node.meta["float"] = x.is_floating_point()
 
     def node_of(self, x: Any) -> Any:
         if not isinstance(x, Tensor):
@@ -375,10 +417,11 @@ def _record(
 
 
 def _name(node: fx.Node) -> str:
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name
-    return "getitem" if target is operator.getitem else ""
+    return "getitem" if node.target is operator.getitem else _schema_name(node.target)
+
+
+def _schema_name(target: Any) -> str:
+    return target._schema.name if isinstance(target, torch._ops.OpOverload) else ""
 
 
 def _dependents(nodes: Iterable[fx.Node], leaves: set[fx.Node]) -> set[fx.Node]:
@@ -388,6 +431,8 @@ def _dependents(nodes: Iterable[fx.Node], leaves: set[fx.Node]) -> set[fx.Node]:
         for node in nodes:
             if not any(argument in depends for argument in node.all_input_nodes):
                 continue
+            if not node.meta.get("float", True) or _name(node) in _LIKE:
+                continue  # indices, masks and constants of the same shape
             depends.add(node)
             written: Any = node
             while _writes(written) or (written is not node and _name(written) in _VIEW):
@@ -426,7 +471,7 @@ def _operands(node: fx.Node, depends: set[fx.Node]) -> list[fx.Node]:
 
 
 def _feeds_product(softmax: fx.Node, depends: set[fx.Node]) -> bool:
-    """Whether the softmax output reaches a product with another input-dependent factor."""
+    """Whether the softmax output reaches a product with values that are no weight."""
     seen: set[fx.Node] = set()
     todo = [softmax]
     while todo:
@@ -438,13 +483,139 @@ def _feeds_product(softmax: fx.Node, depends: set[fx.Node]) -> bool:
             name = _name(user)
             if name in _PRODUCT:
                 factors = list(user.args[-2:])
-                if node in factors and all(factor in depends for factor in factors):
+                others = [factor for factor in factors if factor is not node]
+                if not any(_is_weight(factor) for factor in others):
                     return True
+            if name in _LINEAR_MAP:
+                if _operands(user, depends) == [node]:
+                    todo.append(user)
+                continue
+            if name in ("aten::div", "aten::div_") and user.args[0] is node:
+                todo.append(user)  # renormalised by its own sums
                 continue
             by_constant = name in _TRANSPARENT_BY_CONSTANT and _operands(user, depends) == [node]
             if by_constant or name in _TRANSPARENT or name == "getitem":
                 todo.append(user)
     return False
+
+
+def _is_sink(node: fx.Node, depends: set[fx.Node]) -> bool:
+    """``sigmoid(logsumexp(scores) - sink)``: what a softmax with one more entry leaves."""
+    if _name(node) != "aten::sigmoid":
+        return False
+    while True:
+        operands = _operands(node, depends)
+        if len(operands) != 1:
+            return False
+        node = operands[0]
+        if _name(node) == "aten::logsumexp":
+            return True
+        if _name(node) not in _RESHAPE and _name(node) not in _EPSILON:
+            return False
+
+
+def _is_weight(node: Any) -> bool:
+    """Whether a factor is a parameter, perhaps reshaped: no values of an attention head."""
+    while isinstance(node, fx.Node):
+        if node.op == "get_attr":
+            return True
+        if _name(node) not in _RESHAPE:
+            return False
+        node = node.args[0]
+    return True
+
+
+def _weights(trace: OracleTrace, depends: set[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Factors that weigh the other factor of a product although no softmax made them.
+
+    Take ``out = f(q) (f(k)^T v)`` apart. In the inner product ``f(k)`` alone is a feature map, and
+    ``v``, which is no product of its own, is what it weighs. The outer product has a weighted sum
+    of values for one factor; the other factor, whatever it is, weighs that sum. What divides such
+    a sum is part of its weights. Activated scores ``f(q k^T)`` weigh whatever they multiply.
+    """
+    found = _Attention(trace, depends)
+    for node in trace.graph.nodes:
+        if node in depends and _name(node) in _PRODUCT | _SCALING:
+            found.judge(node)
+    return found.weights
+
+
+class _Attention:
+    """The products seen so far, by what they are for."""
+
+    def __init__(self, trace: OracleTrace, depends: set[fx.Node]) -> None:
+        self.depends, self.softmaxes = depends, set(trace.patterns)
+        self.weights: dict[fx.Node, fx.Node] = {}
+        self.sums: set[fx.Node] = set()  # products that sum values
+        self.scores: set[fx.Node] = set()  # products of two tensors neither of which is a weight
+        self.patterns: set[fx.Node] = set()  # those of them that multiply two feature maps
+
+    def judge(self, node: fx.Node) -> None:
+        factors = list(node.args[-2:] if _name(node) in _PRODUCT else node.args[:2])
+        if not all(factor in self.depends for factor in factors):
+            return
+        origins = [_origins(factor, self.depends, self.weights) for factor in factors]
+        summed = [bool(o) and o <= self.sums for o in origins]
+        if _name(node) in _SCALING:
+            inverse = [_name(node).startswith("aten::div")] * 2
+            if not inverse[0]:
+                inverse = [all(_name(n) == "aten::reciprocal" for n in o) for o in origins]
+            if summed[0] and inverse[1]:
+                self.weights[node] = factors[1]
+            elif summed[1] and inverse[0] and not _name(node).startswith("aten::div"):
+                self.weights[node] = factors[0]
+            return
+        softmaxes = [bool(o) and o <= self.softmaxes for o in origins]
+        if any(softmaxes):
+            if not all(softmaxes):
+                self.sums.add(node)
+            return
+        features = [bool(o) and all(_name(n) in _FEATURE_MAP for n in o) for o in origins]
+        activated = [f and self._of_scores(o) for f, o in zip(features, origins, strict=True)]
+        patterns = [bool(o) and o <= self.patterns for o in origins]
+        for signs in (patterns, summed[::-1], activated, features):
+            if signs[0] != signs[1]:
+                side = signs.index(True)
+                if signs is features and origins[1 - side] & self.scores:
+                    break
+                self.weights[node] = factors[side]
+                self.sums.add(node)
+                return
+        self.scores.add(node)
+        if all(features):
+            self.patterns.add(node)
+
+    def _of_scores(self, activations: set[fx.Node]) -> bool:
+        behind = [_origins(n.all_input_nodes[0], self.depends, self.weights) for n in activations]
+        return all(bool(o) and o <= self.scores for o in behind)
+
+
+def _origins(node: fx.Node, depends: set[fx.Node], weights: dict[fx.Node, fx.Node]) -> set[fx.Node]:
+    """The nodes from which a factor was made by moving, masking, scaling and joining entries,
+    and, from a softmax, by linear maps with constants."""
+    found: set[fx.Node] = set()
+    todo, seen = [node], set()
+    while todo:
+        current = todo.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        name, operands = _name(current), _operands(current, depends)
+        if name in _SCALING and current in weights:
+            operands = [o for o in operands if o is not weights[current]]
+        elif name in ("aten::div", "aten::div_"):
+            operands = [o for o in operands if o is current.args[0]]
+        passes = name in _TRANSPARENT or name in ("getitem", "aten::cat", "aten::constant_pad_nd")
+        passes = passes or (name in _TRANSPARENT_BY_CONSTANT and len(operands) == 1)
+        if passes and operands:
+            todo.extend(operands)
+        elif name in _LINEAR_MAP and len(operands) == 1:
+            behind = _origins(operands[0], depends, weights)
+            mixed = bool(behind) and all(_name(n) in _SOFTMAX for n in behind)
+            found |= behind if mixed else {current}
+        else:
+            found.add(current)
+    return found
 
 
 def _is_root(node: fx.Node) -> bool:
@@ -509,8 +680,13 @@ class _Run(fx.Interpreter):
         constants: dict[fx.Node, Any],
         leaves: dict[fx.Node, Tensor] | None,
         double: bool,
+        full: bool = False,
+        notes: set[str] | None = None,
+        weights: dict[fx.Node, fx.Node] | None = None,
     ) -> None:
         super().__init__(trace.root, graph=trace.graph)
+        self.notes: set[str] = set() if notes is None else notes
+        self.full, self.depends, self.weights = full, trace.depends, weights or {}
         self.lookups = set(trace.lookups)
         self.record, self.constants = record, constants
         self.leaves, self.double = leaves, double
@@ -530,13 +706,24 @@ class _Run(fx.Interpreter):
         if n in self.record and _name(n) in _FUSED_NORM:
             arguments, _ = self.fetch_args_kwargs_from_env(n)
             self.recorded[n] = _fused_norm_scale(_name(n), arguments)
-        result = super().run_node(n)
+        weight = self.weights.get(n)
+        if weight is not None:
+            weighing = self.env[weight]
+            self.env[weight] = weighing.detach()
+        result = NotImplemented
+        if self.full and n in self.depends and n.op == "call_function":
+            arguments, keywords = self.fetch_args_kwargs_from_env(n)
+            result = oracle_lrp.propagate(n, arguments, keywords, self.depends, self.notes)
+        if result is NotImplemented:
+            result = super().run_node(n)
+        if weight is not None:
+            self.env[weight] = weighing
         if n in self.record and n not in self.recorded:
             # A copy: an in-place operation may follow.
             self.recorded[n] = tree_map_only(Tensor, lambda value: value.detach().clone(), result)
         if n in self.lookups and self.leaves is not None:
-            result = result.detach().clone().requires_grad_()
-            self.leaves[n] = result
+            leaf = self.leaves[n] = result.detach().clone().requires_grad_()
+            result = leaf.clone()  # the model may go on in place
         return result
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -550,6 +737,14 @@ class _Run(fx.Interpreter):
                 "aten::_softmax"
             ):
                 args = (*args[:2], False)  # no half_to_float: all floats are float64 already
+        name = _schema_name(target)
+        if name == _EVAL_BATCH_NORM or (name in _BATCH_NORM and not args[5]):
+            # torch's own gradient is wrong for some arriving gradients that are not contiguous
+            x, weight, bias, mean, variance = args[:5]
+            shape = (1, -1, *(1,) * (x.ndim - 2))
+            y = (x - mean.reshape(shape)) * (variance + args[-1]).rsqrt().reshape(shape)
+            weight = None if weight is None else weight.reshape(shape)
+            return _affine(y, weight, None if bias is None else bias.reshape(shape)), None, None
         if target in _VIEWS:
             # The strides of constants and of norms computed in parts may differ from the trace.
             shape = args[1]
@@ -567,12 +762,24 @@ def _replay(
     *,
     double: bool = False,
     leaves: dict[fx.Node, Tensor] | None = None,
+    full: bool = False,
+    notes: set[str] | None = None,
 ) -> Tensor:
     # In-place operations of the model act on these copies, never on the caller's tensors.
-    first = _Run(trace, record=frozen, constants={}, leaves=None, double=double)
+    weights = {product: trace.weights[product] for product in frozen & trace.weights.keys()}
+    first = _Run(trace, record=frozen - weights.keys(), constants={}, leaves=None, double=double)
     with torch.no_grad():
         first.run(*(x.detach().clone() for x in inputs))
-    second = _Run(trace, record=set(), constants=first.recorded, leaves=leaves, double=double)
+    second = _Run(
+        trace,
+        record=set(),
+        constants=first.recorded,
+        leaves=leaves,
+        double=double,
+        full=full,
+        notes=notes,
+        weights=weights,
+    )
     with torch.enable_grad():
         output = second.run(*(x.clone() if x.is_floating_point() else x for x in inputs))
     scale = trace.output.abs().max().clamp_min(1e-6)

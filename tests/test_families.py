@@ -36,7 +36,7 @@ VERIFIED = """DistilBert Roberta Albert Electra DebertaV2 MPNet ModernBert OPT G
 Falcon Mistral Mixtral Qwen2 Qwen3 Qwen3Moe Gemma Gemma2 Phi Phi3 Olmo2 Cohere Starcoder2 GptOss
 Funnel BigBird Nystromformer FNet""".split()
 #: Operations that no rule covers yet, by family.
-REFUSED = {"Bloom": "GeLUFunction", "Mamba": "Exp"}
+REFUSED = {"Bloom": "GeLUFunction"}
 #: Token ids are rearranged before they are looked up.
 NO_LOOKUP = ["XLNet"]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,17 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx.errors import (
+    CaptumLRPError,
     NonFiniteError,
     OutputError,
     TargetError,
     UnreachedInputError,
 )
 from captum_lrp_tx.propagation import diagnosis
+from captum_lrp_tx.propagation.arguments import fresh
 from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.inputs import Inputs, Leaf
 from captum_lrp_tx.propagation.interception import Interception
 from captum_lrp_tx.propagation.layers import LayerProbe
 from captum_lrp_tx.propagation.ledger import Ledger, encloses
+from captum_lrp_tx.propagation.obstacles import explained_failure
 from captum_lrp_tx.propagation.operations import RuleTable
 from captum_lrp_tx.propagation.packing import Gradients, gradients, pack_size
 from captum_lrp_tx.propagation.scope import Boundary, Scope, relevance_sum, suspended
@@ -140,17 +144,18 @@ def propagate_targets(
 
     with suspended(), torch.inference_mode(False), torch.enable_grad():
         args, kwargs = inputs.call_arguments()
+        additional = [fresh(a) for a in job.additional_args]
         if probe is not None:
             args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
             kwargs = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
         mode = Interception(scope, inputs, name_of)
         if probe is not None:
             inputs.stop_looking_up()
-            with scope, probe, mode:
-                returned = job.forward(*args, *job.additional_args, **kwargs)
+            with scope, probe, mode, _failures_explained():
+                returned = job.forward(*args, *additional, **kwargs)
         else:
-            with scope, mode:
-                returned = job.forward(*args, *job.additional_args, **kwargs)
+            with scope, mode, _failures_explained():
+                returned = job.forward(*args, *additional, **kwargs)
         output = output_tensor(returned)
         targets = [_selected(job, s, output, (args, kwargs)) for s in select(output)]
         jobs = [
@@ -168,11 +173,12 @@ def propagate_targets(
             roots = [selected.grad_fn for selected in targets]
             job.inspect(scope, [root for root in roots if root is not None], leaves)
         count = pack_size(output, leaves, len(targets)) if per_pass is None else per_pass
-        rows = gradients(output, targets, leaves, count)
-        return [
-            _collected(one, inputs, probe, scope, selected, row)
-            for one, selected, row in zip(jobs, targets, rows, strict=True)
-        ]
+        with _failures_explained():
+            rows = gradients(output, targets, leaves, count)
+            return [
+                _collected(one, inputs, probe, scope, selected, row)
+                for one, selected, row in zip(jobs, targets, rows, strict=True)
+            ]
 
 
 def _nth(select: Callable[[Tensor], Sequence[Tensor]], index: int, output: Tensor) -> Tensor:
@@ -208,6 +214,18 @@ def _collected(
             )
         result.relevances.append(total)
     return result
+
+
+@contextlib.contextmanager
+def _failures_explained() -> Iterator[None]:
+    """Say what to do about models that torch cannot differentiate."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        told = None if isinstance(error, CaptumLRPError) else explained_failure(error)
+        if told is None:
+            raise
+        raise told from error
 
 
 def _book_lookups(leaf: Leaf, grads: list[Tensor | None], scope: Scope) -> None:

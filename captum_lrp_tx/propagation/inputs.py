@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.errors import InputError, NonFiniteError
+from captum_lrp_tx.propagation.arguments import fresh
 from captum_lrp_tx.propagation.functions import nonzero
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
 
@@ -126,7 +127,8 @@ class Inputs:
         ]
         if self.keys is None:
             return tuple(values), {}
-        return (), {**dict(zip(self.keys, values, strict=True)), **self._rest}
+        rest = {key: fresh(value) for key, value in self._rest.items()}
+        return (), {**dict(zip(self.keys, values, strict=True)), **rest}
 
     # ---- token ids ---------------------------------------------------------------------------
     @property

@@ -22,9 +22,10 @@ from torch.autograd import grad as autograd_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from captum_lrp_tx.propagation import compact, graph
+from captum_lrp_tx.propagation import compact, graph, linear_attention, recurrence
 from captum_lrp_tx.propagation.functions import LinearValue, PackedSlope, safe_ratio
 from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.obstacles import refuse_checkpointing
 from captum_lrp_tx.propagation.operations import (
     Activation,
     FusedAttention,
@@ -37,6 +38,7 @@ from captum_lrp_tx.propagation.operations import (
     PatternProduct,
     Product,
     Residual,
+    ScanProduct,
 )
 from captum_lrp_tx.propagation.rows import product_of_rows
 from captum_lrp_tx.propagation.scope import Scope
@@ -67,7 +69,8 @@ _ACTIVATIONS = {
     "logsigmoid": "LogSigmoid", "tanhshrink": "Tanhshrink", "hardshrink": "Hardshrink",
     "softshrink": "Softshrink", "threshold": "Threshold", "erf": "Erf", "square": "Pow",
     "pow": "Pow", "prelu": "Prelu", "clamp": "Clamp", "clip": "Clamp", "clamp_min": "Clamp",
-    "clamp_max": "Clamp",
+    "clamp_max": "Clamp", "expm1": "Expm1", "log1p": "Log1P", "sin": "Sin", "atan": "Atan",
+    "arctan": "Atan", "asinh": "Asinh",
 }  # fmt: skip
 
 
@@ -81,8 +84,13 @@ class Interception(TorchFunctionMode):
         self.name_of = name_of
         #: Positional arguments of the call being handled, parameters as they are.
         self.as_called: tuple[Any, ...] = ()
+        #: Whether there was a softplus: no step size, no state space model.
+        self.has_steps = False
         # constants computed from parameters that require a gradient outside of this mode
         self._trainable: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        #: Whether anything was computed from the inputs without a gradient, and what.
+        self.has_cut = False
+        self._cut: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __torch_function__(
         self,
@@ -93,12 +101,19 @@ class Interception(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name: str = getattr(func, "__name__", "")
+        grad_enabled = torch.is_grad_enabled()
         if (
             name in _UNTOUCHED
-            or not torch.is_grad_enabled()  # the model has decided that nothing propagates
+            or not grad_enabled  # the model has decided that nothing propagates
             or not self.scope.is_current()
         ):
+            if not grad_enabled and name == "embedding" and self.scope.is_current():
+                # a table of positions that is not trained: still looked up at each token
+                with torch.enable_grad():
+                    return _constant_call(self, func, args, kwargs, name)
             result = func(*args, **kwargs)
+            if name not in _UNTOUCHED and self.scope.is_current():
+                self._note_cut((args, kwargs), result)
             if name == "__get__" and isinstance(result, Tensor) and result.requires_grad:
                 # weight.T and the like: a view of a parameter is a constant, too
                 (owner,) = args[:1]
@@ -129,6 +144,27 @@ class Interception(TorchFunctionMode):
             for item in x:
                 self.mark_trainable(item)
         return x
+
+    def _note_cut(self, arguments: Any, result: Any) -> None:
+        """Without gradients: remember values that were computed from the inputs."""
+        known = _tensors(arguments)
+        if any((t.requires_grad and not t.is_leaf) or t in self._cut for t in known):
+            self.has_cut = True
+            for t in _tensors(result):
+                if t.is_floating_point():
+                    self._cut[t] = True
+
+    def check_cut(self, name: str, arguments: Any, result: Any) -> None:
+        """With gradients again: note the first operations that such values go into."""
+        if not any(t in self._cut and not t.requires_grad for t in _tensors(arguments)):
+            return
+        outputs = _tensors(result)
+        if any(t.requires_grad for t in outputs):
+            self.scope.cut[name, self.scope.module] = None
+            return
+        for t in outputs:
+            if t.is_floating_point():
+                self._cut[t] = True
 
     def is_trainable(self, x: Any) -> bool:
         """Whether a constant would require a gradient in the plain model."""
@@ -163,6 +199,7 @@ def _constant_call(
         kwargs = {k: mode.constant(v) for k, v in kwargs.items()}
     handler = _HANDLERS.get(name)
     if handler is not None:
+        refuse_checkpointing()
         if mode.scope.ledger is not None:
             _keep_names(mode, originals, (args, kwargs))
         mode.as_called = originals[0]
@@ -171,6 +208,8 @@ def _constant_call(
         result = func(*args, **kwargs)
     if not _depends(result) and any(mode.is_trainable(a) for a in args):
         mode.mark_trainable(result)
+    if mode.has_cut:
+        mode.check_cut(name, (args, kwargs), result)
     ledger = mode.scope.ledger
     if ledger is not None:
         _keep_names(mode, originals, (args, kwargs))
@@ -330,8 +369,11 @@ def _apply_linear(mode: Interception, operation: LinearMap) -> Any:
         output = operation.plain()
         if operation.bias is not None:
             operation.absorb(output, operation.bias)
-        return output
-    return mode.apply(Kind.LINEAR, operation)
+    else:
+        output = mode.apply(Kind.LINEAR, operation)
+    if _is_head(mode, operation.input):  # heads that talk to each other
+        graph.mark(output, graph.Role.PATTERN)
+    return output
 
 
 _CONVOLUTION = ("input", "weight", "bias")
@@ -386,10 +428,10 @@ def _batch_norm(
         "eps",
     )
     x, mean, variance, weight, bias, training, _, eps = _bind(names, args, kwargs)
+    if not _depends(x):  # weights standardised by batch_norm, for instance
+        return func(*args, **kwargs)
     if training or mean is None:
         mode.scope.random.add("batch statistics")
-        return func(*args, **kwargs)
-    if not _depends(x):
         return func(*args, **kwargs)
     shape = (-1, *(1,) * (x.dim() - 2))
     scale = (variance + (1e-5 if eps is None else eps)).rsqrt()
@@ -439,8 +481,6 @@ def _contraction(
         call = func
         if "mul" in getattr(func, "__name__", ""):
             call = _folded_product(mode, func, args[i], args[j], weight_first=j < i)
-        if mode.scope.rule(Kind.LINEAR) is None:
-            return call(*args, **kwargs)
 
         def apply(x: Tensor, w: Tensor) -> Tensor:
             called = list(args)
@@ -453,7 +493,7 @@ def _contraction(
             input=args[i], weight=args[j], bias=None,
             apply=apply, distribute=_spread_through(apply, args[j]),
         )  # fmt: skip
-        return mode.apply(Kind.LINEAR, operation)
+        return _apply_linear(mode, operation)
     return func(*args, **kwargs)
 
 
@@ -468,13 +508,35 @@ def _dependent_contraction(
     kwargs: dict[str, Any],
     dependent: list[int],
 ) -> Any:
+    if mode.has_steps:
+        scanned = _scan(mode, func, args, kwargs, dependent, elementwise=False)
+        if scanned is not None:
+            return scanned
+    features = False
     if mode.scope.rule(Kind.ATTENTION) is not None:
         patterns = tuple(i for i in dependent if graph.is_pattern(args[i]))
+        if not patterns:
+            patterns, features = linear_attention.weights(args, dependent)
         if patterns and len(patterns) < len(dependent):
-            return mode.apply(
+            result = mode.apply(
                 Kind.ATTENTION,
                 PatternProduct(func, args, kwargs, patterns=patterns, operands=tuple(dependent)),
             )
+            graph.mark(result, graph.Role.SUMMARY)
+            return result
+    result = _unweighted(mode, func, args, kwargs, dependent)
+    if features:
+        graph.mark(result, graph.Role.PATTERN)
+    return result
+
+
+def _unweighted(
+    mode: Interception,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dependent: list[int],
+) -> Any:
     if len(dependent) == 2 and mode.scope.rule(Kind.PRODUCT) is not None:
         return mode.apply(
             Kind.PRODUCT,
@@ -502,10 +564,33 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     if kwargs or len(args) != 2 or not (_depends(args[0]) and _depends(args[1])):
         return func(*args, **kwargs)
     quotient = "div" in name
+    if mode.has_steps and not quotient:
+        plain = getattr(torch, name.strip("_")) if inplace else func
+        scanned = _scan(mode, plain, args, {}, [0, 1], elementwise=True)
+        if scanned is not None:
+            return args[0].copy_(scanned) if inplace else scanned
     # in-place calls keep their meaning: the result is copied into the first argument
     plain = getattr(torch, name.strip("_")) if inplace else func
     result: Any = None
-    if mode.scope.rule(Kind.NORM) is not None:
+    if mode.scope.rule(Kind.ATTENTION) is not None and not quotient:
+        sinks = tuple(i for i in (0, 1) if graph.is_sink_gate(args[i]))
+        if len(sinks) == 1:
+            result = mode.apply(
+                Kind.ATTENTION,
+                PatternProduct(plain, args, {}, patterns=sinks, operands=(0, 1)),
+            )
+    if quotient and graph.is_quotient_by_own_sum(args[0], args[1]):
+        return func(*args, **kwargs)  # a softmax by hand: what is done with it decides
+    if result is None and mode.scope.rule(Kind.ATTENTION) is not None:
+        rescaling = linear_attention.renormalizer(args, quotient)
+        if rescaling is not None:
+            result = mode.apply(
+                Kind.ATTENTION,
+                PatternProduct(
+                    plain, args, {}, patterns=(rescaling,), operands=(0, 1), rescales=True
+                ),
+            )
+    if result is None and mode.scope.rule(Kind.NORM) is not None:
         for i in (1,) if quotient else (1, 0):
             if graph.is_normalizer(args[i]):
                 operation = NormalizerProduct(plain, args, {}, normalizer=i)
@@ -519,6 +604,41 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     if result is None:
         return func(*args, **kwargs)
     return args[0].copy_(result) if inplace else result
+
+
+def _scan(
+    mode: Interception,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dependent: list[int],
+    elementwise: bool,
+) -> Any:
+    """A product of a state space model under the rule in force; None for any other product."""
+    if mode.scope.rule(Kind.SCAN) is None:
+        return None
+    resolved = recurrence.resolve(
+        [args[i] for i in dependent], _einsum_labels(args, dependent), elementwise
+    )
+    if resolved is None:
+        return None
+    signal, role = resolved
+    if signal is None:  # plain, so that the audit finds it
+        result = func(*args, **kwargs)
+    else:
+        coefficients = tuple(i for i in dependent if i != dependent[signal])
+        result = mode.apply(Kind.SCAN, ScanProduct(func, args, kwargs, coefficients=coefficients))
+    recurrence.mark(result, role)
+    return result
+
+
+def _einsum_labels(args: tuple[Any, ...], dependent: list[int]) -> list[frozenset[str]] | None:
+    """Letters of the dependent operands and of the result, if this is an einsum by equation."""
+    if not isinstance(args[0], str) or "->" not in args[0] or "." in args[0]:
+        return None
+    inputs, output = args[0].replace(" ", "").split("->")
+    letters = [frozenset(term) for term in inputs.split(",")]
+    return [*(letters[i - 1] for i in dependent), frozenset(output)]
 
 
 def _glu(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -556,6 +676,20 @@ def _fused_attention(
             dropout_p=dropout_p or 0.0, is_causal=bool(is_causal), scale=scale, rest=rest,
         ),
     )  # fmt: skip
+
+
+def _grid_sample(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Values sampled at places that depend on the inputs: the places are a pattern."""
+    values, grid = _bind(("input", "grid"), args, kwargs)
+    if not _depends(grid):
+        return func(*args, **kwargs)
+    rest = {k: v for k, v in kwargs.items() if k not in ("input", "grid")}
+    return mode.apply(
+        Kind.ATTENTION,
+        PatternProduct(func, (values, grid, *args[2:]), rest, patterns=(1,), operands=(0,)),
+    )
 
 
 # ---- norms --------------------------------------------------------------------------------------
@@ -651,6 +785,8 @@ def _activation(
     x = args[0] if args else kwargs.get("input")
     rule = mode.scope.rule(Kind.ACTIVATION)
     name: str = func.__name__
+    if name == "softplus" and _depends(x):
+        mode.has_steps = True
     if rule is None and isinstance(x, Tensor) and x.requires_grad and mode.scope.has_rules:
         return _packed_slope(func, x, args, kwargs, name)
     if rule is None or not isinstance(x, Tensor) or not x.requires_grad:
@@ -706,6 +842,14 @@ def _packed_slope(
     )
 
 
+def _exponential(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if mode.has_steps and args and _depends(args[0]):
+        recurrence.confirm_steps(args[0])
+    return func(*args, **kwargs)
+
+
 def _positive_power(exponent: Any) -> bool:
     return isinstance(exponent, (int, float)) and exponent >= 1
 
@@ -759,9 +903,25 @@ def _addition(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict
             split = [mode.inputs.split_shared(a, shape, module) for a in args[:2]]
             args = (*(s if s is not None else a for s, a in zip(split, args[:2], strict=True)),
                     *args[2:])  # fmt: skip
+    initial = _initial_state(mode, args)
+    if initial is not None:
+        args = tuple(a.detach() if i == initial else a for i, a in enumerate(args))
+        result = func(*args, **kwargs)
+        mode.absorb(result, args[initial])
+        return result
     if mode.scope.rule(Kind.RESIDUAL) is not None:
         return _residual(mode, func, args, kwargs)
     return func(*args, **kwargs)
+
+
+def _initial_state(mode: Interception, args: tuple[Any, ...]) -> int | None:
+    """The first step of a scan adds ``decay * initial state``, a constant under the rule."""
+    if not mode.has_steps or mode.scope.rule(Kind.SCAN) is None or len(args) != 2:
+        return None
+    if not (_depends(args[0]) and _depends(args[1])):
+        return None
+    roles = [recurrence.role(a) for a in args]
+    return roles.index("decay") if set(roles) == {"decay", "state"} else None
 
 
 def _residual(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -844,6 +1004,7 @@ _HANDLERS: dict[str, Handler] = {
     **_names(_product, "mul mul_ multiply multiply_ div div_ divide divide_ true_divide"),
     **_names(_glu, "glu"),
     **_names(_fused_attention, "scaled_dot_product_attention"),
+    **_names(_grid_sample, "grid_sample"),
     **_names(_layer_norm, "layer_norm"),
     **_names(_rms_norm, "rms_norm"),
     **_names(_group_norm, "group_norm"),
@@ -854,6 +1015,7 @@ _HANDLERS: dict[str, Handler] = {
     **_names(_index_select, "index_select"),
     **_names(_addition, "add add_ __add__ __radd__ __iadd__"),
     **_names(_softmax, "softmax"),
+    **_names(_exponential, "exp exp_"),
     **_names(_dropout, "dropout dropout_ feature_dropout alpha_dropout dropout2d dropout1d"),
     **_names(_enter, "multi_head_attention_forward normalize local_response_norm gumbel_softmax"),
 }

@@ -21,6 +21,7 @@ class Kind(str, Enum):
     NORM = "norm"  # layer norm, RMS norm, group norm, x / std(x) in any spelling
     ACTIVATION = "activation"  # element-wise non-linear function of one tensor
     PRODUCT = "product"  # product or quotient of two input-dependent tensors
+    SCAN = "scan"  # product inside a state space model: signal times coefficients
     # only deep-Taylor decomposition has rules for these
     SOFTMAX = "softmax"  # the softmax itself, whatever it is for
     RESIDUAL = "residual"  # sum of two input-dependent tensors of one shape
@@ -78,10 +79,14 @@ class LinearMap(Operation):
 
 @dataclass
 class PatternProduct(Operation):
-    """A matrix product in which the operands at ``patterns`` come from a softmax."""
+    """A product in which the operands at ``patterns`` weigh the others: attention.
+
+    ``rescales`` marks the element-wise product or quotient that makes weights sum to one.
+    """
 
     patterns: tuple[int, ...] = field(kw_only=True)
     operands: tuple[int, ...] = field(kw_only=True)
+    rescales: bool = field(kw_only=True, default=False)
 
 
 @dataclass
@@ -140,6 +145,13 @@ class Product(Operation):
     second: int = field(kw_only=True)
     elementwise: bool = field(kw_only=True)
     quotient: bool = field(kw_only=True, default=False)
+
+
+@dataclass
+class ScanProduct(Operation):
+    """A product of a state space model: the operands at ``coefficients`` scale the signal."""
+
+    coefficients: tuple[int, ...] = field(kw_only=True)
 
 
 @dataclass

@@ -100,6 +100,8 @@ class Scope:
         self.boundaries: list[Boundary] = []
         self.applied: dict[tuple[str, Kind, str], int] = {}
         self.random: set[str] = set()
+        #: Operations, by name and module, on values that lost their gradient under no_grad.
+        self.cut: dict[tuple[str, str], None] = {}
         self.gives_to_zero_inputs = False
 
     # ---- rules -------------------------------------------------------------------------------
@@ -235,8 +237,8 @@ def _tap_outputs(output: Any, boundary: Boundary) -> Any:
 
 
 def _tap(x: Any, add: Callable[[float], None]) -> Any:
-    if not isinstance(x, Tensor) or not x.requires_grad:
-        return x
+    if not isinstance(x, Tensor) or not x.requires_grad or isinstance(x, nn.Parameter):
+        return x  # a parameter handed to a module as an argument is a constant like any other
     with torch._C.DisableTorchFunction():  # our own calls are none of the model's
         alias = x.view_as(x)
         value = alias.detach()

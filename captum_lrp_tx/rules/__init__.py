@@ -20,6 +20,7 @@ rule                           governs                              source
 :class:`GateRule`              products with a gate                 Arras et al. 2017
 :class:`UniformRule`           products, half to each factor        Achtibat et al. 2024, eq. 13
 :class:`UniformAttentionRule`  attention, as AttnLRP                Achtibat et al. 2024
+:class:`StateSpaceRule`        scans: coefficients are constant     Jafari et al. 2024, sec. 4.2
 :class:`GradientRule`          any: plain gradient                  Shrikumar et al. 2016
 ============================== ==================================== ============================
 """
@@ -42,6 +43,7 @@ from captum_lrp_tx.rules.linear import (
     ZPlusRule,
 )
 from captum_lrp_tx.rules.normalization import LNRule
+from captum_lrp_tx.rules.state_space import StateSpaceRule
 
 __all__ = [
     "PRESETS",
@@ -62,6 +64,7 @@ __all__ = [
     "PassRule",
     "PositiveWeightRule",
     "Rule",
+    "StateSpaceRule",
     "UniformAttentionRule",
     "UniformRule",
     "ZPlusRule",

@@ -25,6 +25,16 @@ class AHRule(Rule):
 
     All relevance of a head goes to its values, none to queries and keys, and the head conserves it.
 
+    The pattern is whatever weighs the values, constant as the model uses it:
+
+    * softmax attention over tokens, channels (XCiT, DaViT), windows or neighbours (VOLO): the
+      softmax; l2-normalised queries and keys, temperatures, relative positions and gates between
+      patterns (ConViT) are part of it, and so are maps between heads behind it (CaiT);
+    * linear attention :math:`\phi(q)\,(\phi(k)^\top v)`: :math:`\phi(q)\,\phi(k)^\top` with its
+      divisor, which the model never forms (Katharopoulos et al. 2020; EfficientViT; with a softmax
+      over the tokens for :math:`\phi(k)` the factorised attention of CoaT);
+    * without a softmax, the factor that an activation made (sigmoid or ReLU attention).
+
     Source: Ali et al., ICML 2022, section 4.
     """
 
@@ -32,10 +42,11 @@ class AHRule(Rule):
 
     def propagate(self, operation: PatternProduct | FusedAttention) -> Tensor:
         if isinstance(operation, PatternProduct):
-            constant = {i: operation.args[i].detach() for i in operation.patterns}
-            return cast(Tensor, operation.with_operands(constant))
-        # the mask keeps its flag, on which torch's choice of kernel depends
+            return _constant(operation)
         query, key, mask = operation.query.detach(), operation.key.detach(), operation.mask
+        if mask is not None and mask.requires_grad:
+            # the flag stays, on which torch's choice of kernel depends
+            mask = mask.detach().requires_grad_()
         if not operation.value_.requires_grad:
             return operation.value()
         if operation.dropout_p:
@@ -44,6 +55,11 @@ class AHRule(Rule):
                 operation.value_, query, key, mask, operation.is_causal, operation.scale,
                 operation.rest,
             )  # fmt: skip
+
+
+def _constant(operation: PatternProduct) -> Tensor:
+    constant = {i: operation.args[i].detach() for i in operation.patterns}
+    return cast(Tensor, operation.with_operands(constant))
 
 
 def _explicit(operation: FusedAttention, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
@@ -85,6 +101,8 @@ class UniformAttentionRule(Rule):
 
     def propagate(self, operation: PatternProduct | FusedAttention) -> Tensor:
         if isinstance(operation, PatternProduct):
+            if operation.rescales:
+                return _constant(operation)
             share = 1.0 / len(operation.operands)
             scaled = {i: ScaleGradient.call(operation.args[i], share) for i in operation.operands}
             return cast(Tensor, operation.with_operands(scaled))

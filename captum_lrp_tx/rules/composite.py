@@ -19,6 +19,7 @@ from captum_lrp_tx.rules.base import Bias, GradientRule, Rule
 from captum_lrp_tx.rules.gating import GateRule, UniformRule
 from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule, LinearRule
 from captum_lrp_tx.rules.normalization import LNRule
+from captum_lrp_tx.rules.state_space import StateSpaceRule
 
 Predicate = Callable[[str, nn.Module], bool]
 Key = Union[str, "re.Pattern[str]", type[nn.Module], Predicate]
@@ -36,6 +37,7 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
         Kind.NORM: LNRule(),
         Kind.ACTIVATION: IdentityRule(),
         Kind.PRODUCT: GateRule(),
+        Kind.SCAN: StateSpaceRule(),
         Kind.LINEAR: EpsilonRule(),
     },
     # 0.01 was chosen among 0.01 to 0.1 on validation sentences of SST-2 and TweetEval emotion
@@ -44,13 +46,23 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
         Kind.NORM: LNRule(),
         Kind.ACTIVATION: IdentityRule(),
         Kind.PRODUCT: GateRule(),
+        Kind.SCAN: StateSpaceRule(),
         Kind.LINEAR: GeneralizedGammaRule(gamma=0.01),
+    },
+    "mambalrp": {
+        Kind.ATTENTION: AHRule(),
+        Kind.NORM: LNRule(),
+        Kind.ACTIVATION: IdentityRule(),
+        Kind.PRODUCT: UniformRule(),
+        Kind.SCAN: StateSpaceRule(),
+        Kind.LINEAR: EpsilonRule(),
     },
     "attnlrp": {
         Kind.ATTENTION: UniformAttentionRule(),
         Kind.NORM: LNRule(),
         Kind.ACTIVATION: IdentityRule(),
         Kind.PRODUCT: UniformRule(),
+        Kind.SCAN: StateSpaceRule(),
         Kind.LINEAR: EpsilonRule(),
     },
 }
@@ -69,8 +81,8 @@ class Composite:
             must match the whole name), or a predicate ``(name, module) -> bool``. Values are a
             rule, a sequence of rules, or ``None`` for the plain gradient.
         base (str or Composite): What holds elsewhere: ``"gi"``, ``"ah"``, ``"ln"``, ``"ah+ln"``,
-            ``"lrp"``, ``"lrp-gamma"``, ``"attnlrp"`` or another composite, whose entries come
-            after these.
+            ``"lrp"``, ``"lrp-gamma"``, ``"mambalrp"``, ``"attnlrp"`` or another composite, whose
+            entries come after these.
 
     Raises:
         RuleError: unknown preset, or a key or value of the wrong kind.

@@ -1,0 +1,55 @@
+"""Copies of what a model may change while it runs: key-value caches and the like."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+_DEPTH = 6
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), nn.Module, type)
+
+
+def fresh(value: Any) -> Any:
+    """A copy of an argument that holds tensors in containers or objects; others as they are.
+
+    Models write to caches that are handed in: they append keys and values, or update states in
+    place. Every explained pass gets a copy, so that the caller's cache stays as it was and a second
+    pass sees the same one. Graphs of the copied tensors are left behind: what a cache holds is a
+    constant.
+
+    Example::
+
+        >>> given = [torch.ones(2)]
+        >>> fresh(given)[0] is given[0]
+        False
+    """
+    if isinstance(value, (Tensor, *_PLAIN)) or callable(value):
+        return value
+    tensors: list[Tensor] = []
+    _collect(value, tensors, set(), _DEPTH)
+    if not tensors:
+        return value
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in tensors if not t.is_leaf}
+    try:
+        return copy.deepcopy(value, memo)
+    except (TypeError, copy.Error):  # something in it cannot be copied, a lock for instance
+        return value
+
+
+def _collect(value: Any, found: list[Tensor], seen: set[int], depth: int) -> None:
+    if isinstance(value, Tensor):
+        found.append(value)
+        return
+    if depth == 0 or id(value) in seen or isinstance(value, _PLAIN):
+        return
+    seen.add(id(value))
+    if isinstance(value, dict):
+        items = list(value.values())
+    elif isinstance(value, (list, tuple, set)):
+        items = list(value)
+    else:
+        items = list(getattr(value, "__dict__", {}).values())
+    for item in items:
+        _collect(item, found, seen, depth - 1)

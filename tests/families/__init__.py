@@ -1,0 +1,1 @@
+"""Every family of a library, from tiny random configurations: one walker a library."""

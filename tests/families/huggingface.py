@@ -1,0 +1,135 @@
+"""The families of transformers, by its auto-model mappings: tiny, random, built generically."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import importlib
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import zoo
+from families import arguments
+from families.common import Case, NotBuilt
+from families.configs import SIZES, Size, tiny
+
+LIBRARY = "transformers"
+#: Larger ones take seconds; some sizes are fixed in the code of a family.
+MOST_PARAMETERS = 8_000_000
+#: Which head to take: the first of these mappings that knows the family; then the bare model.
+_HEADS = (
+    "SEQUENCE_CLASSIFICATION", "IMAGE_CLASSIFICATION", "AUDIO_CLASSIFICATION",
+    "VIDEO_CLASSIFICATION", "CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "SEQ_TO_SEQ_CAUSAL_LM", "CTC",
+    "MASKED_LM", "QUESTION_ANSWERING", "IMAGE_TEXT_TO_TEXT",
+)  # fmt: skip
+
+
+@functools.lru_cache(None)
+def _auto() -> Any:
+    return importlib.import_module("transformers.models.auto.modeling_auto")
+
+
+def names() -> list[str]:
+    """The model types of the bare auto-model mapping."""
+    return list(_auto().MODEL_MAPPING_NAMES)
+
+
+def _classes(name: str) -> list[type[nn.Module]]:
+    transformers = importlib.import_module("transformers")
+    mappings = [getattr(_auto(), f"MODEL_FOR_{head}_MAPPING_NAMES", {}) for head in _HEADS]
+    found: list[type[nn.Module]] = []
+    for mapping in (*mappings, _auto().MODEL_MAPPING_NAMES):
+        entry = mapping.get(name)
+        for class_name in entry if isinstance(entry, (tuple, list)) else (entry,):
+            if class_name and hasattr(transformers, class_name):
+                found.append(getattr(transformers, class_name))
+    # a few heads are enough: the first, and the bare model
+    return list(dict.fromkeys([*found[:2], *found[-1:]]))
+
+
+def cases(name: str) -> list[Case]:
+    """One case for each attention implementation that the family has.
+
+    Raises:
+        NotBuilt: no tiny random model of this family runs.
+    """
+    reasons: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for size in SIZES:
+            for model_class in _classes(name):
+                try:
+                    built = [_case(name, model_class, "eager", size)]
+                except NotBuilt as error:
+                    reasons.append(str(error))
+                    continue
+                with contextlib.suppress(NotBuilt):
+                    built.append(_case(name, model_class, "sdpa", size))
+                return built
+    raise NotBuilt(reasons[0] if reasons else "no model class")
+
+
+def _config(name: str, size: Size) -> Any:
+    configuration = importlib.import_module("transformers.models.auto.configuration_auto")
+    try:
+        return tiny(configuration.CONFIG_MAPPING[name](), size)
+    except Exception as error:
+        raise NotBuilt(f"configuration: {type(error).__name__}: {error}") from error
+
+
+def _model(config: Any, model_class: type[nn.Module], implementation: str) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            entries = sum(p.numel() for p in model_class(copy.deepcopy(config)).parameters())
+    except Exception:
+        entries = 0  # some models cannot be made without values
+    if entries > MOST_PARAMETERS:
+        raise NotBuilt(f"model: {entries} parameters are left")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = model_class._from_config(config, attn_implementation=implementation)
+    except Exception as error:
+        raise NotBuilt(f"model: {type(error).__name__}: {error}") from error
+    return zoo.randomise(model.float().eval())
+
+
+def _case(name: str, model_class: type[nn.Module], implementation: str, size: Size) -> Case:
+    model = _model(_config(name, size), model_class, implementation)
+    reason = "no suitable input"
+    for explained, call in arguments.candidates(model):
+        value = call.pop(explained)
+        forward = _Forward(model, explained, call)
+        try:
+            output = forward(value)
+        except Exception as error:
+            if reason == "no suitable input":
+                reason = f"forward: {type(error).__name__}: {str(error)[:200]}"
+            continue
+        if not arguments.is_usable(output, len(value)):
+            continue
+        return Case(
+            LIBRARY, name, model_class.__name__, implementation, model, forward, value,
+            arguments.target_of(output),
+        )  # fmt: skip
+    raise NotBuilt(reason)
+
+
+class _Forward:
+    """The model's call as a function of the explained argument alone."""
+
+    def __init__(self, model: nn.Module, explained: str, arguments_: dict[str, Any]) -> None:
+        self.model, self.explained, self.arguments = model, explained, arguments_
+
+    def __call__(self, value: Tensor) -> Tensor:
+        returned = self.model(**{self.explained: value}, **self.arguments)
+        output = arguments.read(returned, of_ids=not value.is_floating_point())
+        if output is None:
+            raise TypeError("no float tensor in the output")
+        if output.shape[0] != len(value) and value.is_floating_point():
+            output = output.reshape(len(value), -1) if len(value) == 1 else output[None]
+        return output

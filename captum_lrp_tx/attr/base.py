@@ -41,6 +41,7 @@ from captum_lrp_tx.rules.composite import Composite
 TensorOrTuple = Union[Tensor, tuple[Tensor, ...]]
 AttributionInputs = Union[Tensor, tuple[Tensor, ...], Mapping[str, Any]]
 Positions = Literal["sum", "separate"]
+Memory = Literal["standard", "low"]
 
 
 class _Told:
@@ -105,6 +106,12 @@ class Conservative(WithoutFutures):
     """Rules, one propagation pass and its checks; the base of the four attribution classes."""
 
     _honours_module_rules = False
+    _memory: Memory = "standard"
+
+    def _set_memory(self, memory: Memory) -> None:
+        if memory not in ("standard", "low"):
+            raise InputError(f"memory must be 'standard' or 'low', not {memory!r}.")
+        self._memory = memory
 
     def _set_rules(
         self, rules: str | Composite, bias: Bias | None = None, epsilon: float | None = None
@@ -179,6 +186,7 @@ class Conservative(WithoutFutures):
             assigned=[*composite.assign(modules), *own],
             select=lambda output: select_target(output, target),
             additional_args=() if additional is None else additional,
+            recompute=self._memory == "low",
             **more,
         )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_lrp_tx.attr.base import (
     AttributionInputs,
     Conservative,
+    Memory,
     Positions,
     TargetsType,
     TargetType,
@@ -60,9 +61,16 @@ class ConservativeGI(Conservative, GradientAttribution):
         True
     """
 
-    def __init__(self, model: Callable[..., Any], rules: str | Composite = "ah+ln") -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        rules: str | Composite = "ah+ln",
+        *,
+        memory: Memory = "standard",
+    ) -> None:
         GradientAttribution.__init__(self, model)
         self._set_rules(rules)
+        self._set_memory(memory)
 
     @property
     def multiplies_by_inputs(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from captum_lrp_tx.attr.base import forward_of
+from captum_lrp_tx.attr.base import Memory, forward_of
 from captum_lrp_tx.attr.captum_rules import assigned_rules
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.propagation.modules import find_modules
@@ -38,6 +38,7 @@ class ConservativeLRP(ConservativeGI):
             bias out, as ``set_bias_to_zero`` of Captum's rules; in deep models this needs a large
             ``epsilon`` (0.1 to 0.3) to be stable; you are warned if it is not.
         epsilon (float, optional): Stabiliser of the epsilon rule; 1e-9 unless given.
+        memory (str): ``"low"`` runs blocks twice to save memory, as in ``ConservativeGI``.
 
     Raises:
         RuleError: unknown preset or bias, or a ``module.rule`` that cannot be used.
@@ -63,8 +64,9 @@ class ConservativeLRP(ConservativeGI):
         *,
         bias: Bias = "absorb",
         epsilon: float | None = None,
+        memory: Memory = "standard",
     ) -> None:
-        ConservativeGI.__init__(self, model, rules)
+        ConservativeGI.__init__(self, model, rules, memory=memory)
         self.model = model
         self._set_rules(rules, bias, epsilon)
         assigned_rules(find_modules(forward_of(self)))  # complain now, as Captum's LRP does

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from captum_lrp_tx.propagation.ledger import Ledger, encloses
 from captum_lrp_tx.propagation.obstacles import explained_failure
 from captum_lrp_tx.propagation.operations import RuleTable
 from captum_lrp_tx.propagation.packing import Gradients, gradients, pack_size
+from captum_lrp_tx.propagation.recomputation import Recomputation, repeated_blocks
 from captum_lrp_tx.propagation.scope import Boundary, Scope, relevance_sum, suspended
 
 NamedModules = Sequence[tuple[str, nn.Module]]
@@ -55,6 +57,7 @@ class Pass:
             pass, while the graph is alive.
         zeros_if_unreached (bool): Zero relevance for layers that do not influence the output.
         backward (bool): Run the backward pass; without it the result has no relevance.
+        recompute (bool): Keep the inputs of the model's blocks only, and run them twice.
         check_finite (bool): Raise if the output or the relevance is NaN or infinite.
     """
 
@@ -72,6 +75,7 @@ class Pass:
     check_finite: bool = True
     zeros_if_unreached: bool = False
     backward: bool = True
+    recompute: bool = False
 
 
 @dataclass
@@ -149,12 +153,17 @@ def propagate_targets(
             args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
             kwargs = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
         mode = Interception(scope, inputs, name_of)
+        saving = (
+            Recomputation(repeated_blocks(job.modules), scope, inputs, mode.again)
+            if job.recompute
+            else nullcontext()
+        )
         if probe is not None:
             inputs.stop_looking_up()
-            with scope, probe, mode, _failures_explained():
+            with scope, probe, saving, mode, _failures_explained():
                 returned = job.forward(*args, *additional, **kwargs)
         else:
-            with scope, mode, _failures_explained():
+            with scope, saving, mode, _failures_explained():
                 returned = job.forward(*args, *additional, **kwargs)
         output = output_tensor(returned)
         targets = [_selected(job, s, output, (args, kwargs)) for s in select(output)]

@@ -172,6 +172,10 @@ class Inputs:
         """Layer mode: the leaves are elsewhere, token ids are plain arguments."""
         self._ids = []
 
+    def count_lookups(self) -> int:
+        """How many embedding lookups have become leaves so far."""
+        return sum(len(leaf.lookups) for leaf in self.leaves)
+
     @property
     def has_shared(self) -> bool:
         """Whether a lookup has one row for the whole batch, to be split where it is added."""

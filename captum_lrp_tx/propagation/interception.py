@@ -92,6 +92,14 @@ class Interception(TorchFunctionMode):
         self.has_cut = False
         self._cut: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
+    def again(self) -> Interception:
+        """A mode for a second run of a part of the model, which finds no inputs of its own."""
+        inputs = self.inputs.again()
+        inputs.stop_looking_up()
+        mode = Interception(self.scope, inputs, self.name_of)
+        mode._trainable = self._trainable
+        return mode
+
     def __torch_function__(
         self,
         func: Any,

@@ -131,6 +131,30 @@ class Scope:
                 best = call
         return best.module if best else ""
 
+    def tables(self) -> list[RuleTable]:
+        """The rule tables in force, outermost first."""
+        return list(self._stack)
+
+    @contextlib.contextmanager
+    def again(self, tables: list[RuleTable]) -> Iterator[None]:
+        """Run a part of the model once more, from where these tables were in force.
+
+        What that part applies and draws is not recorded a second time.
+        """
+        kept = self._stack, self.applied, self.random, self.ledger
+        self._stack, self.applied, self.random = list(tables), {}, set()
+        try:
+            for module, table in self._assigned:
+                self._hook_table(module, table)
+            _ACTIVE.scopes.append(self)
+            try:
+                yield
+            finally:
+                _ACTIVE.scopes.pop()
+        finally:
+            self._remove_hooks()
+            self._stack, self.applied, self.random, self.ledger = kept
+
     # ---- hooks -------------------------------------------------------------------------------
     def __enter__(self) -> Scope:
         try:

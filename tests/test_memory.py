@@ -1,0 +1,249 @@
+"""``memory="low"``: the same relevance from blocks that are run twice, or a refusal."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from captum_lrp_tx import Composite, ConservativeGI, ConservativeLRP, rules
+from captum_lrp_tx.errors import InputError, UnsupportedModelError
+from captum_lrp_tx.propagation.recomputation import repeated_blocks
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "vocab_size": 30,
+}  # fmt: skip
+IDS = torch.tensor([[1, 5, 7, 9, 3], [2, 4, 6, 0, 0]])
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+
+
+@functools.cache
+def model(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "bert":
+        return transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL)).eval()
+    if kind == "llama":
+        config = transformers.LlamaConfig(**SMALL, num_key_value_heads=1, use_cache=False)
+        return transformers.LlamaForCausalLM(config).eval()
+    if kind == "gpt2":
+        config = transformers.GPT2Config(
+            n_embd=16, n_layer=3, n_head=2, vocab_size=30, use_cache=False
+        )
+        return transformers.GPT2LMHeadModel(config).eval()
+    if kind == "t5":
+        config = transformers.T5Config(
+            d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, vocab_size=30, num_labels=2,
+            use_cache=False,
+        )  # fmt: skip
+        return transformers.T5ForTokenClassification(config).eval()
+    torch.manual_seed(1)
+    layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, activation="gelu")
+    return nn.Sequential(nn.TransformerEncoder(layer, 3), nn.Flatten(), nn.Linear(80, 3)).eval()
+
+
+def asked(kind: str) -> tuple[Any, Any]:
+    if kind == "torch":
+        torch.manual_seed(2)
+        return torch.randn(2, 5, 16), 1
+    return {"input_ids": IDS, "attention_mask": MASK}, 1 if kind == "bert" else (2, 1)
+
+
+KINDS = ("bert", "llama", "gpt2", "t5", "torch")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("preset", ["gi", "ah+ln", "lrp", "lrp-gamma", "attnlrp"])
+def test_relevance_is_the_same_to_the_last_bit(kind: str, preset: str, untouched: Any) -> None:
+    inputs, target = asked(kind)
+    want = ConservativeLRP(model(kind), preset).attribute(inputs, target=target)
+    with untouched(model(kind)):
+        low = ConservativeLRP(model(kind), preset, memory="low")
+        got = low.attribute(inputs, target=target)
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rules_of_blocks_and_of_their_parts(kind: str) -> None:
+    inputs, target = asked(kind)
+    blocks = repeated_blocks(list(model(kind).named_modules()))
+    composite = Composite(
+        {blocks[0][0] + "*": rules.GammaRule(0.3), nn.LayerNorm: None}, base="lrp"
+    )
+    want = ConservativeLRP(model(kind), composite).attribute(inputs, target=target)
+    got = ConservativeLRP(model(kind), composite, memory="low").attribute(inputs, target=target)
+    assert torch.equal(got, want)
+    assert not torch.equal(want, ConservativeLRP(model(kind)).attribute(inputs, target=target))
+
+
+def saved_between(attribution: ConservativeGI, inputs: Any, target: Any) -> int:
+    """Bytes that autograd keeps for the backward pass, outside of what runs again."""
+    total = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal total
+        total += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with saved_tensors_hooks(count, lambda tensor: tensor):
+        attribution.attribute(inputs, target=target)
+    return total
+
+
+def test_less_is_kept() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 2, 128, batch_first=True, activation="gelu")
+    deep = nn.Sequential(nn.TransformerEncoder(layer, 6), nn.Flatten(), nn.Linear(320, 2)).eval()
+    x = torch.randn(2, 10, 32)
+    standard, low = (ConservativeGI(deep, memory=m) for m in ("standard", "low"))  # type: ignore[arg-type]
+    for attribution in (standard, low):
+        attribution.attribute(x, target=0)
+    assert saved_between(low, x, 0) < 0.1 * saved_between(standard, x, 0)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_every_block_runs_twice(kind: str) -> None:
+    inputs, target = asked(kind)
+    blocks = repeated_blocks(list(model(kind).named_modules()))
+    runs = dict.fromkeys([name for name, _ in blocks], 0)
+    attribution = ConservativeLRP(model(kind), memory="low")
+    attribution.attribute(inputs, target=target)
+    handles = []
+    for name, block in blocks:
+
+        def count(*_: Any, name: str = name) -> None:
+            runs[name] += 1
+
+        handles.append(block.register_forward_hook(count))
+    attribution.attribute(inputs, target=target)
+    for handle in handles:
+        handle.remove()
+    assert len(blocks) == 3
+    assert set(runs.values()) == {2}
+
+
+def test_delta_and_many_targets() -> None:
+    inputs, _ = asked("bert")
+    standard, low = (ConservativeLRP(model("bert"), memory=m) for m in ("standard", "low"))  # type: ignore[arg-type]
+    want = standard.attribute(inputs, target=0, return_convergence_delta=True)
+    got = low.attribute(inputs, target=0, return_convergence_delta=True)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    torch.testing.assert_close(
+        low.attribute_targets(inputs, [0, 1]), standard.attribute_targets(inputs, [0, 1])
+    )
+
+
+def test_dropout_draws_the_same_numbers() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 24, 0.3, batch_first=True)
+    net = nn.Sequential(nn.TransformerEncoder(layer, 2), nn.Flatten(), nn.Linear(80, 3)).train()
+    x = torch.randn(2, 5, 16)
+    results = []
+    for memory in ("standard", "low"):
+        torch.manual_seed(5)
+        with pytest.warns(UserWarning) if not results else _nothing():
+            results.append(ConservativeGI(net, memory=memory).attribute(x, target=1))  # type: ignore[arg-type]
+        after = torch.rand(1)
+        torch.manual_seed(5)
+    assert torch.equal(*results)
+    assert after.numel() == 1
+
+
+class _nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: Any) -> None: ...
+
+
+def test_cache_is_refused() -> None:
+    config = transformers.LlamaConfig(**SMALL)  # use_cache by default
+    caching = transformers.LlamaForCausalLM(config).eval()
+    with pytest.raises(UnsupportedModelError, match="use_cache"):
+        ConservativeLRP(caching, memory="low").attribute(IDS, target=(2, 1))
+    assert ConservativeLRP(caching).attribute(IDS, target=(2, 1)).shape == IDS.shape
+
+
+class Block(nn.Module):
+    def __init__(self, act: Any) -> None:
+        super().__init__()
+        self.linear, self.act = nn.Linear(4, 4), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.act(self, x)
+        return result
+
+
+class Blocks(nn.Module):
+    def __init__(self, act: Any) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(act) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def in_place(block: Any, x: Tensor) -> Tensor:
+    return x.add_(block.linear(x).relu())
+
+
+def changing(block: Any, x: Tensor) -> Tensor:
+    block.calls = getattr(block, "calls", 0) + 1
+    x = block.linear(x).tanh()
+    return x.exp() if block.calls > 1 else x
+
+
+def failing(block: Any, x: Tensor) -> Tensor:
+    block.calls = getattr(block, "calls", 0) + 1
+    if block.calls > 1:
+        raise ValueError("the second time")
+    result: Tensor = block.linear(x).tanh()
+    return result
+
+
+@pytest.mark.parametrize(
+    "act, error, words",
+    [
+        (in_place, UnsupportedModelError, "in place"),
+        (changing, UnsupportedModelError, "second time"),
+        (failing, ValueError, "the second time"),
+    ],
+)
+def test_blocks_that_cannot_run_twice(
+    act: Any, error: type[Exception], words: str, untouched: Any
+) -> None:
+    net = Blocks(act)
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
+    with pytest.raises(error, match=words):
+        ConservativeGI(net, "gi", memory="low").attribute(torch.randn(2, 4), target=0)
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()] == hooks
+
+
+def test_error_in_the_first_run_leaves_no_hooks() -> None:
+    def refuse(_block: Any, _x: Tensor) -> Tensor:
+        raise ValueError("no")
+
+    net = Blocks(refuse)
+    with pytest.raises(ValueError, match="no"):
+        ConservativeGI(net, memory="low").attribute(torch.randn(2, 4), target=0)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    packed = []
+    with saved_tensors_hooks(lambda t: packed.append(1) or t, lambda t: t):
+        (torch.randn(2, requires_grad=True) ** 2).sum()
+    assert packed, "no hook of ours is left on the stack of saved tensors"
+
+
+def test_outermost_lists_only() -> None:
+    inner = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    outer = nn.ModuleList([nn.Sequential(*inner), nn.Sequential(nn.Linear(2, 2))])
+    net = nn.ModuleDict({"layers": outer, "head": nn.Sequential(nn.Linear(2, 2), nn.ReLU())})
+    names = [name for name, _ in repeated_blocks(list(net.named_modules()))]
+    assert names == ["layers.0", "layers.1"]
+
+
+def test_unknown_value() -> None:
+    with pytest.raises(InputError, match="memory"):
+        ConservativeGI(model("torch"), memory="tiny")  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from captum_lrp_tx.errors import (
 )
 from captum_lrp_tx.propagation import diagnosis
 from captum_lrp_tx.propagation.arguments import fresh
+from captum_lrp_tx.propagation.backward import gradients
 from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.inputs import Inputs, Leaf
 from captum_lrp_tx.propagation.interception import Interception
@@ -142,9 +143,9 @@ def propagate(job: Pass, inputs: Inputs) -> Propagated:
             root = selected.grad_fn
             job.inspect(scope, [root] if root is not None else [], leaves)
         with _failures_explained():
-            grads = torch.autograd.grad(selected.sum(), leaves, allow_unused=True)
+            grads = gradients(selected, leaves, scope)
     result = Propagated(selected.detach(), scope)
-    groups = _grouped(list(grads), inputs, probe)
+    groups = _grouped(grads, inputs, probe)
     _check_reached(job, inputs, groups, probe)
     if probe is not None:
         _collect_layers(result, probe, groups)

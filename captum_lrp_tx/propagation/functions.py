@@ -19,13 +19,18 @@ from torch.autograd.function import once_differentiable
 _LOW = (torch.float16, torch.bfloat16)
 
 
-def safe_ratio(numerator: Tensor, denominator: Tensor, epsilon: float = 0.0) -> Tensor:
+def safe_ratio(
+    numerator: Tensor, denominator: Tensor, epsilon: float = 0.0, wide: bool = False
+) -> Tensor:
     """``numerator / (denominator + epsilon * sign(denominator))`` with 0/0 := 0 and x/0 := 0.
 
     ``sign(0)`` counts as +1, as in Captum.  Half-precision arguments are divided in float32, where
-    a small epsilon does not vanish; the result has the dtype of ``numerator``.
+    a small epsilon does not vanish; the result has the dtype of ``numerator``, or stays in float32
+    if ``wide`` (softplus(x) / x and the like exceed the range of float16).
     """
     dtype = numerator.dtype
+    if wide and dtype in _LOW:
+        dtype = torch.float32
     if dtype in _LOW:
         numerator, denominator = numerator.float(), denominator.float()
     if epsilon:
@@ -106,7 +111,8 @@ class Substitute(RuleFunction):
     def backward(ctx: Any, *grad: Any) -> Any:
         y, z, *rest = ctx.saved_tensors
         share = rest[0] if rest else ctx.share
-        return None, grad[0] * share * safe_ratio(y, z, ctx.epsilon), None, None
+        ratio = safe_ratio(y, z, ctx.epsilon, wide=True)
+        return None, (grad[0] * share * ratio).to(grad[0].dtype), None, None
 
 
 class Combine(RuleFunction):
@@ -189,14 +195,14 @@ class PassThrough(RuleFunction):
     def forward(ctx: Any, x: Tensor, value: Callable[[], Tensor], stands_for: str) -> Tensor:
         ctx.stands_for = stands_for
         y = value()
-        ctx.save_for_backward(safe_ratio(y, x))
+        ctx.save_for_backward(safe_ratio(y, x, wide=True))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
         (ratio,) = ctx.saved_tensors
-        return grad[0] * ratio, None, None
+        return (grad[0] * ratio).to(grad[0].dtype), None, None
 
 
 class NormalizedSum(RuleFunction):

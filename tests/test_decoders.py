@@ -61,6 +61,8 @@ def test_sliding_windows(family: str, implementation: str) -> None:
     """What lies outside of every window receives nothing."""
     if family == "Gemma2" and implementation == "sdpa":
         pytest.skip("Gemma 2 caps its scores, which SDPA cannot")
+    if family == "Gemma2" and transformers.__version__ < "5":
+        pytest.skip("its cache cannot hold texts longer than the window")
     options = {"head_dim": 4} if family == "Gemma2" else {}
     model = build(family, implementation, num_key_value_heads=2, sliding_window=2, **options)
     relevance = check(model, torch.randint(3, 40, (2, 8)))
@@ -78,7 +80,9 @@ def cached(model: Any, ids: Tensor, with_graph: bool = False) -> Any:
 def contents(cache: Any) -> list[Tensor]:
     found: list[Tensor] = []
     for layer in range(2):
-        if hasattr(cache, "layers"):
+        if isinstance(cache, tuple):
+            found += cache[layer]
+        elif hasattr(cache, "layers"):
             found += [cache.layers[layer].keys, cache.layers[layer].values]
         else:
             found += [cache.key_cache[layer], cache.value_cache[layer]]

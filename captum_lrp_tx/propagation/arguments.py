@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 _DEPTH = 6
-_PLAIN = (str, bytes, int, float, complex, bool, type(None), nn.Module, type)
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), type)
 
 
 def fresh(value: Any) -> Any:
@@ -25,7 +25,10 @@ def fresh(value: Any) -> Any:
         >>> fresh(given)[0] is given[0]
         False
     """
-    if isinstance(value, (Tensor, *_PLAIN)) or callable(value):
+    if isinstance(value, nn.Module):
+        if next(value.parameters(), None) is not None:
+            return value  # a model; caches of earlier versions of transformers are modules, too
+    elif isinstance(value, (Tensor, *_PLAIN)) or callable(value):
         return value
     tensors: list[Tensor] = []
     _collect(value, tensors, set(), _DEPTH)
@@ -42,7 +45,8 @@ def _collect(value: Any, found: list[Tensor], seen: set[int], depth: int) -> Non
     if isinstance(value, Tensor):
         found.append(value)
         return
-    if depth == 0 or id(value) in seen or isinstance(value, _PLAIN):
+    is_model = isinstance(value, nn.Module) and next(value.parameters(), None) is not None
+    if depth == 0 or id(value) in seen or is_model or isinstance(value, _PLAIN):
         return
     seen.add(id(value))
     if isinstance(value, dict):

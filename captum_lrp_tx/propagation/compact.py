@@ -57,6 +57,6 @@ def pack(factor: Tensor, how: Packing | None) -> tuple[Tensor, Tensor | None]:
 def times(grad: Tensor, coarse: Tensor, fine: Tensor | None, how: Packing | None) -> Tensor:
     """``grad * factor``."""
     if how is None or fine is None:
-        return grad * coarse
+        return (grad * coarse).to(grad.dtype)
     steps = coarse.to(grad.dtype).add_(fine.to(grad.dtype), alpha=1 / _FINE)
     return steps.mul_(1 / how.scale).add_(how.centre).mul_(grad)

@@ -184,15 +184,15 @@ def _judge(
         return None
     name = node_name(node)
     full = Kind.ACTIVATION in base
-    told = foreign(name)
-    if told is not None:
-        return told, bool(base)
     if marked(node) == UNCLEAR and Kind.SCAN in base:
         return "product of a recurrence whose coefficients cannot be told from its signal", True
     edges = [e for e, _ in node.next_functions]
     live = [i for i, e in enumerate(edges) if e is not None and e in on_path]
     if name.startswith("ScaledDotProduct") or "EfficientAttention" in name:
         return "fused attention without a rule", full or Kind.ATTENTION in base
+    told = foreign(name)
+    if told is not None:
+        return told, bool(base)
     if name == "Div" and live == [1]:
         return "division by an input-dependent tensor", full
     if name == "Lerp" and 2 in live:

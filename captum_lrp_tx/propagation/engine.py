@@ -183,7 +183,7 @@ def propagate_targets(
             job.inspect(scope, [root for root in roots if root is not None], leaves)
         count = pack_size(output, leaves, len(targets)) if per_pass is None else per_pass
         with _failures_explained():
-            rows = gradients(output, targets, leaves, count)
+            rows = gradients(output, targets, leaves, count, scope)
             return [
                 _collected(one, inputs, probe, scope, selected, row)
                 for one, selected, row in zip(jobs, targets, rows, strict=True)

@@ -24,14 +24,18 @@ from captum_lrp_tx.propagation.pattern_product import (
 )
 
 
-def safe_ratio(numerator: Tensor, denominator: Tensor, epsilon: float = 0.0) -> Tensor:
+def safe_ratio(
+    numerator: Tensor, denominator: Tensor, epsilon: float = 0.0, wide: bool = False
+) -> Tensor:
     """``numerator / (denominator + epsilon * sign(denominator))`` with 0/0 := 0 and x/0 := 0.
 
     ``sign(0)`` counts as +1, as in Captum.  Half-precision arguments are divided in float32, where
-    a small epsilon does not vanish; the result has the dtype of ``numerator``.
+    a small epsilon does not vanish; the result has the dtype of ``numerator``, or stays in float32
+    if ``wide`` (softplus(x) / x and the like exceed the range of float16).
     """
     dtype = numerator.dtype
     if dtype in _LOW:
+        dtype = torch.float32 if wide else dtype
         numerator, denominator = numerator.float(), denominator.float()
     if epsilon:
         denominator = denominator + torch.where(denominator < 0, -epsilon, epsilon)
@@ -126,7 +130,8 @@ class Substitute(RuleFunction):
     def backward(ctx: Any, *grad: Any) -> Any:
         y, z, *rest = ctx.saved_tensors
         share = rest[0] if rest else ctx.share
-        return None, grad[0] * share * safe_ratio(y, z, ctx.epsilon), None, None
+        ratio = safe_ratio(y, z, ctx.epsilon, wide=True)
+        return None, (grad[0] * share * ratio).to(grad[0].dtype), None, None
 
 
 class Combine(RuleFunction):
@@ -210,7 +215,7 @@ class PassThrough(RuleFunction):
         ctx.stands_for = stands_for
         y = value()
         ctx.packing = compact.packing(compact.RATIOS, stands_for, x)
-        ctx.save_for_backward(*compact.pack(safe_ratio(y, x), ctx.packing))
+        ctx.save_for_backward(*compact.pack(safe_ratio(y, x, wide=True), ctx.packing))
         return y
 
     @staticmethod

@@ -230,7 +230,7 @@ class Inputs:
             x = leaf.tensor.detach()
             if grad is None:
                 return [("", torch.zeros_like(x))]
-            return [("", (nonzero(x) if zero_inputs else x) * grad)]
+            return [("", ((nonzero(x) if zero_inputs else x) * grad).to(x.dtype))]
         parts: dict[str, Tensor] = {}
         for lookup, grad in zip(leaf.lookups, grads, strict=True):
             value = lookup.leaf.detach()
@@ -242,6 +242,8 @@ class Inputs:
                         "told apart. Explain one example at a time."
                     )
                 continue
+            if value.dtype in (torch.float16, torch.bfloat16):
+                value = value.float()  # the sum over the features, and over the parts
             part = torch.zeros_like(value) if grad is None else value * grad
             part = part.sum(-1).reshape(leaf.original.shape)
             parts[lookup.name] = parts[lookup.name] + part if lookup.name in parts else part

@@ -43,6 +43,7 @@ from captum_lrp_tx.propagation.operations import (
 from captum_lrp_tx.propagation.rows import product_of_rows
 from captum_lrp_tx.propagation.scope import Scope
 
+_LOW = (torch.float16, torch.bfloat16)
 Handler = Callable[["Interception", Any, tuple[Any, ...], dict[str, Any]], Any]
 
 #: Queries and bookkeeping, which must see parameters as they are.
@@ -295,8 +296,9 @@ def _bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any])
 
 def _spread_last(x: Tensor, relevance: Tensor) -> Tensor:
     """Bias relevance of a token to its features, in proportion to their squares."""
-    total = relevance.sum(-1, keepdim=True)
-    return x * safe_ratio(total, (x * x).sum(-1, keepdim=True))
+    wide = x.float() if x.dtype in _LOW else x  # squares exceed the range of float16
+    total = relevance.to(wide.dtype).sum(-1, keepdim=True)
+    return (wide * safe_ratio(total, (wide * wide).sum(-1, keepdim=True))).to(x.dtype)
 
 
 def _spread_through(
@@ -305,13 +307,14 @@ def _spread_through(
     """The same for any linear map: every output place spreads over the inputs that it sees."""
 
     def spread(x: Tensor, relevance: Tensor) -> Tensor:
-        ones = torch.ones_like(weight)
+        dtype = torch.float32 if x.dtype in _LOW else x.dtype
+        ones, wide = torch.ones_like(weight, dtype=dtype), x.detach().to(dtype)
         with torch.enable_grad():
-            squares = (x * x).detach().requires_grad_()
+            squares = (wide * wide).requires_grad_()
             energy = apply(squares, ones)
-        share = safe_ratio(relevance, energy.detach())
+        share = safe_ratio(relevance.to(dtype), energy.detach())
         (grad,) = autograd_grad(energy, squares, share)
-        return x * grad
+        return (wide * grad).to(x.dtype)
 
     return spread
 
@@ -783,7 +786,7 @@ def _rms_norm(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict
     dims = tuple(range(-len(shape), 0))
 
     def run() -> tuple[Tensor, Tensor]:
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        wide = x.float() if x.dtype in _LOW else x
         epsilon = torch.finfo(wide.dtype).eps if eps is None else eps
         return func(*args, **kwargs), (wide.square().mean(dims, keepdim=True) + epsilon).rsqrt()
 

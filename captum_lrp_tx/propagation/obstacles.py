@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -22,6 +24,7 @@ _FOREIGN = {
     "in Python, e.g. attn_implementation='sdpa'",
 }
 
+_CHECKPOINT = "torch.utils.checkpoint"
 _CHECKPOINTING = (
     "The model runs parts under activation checkpointing, which computes them again in the "
     "backward pass where no rule is in force. Switch it off for the explanation: "
@@ -59,9 +62,20 @@ def refuse_checkpointing() -> None:
     Raises:
         UnsupportedModelError: with the switch to set.
     """
-    hooks = _top_hooks(True) if _top_hooks is not None else None
-    if hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint":
+    if _is_checkpointed():
         raise UnsupportedModelError(_CHECKPOINTING)
+
+
+def _is_checkpointed() -> bool:
+    if _top_hooks is not None:
+        hooks = _top_hooks(True)
+        return hooks is not None and getattr(hooks[0], "__module__", "") == _CHECKPOINT
+    frame = sys._getframe()  # torch before 2.5: look who called
+    while frame is not None:
+        if frame.f_globals.get("__name__") == _CHECKPOINT:
+            return True
+        frame = cast(types.FrameType, frame.f_back)
+    return False
 
 
 def explained_failure(error: Exception) -> UnsupportedModelError | None:

@@ -13,6 +13,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from captum_lrp_tx.propagation.backward import gradients_of, is_narrow
+from captum_lrp_tx.propagation.scope import Scope
+
 Gradients = list["Tensor | None"]
 
 #: Targets of a pack, and entries of its widest gradient, where the user gives no number: where
@@ -38,7 +41,11 @@ def pack_size(output: Tensor, leaves: Sequence[Tensor], targets: int) -> int:
 
 
 def gradients(
-    output: Tensor, selected: Sequence[Tensor], leaves: Sequence[Tensor], per_pass: int
+    output: Tensor,
+    selected: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    per_pass: int,
+    scope: Scope,
 ) -> Iterator[Gradients]:
     """The gradients of each sum of ``selected`` by the leaves, in order.
 
@@ -50,13 +57,15 @@ def gradients(
         output (Tensor): The model's output, from which all of ``selected`` were computed.
         selected (sequence of Tensor): Values to differentiate; each is summed.
         leaves (sequence of Tensor): What to differentiate by.
-        per_pass (int): How many of them share a backward pass.
+        per_pass (int): How many of them share a backward pass; one in float16, whose backward
+            passes may have to be run again from a smaller seed.
+        scope (Scope): Of the forward pass.
 
     Yields:
         list of Tensor or None: One gradient for each leaf; ``None`` where the output does not
         depend on it.
     """
-    start, packs = 0, per_pass > 1
+    start, packs = 0, per_pass > 1 and not is_narrow((output, *leaves))
     while start < len(selected):
         stop = min(start + per_pass, len(selected)) if packs else start + 1
         if stop > start + 1:
@@ -67,8 +76,7 @@ def gradients(
                 start = stop
                 continue
         keep = start + 1 < len(selected)
-        value = selected[start].sum()
-        yield list(torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=keep))
+        yield gradients_of(selected[start], leaves, scope, retain_graph=keep)
         start += 1
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.functions import (
@@ -70,8 +71,9 @@ def _spread(operation: FusedNorm) -> Callable[[Tensor, Tensor], Tensor]:
     shape, dims = operation.shape, operation.dims
 
     def spread(x: Tensor, relevance: Tensor) -> Tensor:
-        wide, parts = x.reshape(shape), relevance.reshape(shape)
+        dtype = torch.promote_types(x.dtype, torch.float32)  # squares exceed the range of float16
+        wide, parts = x.reshape(shape).to(dtype), relevance.reshape(shape).to(dtype)
         share = safe_ratio(parts.sum(dims, keepdim=True), wide.square().sum(dims, keepdim=True))
-        return (wide * share).reshape(x.shape)
+        return (wide * share).reshape(x.shape).to(x.dtype)
 
     return spread

@@ -7,17 +7,16 @@ model itself is never changed.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from captum_lrp_tx.propagation.hooks import Hooks, guard
 from captum_lrp_tx.propagation.ledger import Ledger
 from captum_lrp_tx.propagation.operations import Kind, PropagationRule, RuleTable
 
@@ -30,17 +29,26 @@ class _Active(threading.local):
 _ACTIVE = _Active()
 
 
-@contextlib.contextmanager
-def suspended() -> Iterator[None]:
+class suspended(guard):
     """No scope of this thread is current: what happens here is none of its model's doing.
 
-    An explanation started inside a hook of an explained model runs under this.
+    An explanation started inside a hook of an explained model runs under this.  Scopes and hooks
+    that an interruption has left open inside are closed with it.
     """
-    _ACTIVE.scopes.append(None)
-    try:
-        yield
-    finally:
-        _ACTIVE.scopes.pop()
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._scopes = len(_ACTIVE.scopes)
+        _ACTIVE.scopes.append(None)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(exc_type, exc, traceback)
+        del _ACTIVE.scopes[self._scopes :]
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class Scope:
         self._stack: list[RuleTable] = [dict(base)]
         self._assigned = assigned
         self._trace = trace
-        self._handles: list[RemovableHandle] = []
+        self._hooks = Hooks()
         self._open: list[tuple[str, int]] = []
         self.ledger = ledger
         self.calls: list[Call] = []
@@ -129,13 +137,14 @@ class Scope:
 
     # ---- hooks -------------------------------------------------------------------------------
     def __enter__(self) -> Scope:
+        self._hooks.__enter__()
         try:
             for name, module in self._trace:
                 self._hook_trace(name, module)
             for module, table in self._assigned:
                 self._hook_table(module, table)
         except BaseException:
-            self._remove_hooks()
+            self._hooks.remove()
             raise
         _ACTIVE.scopes.append(self)
         return self
@@ -146,13 +155,8 @@ class Scope:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._remove_hooks()
+        self._hooks.__exit__(exc_type, exc, traceback)
         _ACTIVE.scopes.remove(self)
-
-    def _remove_hooks(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
 
     def is_current(self) -> bool:
         """Whether this thread is in the forward pass of this scope, not of one nested in it."""
@@ -172,8 +176,8 @@ class Scope:
                 self._stack.pop()
 
         # before the user's own hooks, so that entering and leaving pair up if one of them raises
-        self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
-        self._handles.append(module.register_forward_hook(leave, always_call=True))
+        self._hooks.before(module, enter, prepend=True)
+        self._hooks.after(module, leave, always_call=True)
 
     def _hook_trace(self, name: str, module: nn.Module) -> None:
         open_boundaries: list[Boundary] = []
@@ -201,12 +205,8 @@ class Scope:
             self.boundaries.append(boundary)
             return _tap_outputs(output, boundary)
 
-        self._handles.append(
-            module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
-        )
-        self._handles.append(
-            module.register_forward_hook(leave, with_kwargs=True, always_call=True)
-        )
+        self._hooks.before(module, enter, with_kwargs=True, prepend=True)
+        self._hooks.after(module, leave, with_kwargs=True, always_call=True)
 
 
 def next_sequence_number() -> int:

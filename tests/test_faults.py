@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dis
 import functools
-import gc
 import itertools
 import os
 import sys
@@ -224,7 +223,7 @@ def at_torch_calls(counter: Counter) -> Iterator[None]:
         yield
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _exits(code: types.CodeType) -> frozenset[int]:
     """Where the three Nones for an ``__exit__`` are loaded."""
     return frozenset(
@@ -298,9 +297,52 @@ def test_exceptions_at_every_module_and_every_operation(net: Net, name: str, pla
     assert inject(net, name, place, KINDS, stride) >= (12 if "modules" in place else 60)
 
 
-
-
 @pytest.mark.skipif(sys.gettrace() is not None, reason="another tracer is active")
 @pytest.mark.parametrize("name", ["strict", "composite", "layers", "layer inputs", "audit", "gae"])
 def test_interruption_at_any_line(net: Net, name: str) -> None:
     assert inject(net, name, "lines", [KeyboardInterrupt], 1 if THOROUGH else 11) > 500
+
+
+@pytest.mark.parametrize("hook", ["pre", "post", "backward", "parameter"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hook_of_the_users_that_raises(net: Net, hook: str, kind: type[BaseException]) -> None:
+    def fail(*_: Any) -> None:
+        raise kind("injected")
+
+    for run in methods(net).values():  # torch imports more when it is first used
+        run()
+    part = net.blocks[1].mlp
+    if hook == "pre":
+        part.register_forward_pre_hook(fail)
+    elif hook == "post":
+        part.register_forward_hook(fail)
+    elif hook == "backward":
+        part.register_full_backward_hook(fail)
+    else:
+        part[0].weight.register_hook(fail)  # never runs: parameters are constants here
+    for name, run in methods(net).items():
+        with same_state(net):
+            if hook == "parameter" or (hook == "backward" and name == "rollout"):
+                run()
+                continue
+            with pytest.raises(kind, match="injected"):
+                run()
+
+
+def test_a_generator_that_is_dropped(net: Net) -> None:
+    """Batches that are never asked for, and a generator of the user's around an explanation."""
+
+    def own() -> Iterator[Tensor]:
+        with torch.no_grad():
+            for ids in (IDS, IDS):
+                yield ConservativeLRP(net).attribute(ids, target=1)
+
+    expected = ConservativeLRP(net).attribute(IDS, target=1)
+    with same_state(net):
+        for generator in (
+            LoaderAttribution(ConservativeLRP(net)).batches([IDS, IDS, IDS], target=1),
+            own(),
+        ):
+            assert torch.equal(next(generator), expected)
+            torch.set_grad_enabled(True)
+            del generator

@@ -20,6 +20,7 @@ from captum_lrp_tx.propagation import diagnosis
 from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.inputs import Inputs, Leaf
 from captum_lrp_tx.propagation.interception import Interception
+from captum_lrp_tx.propagation.isolation import isolated
 from captum_lrp_tx.propagation.layers import LayerProbe
 from captum_lrp_tx.propagation.ledger import Ledger, encloses
 from captum_lrp_tx.propagation.operations import RuleTable
@@ -112,7 +113,7 @@ def propagate(job: Pass, inputs: Inputs) -> Propagated:
         name = names.get(tensor.data_ptr(), "embedding")
         return name.removesuffix(".weight")
 
-    with suspended(), torch.inference_mode(False), torch.enable_grad():
+    with suspended(), isolated(job.modules), torch.inference_mode(False), torch.enable_grad():
         args, kwargs = inputs.call_arguments()
         if probe is not None:
             args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)

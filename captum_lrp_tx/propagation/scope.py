@@ -233,8 +233,8 @@ def _tap_outputs(output: Any, boundary: Boundary) -> Any:
 
 
 def _tap(x: Any, add: Callable[[float], None]) -> Any:
-    if not isinstance(x, Tensor) or not x.requires_grad:
-        return x
+    if not isinstance(x, Tensor) or not x.requires_grad or isinstance(x, nn.Parameter):
+        return x  # a parameter handed to a module as an argument is a constant like any other
     with torch._C.DisableTorchFunction():  # our own calls are none of the model's
         alias = x.view_as(x)
         value = alias.detach()

@@ -316,6 +316,8 @@ def select_target(output: Tensor, target: TargetType) -> Tensor:
     index: Any = target
     try:
         selected: Tensor = _select_targets(output, index)
+    except torch.cuda.OutOfMemoryError:  # a RuntimeError that says nothing about the target
+        raise
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise TargetError(
             f"target={target!r} does not fit the output of shape {tuple(output.shape)} (first "

@@ -70,6 +70,8 @@ class Batch:
                 f"inputs must be a tensor or a mapping, not {type(inputs).__name__}; pass further "
                 "inputs in additional_forward_args"
             )
+        if batch.main.layout != torch.strided or batch.main.is_nested or batch.main.is_meta:
+            raise InputError("inputs must be a dense tensor with values; convert it first")
         if batch.main.dim() < 2 or not batch.main.numel():
             raise InputError(
                 f"inputs must have the shape (examples, ...), not {tuple(batch.main.shape)}"

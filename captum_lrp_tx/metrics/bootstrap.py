@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -118,8 +119,15 @@ def paired_bootstrap(
 
 def _array(values: Any) -> Array:
     if isinstance(values, torch.Tensor):
+        if values.is_complex() or values.is_meta:
+            raise InputError(f"real numbers are needed, not {values.dtype} on {values.device}")
         values = values.detach().cpu().double().numpy()
-    array: Array = np.asarray(values, dtype=np.float64)
+    try:
+        array: Array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"one number for each example is needed, not {type(values).__name__}"
+        ) from error
     if array.ndim != 1 or not len(array):
         raise InputError(f"one number for each example is needed, not the shape {array.shape}")
     if not np.isfinite(array).all():
@@ -129,8 +137,8 @@ def _array(values: Any) -> Array:
 
 def _means(values: Array, resamples: int, seed: int) -> Array:
     """Means of bootstrap samples, a bounded number of entries at a time."""
-    if resamples < 1:
-        raise InputError(f"resamples must be positive, not {resamples}")
+    if not isinstance(resamples, Integral) or resamples < 1:
+        raise InputError(f"resamples must be a positive whole number, not {resamples!r}")
     generator = np.random.default_rng(seed)
     count = len(values)
     portion = max(_ENTRIES_AT_ONCE // count, 1)
@@ -142,8 +150,8 @@ def _means(values: Array, resamples: int, seed: int) -> Array:
 
 
 def _ends(means: Array, confidence: float) -> tuple[float, float]:
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence must be between 0 and 1, not {confidence}")
+    if not isinstance(confidence, Real) or not 0 < confidence < 1:
+        raise InputError(f"confidence must be between 0 and 1, not {confidence!r}")
     tail = 50 * (1 - confidence)
     low, high = np.percentile(means, [tail, 100 - tail])
     return float(low), float(high)

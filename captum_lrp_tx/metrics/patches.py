@@ -12,6 +12,7 @@ from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.blocks import transformer_blocks
 from captum_lrp_tx.metrics.masking import Masker
+from captum_lrp_tx.propagation.hooks import Hooks, guard
 
 Size = Union[int, tuple[int, int]]
 
@@ -167,11 +168,9 @@ class RemovePatches(MaskPatches):
             kept = tokens[stay].reshape(len(tokens), -1, tokens.shape[2])
             return (kept, *args[1:]), kwargs
 
-        handle = layer.register_forward_pre_hook(cut, with_kwargs=True)
-        try:
+        with guard(), Hooks() as hooks:
+            hooks.before(layer, cut, with_kwargs=True)
             output = batch.call(model)
-        finally:
-            handle.remove()
         if not seen:
             raise UnsupportedModelError(
                 f"{type(layer).__name__} did not run, so no patch was removed; use MaskPatches"

@@ -162,7 +162,19 @@ class Perturbation:
         if isinstance(attributions, tuple) and len(attributions) == 1:
             attributions = attributions[0]
         if not isinstance(attributions, Tensor):
-            attributions = torch.as_tensor(attributions)
+            try:
+                attributions = torch.as_tensor(attributions)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise InputError(
+                    f"attributions must be a tensor, not {type(attributions).__name__}"
+                ) from error
+        if attributions.is_complex() or attributions.is_meta:
+            raise InputError(
+                f"attributions must be real numbers, not {attributions.dtype} on "
+                f"{attributions.device}"
+            )
+        if attributions.layout != torch.strided:
+            attributions = attributions.to_dense()
         found = self.masker.scores(attributions.detach(), self.batch).double().cpu()
         if not bool(torch.isfinite(found[self.features]).all()):
             raise NonFiniteError("the attributions are NaN or infinite; there is no order in them")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from captum_lrp_tx.errors import UnsupportedModelError
 from captum_lrp_tx.propagation.engine import Pass, Propagated, propagate
 from captum_lrp_tx.propagation.functions import Combine, PassThrough, ScaleGradient
+from captum_lrp_tx.propagation.hooks import Hooks, guard
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct, RuleTable
 
@@ -101,7 +102,7 @@ def attention_maps(
     base = {**job.base, Kind.ATTENTION: (float("inf"), recorder)}
     job = replace(job, base=base, backward=gradients or relevance)
     try:
-        with recorder.watching(job.modules):
+        with guard(), recorder.watching(job.modules):
             propagated = propagate(job, inputs)
     except Exception as error:
         if recorder.problem is None:
@@ -201,7 +202,6 @@ class Recorder:
     def watching(self, modules: Sequence[tuple[str, nn.Module]]) -> Iterator[None]:
         """Know which modules of this thread are running, and with which arguments."""
         thread = threading.get_ident()
-        handles = []
 
         def enter(name: str) -> Callable[..., None]:
             # a thread may meet the hook of another before torch has noted that it takes kwargs
@@ -215,17 +215,11 @@ class Recorder:
             if threading.get_ident() == thread:
                 self._frames.pop()
 
-        try:
+        with Hooks() as hooks:
             for name, module in modules:
-                handles.append(
-                    module.register_forward_pre_hook(enter(name), with_kwargs=True, prepend=True)
-                )
-                handles.append(module.register_forward_hook(leave, always_call=True))
+                hooks.before(module, enter(name), with_kwargs=True, prepend=True)
+                hooks.after(module, leave, always_call=True)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._frames.clear()
 
     def _record(self, pattern: Tensor) -> Tensor:
         """Keep a pattern; the alias that is returned carries its gradient."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_lrp_tx.propagation.hooks import Hooks, guard
 from captum_lrp_tx.propagation.scope import Boundary
 
 
@@ -28,7 +29,6 @@ def of_output(modules: Sequence[tuple[str, nn.Module]], run: Callable[[], Any]) 
                 full = f"{name}.{key}" if name else key
                 return f"The parameter {full!r} is not finite."
     found: list[str] = []
-    handles = []
 
     def watch(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -38,14 +38,10 @@ def of_output(modules: Sequence[tuple[str, nn.Module]], run: Callable[[], Any]) 
 
         return hook
 
-    try:
+    with guard(), Hooks() as hooks, torch.no_grad():
         for name, module in modules:
-            handles.append(module.register_forward_hook(watch(name)))
-        with torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+            hooks.after(module, watch(name))
+        run()
     if found and found[0]:
         return f"The first module with such an output is {found[0]!r}."
     return "It arises outside of every submodule, in the forward function itself."

@@ -25,6 +25,7 @@ from captum_lrp_tx.propagation.arguments import fresh
 from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.inputs import Inputs, Leaf
 from captum_lrp_tx.propagation.interception import Interception
+from captum_lrp_tx.propagation.isolation import isolated
 from captum_lrp_tx.propagation.layers import LayerProbe
 from captum_lrp_tx.propagation.ledger import Ledger, encloses
 from captum_lrp_tx.propagation.obstacles import explained_failure
@@ -146,7 +147,7 @@ def propagate_targets(
         name = names.get(tensor.data_ptr(), "embedding")
         return name.removesuffix(".weight")
 
-    with suspended(), torch.inference_mode(False), torch.enable_grad():
+    with suspended(), isolated(job.modules), torch.inference_mode(False), torch.enable_grad():
         args, kwargs = inputs.call_arguments()
         additional = [fresh(a) for a in job.additional_args]
         if probe is not None:

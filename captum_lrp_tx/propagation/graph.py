@@ -98,8 +98,10 @@ def node_name(node: Node) -> str:
     stands_for = getattr(node, "stands_for", None)
     if stands_for is not None:
         return str(stands_for)
-    name: str = node.name()
-    return name.rsplit("::", 1)[-1].split("Backward")[0]
+    name: str = node.name().rsplit("::", 1)[-1]
+    if name.startswith("BackwardHookFunction"):  # of a module with backward hooks: the identity
+        return "Alias"
+    return name.split("Backward")[0]
 
 
 def parents(node: Node) -> list[Node]:

@@ -18,7 +18,10 @@ from captum_lrp_tx.errors import InputError, NonFiniteError
 from captum_lrp_tx.propagation.arguments import fresh
 from captum_lrp_tx.propagation.functions import nonzero
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
+from captum_lrp_tx.propagation.modules import refuse_transforms
+from captum_lrp_tx.propagation.scope import next_sequence_number
 
+_FLOAT = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -61,9 +64,11 @@ class Inputs:
     Raises:
         InputError: nothing that can be attributed to, or an unsupported type.
         NonFiniteError: NaN or infinity in a float input.
+        UnsupportedModelError: inside ``torch.vmap`` or a transform of ``torch.func``.
     """
 
     def __init__(self, inputs: Any) -> None:
+        refuse_transforms()
         self._given = inputs
         self.is_tuple = isinstance(inputs, tuple)
         self.keys: list[str] | None = None
@@ -91,6 +96,8 @@ class Inputs:
         self.leaves = [self._leaf(t, i) for i, t in enumerate(tensors)]
         self._ids = [leaf for leaf in self.leaves if leaf.is_ids]
         self._last_ids: Leaf | None = None
+        #: Number of the first autograd node that can depend on the inputs.
+        self.first_node = 0
 
     def _leaf(self, tensor: Any, position: int) -> Leaf:
         where = f"inputs[{self.keys[position]!r}]" if self.keys else f"input {position}"
@@ -99,9 +106,12 @@ class Inputs:
                 f"{where} is of type {type(tensor).__name__}; a tensor is needed. Arguments that "
                 "need no relevance belong into additional_forward_args."
             )
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+            kind = "nested" if tensor.is_nested else f"{tensor.layout} on {tensor.device}"
+            raise InputError(f"{where} is no dense tensor with values ({kind}); convert it first.")
         if tensor.numel() == 0:
             raise InputError(f"{where} is empty (shape {tuple(tensor.shape)}): nothing to explain.")
-        if tensor.is_floating_point():
+        if tensor.dtype in _FLOAT:
             if not bool(torch.isfinite(tensor).all()):
                 raise NonFiniteError(f"{where} contains NaN or infinity; clean the input first.")
             with torch.inference_mode(False):
@@ -121,6 +131,7 @@ class Inputs:
 
     def call_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments for the forward function."""
+        self.first_node = next_sequence_number()
         # the model gets copies, so that its in-place operations cannot reach the leaves
         values = [
             leaf.original if leaf.tensor is None else leaf.tensor.clone() for leaf in self.leaves

@@ -116,6 +116,7 @@ class Interception(TorchFunctionMode):
         if (
             name in _UNTOUCHED
             or not grad_enabled  # the model has decided that nothing propagates
+            or torch._C._are_functorch_transforms_active()  # where rules cannot be expressed
             or not self.scope.is_current()
         ):
             if not grad_enabled and name == "embedding" and self.scope.is_current():
@@ -128,23 +129,28 @@ class Interception(TorchFunctionMode):
             if name == "__get__" and isinstance(result, Tensor) and result.requires_grad:
                 # weight.T and the like: a view of a parameter is a constant, too
                 (owner,) = args[:1]
-                if owner.is_leaf and self.scope.is_current():
+                if self._is_foreign(owner) and self.scope.is_current():
                     return self.mark_trainable(result.detach())
             return result
         return _constant_call(self, func, args, kwargs, name)
 
     # ---- parameters as constants --------------------------------------------------------------
     def constant(self, x: Any) -> Any:
-        """A parameter as a constant; tensors that depend on the inputs are never leaves here."""
+        """A parameter, or what was computed from one before this pass, as a constant."""
         if isinstance(x, Tensor):
             if x.is_inference():  # made under inference_mode: autograd refuses to save it
                 x = x.clone()
-            if x.requires_grad and x.is_leaf:
+            if x.requires_grad and self._is_foreign(x):
                 return self.mark_trainable(x.detach())
             return x
         if type(x) in (list, tuple) and any(isinstance(i, Tensor) for i in x):
             return type(x)([self.constant(i) for i in x])
         return x
+
+    def _is_foreign(self, x: Tensor) -> bool:
+        """A parameter, or a tensor of a graph that was there before this pass."""
+        node: Any = x.grad_fn
+        return node is None or node._sequence_nr() < self.inputs.first_node
 
     def mark_trainable(self, x: Any) -> Any:
         """Remember that a constant would require a gradient in the plain model."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from captum_lrp_tx.errors import UnreachedInputError
+from captum_lrp_tx.propagation.hooks import Hooks
 
 
 class LayerProbe:
@@ -29,7 +29,7 @@ class LayerProbe:
         self._layers = list(layers)
         self._at_input = at_input
         self._captured: list[list[Tensor]] = [[] for _ in self._layers]
-        self._handles: list[RemovableHandle] = []
+        self._hooks = Hooks()
         self._thread = threading.get_ident()
 
     def captured(self) -> list[list[Tensor]]:
@@ -53,12 +53,16 @@ class LayerProbe:
         return [tensor for captured in self._captured for tensor in captured]
 
     def __enter__(self) -> LayerProbe:
-        for position, layer in enumerate(self._layers):
-            if self._at_input:
-                hook = layer.register_forward_pre_hook(self._pre_hook(position))
-            else:
-                hook = layer.register_forward_hook(self._hook(position))
-            self._handles.append(hook)
+        self._hooks.__enter__()
+        try:
+            for position, layer in enumerate(self._layers):
+                if self._at_input:
+                    self._hooks.before(layer, self._pre_hook(position))
+                else:
+                    self._hooks.after(layer, self._hook(position))
+        except BaseException:
+            self._hooks.remove()
+            raise
         return self
 
     def __exit__(
@@ -67,9 +71,7 @@ class LayerProbe:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.__exit__(exc_type, exc, traceback)
 
     def _pre_hook(self, position: int) -> Any:
         def capture(_module: nn.Module, args: Any) -> Any:

@@ -102,3 +102,16 @@ def refuse_opaque(modules: list[tuple[str, nn.Module]]) -> None:
                 f"{where} is nn.DataParallel over several devices, whose replicas run in other "
                 "threads. Explain model.module on one device."
             )
+
+
+def refuse_transforms() -> None:
+    """Raise inside ``torch.vmap`` and the transforms of ``torch.func``.
+
+    Raises:
+        UnsupportedModelError: they cannot transform a backward pass with rules.
+    """
+    if torch._C._are_functorch_transforms_active():
+        raise UnsupportedModelError(
+            "An explanation cannot run inside torch.vmap, torch.func.grad, jvp or another function "
+            "transform. Pass a batch instead: attribute() explains every example of it on its own."
+        )

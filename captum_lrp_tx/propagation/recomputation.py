@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import get_device_states, set_device_states
-from torch.utils.hooks import RemovableHandle
 
 from captum_lrp_tx.errors import UnsupportedModelError
+from captum_lrp_tx.propagation.hooks import Hooks
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.operations import RuleTable
 from captum_lrp_tx.propagation.scope import Scope
@@ -106,15 +106,16 @@ class Recomputation:
         self._scope = scope
         self._inputs = inputs
         self._rules = rules
-        self._handles: list[RemovableHandle] = []
+        self._hooks = Hooks()
         self._open: list[_Call] = []
 
     def __enter__(self) -> Recomputation:
+        self._hooks.__enter__()
         try:
             for name, block in self._blocks:
                 self._hook(name, block)
         except BaseException:
-            self._remove()
+            self._hooks.remove()
             raise
         return self
 
@@ -124,14 +125,9 @@ class Recomputation:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._remove()
+        self._hooks.__exit__(exc_type, exc, traceback)
         while self._open:  # a block raised before its hook could run
             self._leave(self._open.pop())
-
-    def _remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
 
     def _hook(self, name: str, block: nn.Module) -> None:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -148,8 +144,8 @@ class Recomputation:
                         "memory='standard'."
                     )
 
-        self._handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
-        self._handles.append(block.register_forward_hook(leave, always_call=True))
+        self._hooks.before(block, enter, with_kwargs=True)
+        self._hooks.after(block, leave, always_call=True)
 
     def _start(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> _Call:
         tensors = _tensors((args, kwargs), name)

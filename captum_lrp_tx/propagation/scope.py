@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from captum_lrp_tx.propagation.hooks import Hooks, guard
 from captum_lrp_tx.propagation.ledger import Ledger
 from captum_lrp_tx.propagation.operations import Kind, PropagationRule, RuleTable
 
@@ -30,17 +30,26 @@ class _Active(threading.local):
 _ACTIVE = _Active()
 
 
-@contextlib.contextmanager
-def suspended() -> Iterator[None]:
+class suspended(guard):
     """No scope of this thread is current: what happens here is none of its model's doing.
 
-    An explanation started inside a hook of an explained model runs under this.
+    An explanation started inside a hook of an explained model runs under this.  Scopes and hooks
+    that an interruption has left open inside are closed with it.
     """
-    _ACTIVE.scopes.append(None)
-    try:
-        yield
-    finally:
-        _ACTIVE.scopes.pop()
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._scopes = len(_ACTIVE.scopes)
+        _ACTIVE.scopes.append(None)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(exc_type, exc, traceback)
+        del _ACTIVE.scopes[self._scopes :]
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class Scope:
         self.has_rules = bool(base) or bool(assigned)
         self._assigned = assigned
         self._trace = trace
-        self._handles: list[RemovableHandle] = []
+        self._hooks = Hooks()
         self._open: list[tuple[str, int]] = []
         self.ledger = ledger
         self.calls: list[Call] = []
@@ -141,29 +150,27 @@ class Scope:
 
         What that part applies and draws is not recorded a second time.
         """
-        kept = self._stack, self.applied, self.random, self.ledger
-        self._stack, self.applied, self.random = list(tables), {}, set()
+        kept = self._stack, self.applied, self.random, self._hooks
+        self._stack, self.applied, self.random, self._hooks = list(tables), {}, set(), Hooks()
         try:
-            for module, table in self._assigned:
-                self._hook_table(module, table)
-            _ACTIVE.scopes.append(self)
-            try:
+            with suspended(), self._hooks:
+                for module, table in self._assigned:
+                    self._hook_table(module, table)
+                _ACTIVE.scopes.append(self)
                 yield
-            finally:
-                _ACTIVE.scopes.pop()
         finally:
-            self._remove_hooks()
-            self._stack, self.applied, self.random, self.ledger = kept
+            self._stack, self.applied, self.random, self._hooks = kept
 
     # ---- hooks -------------------------------------------------------------------------------
     def __enter__(self) -> Scope:
+        self._hooks.__enter__()
         try:
             for name, module in self._trace:
                 self._hook_trace(name, module)
             for module, table in self._assigned:
                 self._hook_table(module, table)
         except BaseException:
-            self._remove_hooks()
+            self._hooks.remove()
             raise
         _ACTIVE.scopes.append(self)
         return self
@@ -174,13 +181,8 @@ class Scope:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._remove_hooks()
+        self._hooks.__exit__(exc_type, exc, traceback)
         _ACTIVE.scopes.remove(self)
-
-    def _remove_hooks(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
 
     def is_current(self) -> bool:
         """Whether this thread is in the forward pass of this scope, not of one nested in it."""
@@ -200,8 +202,8 @@ class Scope:
                 self._stack.pop()
 
         # before the user's own hooks, so that entering and leaving pair up if one of them raises
-        self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
-        self._handles.append(module.register_forward_hook(leave, always_call=True))
+        self._hooks.before(module, enter, prepend=True)
+        self._hooks.after(module, leave, always_call=True)
 
     def _hook_trace(self, name: str, module: nn.Module) -> None:
         open_boundaries: list[Boundary] = []
@@ -229,12 +231,8 @@ class Scope:
             self.boundaries.append(boundary)
             return _tap_outputs(output, boundary)
 
-        self._handles.append(
-            module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
-        )
-        self._handles.append(
-            module.register_forward_hook(leave, with_kwargs=True, always_call=True)
-        )
+        self._hooks.before(module, enter, with_kwargs=True, prepend=True)
+        self._hooks.after(module, leave, with_kwargs=True, always_call=True)
 
 
 def next_sequence_number() -> int:

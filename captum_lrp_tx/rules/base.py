@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
 from torch import Tensor
@@ -63,6 +65,12 @@ def check_bias(bias: Any) -> None:
     """Raise :class:`RuleError` unless ``bias`` is a known way to treat biases (or ``None``)."""
     if bias is not None and bias not in get_args(Bias):
         raise RuleError(f"bias must be one of {get_args(Bias)}, not {bias!r}.")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise :class:`RuleError` unless a parameter is a finite number that is not negative."""
+    if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
+        raise RuleError(f"{name} must be a number >= 0, not {value!r}.")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from captum_lrp_tx.propagation.functions import (
     Substitute,
 )
 from captum_lrp_tx.propagation.operations import Kind, LinearMap
-from captum_lrp_tx.rules.base import Bias, Rule, check_bias
+from captum_lrp_tx.rules.base import Bias, Rule, check_bias, check_number
 
 #: A way for relevance: pre-activation without bias, its bias, share of the output relevance.
 Way = tuple[Tensor, "Tensor | None", "Tensor | float"]
@@ -54,8 +54,7 @@ class LinearRule(Rule):
 
     def __post_init__(self) -> None:
         check_bias(self.bias)
-        if not self.epsilon >= 0:
-            raise RuleError(f"epsilon must be a number >= 0, not {self.epsilon!r}.")
+        check_number("epsilon", self.epsilon)
 
     @abstractmethod
     def ways(self, operation: LinearMap, output: Tensor) -> list[Way]:
@@ -132,7 +131,7 @@ class GammaRule(LinearRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_gamma(self.gamma)
+        check_number("gamma", self.gamma)
 
     def ways(self, operation: LinearMap, output: Tensor) -> list[Way]:
         weight = operation.weight + self.gamma * operation.weight.clamp(min=0)
@@ -157,7 +156,7 @@ class GeneralizedGammaRule(LinearRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_gamma(self.gamma)
+        check_number("gamma", self.gamma)
 
     def ways(self, operation: LinearMap, output: Tensor) -> list[Way]:
         x, w, b, gamma = operation.input, operation.weight, operation.bias, self.gamma
@@ -184,7 +183,9 @@ class AlphaBetaRule(LinearRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if abs(self.alpha - self.beta - 1) > 1e-6 or self.beta < 0:
+        check_number("alpha", self.alpha)
+        check_number("beta", self.beta)
+        if abs(self.alpha - self.beta - 1) > 1e-6:
             raise RuleError(
                 f"AlphaBetaRule needs alpha - beta = 1 and beta >= 0, got alpha={self.alpha}, "
                 f"beta={self.beta}."
@@ -252,8 +253,3 @@ def _shifted(bias: Tensor | None, gamma: float, positive: bool) -> Tensor | None
     if bias is None:
         return None
     return bias + gamma * (bias.clamp(min=0) if positive else bias.clamp(max=0))
-
-
-def _check_gamma(gamma: float) -> None:
-    if not gamma >= 0:
-        raise RuleError(f"gamma must be a number >= 0, not {gamma!r}.")

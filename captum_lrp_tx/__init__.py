@@ -11,6 +11,7 @@ from captum_lrp_tx.attr.gradient_attention import GenericAttention, TransformerA
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
 from captum_lrp_tx.attr.random import RandomAttribution
 from captum_lrp_tx.compare import compare
+from captum_lrp_tx.datasets import attribute_dataset, read_dataset
 from captum_lrp_tx.report import report
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.support import supported
@@ -29,10 +30,12 @@ __all__ = [
     "RandomAttribution",
     "TransformerAttribution",
     "__version__",
+    "attribute_dataset",
     "audit",
     "compare",
     "insights",
     "metrics",
+    "read_dataset",
     "report",
     "rules",
     "supported",

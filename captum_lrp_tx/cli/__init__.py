@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "audit": ("captum_lrp_tx.cli.audit", "say how far the explanation can be trusted"),
     "compare": ("captum_lrp_tx.cli.compare", "explain one prediction by many methods"),
     "evaluate": ("captum_lrp_tx.cli.evaluate", "measure how faithful many methods are"),
+    "explain-dataset": ("captum_lrp_tx.cli.explain_dataset", "explain every text of a file"),
     "report": ("captum_lrp_tx.cli.report", "explain many predictions, on a page to look through"),
     "insights": ("captum_lrp_tx.cli.insights", "show the shipped models in Captum Insights"),
 }
@@ -88,7 +89,7 @@ def _dispatch(arguments: list[str]) -> int:
         name = arguments.pop(0)
         program += f" {name}"
     module: Any = importlib.import_module(COMMANDS[name][0])
-    others = "\n".join(f"  {key:<10} {text}" for key, (_, text) in COMMANDS.items())
+    others = "\n".join(f"  {key:<15} {text}" for key, (_, text) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog=program,
         description=module.DESCRIPTION,

@@ -42,7 +42,7 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_rules(parser: argparse.ArgumentParser) -> None:
+def add_rules(parser: argparse._ActionsContainer) -> None:
     """Adds how it is explained: rules, biases, stabiliser."""
     parser.add_argument("--rules", choices=list(PRESETS), default="lrp", help="default: lrp")
     parser.add_argument(

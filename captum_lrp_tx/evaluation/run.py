@@ -223,6 +223,8 @@ def model_fingerprint(model: Callable[..., Any]) -> str:
             *module.named_parameters(recurse=False), *module.named_buffers(recurse=False)
         ]:  # fmt: skip
             digest.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
+            if value.is_meta:  # kept elsewhere until it is needed (accelerate's offloading)
+                continue
             digest.update(
                 value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
             )

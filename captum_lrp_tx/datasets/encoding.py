@@ -1,0 +1,202 @@
+"""From texts, data sets and data loaders to token ids, one example after the other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from captum_lrp_tx.errors import InputError
+
+#: One example: what the model is called with, without padding; each entry of shape ``(tokens,)``.
+Example = dict[str, Tensor]
+
+_TEXT_COLUMNS = ("sentence", "text")
+_LABELS = ("label", "labels")
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A data set as a model takes it.
+
+    Attributes:
+        examples (list of dict): Entries of shape ``(tokens,)``, ``input_ids`` among them.
+        labels (list of int, optional): Class of each.
+    """
+
+    examples: list[Example]
+    labels: list[int] | None = None
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether examples of different lengths can be put together: all have a mask."""
+        return all("attention_mask" in example for example in self.examples)
+
+    def lengths(self) -> list[int]:
+        """Number of tokens of each example."""
+        return [len(example["input_ids"]) for example in self.examples]
+
+    def fingerprint(self) -> str:
+        """A hash of all that the model is called with, and of the labels."""
+        digest = hashlib.sha256(repr(self.labels).encode())
+        for example in self.examples:
+            for key, value in sorted(example.items()):
+                digest.update(f"{key} {value.dtype} {len(value)}".encode())
+                digest.update(value.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def encode(
+    data: Any,
+    tokenizer: Any = None,
+    *,
+    text_column: str | None = None,
+    max_length: int | None = None,
+    workers: int = 0,
+) -> Encoded:
+    """Token ids of every example.
+
+    Args:
+        data: A sequence of texts; a ``datasets.Dataset``, or anything with ``column_names`` and
+            columns by name, with texts or with ``input_ids``; or a ``DataLoader`` (any iterable)
+            of mappings as a tokenizer returns them, whose padding is taken off.
+        tokenizer (PreTrainedTokenizerBase, optional): Needed for texts.
+        text_column (str, optional): Where the texts are; ``sentence`` or ``text`` unless given.
+        max_length (int, optional): Longer texts are cut to so many tokens.
+        workers (int): Processes that tokenize, beside this one.
+
+    Raises:
+        InputError: No examples, no tokenizer, or something that cannot be read.
+
+    Example::
+
+        >>> from captum_lrp_tx.models import sentiment
+        >>> encode(["dull"], sentiment()[1]).examples[0]["input_ids"].shape
+        torch.Size([3])
+    """
+    labels: list[int] | None = None
+    columns = getattr(data, "column_names", None)
+    if isinstance(data, str):
+        raise InputError("the data is one string; give a list of texts")
+    if isinstance(columns, Sequence):
+        examples, labels = _from_columns(data, columns, tokenizer, text_column, max_length, workers)
+    elif isinstance(data, Sequence) and data and all(isinstance(text, str) for text in data):
+        examples = _tokenized(data, tokenizer, max_length, workers)
+    elif isinstance(data, Iterable):
+        examples, labels = _from_batches(data)
+    else:
+        raise InputError(f"cannot read examples from {type(data).__name__}: {_KINDS}")
+    if not examples:
+        raise InputError("there are no examples")
+    empty = next((i for i, example in enumerate(examples) if not len(example["input_ids"])), None)
+    if empty is not None:
+        raise InputError(f"example {empty} has no tokens")
+    return Encoded(examples, labels)
+
+
+_KINDS = (
+    "give a list of texts, a datasets.Dataset, or a DataLoader of mappings with 'input_ids' as a "
+    "tokenizer returns them"
+)
+
+
+class _Tokenize:
+    """Collates texts into lists of ids; a class, so that worker processes can be sent it."""
+
+    def __init__(self, tokenizer: Any, max_length: int | None) -> None:
+        self._tokenizer = tokenizer
+        self._options: dict[str, Any] = {"padding": False}
+        if max_length is not None:
+            self._options.update(truncation=True, max_length=max_length)
+
+    def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
+        return dict(self._tokenizer(texts, **self._options))
+
+
+def _tokenized(
+    texts: Sequence[str], tokenizer: Any, max_length: int | None, workers: int
+) -> list[Example]:
+    if tokenizer is None:
+        raise InputError("texts need the tokenizer of the model: pass tokenizer=")
+    chunks: Any = DataLoader(
+        texts,  # type: ignore[arg-type]  # any sequence will do
+        batch_size=_CHUNK, num_workers=workers, collate_fn=_Tokenize(tokenizer, max_length),
+    )  # fmt: skip
+    examples: list[Example] = []
+    for chunk in chunks:
+        examples.extend(_rows(chunk))
+    return examples
+
+
+def _rows(columns: Mapping[str, Sequence[Sequence[int]]]) -> list[Example]:
+    """Columns of lists as one mapping of tensors for each example."""
+    if "input_ids" not in columns:
+        raise InputError("the tokenizer gives no 'input_ids'")
+    rows = zip(*columns.values(), strict=True)
+    return [
+        {key: torch.as_tensor(v) for key, v in zip(columns, row, strict=True)} for row in rows
+    ]  # fmt: skip
+
+
+def _from_columns(
+    data: Any,
+    names: Sequence[str],
+    tokenizer: Any,
+    text_column: str | None,
+    max_length: int | None,
+    workers: int,
+) -> tuple[list[Example], list[int] | None]:
+    """Rows of a ``datasets.Dataset`` and its labels."""
+    label = next((name for name in _LABELS if name in names), None)
+    labels = None if label is None else [int(value) for value in data[label]]
+    if "input_ids" in names and text_column is None:
+        kept = [n for n in names if n.endswith(("_ids", "_mask")) and n != "example_ids"]
+        return _rows({name: list(data[name]) for name in kept}), labels
+    column = text_column or next((name for name in _TEXT_COLUMNS if name in names), None)
+    if column not in names:
+        raise InputError(
+            f"the data set has no column {text_column or 'sentence, text or input_ids'!r}; it has "
+            f"{', '.join(names)}. Name one with text_column=."
+        )
+    texts = [str(text) for text in data[column]]
+    return _tokenized(texts, tokenizer, max_length, workers), labels
+
+
+def _from_batches(batches: Iterable[Any]) -> tuple[list[Example], list[int] | None]:
+    """Examples of padded batches, without their padding."""
+    examples: list[Example] = []
+    labels: list[int] = []
+    for batch in batches:
+        if not isinstance(batch, Mapping) or not isinstance(batch.get("input_ids"), Tensor):
+            raise InputError(f"a batch is no mapping with a tensor 'input_ids': {_KINDS}")
+        ids = batch["input_ids"]
+        found = next((batch[name] for name in _LABELS if name in batch), None)
+        if isinstance(found, Tensor) and found.shape == ids.shape[:1]:
+            labels.extend(int(label) for label in found)
+        kept = {key: value.cpu() for key, value in batch.items() if key not in _LABELS}
+        odd = [key for key, value in kept.items() if value.shape != ids.shape or value.dim() != 2]
+        if odd:
+            raise InputError(
+                f"the entry {odd[0]!r} of a batch has the shape {tuple(kept[odd[0]].shape)}, "
+                f"'input_ids' {tuple(ids.shape)}; all entries but labels must be "
+                "(examples, tokens). Explain such inputs with attribute(), or LoaderAttribution."
+            )
+        for row in range(len(ids)):
+            examples.append(_unpadded({key: value[row] for key, value in kept.items()}))
+    return examples, labels if len(labels) == len(examples) else None
+
+
+def _unpadded(example: Example) -> Example:
+    mask = example.get("attention_mask")
+    if mask is None:
+        return example
+    (real,) = mask.nonzero(as_tuple=True)
+    if len(real) and int(real[-1] - real[0]) + 1 != len(real):
+        raise InputError("an attention mask hides tokens in the middle of an example")
+    return {key: value[real] for key, value in example.items()}

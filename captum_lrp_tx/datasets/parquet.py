@@ -1,0 +1,100 @@
+"""Parquet files of relevance: complete or not there at all, and checked when they are read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from captum_lrp_tx.errors import MissingPackageError
+
+#: Where the settings are in the metadata of a file's schema.
+METADATA_KEY = "captum_lrp_tx"
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    """The modules ``pyarrow`` and ``pyarrow.parquet``.
+
+    Raises:
+        MissingPackageError: They are not installed.
+    """
+    try:
+        return import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise MissingPackageError(
+            "relevance of data sets is written as Parquet, which needs pyarrow: "
+            'pip install "captum_lrp_tx[datasets]"'
+        ) from error
+
+
+def row_schema(settings: Mapping[str, Any]) -> Any:
+    """The columns of a file (``pyarrow.Schema``), with the settings as metadata."""
+    arrow, _ = import_pyarrow()
+    columns = [
+        ("example", arrow.int64()),
+        ("id", arrow.string()),
+        ("tokens", arrow.list_(arrow.string())),
+        ("token_ids", arrow.list_(arrow.int64())),
+        ("relevance", arrow.list_(arrow.float32())),
+        ("target", arrow.int64()),
+        ("position", arrow.int64()),
+        ("explained", arrow.string()),
+        ("logit", arrow.float32()),
+        ("prediction", arrow.int64()),
+        ("delta", arrow.float32()),
+    ]
+    return arrow.schema(columns, metadata={METADATA_KEY: json.dumps(settings, sort_keys=True)})
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
+    """Write a file so that no one ever sees half of it, not even after a power cut.
+
+    Args:
+        path (Path): The file to write or to replace.
+        rows (sequence of dict): By column name.
+        settings (mapping): For the metadata.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    arrow, parquet = import_pyarrow()
+    table = arrow.Table.from_pylist(list(rows), schema=row_schema(settings))
+    # one name for each file: what a killed process left behind is overwritten
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with open(unfinished, "wb") as stream:
+            parquet.write_table(table, stream, write_page_checksum=True, compression="zstd")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> Any:
+    """A file as a ``pyarrow.Table``, its checksums checked.
+
+    Raises:
+        OSError, pyarrow.ArrowException: The file is not there or damaged.
+    """
+    _, parquet = import_pyarrow()
+    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read(columns=None if columns is None else list(columns))
+
+
+def is_complete(path: Path, examples: Sequence[int], settings: Mapping[str, Any]) -> bool:
+    """Whether a file holds all of these examples, computed with these settings, undamaged."""
+    arrow, _ = import_pyarrow()
+    try:
+        table = read_rows(path)
+        metadata = json.loads((table.schema.metadata or {})[METADATA_KEY.encode()])
+    except (OSError, arrow.ArrowException, KeyError, ValueError):
+        return False
+    stored: list[int] = table.column("example").to_pylist()
+    return metadata == dict(settings) and stored == list(examples)

@@ -7,8 +7,8 @@ the second run gives gradient x input, which is the relevance:
 
 * ``ah``: the output of every attention softmax is a constant. A softmax is an attention softmax
   if its output reaches, through reshaping, casts, dropout, masking, renormalisation and linear maps
-  with constants (heads that talk to each other), a matrix product whose other factor depends on the
-  inputs too. Gates, routers and output softmaxes stay as they are.
+  with constants (heads that talk to each other), a matrix product whose other factor is no weight.
+  Gates, routers and output softmaxes stay as they are.
   Linear attention ``f(q) (f(k)^T v)`` never forms its pattern ``f(q) f(k)^T``; there the factors
   ``f(q)`` and ``f(k)`` are constants (:func:`_weights`).
 * ``ln``: the normaliser of every norm is a constant; the subtraction of the mean stays linear.
@@ -78,6 +78,7 @@ _TRANSPARENT = _RESHAPE | {
     "aten::split_with_sizes",
     "aten::unbind",
 }
+_TRANSPARENT |= {"aten::constant_pad_nd", "aten::as_strided", "aten::unfold"}
 _TRANSPARENT_BY_CONSTANT = {
     "aten::mul",
     "aten::mul_",
@@ -113,6 +114,8 @@ _EPSILON = {
     "aten::mul_",
     "aten::div_",
 }
+_LIKE = {f"aten::{n}" for n in ("ones_like", "zeros_like", "empty_like", "full_like", "new_zeros",
+         "new_ones", "new_full", "new_empty", "rand_like", "randn_like")}  # fmt: skip
 _SCALING = {"aten::mul", "aten::mul_", "aten::div", "aten::div_"}
 _LINEAR_MAP = _PRODUCT | {"aten::linear", "aten::convolution", "aten::einsum"}
 #: Element-wise functions that make the feature maps of linear attention.
@@ -321,6 +324,8 @@ def trace_function(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) 
             (trace.patterns if is_pattern else trace.other_softmaxes).append(node)
         elif name in _FUSED_NORM or _is_normaliser(node, depends):
             trace.normalisers.append(node)
+        elif name.startswith("aten::grid_sampler") and node.args[1] in depends:
+            trace.patterns.append(node.args[1])
     trace.weights = _weights(trace, depends)
     return trace
 
@@ -344,6 +349,7 @@ class _Recorder(TorchDispatchMode):
     def _bind(self, x: Tensor, node: fx.Node) -> None:
         self.nodes[id(x)] = node
         self.alive.append(x)
+        node.meta["float"] = x.is_floating_point()
 
     def node_of(self, x: Any) -> Any:
         if not isinstance(x, Tensor):
@@ -416,6 +422,8 @@ def _dependents(nodes: Iterable[fx.Node], leaves: set[fx.Node]) -> set[fx.Node]:
         for node in nodes:
             if not any(argument in depends for argument in node.all_input_nodes):
                 continue
+            if not node.meta.get("float", True) or _name(node) in _LIKE:
+                continue  # indices, masks and constants of the same shape
             depends.add(node)
             written: Any = node
             while _writes(written) or (written is not node and _name(written) in _VIEW):
@@ -454,7 +462,7 @@ def _operands(node: fx.Node, depends: set[fx.Node]) -> list[fx.Node]:
 
 
 def _feeds_product(softmax: fx.Node, depends: set[fx.Node]) -> bool:
-    """Whether the softmax output reaches a product with another input-dependent factor."""
+    """Whether the softmax output reaches a product with values that are no weight."""
     seen: set[fx.Node] = set()
     todo = [softmax]
     while todo:
@@ -466,7 +474,8 @@ def _feeds_product(softmax: fx.Node, depends: set[fx.Node]) -> bool:
             name = _name(user)
             if name in _PRODUCT:
                 factors = list(user.args[-2:])
-                if node in factors and all(factor in depends for factor in factors):
+                others = [factor for factor in factors if factor is not node]
+                if not any(_is_weight(factor) for factor in others):
                     return True
             if name in _LINEAR_MAP:
                 if _operands(user, depends) == [node]:
@@ -479,6 +488,17 @@ def _feeds_product(softmax: fx.Node, depends: set[fx.Node]) -> bool:
             if by_constant or name in _TRANSPARENT or name == "getitem":
                 todo.append(user)
     return False
+
+
+def _is_weight(node: Any) -> bool:
+    """Whether a factor is a parameter, perhaps reshaped: no values of an attention head."""
+    while isinstance(node, fx.Node):
+        if node.op == "get_attr":
+            return True
+        if _name(node) not in _RESHAPE:
+            return False
+        node = node.args[0]
+    return True
 
 
 def _weights(trace: OracleTrace, depends: set[fx.Node]) -> dict[fx.Node, fx.Node]:
@@ -676,8 +696,8 @@ class _Run(fx.Interpreter):
             # A copy: an in-place operation may follow.
             self.recorded[n] = tree_map_only(Tensor, lambda value: value.detach().clone(), result)
         if n in self.lookups and self.leaves is not None:
-            result = result.detach().clone().requires_grad_()
-            self.leaves[n] = result
+            leaf = self.leaves[n] = result.detach().clone().requires_grad_()
+            result = leaf.clone()  # the model may go on in place
         return result
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

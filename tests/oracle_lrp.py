@@ -22,19 +22,19 @@ from torch import Tensor, fx
 _ACTIVATIONS = {
     "gelu", "silu", "mish", "tanh", "sigmoid", "elu", "hardtanh", "hardswish", "hardsigmoid",
     "softplus", "log_sigmoid_forward", "hardshrink", "softshrink", "threshold", "erf", "clamp",
-    "clamp_min", "clamp_max",
+    "clamp_min", "clamp_max", "expm1", "log1p", "sin", "atan", "asinh",
 }  # fmt: skip
 _BOUNDED = {"_softmax": 3, "_safe_softmax": 3, "softmax": 3, "sigmoid": 3, "hardsigmoid": 3,
             "tanh": 2, "erf": 2, "hardtanh": 2, "softplus": 2}  # fmt: skip
-_SELF_GATED = {"silu", "gelu", "relu", "leaky_relu", "elu", "mish", "hardswish"}
-_ENTRYWISE = {
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "alias", "expand", "permute", "transpose",
-    "t", "unsqueeze", "squeeze", "clone", "contiguous", "_to_copy", "to", "slice", "select",
-    "index", "gather", "index_select", "masked_fill", "nan_to_num", "split", "split_with_sizes",
-    "unbind", "diagonal", "flip", "roll", "repeat", "tril", "triu", "neg", "copy", "detach",
-    "dropout", "native_dropout", "constant_pad_nd", "add", "sub", "mul", "topk", "sort", "clamp",
-    "clamp_min", "convert_element_type", "as_strided", "unfold", "rsub",
-}  # fmt: skip
+_SELF_GATED = {"silu", "gelu", "relu", "leaky_relu", "elu", "mish", "hardswish", "exp"}
+_ENTRYWISE = set(
+    """view _unsafe_view reshape _reshape_alias alias expand permute transpose t unsqueeze squeeze
+    clone contiguous _to_copy to slice select index gather index_select masked_fill nan_to_num
+    split split_with_sizes unbind diagonal flip roll repeat tril triu neg copy dropout detach
+    native_dropout constant_pad_nd as_strided unfold convert_element_type
+    add sub rsub mul div clamp clamp_min sqrt cumsum topk sort max amax min amin sum mean
+    cat stack where scatter scatter_add index_put index_add""".split()
+)
 _PRODUCTS = {"mul", "bmm", "mm", "matmul", "dot", "mv"}
 
 
@@ -47,24 +47,21 @@ def base_name(node: fx.Node) -> str:
     return name.rstrip("_") if not name.startswith("_") else name
 
 
-def gate_strength(node: Any, depends: set[fx.Node]) -> int:
+def gate_strength(node: Any, depends: set[fx.Node], depth: int = 60) -> int:
     """How clearly the values at a node are gates: 3 and 2 bounded, 1 self-gated, 0 none."""
-    for _ in range(60):
-        if not isinstance(node, fx.Node) or node not in depends:
-            return 0
-        name = base_name(node)
-        if name in _BOUNDED:
-            return _BOUNDED[name]
-        if name in _SELF_GATED:
-            return 1
-        if name == "div":
-            node = node.args[0]
-            continue
-        parents = [n for n in node.all_input_nodes if n in depends]
-        if len(parents) != 1 or (name not in _ENTRYWISE and name != "getitem"):
-            return 0
-        node = parents[0]
-    return 0
+    if not isinstance(node, fx.Node) or node not in depends or depth == 0:
+        return 0
+    name = base_name(node)
+    if name in _BOUNDED:
+        return _BOUNDED[name]
+    if name in _SELF_GATED:
+        return 1
+    if name not in _ENTRYWISE and name != "getitem":
+        return 0
+    parents = [n for n in node.all_input_nodes if n in depends]
+    if name == "div":
+        parents = [n for n in node.args[:1] if n in depends]
+    return min((gate_strength(n, depends, depth - 1) for n in parents), default=0)
 
 
 def propagate(
@@ -127,7 +124,9 @@ def _activation(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         y = value[0] if isinstance(value, tuple) else value
         tiny = torch.finfo(x.dtype).tiny
         ratio = torch.where(x.abs() < tiny, torch.zeros_like(y), y / x)
-    carried = (x - x.detach()) * ratio + y  # the value exactly, also where x is zero
+        ratio = torch.where(x.isfinite(), ratio, torch.zeros_like(ratio))
+    finite = x.nan_to_num(0.0, 0.0, 0.0)
+    carried = (finite - finite.detach()) * ratio + y  # the value exactly, also where x is zero
     if _is_inplace(node):
         return x.copy_(carried)
     return (carried, *value[1:]) if isinstance(value, tuple) else carried

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from captum_lrp_tx.propagation import functions
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, is_softmax, node_name, parents, walk
+from captum_lrp_tx.propagation.obstacles import foreign
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.propagation.recurrence import UNCLEAR, marked
 from captum_lrp_tx.propagation.scope import Scope
@@ -117,6 +118,12 @@ def uncovered(
             is_fault, what = False, what + "; plain gradient was chosen"
         finding = Finding(_display_name(node), module, what, is_fault)
         found.setdefault((finding.operation, module, what), finding)
+    for (operation, module), _ in scope.cut.items():
+        what = (
+            "uses what was computed from the inputs under torch.no_grad(), so part of the "
+            "relevance is lost; compute it with gradients"
+        )
+        found.setdefault((operation, module, what), Finding(operation, module, what, bool(base)))
     for node in walk(roots):
         if node_name(node) == "AccumulateGrad" and isinstance(node.variable, nn.Parameter):
             what = "a parameter was taken for an input-dependent tensor; please report this model"
@@ -177,6 +184,9 @@ def _judge(
         return None
     name = node_name(node)
     full = Kind.ACTIVATION in base
+    told = foreign(name)
+    if told is not None:
+        return told, bool(base)
     if marked(node) == UNCLEAR and Kind.SCAN in base:
         return "product of a recurrence whose coefficients cannot be told from its signal", True
     edges = [e for e, _ in node.next_functions]
@@ -187,6 +197,8 @@ def _judge(
         return "division by an input-dependent tensor", full
     if name == "Lerp" and 2 in live:
         return "product of two input-dependent tensors", full
+    if name == "ScatterReduce" and getattr(node, "_saved_reduce", "prod") != "prod":
+        return None  # sum, mean: linear; amax, amin: homogeneous
     if name.startswith("GridSampler") and 1 in live:
         return "sampling at input-dependent places", full
     if name.startswith(("Add", "Baddbmm")) and name in _PRODUCTS:
@@ -212,13 +224,9 @@ def _judge(
         return "softmax that is no attention pattern", full
     if name in _LINEAR or name in _HOMOGENEOUS:
         return None
-    if "flash" in name.lower():
-        return (
-            "foreign attention kernel; load the model with attn_implementation='sdpa'",
-            bool(base),
-        )
     if name.startswith("Compiled"):
         return "compiled function; explain the module without torch.compile", bool(base)
     if hasattr(type(node), "_forward_cls"):
-        return "custom autograd function that no rule can see into", bool(base)
+        what = "custom autograd function that no rule can see into; if it is an attention kernel, "
+        return what + "load the model with attn_implementation='sdpa'", bool(base)
     return "non-linear function", full

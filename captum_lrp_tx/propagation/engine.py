@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx.errors import (
+    CaptumLRPError,
     NonFiniteError,
     OutputError,
     TargetError,
@@ -23,6 +25,7 @@ from captum_lrp_tx.propagation.inputs import Inputs, Leaf
 from captum_lrp_tx.propagation.interception import Interception
 from captum_lrp_tx.propagation.layers import LayerProbe
 from captum_lrp_tx.propagation.ledger import Ledger, encloses
+from captum_lrp_tx.propagation.obstacles import explained_failure
 from captum_lrp_tx.propagation.operations import RuleTable
 from captum_lrp_tx.propagation.scope import Boundary, Scope, relevance_sum, suspended
 
@@ -122,10 +125,10 @@ def propagate(job: Pass, inputs: Inputs) -> Propagated:
         mode = Interception(scope, inputs, name_of)
         if probe is not None:
             inputs.stop_looking_up()
-            with scope, probe, mode:
+            with scope, probe, mode, _failures_explained():
                 returned = job.forward(*args, *additional, **kwargs)
         else:
-            with scope, mode:
+            with scope, mode, _failures_explained():
                 returned = job.forward(*args, *additional, **kwargs)
         selected = _selected(job, output_tensor(returned), (args, kwargs))
         leaves = _leaves(inputs, probe)
@@ -138,7 +141,8 @@ def propagate(job: Pass, inputs: Inputs) -> Propagated:
         if job.inspect is not None:
             root = selected.grad_fn
             job.inspect(scope, [root] if root is not None else [], leaves)
-        grads = torch.autograd.grad(selected.sum(), leaves, allow_unused=True)
+        with _failures_explained():
+            grads = torch.autograd.grad(selected.sum(), leaves, allow_unused=True)
     result = Propagated(selected.detach(), scope)
     groups = _grouped(list(grads), inputs, probe)
     _check_reached(job, inputs, groups, probe)
@@ -159,6 +163,18 @@ def propagate(job: Pass, inputs: Inputs) -> Propagated:
             )
         result.relevances.append(total)
     return result
+
+
+@contextlib.contextmanager
+def _failures_explained() -> Iterator[None]:
+    """Say what to do about models that torch cannot differentiate."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        told = None if isinstance(error, CaptumLRPError) else explained_failure(error)
+        if told is None:
+            raise
+        raise told from error
 
 
 def _book_lookups(leaf: Leaf, grads: list[Tensor | None], scope: Scope) -> None:

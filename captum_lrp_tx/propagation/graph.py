@@ -54,6 +54,12 @@ _GATE_STRENGTH = {
     "Hardswish": 1,
     "Exp": 1,
 }
+#: Gates stay gates when they are shifted, scaled, bounded, selected, summed, joined with others or
+#: when their root is taken.
+_KEEP_GATE = frozenset(
+    """Add Sub Mul Div Rsub Sum Mean Cumsum Topk Sort Max Amax Min Amin Clamp Sqrt Cat Stack Where
+    Scatter ScatterAdd IndexPut IndexAdd""".split()
+)
 _MAX_DEPTH = 40
 #: Where a node keeps the role that an operation gave to its result (see :func:`mark`).
 _ROLE = "captum_lrp_tx.role"
@@ -124,13 +130,63 @@ def _pattern(node: Node, depth: int) -> bool:
     name = node_name(node)
     if is_softmax(name) or has_role(node, Role.PATTERN):
         return True
-    if name == "Div":  # a pattern renormalised by its own row sums
-        numerator = _argument(node, 0)
-        return numerator is not None and _pattern(numerator, depth - 1)
+    if name == "Div":  # a pattern renormalised by its own row sums, or a softmax by hand
+        numerator, divisor = _argument(node, 0), _argument(node, 1)
+        if numerator is None:
+            return False
+        return _pattern(numerator, depth - 1) or _is_own_sum(numerator, divisor)
     # adding or mixing patterns with constant weights gives a pattern again
     if name in KEEP_ENTRIES or name in {"Add", "Mul", "Cat", "Where"}:
         edges = parents(node)
         return bool(edges) and all(_pattern(edge, depth - 1) for edge in edges)
+    return False
+
+
+def is_quotient_by_own_sum(numerator: Tensor, divisor: Tensor) -> bool:
+    """Whether ``numerator / divisor`` is a softmax written by hand."""
+    return numerator.grad_fn is not None and _is_own_sum(numerator.grad_fn, divisor.grad_fn)
+
+
+def _is_own_sum(numerator: Node, divisor: Node | None) -> bool:
+    """Whether ``numerator / divisor`` is ``exp(s) / (exp(s).sum() + constant)``."""
+    exponential = _through(numerator, "Exp", KEEP_ENTRIES)
+    if exponential is None or divisor is None:
+        return False
+    total = _through(divisor, "Sum", KEEP_ENTRIES | {"Add", "Clamp", "ClampMin", "Maximum"})
+    return total is not None and _through(parents(total)[0], "Exp", KEEP_ENTRIES) is exponential
+
+
+def _through(node: Node, wanted: str, between: frozenset[str]) -> Node | None:
+    """The node of this name that ``node`` comes from, if only such operations lie between."""
+    for _ in range(_MAX_DEPTH):
+        if node_name(node) == wanted:
+            return node
+        before = parents(node)
+        if node_name(node) not in between or len(before) != 1:
+            return None
+        node = before[0]
+    return None
+
+
+def is_sink_gate(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is ``sigmoid(logsumexp(scores) - sink)``.
+
+    It is what the pattern loses to an attention sink, multiplied in after the values: part of the
+    pattern, not a gate of the values.
+    """
+    node = tensor.grad_fn
+    is_sigmoid = False
+    for _ in range(_MAX_DEPTH):
+        if node is None:
+            return False
+        name = node_name(node)
+        if name == "Logsumexp":
+            return is_sigmoid
+        is_sigmoid = is_sigmoid or name == "Sigmoid"
+        before = parents(node)
+        if len(before) != 1 or not (name in KEEP_ENTRIES or name in {"Sigmoid", "Add", "Sub"}):
+            return False
+        node = before[0]
     return False
 
 
@@ -147,12 +203,13 @@ def _normalizer(node: Node, depth: int) -> bool:
             return True
         if name in _ROOTS or (name == "Pow" and _is_root(node)):
             return any(_statistic(edge, depth) for edge in parents(node))
-        if name not in _KEEP_STATISTIC | {"Mean", "Sum"}:  # a mean of norms is one, too
+        if name not in _KEEP_STATISTIC and name not in _REDUCTIONS:
             return False
         edges = parents(node)
         if len(edges) != 1:
-            # a norm in units of other norms (global response norm)
-            return name == "Div" and all(_normalizer(edge, depth) for edge in edges)
+            # norms compared with their own mean (global response norm)
+            ratio = name in {"Div", "Mul"} and len(edges) == 2
+            return ratio and all(_normalizer(edge, depth) for edge in edges)
         node = edges[0]
     return False
 
@@ -196,16 +253,12 @@ def _gate(node: Node, depth: int) -> int:
         return _GATE_STRENGTH[name]
     if is_softmax(name):
         return 3
-    if name in KEEP_ENTRIES or name in {"Add", "Mul", "Div", "Topk", "Sort", "Clamp", "Sub"}:
-        edges = parents(node)
-        if name == "Div":
-            numerator = _argument(node, 0)
-            return 0 if numerator is None else _gate(numerator, depth - 1)
-        if len(edges) == 1:
-            return _gate(edges[0], depth - 1)
-    if name == "Cat":
-        return min((_gate(edge, depth - 1) for edge in parents(node)), default=0)
-    return 0
+    if name not in KEEP_ENTRIES and name not in _KEEP_GATE:
+        return 0
+    edges = parents(node)
+    if name == "Div":
+        edges = [e for e in (_argument(node, 0),) if e is not None]
+    return min((_gate(edge, depth - 1) for edge in edges), default=0)
 
 
 def walk(roots: list[Node]) -> Iterator[Node]:

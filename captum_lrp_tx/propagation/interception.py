@@ -25,6 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from captum_lrp_tx.propagation import graph, linear_attention, recurrence
 from captum_lrp_tx.propagation.functions import LinearValue, safe_ratio
 from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.obstacles import refuse_checkpointing
 from captum_lrp_tx.propagation.operations import (
     Activation,
     FusedAttention,
@@ -67,7 +68,8 @@ _ACTIVATIONS = {
     "logsigmoid": "LogSigmoid", "tanhshrink": "Tanhshrink", "hardshrink": "Hardshrink",
     "softshrink": "Softshrink", "threshold": "Threshold", "erf": "Erf", "square": "Pow",
     "pow": "Pow", "prelu": "Prelu", "clamp": "Clamp", "clip": "Clamp", "clamp_min": "Clamp",
-    "clamp_max": "Clamp",
+    "clamp_max": "Clamp", "expm1": "Expm1", "log1p": "Log1P", "sin": "Sin", "atan": "Atan",
+    "arctan": "Atan", "asinh": "Asinh",
 }  # fmt: skip
 
 
@@ -85,6 +87,9 @@ class Interception(TorchFunctionMode):
         self.has_steps = False
         # constants computed from parameters that require a gradient outside of this mode
         self._trainable: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        #: Whether anything was computed from the inputs without a gradient, and what.
+        self.has_cut = False
+        self._cut: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __torch_function__(
         self,
@@ -95,12 +100,19 @@ class Interception(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name: str = getattr(func, "__name__", "")
+        grad_enabled = torch.is_grad_enabled()
         if (
             name in _UNTOUCHED
-            or not torch.is_grad_enabled()  # the model has decided that nothing propagates
+            or not grad_enabled  # the model has decided that nothing propagates
             or not self.scope.is_current()
         ):
+            if not grad_enabled and name == "embedding" and self.scope.is_current():
+                # a table of positions that is not trained: still looked up at each token
+                with torch.enable_grad():
+                    return _constant_call(self, func, args, kwargs, name)
             result = func(*args, **kwargs)
+            if name not in _UNTOUCHED and self.scope.is_current():
+                self._note_cut((args, kwargs), result)
             if name == "__get__" and isinstance(result, Tensor) and result.requires_grad:
                 # weight.T and the like: a view of a parameter is a constant, too
                 (owner,) = args[:1]
@@ -131,6 +143,27 @@ class Interception(TorchFunctionMode):
             for item in x:
                 self.mark_trainable(item)
         return x
+
+    def _note_cut(self, arguments: Any, result: Any) -> None:
+        """Without gradients: remember values that were computed from the inputs."""
+        known = _tensors(arguments)
+        if any((t.requires_grad and not t.is_leaf) or t in self._cut for t in known):
+            self.has_cut = True
+            for t in _tensors(result):
+                if t.is_floating_point():
+                    self._cut[t] = True
+
+    def check_cut(self, name: str, arguments: Any, result: Any) -> None:
+        """With gradients again: note the first operations that such values go into."""
+        if not any(t in self._cut and not t.requires_grad for t in _tensors(arguments)):
+            return
+        outputs = _tensors(result)
+        if any(t.requires_grad for t in outputs):
+            self.scope.cut[name, self.scope.module] = None
+            return
+        for t in outputs:
+            if t.is_floating_point():
+                self._cut[t] = True
 
     def is_trainable(self, x: Any) -> bool:
         """Whether a constant would require a gradient in the plain model."""
@@ -165,6 +198,7 @@ def _constant_call(
         kwargs = {k: mode.constant(v) for k, v in kwargs.items()}
     handler = _HANDLERS.get(name)
     if handler is not None:
+        refuse_checkpointing()
         if mode.scope.ledger is not None:
             _keep_names(mode, originals, (args, kwargs))
         mode.as_called = originals[0]
@@ -173,6 +207,8 @@ def _constant_call(
         result = func(*args, **kwargs)
     if not _depends(result) and any(mode.is_trainable(a) for a in args):
         mode.mark_trainable(result)
+    if mode.has_cut:
+        mode.check_cut(name, (args, kwargs), result)
     ledger = mode.scope.ledger
     if ledger is not None:
         _keep_names(mode, originals, (args, kwargs))
@@ -529,7 +565,16 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     # in-place calls keep their meaning: the result is copied into the first argument
     plain = getattr(torch, name.strip("_")) if inplace else func
     result: Any = None
-    if mode.scope.rule(Kind.ATTENTION) is not None:
+    if mode.scope.rule(Kind.ATTENTION) is not None and not quotient:
+        sinks = tuple(i for i in (0, 1) if graph.is_sink_gate(args[i]))
+        if len(sinks) == 1:
+            result = mode.apply(
+                Kind.ATTENTION,
+                PatternProduct(plain, args, {}, patterns=sinks, operands=(0, 1)),
+            )
+    if quotient and graph.is_quotient_by_own_sum(args[0], args[1]):
+        return func(*args, **kwargs)  # a softmax by hand: what is done with it decides
+    if result is None and mode.scope.rule(Kind.ATTENTION) is not None:
         rescaling = linear_attention.renormalizer(args, quotient)
         if rescaling is not None:
             result = mode.apply(
@@ -624,6 +669,20 @@ def _fused_attention(
             dropout_p=dropout_p or 0.0, is_causal=bool(is_causal), scale=scale, rest=rest,
         ),
     )  # fmt: skip
+
+
+def _grid_sample(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Values sampled at places that depend on the inputs: the places are a pattern."""
+    values, grid = _bind(("input", "grid"), args, kwargs)
+    if not _depends(grid):
+        return func(*args, **kwargs)
+    rest = {k: v for k, v in kwargs.items() if k not in ("input", "grid")}
+    return mode.apply(
+        Kind.ATTENTION,
+        PatternProduct(func, (values, grid, *args[2:]), rest, patterns=(1,), operands=(0,)),
+    )
 
 
 # ---- norms --------------------------------------------------------------------------------------
@@ -904,6 +963,7 @@ _HANDLERS: dict[str, Handler] = {
     **_names(_product, "mul mul_ multiply multiply_ div div_ divide divide_ true_divide"),
     **_names(_glu, "glu"),
     **_names(_fused_attention, "scaled_dot_product_attention"),
+    **_names(_grid_sample, "grid_sample"),
     **_names(_layer_norm, "layer_norm"),
     **_names(_rms_norm, "rms_norm"),
     **_names(_group_norm, "group_norm"),

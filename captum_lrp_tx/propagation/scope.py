@@ -98,6 +98,8 @@ class Scope:
         self.boundaries: list[Boundary] = []
         self.applied: dict[tuple[str, Kind, str], int] = {}
         self.random: set[str] = set()
+        #: Operations, by name and module, on values that lost their gradient under no_grad.
+        self.cut: dict[tuple[str, str], None] = {}
         self.gives_to_zero_inputs = False
 
     # ---- rules -------------------------------------------------------------------------------

@@ -43,8 +43,10 @@ class AHRule(Rule):
     def propagate(self, operation: PatternProduct | FusedAttention) -> Tensor:
         if isinstance(operation, PatternProduct):
             return _constant(operation)
-        # the mask keeps its flag, on which torch's choice of kernel depends
         query, key, mask = operation.query.detach(), operation.key.detach(), operation.mask
+        if mask is not None and mask.requires_grad:
+            # the flag stays, on which torch's choice of kernel depends
+            mask = mask.detach().requires_grad_()
         if not operation.value_.requires_grad:
             return operation.value()
         if operation.dropout_p:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from families.configs import FIRST_SPECIAL
 
-BATCH, TOKENS = 2, 7
+BATCH, TOKENS = 2, 8
 
 
 def candidates(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -24,8 +24,10 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
     names = inspect.signature(model.forward).parameters
     config = model.config
     main = [str(getattr(model, "main_input_name", "input_ids"))]
+    if main[0] == "input_ids" and "input_ids" not in names and any(n in names for n in _SHAPES):
+        main = []  # the default of the base class
     main += [n for n in _SHAPES if n in names and n not in main]
-    if "input_ids" in names and main[0] != "input_ids":
+    if "input_ids" in names and "input_ids" not in main:
         main.append("input_ids")
     for name in main:
         if name not in names and name != "input_ids":
@@ -180,11 +182,12 @@ def _extras(names: Any, config: Any, value: Tensor) -> Iterator[dict[str, Any]]:
             yield pair
 
 
-def read(output: Any) -> Tensor | None:
-    """The float tensor that a model's output stands for."""
+def read(output: Any, of_ids: bool = True) -> Tensor | None:
+    """The float tensor that a model's output stands for: one row for each explained example."""
     if isinstance(output, Tensor):
         return output if output.is_floating_point() and output.dim() else None
-    preferred = ("logits", "logits_per_image", "logits_per_text", "last_hidden_state",
+    contrast = ("logits_per_text", "logits_per_image")
+    preferred = ("logits", *(contrast if of_ids else contrast[::-1]), "last_hidden_state",
                  "pooler_output", "prediction_logits", "pred_logits", "start_logits")  # fmt: skip
     for name in preferred:
         value = getattr(output, name, None)
@@ -199,7 +202,7 @@ def read(output: Any) -> Tensor | None:
         return None
     for item in items:
         if isinstance(item, (Tensor, list, tuple, dict)):
-            found = read(item)
+            found = read(item, of_ids)
             if found is not None:
                 return found
     return None

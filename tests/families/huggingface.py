@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import warnings
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 import zoo
 from families import arguments
 from families.common import Case, NotBuilt
-from families.configs import tiny
+from families.configs import SIZES, Size, tiny
 
 LIBRARY = "transformers"
-IMPLEMENTATIONS = ("eager", "sdpa")
+#: Larger ones take seconds; some sizes are fixed in the code of a family.
+MOST_PARAMETERS = 8_000_000
 #: Which head to take: the first of these mappings that knows the family; then the bare model.
 _HEADS = (
     "SEQUENCE_CLASSIFICATION", "IMAGE_CLASSIFICATION", "AUDIO_CLASSIFICATION",
@@ -49,52 +51,61 @@ def _classes(name: str) -> list[type[nn.Module]]:
     return list(dict.fromkeys([*found[:2], *found[-1:]]))
 
 
-def _config(name: str) -> Any:
-    configuration = importlib.import_module("transformers.models.auto.configuration_auto")
-    try:
-        return tiny(configuration.CONFIG_MAPPING[name]())
-    except Exception as error:
-        raise NotBuilt(f"configuration: {type(error).__name__}: {error}") from error
-
-
 def cases(name: str) -> list[Case]:
     """One case for each attention implementation that the family has.
 
     Raises:
         NotBuilt: no tiny random model of this family runs.
     """
+    reasons: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        reason = "no model class"
-        for model_class in _classes(name):
-            try:
-                first = _case(name, model_class, "eager")
-            except NotBuilt as error:
-                reason = reason if reason != "no model class" else str(error)
-                continue
-            built = [first]
-            with contextlib.suppress(NotBuilt):
-                built.append(_case(name, model_class, "sdpa"))
-            return built
-    raise NotBuilt(reason)
+        for size in SIZES:
+            for model_class in _classes(name):
+                try:
+                    built = [_case(name, model_class, "eager", size)]
+                except NotBuilt as error:
+                    reasons.append(str(error))
+                    continue
+                with contextlib.suppress(NotBuilt):
+                    built.append(_case(name, model_class, "sdpa", size))
+                return built
+    raise NotBuilt(reasons[0] if reasons else "no model class")
 
 
-def _case(name: str, model_class: type[nn.Module], implementation: str) -> Case:
-    config = _config(name)
+def _config(name: str, size: Size) -> Any:
+    configuration = importlib.import_module("transformers.models.auto.configuration_auto")
+    try:
+        return tiny(configuration.CONFIG_MAPPING[name](), size)
+    except Exception as error:
+        raise NotBuilt(f"configuration: {type(error).__name__}: {error}") from error
+
+
+def _model(config: Any, model_class: type[nn.Module], implementation: str) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            entries = sum(p.numel() for p in model_class(copy.deepcopy(config)).parameters())
+    except Exception:
+        entries = 0  # some models cannot be made without values
+    if entries > MOST_PARAMETERS:
+        raise NotBuilt(f"model: {entries} parameters are left")
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = model_class._from_config(config, attn_implementation=implementation)
     except Exception as error:
         raise NotBuilt(f"model: {type(error).__name__}: {error}") from error
-    model = zoo.randomise(model.float().eval())
+    return zoo.randomise(model.float().eval())
+
+
+def _case(name: str, model_class: type[nn.Module], implementation: str, size: Size) -> Case:
+    model = _model(_config(name, size), model_class, implementation)
     reason = "no suitable input"
     for explained, call in arguments.candidates(model):
         value = call.pop(explained)
         forward = _Forward(model, explained, call)
         try:
-            with torch.no_grad():
-                output = forward(value)
+            output = forward(value)
         except Exception as error:
             if reason == "no suitable input":
                 reason = f"forward: {type(error).__name__}: {str(error)[:200]}"
@@ -115,7 +126,8 @@ class _Forward:
         self.model, self.explained, self.arguments = model, explained, arguments_
 
     def __call__(self, value: Tensor) -> Tensor:
-        output = arguments.read(self.model(**{self.explained: value}, **self.arguments))
+        returned = self.model(**{self.explained: value}, **self.arguments)
+        output = arguments.read(returned, of_ids=not value.is_floating_point())
         if output is None:
             raise TypeError("no float tensor in the output")
         if output.shape[0] != len(value) and value.is_floating_point():

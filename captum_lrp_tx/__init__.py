@@ -13,6 +13,7 @@ from captum_lrp_tx.attr.random import RandomAttribution
 from captum_lrp_tx.compare import compare
 from captum_lrp_tx.report import report
 from captum_lrp_tx.rules.composite import Composite
+from captum_lrp_tx.support import supported
 
 __all__ = [
     "AttentionFlow",
@@ -34,6 +35,7 @@ __all__ = [
     "metrics",
     "report",
     "rules",
+    "supported",
     "targets",
     "visualization",
 ]

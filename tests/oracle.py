@@ -178,6 +178,7 @@ def oracle_relevance(
     select: Select,
     *,
     double: bool = False,
+    notes: set[str] | None = None,
 ) -> tuple[Tensor, ...]:
     """Relevance of every float input under ``rules``.
 
@@ -189,13 +190,16 @@ def oracle_relevance(
             summed over all its elements before the backward pass.
         double: Run the traced graph in float64, the model's own casts included. The trace itself
             is still made in the model's dtype.
+        notes: Conventions that ``"lrp"`` needed are added here.
 
     Returns:
         One tensor of relevance for each input, in the shape of that input.
     """
     trace = trace_function(function, inputs)
     values = tuple(_leaf(x, double) for x in inputs)
-    output = _replay(trace, values, trace.frozen(rules), double=double, full=rules == "lrp")
+    output = _replay(
+        trace, values, trace.frozen(rules), double=double, full=rules == "lrp", notes=notes
+    )
     grads = torch.autograd.grad(select(output).sum(), values, allow_unused=True)
     return tuple(_times(grad, x) for grad, x in zip(grads, values, strict=True))
 
@@ -233,6 +237,7 @@ def oracle_lookup_relevance(
     select: Select,
     *,
     double: bool = False,
+    notes: set[str] | None = None,
 ) -> tuple[Tensor, ...]:
     """As :func:`oracle_token_relevance`, but one (batch, tokens) part for each lookup, in the
     order in which the model makes the lookups (for BERT: word, segment, position)."""
@@ -242,7 +247,9 @@ def oracle_lookup_relevance(
     batch = ids.shape[0]
     leaves: dict[fx.Node, Tensor] = {}
     full = rules == "lrp"
-    output = _replay(trace, (ids,), trace.frozen(rules), double=double, leaves=leaves, full=full)
+    output = _replay(
+        trace, (ids,), trace.frozen(rules), double=double, leaves=leaves, full=full, notes=notes
+    )
     order = [leaves[node] for node in trace.lookups]
     target = select(output)
     shared = [_is_shared(leaf, batch) for leaf in order]
@@ -324,6 +331,8 @@ def trace_function(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) 
             (trace.patterns if is_pattern else trace.other_softmaxes).append(node)
         elif name in _FUSED_NORM or _is_normaliser(node, depends):
             trace.normalisers.append(node)
+        elif _is_sink(node, depends):
+            trace.patterns.append(node)
         elif name.startswith("aten::grid_sampler") and node.args[1] in depends:
             trace.patterns.append(node.args[1])
     trace.weights = _weights(trace, depends)
@@ -488,6 +497,21 @@ def _feeds_product(softmax: fx.Node, depends: set[fx.Node]) -> bool:
             if by_constant or name in _TRANSPARENT or name == "getitem":
                 todo.append(user)
     return False
+
+
+def _is_sink(node: fx.Node, depends: set[fx.Node]) -> bool:
+    """``sigmoid(logsumexp(scores) - sink)``: what a softmax with one more entry leaves."""
+    if _name(node) != "aten::sigmoid":
+        return False
+    while True:
+        operands = _operands(node, depends)
+        if len(operands) != 1:
+            return False
+        node = operands[0]
+        if _name(node) == "aten::logsumexp":
+            return True
+        if _name(node) not in _RESHAPE and _name(node) not in _EPSILON:
+            return False
 
 
 def _is_weight(node: Any) -> bool:
@@ -657,9 +681,11 @@ class _Run(fx.Interpreter):
         leaves: dict[fx.Node, Tensor] | None,
         double: bool,
         full: bool = False,
+        notes: set[str] | None = None,
         weights: dict[fx.Node, fx.Node] | None = None,
     ) -> None:
         super().__init__(trace.root, graph=trace.graph)
+        self.notes: set[str] = set() if notes is None else notes
         self.full, self.depends, self.weights = full, trace.depends, weights or {}
         self.lookups = set(trace.lookups)
         self.record, self.constants = record, constants
@@ -687,7 +713,7 @@ class _Run(fx.Interpreter):
         result = NotImplemented
         if self.full and n in self.depends and n.op == "call_function":
             arguments, keywords = self.fetch_args_kwargs_from_env(n)
-            result = oracle_lrp.propagate(n, arguments, keywords, self.depends)
+            result = oracle_lrp.propagate(n, arguments, keywords, self.depends, self.notes)
         if result is NotImplemented:
             result = super().run_node(n)
         if weight is not None:
@@ -737,6 +763,7 @@ def _replay(
     double: bool = False,
     leaves: dict[fx.Node, Tensor] | None = None,
     full: bool = False,
+    notes: set[str] | None = None,
 ) -> Tensor:
     # In-place operations of the model act on these copies, never on the caller's tensors.
     weights = {product: trace.weights[product] for product in frozen & trace.weights.keys()}
@@ -750,6 +777,7 @@ def _replay(
         leaves=leaves,
         double=double,
         full=full,
+        notes=notes,
         weights=weights,
     )
     with torch.enable_grad():

@@ -18,6 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+HALVES = "lrp: a product of two signals without a gate gives half to each"
+HALVES_OF_MATRICES = "lrp: a matrix product without a pattern gives half to each factor"
+
 #: Element-wise functions, without those for which gradient x input already is the identity rule.
 _ACTIVATIONS = {
     "gelu", "silu", "mish", "tanh", "sigmoid", "elu", "hardtanh", "hardswish", "hardsigmoid",
@@ -61,13 +64,25 @@ def gate_strength(node: Any, depends: set[fx.Node], depth: int = 60) -> int:
     parents = [n for n in node.all_input_nodes if n in depends]
     if name == "div":
         parents = [n for n in node.args[:1] if n in depends]
-    return min((gate_strength(n, depends, depth - 1) for n in parents), default=0)
+    strength = min((gate_strength(n, depends, depth - 1) for n in parents), default=0)
+    if strength == 1 and (
+        name in ("sum", "mean", "cumsum") or (len(parents) > 1 and name != "cat")
+    ):
+        return 0  # a sum of self-gated values is a signal
+    return strength
 
 
 def propagate(
-    node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], depends: set[fx.Node]
+    node: fx.Node,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    depends: set[fx.Node],
+    notes: set[str],
 ) -> Any:
-    """The node's value with the graph that carries LRP; ``NotImplemented`` for plain gradient."""
+    """The node's value with the graph that carries LRP; ``NotImplemented`` for plain gradient.
+
+    ``notes`` collects the conventions that were needed beyond the rules of the papers.
+    """
     name = base_name(node)
     live = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.requires_grad]
     if name in _ACTIVATIONS and live == [0]:
@@ -80,10 +95,10 @@ def propagate(
     if name == "div" and 1 in live:
         return _call(node, (args[0], args[1].detach(), *args[2:]), kwargs)
     if name in _PRODUCTS and len(live) == 2:
-        return _product(node, name, args, kwargs, depends)
+        return _product(node, name, args, kwargs, depends, notes)
     if name in ("baddbmm", "addmm") and {1, 2} <= set(live):
         halves = (args[0], *(_half(a) for a in args[1:3]), *args[3:])
-        return _call(node, halves, kwargs)
+        return _noted(_call(node, halves, kwargs), HALVES_OF_MATRICES, notes)
     return NotImplemented
 
 
@@ -92,24 +107,38 @@ def _call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return operation(*args, **kwargs)
 
 
+def _noted(x: Tensor, note: str, notes: set[str]) -> Tensor:
+    """Take the note once relevance really passes here."""
+    x.register_hook(lambda _: notes.add(note))  # type: ignore[no-untyped-call]
+    return x
+
+
 def _half(x: Tensor) -> Tensor:
     return 0.5 * x + 0.5 * x.detach()
 
 
 def _product(
-    node: fx.Node, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], depends: set[fx.Node]
+    node: fx.Node,
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    depends: set[fx.Node],
+    notes: set[str],
 ) -> Any:
     first, second = args[:2]
+    note = ""
     strengths = [gate_strength(a, depends) for a in node.args[:2]]
     if name != "mul" or strengths[0] == strengths[1] or first is second:
         replaced = (_half(first), _half(second))
+        note = HALVES if name == "mul" else HALVES_OF_MATRICES
     elif strengths[0] > strengths[1]:
         replaced = (first.detach(), second)
     else:
         replaced = (first, second.detach())
     if _is_inplace(node):
         return first.copy_(replaced[0] * replaced[1])
-    return _call(node, (*replaced, *args[2:]), kwargs)
+    result = _call(node, (*replaced, *args[2:]), kwargs)
+    return _noted(result, note, notes) if note and first is not second else result
 
 
 def _is_inplace(node: fx.Node) -> bool:

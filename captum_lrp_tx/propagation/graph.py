@@ -60,6 +60,7 @@ _KEEP_GATE = frozenset(
     """Add Sub Mul Div Rsub Sum Mean Cumsum Topk Sort Max Amax Min Amin Clamp Sqrt Cat Stack Where
     Scatter ScatterAdd IndexPut IndexAdd""".split()
 )
+_SUMS = frozenset({"Sum", "Mean", "Cumsum"})
 _MAX_DEPTH = 40
 #: Where a node keeps the role that an operation gave to its result (see :func:`mark`).
 _ROLE = "captum_lrp_tx.role"
@@ -258,7 +259,10 @@ def _gate(node: Node, depth: int) -> int:
     edges = parents(node)
     if name == "Div":
         edges = [e for e in (_argument(node, 0),) if e is not None]
-    return min((_gate(edge, depth - 1) for edge in edges), default=0)
+    strength = min((_gate(edge, depth - 1) for edge in edges), default=0)
+    if strength == 1 and (name in _SUMS or (len(edges) > 1 and name != "Cat")):
+        return 0  # a sum of self-gated values is a signal
+    return strength
 
 
 def walk(roots: list[Node]) -> Iterator[Node]:

@@ -10,17 +10,17 @@ A walker (one module for each library) has two functions::
 
 from __future__ import annotations
 
-import json
+import re
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import oracle
-from captum_lrp_tx import ConservativeGI, ConservativeLRP
+from captum_lrp_tx import Composite, ConservativeLRP, audit
 from captum_lrp_tx.errors import CaptumLRPError, UncoveredOperationError
 
 #: Relative to the largest relevance. Input noise of 5e-7 moves some nets by 2e-5: do not tighten.
@@ -66,7 +66,8 @@ class Case:
 class Outcome:
     """What became of one case under one preset.
 
-    ``verified``: equal to the oracle. ``refused``: ``strict=True`` raised, ``reason`` says what.
+    ``verified``: equal to the oracle. ``convention``: so, and ``reason`` states a convention that
+    was needed. ``refused``: ``strict=True`` raised, ``reason`` says what.
     ``wrong``: explained without complaint and different from the oracle (a fault of the package).
     ``unjudged``: explained, but the oracle cannot judge it.
     """
@@ -91,10 +92,10 @@ class Row:
 def check(case: Case, preset: str) -> Outcome:
     """Explain a case strictly and compare it with an independent computation.
 
-    Where float32 is too noisy to tell, both are computed once more in float64, for which the
-    model of the case is converted.
+    Where float32 is too noisy to tell, both are computed once more in float64 and with epsilon 0
+    (which the oracle does not know), for which the model of the case is converted.
     """
-    outcome = _check(case, preset)
+    outcome = _check(case, preset, Composite(base=preset))
     noisy = outcome.status == "wrong" and outcome.error < NOISE
     if noisy and next(case.model.parameters()).dtype == torch.float32:
         case.model.double()
@@ -103,52 +104,118 @@ def check(case: Case, preset: str) -> Outcome:
             eager_experts("eager")
         if case.inputs.is_floating_point():
             case.inputs = case.inputs.double()
+        composite = Composite(base=preset)
+        if preset == "lrp":
+            composite = composite.with_epsilon(0.0)
         try:
-            again = _check(case, preset)
+            again = _check(case, preset, composite)
         except (RuntimeError, TypeError):  # the model insists on float32
             return outcome
-        return again if again.status == "verified" else outcome
+        return outcome if again.status == "refused" else again
     return outcome
 
 
-def _check(case: Case, preset: str) -> Outcome:
-    explainer = (
-        ConservativeLRP(case.forward)
-        if preset == "lrp"
-        else ConservativeGI(case.forward, rules=preset)
-    )
+def _check(case: Case, preset: str, composite: Composite) -> Outcome:
+    explainer = ConservativeLRP(case.forward, composite)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             relevance = explainer.attribute(case.inputs, target=case.target, strict=True)
     except UncoveredOperationError as error:
-        return Outcome("refused", "; ".join(dict.fromkeys(error.operations)))
+        return Outcome("refused", _shortened(error.operations))
     except CaptumLRPError as error:
         return Outcome("refused", f"{type(error).__name__}: {error}")
     assert isinstance(relevance, Tensor)
+    if preset == "lrp" and (scanned := _of_state_space(case)) is not None:
+        return scanned
+    notes: set[str] = set()
     try:
-        expected, scale = _expected(case, preset)
+        expected, scale = _expected(case, preset, notes)
     except oracle.OracleError as error:
         return Outcome("unjudged", str(error))
     error = float((relevance - expected).abs().max() / scale)
-    return Outcome("verified" if error <= TOLERANCE else "wrong", "", error)
+    if not error <= TOLERANCE:
+        return Outcome("wrong", "", error)
+    return Outcome("convention" if notes else "verified", "; ".join(sorted(notes)), error)
 
 
-def _expected(case: Case, preset: str) -> tuple[Tensor, Tensor]:
+def _shortened(operations: tuple[str, ...]) -> str:
+    """Each operation once, without the modules that made it."""
+    return "; ".join(
+        dict.fromkeys(re.sub(r" in \S+ \(", " (", line, count=1) for line in operations)
+    )
+
+
+def _expected(case: Case, preset: str, notes: set[str]) -> tuple[Tensor, Tensor]:
     """The oracle's relevance, and what an error is relative to."""
+    options: Any = {"double": case.inputs.dtype == torch.float64, "notes": notes}
     if case.inputs.is_floating_point():
-        (expected,) = oracle.oracle_relevance(case.forward, (case.inputs,), preset, case.select)
+        (expected,) = oracle.oracle_relevance(
+            case.forward, (case.inputs,), preset, case.select, **options
+        )
         return expected, expected.abs().max()
-    parts = oracle.oracle_lookup_relevance(case.forward, case.inputs, preset, case.select)
+    parts = oracle.oracle_lookup_relevance(
+        case.forward, case.inputs, preset, case.select, notes=notes
+    )
     return torch.stack(parts).sum(0), torch.stack([p.abs().max() for p in parts]).max()
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write a survey file: a JSON list, one row a line."""
-    lines = [json.dumps(asdict(row)) for row in rows]
-    path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+#: What a state space model is judged by: the oracle does not know its coefficients.
+STATE_SPACE = (
+    "lrp: coefficients of the scan are constants (MambaLRP); judged by conservation, and by a loop "
+    "over the scan on a tiny Mamba"
+)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a survey file."""
-    return [Row(**row) for row in json.loads(path.read_text())]
+def _of_state_space(case: Case) -> Outcome | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report = audit.explainability(
+            case.forward, case.inputs, target=case.target, file=None, strict=True
+        )
+    if not any(item.kind == "scan" for item in report.applied):
+        return None
+    scale = abs(report.output) + sum(abs(v) for v in report.absorbed.values())
+    error = abs(report.conservation_error) / max(scale, 1e-30)
+    return Outcome("convention" if error <= TOLERANCE else "wrong", STATE_SPACE, error)
+
+
+def row_of(cases: Iterable[Case]) -> Row:
+    """Check all cases of a family under both rule sets, and what became of them in one row.
+
+    A family that only one of the rule sets explains counts as explained with a convention.
+    """
+    cases = list(cases)
+    outcomes = {(c.attention, p): check(c, p) for p in PRESETS for c in cases}
+    row = Row(cases[0].library, cases[0].family, cases[0].model_class, "verified")
+    wrong = {
+        k: o for k, o in outcomes.items() if o.status not in ("verified", "convention", "refused")
+    }
+    if wrong:
+        row.status = "wrong"
+        row.note = "; ".join(f"{k}: {o.status} {o.error:.1e} {o.reason}" for k, o in wrong.items())
+        return row
+    refused = {k: o.reason for k, o in outcomes.items() if o.status == "refused"}
+    working = [p for p in PRESETS if not any((c.attention, p) in refused for c in cases)]
+    complete = [a for a, _ in outcomes if not any((a, p) in refused for p in PRESETS)]
+    reasons = _joined(f"{p}: {reason}" for (_, p), reason in refused.items())
+    conventions = _joined(o.reason for o in outcomes.values() if o.status == "convention")
+    names = [c.attention for c in cases if c.attention]
+    if not refused:
+        row.attention, row.note = names, conventions
+        row.status = "convention" if conventions else "verified"
+    elif complete:  # some attention implementations
+        row.status, row.attention = "convention", [n for n in names if n in complete]
+        row.note = _joined([f"only {', '.join(row.attention)}", conventions, reasons])
+    elif working:
+        row.status, row.attention = "convention", names
+        row.note = _joined([f"only {working[0]}", conventions, f"refused {reasons}"])
+    else:
+        row.status = "refused"
+        same = {p: _joined(r for (_, q), r in refused.items() if q == p) for p in PRESETS}
+        row.note = same[PRESETS[0]] if len(set(same.values())) == 1 else reasons
+    return row
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(part for part in parts if part))

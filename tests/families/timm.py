@@ -48,6 +48,22 @@ CONVOLUTIONAL = frozenset(
     xception_aligned fasternet rdnet starnet""".split()
 )
 
+#: What "the pattern" is in some families, by the beginning of their names.
+CONVENTIONS = {
+    "cait": "talking heads: the pattern is constant as the values meet it, mixed over heads",
+    "efficientformerv2": "talking heads: the pattern is constant as the values meet it, mixed over "
+    "heads",
+    "convit": "the gate between content and position is part of the pattern",
+    "coat": "factorised attention: queries and the softmax of the keys over tokens are constant",
+    "xcit": "attention over channels (cross-covariance): its softmax pattern is constant",
+    "davit": "attention over channels and windows: both softmax patterns are constant",
+    "edgenext": "attention over channels (cross-covariance): its softmax pattern is constant",
+    "volo": "outlook attention: the softmax over neighbours is constant",
+    "bat": "bilinear attention: the normalised sigmoids on both sides are constant",
+    "convnextv2": "global response norm: the factor of each channel is constant",
+    "csatv2": "global response norm: the factor of each channel is constant",
+}
+
 _SMALLEST_FIRST = "test femto atto nano pico xxs xxtiny xx tiny xs ti mini s small m b".split()
 _DEPTHS = {"depth", "depths", "layers", "num_layers", "stages", "num_blocks", "d"}
 _SIZES = (64, 56, None)
@@ -90,8 +106,15 @@ def cases(name: str) -> list[Case]:
             return output if isinstance(output, Tensor) else output[0]
 
         kind = type(model).__name__
-        made.append(Case("timm", family(name), kind, attention, model, forward, x, 1))
+        made.append(
+            Case("timm", family(name), kind, attention, model, forward, x, 1, _convention(name))
+        )
     return made
+
+
+def _convention(name: str) -> str:
+    start = name.split("_")[0]
+    return CONVENTIONS.get(start, "")
 
 
 def _size(name: str) -> tuple[int, int, str]:

@@ -336,7 +336,7 @@ def trace_function(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) 
             trace.patterns.append(node)
         elif name.startswith("aten::grid_sampler") and node.args[1] in depends:
             trace.patterns.append(node.args[1])
-    trace.weights = _weights(trace, depends)
+    trace.weights = {**_weights(trace, depends), **_delta_rule(trace.graph.nodes, depends)}
     return trace
 
 
@@ -539,6 +539,69 @@ def _weights(trace: OracleTrace, depends: set[fx.Node]) -> dict[fx.Node, fx.Node
         if node in depends and _name(node) in _PRODUCT | _SCALING:
             found.judge(node)
     return found.weights
+
+
+_SOLVE = "aten::linalg_solve_triangular"
+_PARTS = {"getitem", "aten::split", "aten::split_with_sizes", "aten::unbind"}
+
+
+def _delta_rule(nodes: Iterable[fx.Node], depends: set[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Factors that weigh values in the gated delta rule.
+
+    ``solve(scores, values)`` is linear in the values, and so is whatever multiplies its result, or
+    sums made of it, before the next weight matrix. Keys, by having made the scores, are no values.
+    """
+    weights: dict[fx.Node, fx.Node] = {}
+    keys: set[fx.Node] = set()
+    sums: set[fx.Node] = set()
+    for node in nodes:
+        if node not in depends:
+            continue
+        name, operands = _name(node), _operands(node, depends)
+        if name == _SOLVE and len(operands) == 2:
+            scores = [n for n in _behind(operands[0], depends) if _name(n) in _PRODUCT]
+            keys.update(
+                k for s in scores for o in _operands(s, depends) for k in _behind(o, depends)
+            )
+            if not any(
+                _name(n) not in _PRODUCT and n in keys for n in _behind(operands[1], depends)
+            ):
+                weights[node] = operands[0]
+                sums.add(node)
+        elif name in _PRODUCT and len(operands) == 2:
+            if (operands[0] in sums) != (operands[1] in sums):
+                weights[node] = operands[0] if operands[1] in sums else operands[1]
+                sums.add(node)
+        elif any(o in sums for o in operands) and (
+            name in _TRANSPARENT | _SCALING | {"aten::add", "aten::sub", "aten::cat", "getitem"}
+        ):
+            sums.add(node)
+        if name == "aten::copy_" and node in sums:
+            written: Any = node.args[0]  # a slice of the result
+            while isinstance(written, fx.Node) and written not in sums:
+                sums.add(written)
+                written = written.args[0] if _name(written) in _VIEW else None
+    return weights
+
+
+def _behind(node: fx.Node, depends: set[fx.Node]) -> set[fx.Node]:
+    """The nodes that a tensor was moved and scaled through, down to what made its entries."""
+    found: set[fx.Node] = set()
+    todo = [node]
+    while todo:
+        current = todo.pop()
+        name = _name(current)
+        if current in found or name in _PARTS:
+            continue
+        if name not in _TRANSPARENT | _SCALING | {"aten::constant_pad_nd"}:
+            if name in _PRODUCT:
+                found.add(current)
+            continue
+        found.add(current)
+        operands = _operands(current, depends)
+        strengths = [oracle_lrp.gate_strength(o, depends) for o in operands]
+        todo.extend(o for o, s in zip(operands, strengths, strict=True) if s == min(strengths))
+    return found
 
 
 class _Attention:

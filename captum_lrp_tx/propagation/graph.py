@@ -246,6 +246,13 @@ def is_activation(node: Node) -> bool:
     return node_name(node) in _GATE_STRENGTH
 
 
+def signals(node: Node) -> list[Node]:
+    """Those parents of a product that look least like gates."""
+    edges = parents(node)
+    strengths = [_gate(edge, _MAX_DEPTH) for edge in edges]
+    return [e for e, s in zip(edges, strengths, strict=True) if s == min(strengths)]
+
+
 def _gate(node: Node, depth: int) -> int:
     if depth == 0:
         return 0

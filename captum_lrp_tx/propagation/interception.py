@@ -22,7 +22,7 @@ from torch.autograd import grad as autograd_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from captum_lrp_tx.propagation import graph, linear_attention, recurrence
+from captum_lrp_tx.propagation import delta_rule, graph, linear_attention, recurrence
 from captum_lrp_tx.propagation.functions import LinearValue, safe_ratio
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.obstacles import refuse_checkpointing
@@ -85,6 +85,8 @@ class Interception(TorchFunctionMode):
         self.as_called: tuple[Any, ...] = ()
         #: Whether there was a softplus: no step size, no state space model.
         self.has_steps = False
+        #: Whether a delta rule has been seen, whose sums of values are told by their origin.
+        self.has_memory = False
         # constants computed from parameters that require a gradient outside of this mode
         self._trainable: WeakIdKeyDictionary = WeakIdKeyDictionary()
         #: Whether anything was computed from the inputs without a gradient, and what.
@@ -462,6 +464,13 @@ def _contraction(
     if len(dependent) >= 2:
         return _dependent_contraction(mode, func, args, kwargs, dependent)
     tensors = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
+    if (
+        mode.has_memory
+        and len(dependent) == 1
+        and mode.scope.rule(Kind.ATTENTION) is not None
+        and delta_rule.is_key(args[dependent[0]])
+    ):  # the memory is still empty: a constant, like the key that would read it
+        return func(*(a.detach() if _depends(a) else a for a in args), **kwargs)
     if len(dependent) == 1 and len(tensors) == 2:
         (i,) = dependent
         j = tensors[1] if tensors[0] == i else tensors[0]
@@ -501,6 +510,11 @@ def _dependent_contraction(
     kwargs: dict[str, Any],
     dependent: list[int],
 ) -> Any:
+    if mode.has_memory and mode.scope.rule(Kind.ATTENTION) is not None:
+        values = [i for i in dependent if delta_rule.is_sum_of_values(args[i])]
+        if len(values) == 1:
+            weights = tuple(i for i in dependent if i != values[0])
+            return _weighted_values(mode, func, args, kwargs, weights)
     if mode.has_steps:
         scanned = _scan(mode, func, args, kwargs, dependent, elementwise=False)
         if scanned is not None:
@@ -520,6 +534,38 @@ def _dependent_contraction(
     result = _unweighted(mode, func, args, kwargs, dependent)
     if features:
         graph.mark(result, graph.Role.PATTERN)
+    return result
+
+
+def _weighted_values(
+    mode: Interception,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    weights: tuple[int, ...],
+) -> Any:
+    operands = tuple(i for i, a in enumerate(args) if _depends(a))
+    result = mode.apply(
+        Kind.ATTENTION, PatternProduct(func, args, kwargs, patterns=weights, operands=operands)
+    )
+    delta_rule.note(result, of_values=True)
+    return result
+
+
+def _solve(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A triangular system of scores, as in the delta rule: the scores weigh the right-hand side."""
+    matrix, right = _bind(("A", "B"), args, kwargs)
+    if not (_depends(matrix) and _depends(right)) or mode.scope.rule(Kind.ATTENTION) is None:
+        return func(*args, **kwargs)
+    of_values = delta_rule.is_system(matrix, right)
+    if of_values is None:
+        return func(*args, **kwargs)
+    mode.has_memory = True
+    rest = {k: v for k, v in kwargs.items() if k not in ("A", "B")}
+    if of_values:
+        return _weighted_values(mode, func, (matrix, right), rest, (0,))
+    result = func(matrix, right, **rest)
+    delta_rule.note(result, of_values=False)
     return result
 
 
@@ -958,6 +1004,7 @@ _HANDLERS: dict[str, Handler] = {
     **_names(_addmm, "addmm"),
     **_names(_batch_norm, "batch_norm"),
     **_names(_contraction, "matmul __matmul__ __rmatmul__ mm bmm mv dot inner tensordot"),
+    **_names(_solve, "linalg_solve_triangular solve_triangular"),
     **_names(_baddbmm, "baddbmm addbmm"),
     **_names(_einsum, "einsum"),
     **_names(_product, "mul mul_ multiply multiply_ div div_ divide divide_ true_divide"),

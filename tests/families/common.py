@@ -201,7 +201,9 @@ def row_of(cases: Iterable[Case]) -> Row:
     working = [p for p in PRESETS if not any((c.attention, p) in refused for c in cases)]
     complete = [a for a, _ in outcomes if not any((a, p) in refused for p in PRESETS)]
     reasons = _joined(f"{p}: {reason}" for (_, p), reason in refused.items())
-    conventions = _joined(o.reason for o in outcomes.values() if o.status == "convention")
+    conventions = _joined(
+        note for o in outcomes.values() if o.status == "convention" for note in o.reason.split("; ")
+    )
     names = [c.attention for c in cases if c.attention]
     if not refused:
         row.attention, row.note = names, conventions

@@ -86,8 +86,9 @@ def names(convolutional: bool = False) -> list[str]:
 
 def family(name: str) -> str:
     """The name without what only says how large the model and its images are."""
-    sizes = r"tiny|small|base|medium|large|giant|xxtiny|xxs|xs|s|xxt|ti|nano|pico|atto|femto|\d+"
-    return re.sub(rf"(_({sizes}|patch\d+|p\d+|window\d+|t))+(?=_|$)", "", name)
+    words = "tiny|small|base|medium|large|giant|xxtiny|pico|atto|femto|nano|ti|t"
+    sizes = rf"({words}|x*s\d*|xx|\d+[ms]?|patch\d+|p\d+|window\d+)"
+    return re.sub(rf"(_{sizes})+(?=_|$)", "", name)
 
 
 def cases(name: str) -> list[Case]:

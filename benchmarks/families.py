@@ -156,7 +156,8 @@ def tables() -> str:
     for s in surveys:
         for library in dict.fromkeys(row["library"] for row in s["families"]):
             mine = [row for row in s["families"] if row["library"] == library]
-            parts += [f"\n## {library}\n", "| family | explained class | status | attention | note |",
+            header = "| family | explained class | status | attention | note |"
+            parts += [f"\n## {library}\n", header,
                       "|---|---|---|---|---|"]  # fmt: skip
             for row in sorted(mine, key=lambda r: r["family"].lower()):
                 note = row["note"].replace("|", "\\|")

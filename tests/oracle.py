@@ -117,6 +117,7 @@ _EPSILON = {
 _LIKE = {f"aten::{n}" for n in ("ones_like", "zeros_like", "empty_like", "full_like", "new_zeros",
          "new_ones", "new_full", "new_empty", "rand_like", "randn_like")}  # fmt: skip
 _SCALING = {"aten::mul", "aten::mul_", "aten::div", "aten::div_"}
+LINEAR_ATTENTION = "attention without a softmax: the factors that weigh the values are constant"
 _LINEAR_MAP = _PRODUCT | {"aten::linear", "aten::convolution", "aten::einsum"}
 #: Element-wise functions that make the feature maps of linear attention.
 _FEATURE_MAP = {
@@ -773,6 +774,7 @@ class _Run(fx.Interpreter):
         if weight is not None:
             weighing = self.env[weight]
             self.env[weight] = weighing.detach()
+            self.notes.add(LINEAR_ATTENTION)
         result = NotImplemented
         if self.full and n in self.depends and n.op == "call_function":
             arguments, keywords = self.fetch_args_kwargs_from_env(n)

@@ -154,7 +154,7 @@ def _activation(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         tiny = torch.finfo(x.dtype).tiny
         ratio = torch.where(x.abs() < tiny, torch.zeros_like(y), y / x)
         ratio = torch.where(x.isfinite(), ratio, torch.zeros_like(ratio))
-    finite = x.nan_to_num(0.0, 0.0, 0.0)
+    finite = x.clone().nan_to_num(0.0, 0.0, 0.0)  # an in-place activation changes x
     carried = (finite - finite.detach()) * ratio + y  # the value exactly, also where x is zero
     if _is_inplace(node):
         return x.copy_(carried)

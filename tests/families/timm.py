@@ -26,20 +26,19 @@ from families.common import Case, NotBuilt
 ARCHITECTURES = """vit_tiny_patch16_224 vit_small_patch14_dinov2 vit_small_patch14_reg4_dinov2
 vit_base_patch16_clip_quickgelu_224 vit_base_patch16_siglip_224 vit_medium_patch16_gap_240
 vit_base_patch16_rope_ape_224 vit_small_patch16_rope_mixed_224 vit_dpwee_patch16_reg1_gap_256
-vit_small_patch16_18x2_224 vit_base_patch16_xp_224 vit_intern300m_patch14_448
-vit_giant_patch14_dinov2 vit_pe_core_tiny_patch16_384 vit_small_patch16_dinov3
-aimv2_large_patch14_224 beit3_base_patch16_224 flexivit_small deit_tiny_distilled_patch16_224
-deit3_small_patch16_224 beitv2_base_patch16_224 eva_giant_patch14_224 eva02_tiny_patch14_224
-vit_relpos_small_patch16_224 vit_relpos_medium_patch16_rpn_224 vit_srelpos_small_patch16_224
-vit_tiny_r_s16_p8_224 vit_small_r26_s32_224 naflexvit_base_patch16_map swin_s3_tiny_224
-pvt_v2_b0 pvt_v2_b2_li maxvit_tiny_tf_224 maxvit_rmlp_pico_rw_256 coatnet_pico_rw_224
-coatnext_nano_rw_224 maxxvitv2_nano_rw_256 twins_pcpvt_small twins_svt_small crossvit_9_240
-crossvit_9_dagger_240 levit_128s levit_conv_128s coat_tiny coat_lite_tiny efficientvit_b0
-efficientvit_l1 efficientvit_m0 fastvit_t8 fastvit_sa12 poolformer_s12 poolformerv2_s12
-caformer_s18 convformer_s18 mobilevit_xxs mobilevitv2_050 botnet26t_256 halonet26t
-lambda_resnet26t lambda_resnet26rpt_256 bat_resnext26ts gcresnet33ts eca_resnet33ts seresnet33ts
-resnest14d skresnet18 mobilenetv4_hybrid_medium mixer_s32_224 gmixer_12_224 gmlp_ti16_224
-resmlp_12_224 convnext_atto convnextv2_atto""".split()
+vit_small_patch16_18x2_224 vit_base_patch16_xp_224 vit_pe_core_tiny_patch16_384
+vit_small_patch16_dinov3 aimv2_large_patch14_224 beit3_base_patch16_224 flexivit_small
+deit_tiny_distilled_patch16_224 deit3_small_patch16_224 beitv2_base_patch16_224
+eva02_tiny_patch14_224 vit_relpos_small_patch16_224 vit_relpos_medium_patch16_rpn_224
+vit_srelpos_small_patch16_224 vit_tiny_r_s16_p8_224 vit_small_r26_s32_224
+naflexvit_base_patch16_map swin_tiny_patch4_window7_224 pvt_v2_b0 pvt_v2_b2_li maxvit_tiny_tf_224
+maxvit_rmlp_pico_rw_256 coatnet_pico_rw_224 coatnext_nano_rw_224 maxxvitv2_nano_rw_256
+twins_pcpvt_small twins_svt_small crossvit_9_240 levit_128s levit_conv_128s coat_tiny
+coat_lite_tiny efficientvit_b0 efficientvit_l1 efficientvit_m0 fastvit_t8 fastvit_sa12
+poolformer_s12 poolformerv2_s12 caformer_s18 convformer_s18 mobilevit_xxs mobilevitv2_050
+botnet26t_256 halonet26t lambda_resnet26t lambda_resnet26rpt_256 bat_resnext26ts gcresnet33ts
+eca_resnet33ts seresnet33ts resnest14d skresnet18 mobilenetv4_hybrid_medium mixer_s32_224
+gmixer_12_224 gmlp_ti16_224 resmlp_12_224 convnext_atto convnextv2_atto""".split()
 
 #: Modules of plain convolutional networks: walked by the survey, left out of the tests.
 CONVOLUTIONAL = frozenset(
@@ -49,9 +48,23 @@ CONVOLUTIONAL = frozenset(
     xception_aligned fasternet rdnet starnet""".split()
 )
 
-_SMALLEST_FIRST = (
-    "test femto atto nano pico xxs xxtiny xxt tiny xs ti mini wee s small m0 m1 b0".split()
-)
+#: What "the pattern" is in some families, by the beginning of their names.
+CONVENTIONS = {
+    "cait": "talking heads: the pattern is constant as the values meet it, mixed over heads",
+    "efficientformerv2": "talking heads: the pattern is constant as the values meet it, mixed over "
+    "heads",
+    "convit": "the gate between content and position is part of the pattern",
+    "coat": "factorised attention: queries and the softmax of the keys over tokens are constant",
+    "xcit": "attention over channels (cross-covariance): its softmax pattern is constant",
+    "davit": "attention over channels and windows: both softmax patterns are constant",
+    "edgenext": "attention over channels (cross-covariance): its softmax pattern is constant",
+    "volo": "outlook attention: the softmax over neighbours is constant",
+    "bat": "bilinear attention: the normalised sigmoids on both sides are constant",
+    "convnextv2": "global response norm: the factor of each channel is constant",
+    "csatv2": "global response norm: the factor of each channel is constant",
+}
+
+_SMALLEST_FIRST = "test femto atto nano pico xxs xxtiny xx tiny xs ti mini s small m b".split()
 _DEPTHS = {"depth", "depths", "layers", "num_layers", "stages", "num_blocks", "d"}
 _SIZES = (64, 56, None)
 
@@ -73,8 +86,9 @@ def names(convolutional: bool = False) -> list[str]:
 
 def family(name: str) -> str:
     """The name without what only says how large the model and its images are."""
-    sizes = r"tiny|small|base|medium|large|giant|xxtiny|xxs|xs|s|xxt|ti|nano|pico|atto|femto|\d+"
-    return re.sub(rf"(_({sizes}|patch\d+|p\d+|window\d+|t))+(?=_|$)", "", name)
+    words = "tiny|small|base|medium|large|giant|xxtiny|pico|atto|femto|nano|ti|t"
+    sizes = rf"({words}|x*s\d*|xx|\d+[ms]?|patch\d+|p\d+|window\d+)"
+    return re.sub(rf"(_{sizes})+(?=_|$)", "", name)
 
 
 def cases(name: str) -> list[Case]:
@@ -93,12 +107,19 @@ def cases(name: str) -> list[Case]:
             return output if isinstance(output, Tensor) else output[0]
 
         kind = type(model).__name__
-        made.append(Case("timm", family(name), kind, attention, model, forward, x, 1))
+        made.append(
+            Case("timm", family(name), kind, attention, model, forward, x, 1, _convention(name))
+        )
     return made
 
 
+def _convention(name: str) -> str:
+    start = name.split("_")[0]
+    return CONVENTIONS.get(start, "")
+
+
 def _size(name: str) -> tuple[int, int, str]:
-    words = name.split("_")
+    words = [re.sub(r"\d+$", "", word) for word in name.split("_")]
     ranks = [i for i, word in enumerate(_SMALLEST_FIRST) if word in words]
     return min(ranks, default=len(_SMALLEST_FIRST)), len(name), name
 

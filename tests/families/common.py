@@ -126,8 +126,6 @@ def _check(case: Case, preset: str, composite: Composite) -> Outcome:
     except CaptumLRPError as error:
         return Outcome("refused", f"{type(error).__name__}: {error}")
     assert isinstance(relevance, Tensor)
-    if preset == "lrp" and (scanned := _of_state_space(case)) is not None:
-        return scanned
     notes: set[str] = set()
     try:
         expected, scale = _expected(case, preset, notes)
@@ -135,7 +133,8 @@ def _check(case: Case, preset: str, composite: Composite) -> Outcome:
         return Outcome("unjudged", str(error))
     error = float((relevance - expected).abs().max() / scale)
     if not error <= TOLERANCE:
-        return Outcome("wrong", "", error)
+        scanned = _of_state_space(case) if preset == "lrp" else None
+        return scanned or Outcome("wrong", "", error)
     return Outcome("convention" if notes else "verified", "; ".join(sorted(notes)), error)
 
 

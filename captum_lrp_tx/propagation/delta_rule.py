@@ -63,6 +63,14 @@ def is_key(tensor: Tensor) -> bool:
     return _is_noted(tensor.grad_fn, _KEY)
 
 
+def is_decay(tensor: Tensor) -> bool:
+    """Whether a tensor is an exponential, moved since: how much of the memory is kept."""
+    node: Node | None = tensor.grad_fn
+    while node is not None and node_name(node) in KEEP_ENTRIES and len(parents(node)) == 1:
+        node = parents(node)[0]
+    return node is not None and node_name(node) == "Exp"
+
+
 def _score(node: Node | None) -> Node | None:
     """The product of two input-dependent tensors that a matrix is, masked and decayed since."""
     todo, seen = [node], set[Node]()

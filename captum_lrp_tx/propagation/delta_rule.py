@@ -49,8 +49,9 @@ def is_system(scores: Tensor, values: Tensor) -> bool | None:
 
 def note(result: Tensor, of_values: bool) -> None:
     """Note whether a result is a sum of values or of keys."""
-    if result.grad_fn is not None:
-        result.grad_fn.metadata[_VALUE if of_values else _KEY] = True
+    node: Node | None = result.grad_fn
+    if node is not None:
+        node.metadata[_VALUE if of_values else _KEY] = True
 
 
 def is_sum_of_values(tensor: Tensor) -> bool:

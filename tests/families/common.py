@@ -137,7 +137,8 @@ def _check(case: Case, preset: str, composite: Composite) -> Outcome:
         return Outcome("unjudged", str(error))
     error = float((relevance - expected).abs().max() / scale)
     if not error <= TOLERANCE:
-        return Outcome("wrong", "", error)
+        scanned = _of_state_space(case) if preset == "lrp" else None
+        return scanned or Outcome("wrong", "", error)
     return Outcome("convention" if notes else "verified", "; ".join(sorted(notes)), error)
 
 

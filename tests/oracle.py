@@ -359,7 +359,7 @@ class _Recorder(TorchDispatchMode):
     def _bind(self, x: Tensor, node: fx.Node) -> None:
         self.nodes[id(x)] = node
         self.alive.append(x)
-        node.meta["float"] = x.is_floating_point()
+        node.meta["float"] = x.is_floating_point() or x.is_complex()
 
     def node_of(self, x: Any) -> Any:
         if not isinstance(x, Tensor):

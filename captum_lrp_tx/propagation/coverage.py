@@ -197,6 +197,10 @@ def _judge(
         return "division by an input-dependent tensor", full
     if name == "Lerp" and 2 in live:
         return "product of two input-dependent tensors", full
+    if name == "LinalgSolveTriangular":
+        if 0 not in live:
+            return None  # linear in the right-hand side
+        return "system of input-dependent equations", full or Kind.ATTENTION in base
     if name == "ScatterReduce" and getattr(node, "_saved_reduce", "prod") != "prod":
         return None  # sum, mean: linear; amax, amin: homogeneous
     if name.startswith("GridSampler") and 1 in live:

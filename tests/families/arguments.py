@@ -157,8 +157,11 @@ def _extras(names: Any, config: Any, value: Tensor) -> Iterator[dict[str, Any]]:
         known["bbox"] = corner.expand(*value.shape, 4) if value.dim() == 2 else None
     if "grid_thw" in names and value.dim() == 2:
         known["grid_thw"] = torch.tensor([[1, 4, 4]])
-    if "input_boxes" in names:
-        pass
+    if "noise" in names and value.dim() == 4:  # which patches are masked
+        height, width = _side(config)
+        patch = _find(config, "patch_size") or 16
+        if isinstance(patch, int):
+            known["noise"] = _floats(batch, (height // patch) * (width // patch))
     if "past_observed_mask" in names:
         known["past_observed_mask"] = torch.ones_like(value)
         time = _find(config, "num_time_features") or 0
@@ -167,8 +170,6 @@ def _extras(names: Any, config: Any, value: Tensor) -> Iterator[dict[str, Any]]:
         width = _find(config, "visual_feat_dim", "visual_embedding_dim") or 32
         known["visual_feats"] = _floats(batch, 4, width)
         known["visual_pos"] = _floats(batch, 4, 4).abs()
-    if "target_sizes" in names:
-        pass
     pairs: list[dict[str, Any]] = [{}]
     if "decoder_input_ids" in known:
         pairs.append({"decoder_input_ids": known["decoder_input_ids"]})
@@ -214,6 +215,11 @@ def target_of(output: Tensor) -> tuple[int, ...] | int:
     return index[0] if len(index) == 1 else index
 
 
+def entry(output: Tensor) -> Tensor:
+    """The explained value of each example."""
+    return output[(slice(None), *_as_tuple(target_of(output)))]
+
+
 def is_usable(output: Tensor | None, batch: int) -> bool:
     """Whether there is something to explain in every example."""
     return (
@@ -221,7 +227,7 @@ def is_usable(output: Tensor | None, batch: int) -> bool:
         and output.dim() > 1
         and output.shape[0] == batch
         and math.prod(output.shape) > 0
-        and bool(torch.isfinite(output[(slice(None), *_as_tuple(target_of(output)))]).all())
+        and bool(torch.isfinite(entry(output)).all())
     )
 
 

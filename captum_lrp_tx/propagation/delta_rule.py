@@ -13,6 +13,8 @@ Keys are recognised by having made the scores.  Roles are noted on autograd node
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from captum_lrp_tx.propagation.graph import (
@@ -49,8 +51,9 @@ def is_system(scores: Tensor, values: Tensor) -> bool | None:
 
 def note(result: Tensor, of_values: bool) -> None:
     """Note whether a result is a sum of values or of keys."""
-    if result.grad_fn is not None:
-        result.grad_fn.metadata[_VALUE if of_values else _KEY] = True
+    node: Any = result.grad_fn
+    if node is not None:
+        node.metadata[_VALUE if of_values else _KEY] = True
 
 
 def is_sum_of_values(tensor: Tensor) -> bool:

@@ -81,10 +81,16 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
 
 
-def survey(walker: str, names: list[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Rows and reasons of the families, each judged in a process that may die."""
-    rows: list[dict[str, Any]] = []
-    not_built: dict[str, str] = {}
+def survey(walker: str, names: list[str], progress: Path | None) -> dict[str, dict[str, Any]]:
+    """The answer for each family: its row, or why it was not built."""
+    answers: dict[str, dict[str, Any]] = {}
+
+    def note(answer: dict[str, Any]) -> None:
+        answers[answer["name"]] = answer
+        if progress is not None:
+            with progress.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(answer) + "\n")
+
     while names:
         command = [sys.executable, __file__, walker, "--work", *names]
         environment = {**os.environ, "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
@@ -101,29 +107,34 @@ def survey(walker: str, names: list[str]) -> tuple[list[dict[str, Any]], dict[st
                 started = answer["started"]
                 continue
             names = [n for n in names if n != answer["name"]]
-            if "row" in answer:
-                rows.append(answer["row"])
-                print(f"{answer['name']:<34} {answer['row']['status']:<11} "
-                      f"{answer['row']['note'][:90]}", flush=True)  # fmt: skip
-            else:
-                not_built[answer["name"]] = answer["not_built"]
+            note(answer)
+            row = answer.get("row", {"status": "not built", "note": answer.get("not_built")})
+            print(f"{answer['name']:<34} {row['status']:<11} {row['note'][:90]}", flush=True)
         last_words = drained.communicate()[0]
         if process.wait() != 0 and not started:
             raise RuntimeError(last_words)
         if started in names:
             names = [n for n in names if n != started]
-            not_built[started] = f"killed its process: {last_words.strip()[-120:]}"
-    return rows, not_built
+            note({"name": started, "not_built": f"killed its process: {last_words.strip()[-99:]}"})
+    return answers
 
 
 def surveys(
-    walker: str, names: list[str], jobs: int
+    walker: str, names: list[str], jobs: int, progress: Path | None
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """:func:`survey` of parts of the names side by side."""
+    """Rows, and reasons of what was not built, in the order of the names."""
+    answers: dict[str, dict[str, Any]] = {}
+    if progress is not None and progress.exists():
+        for line in progress.read_text("utf-8").splitlines():
+            answers[json.loads(line)["name"]] = json.loads(line)
+    missing = [name for name in names if name not in answers]
+    jobs = max(1, min(jobs, len(missing)))
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        parts = list(pool.map(lambda i: survey(walker, names[i::jobs]), range(jobs)))
-    rows = [row for part, _ in parts for row in part]
-    return rows, {name: why for _, part in parts for name, why in part.items()}
+        for part in pool.map(lambda i: survey(walker, missing[i::jobs], progress), range(jobs)):
+            answers.update(part)
+    found = [answers[name] for name in names if name in answers]
+    rows = [answer["row"] for answer in found if "row" in answer]
+    return rows, {a["name"]: a["not_built"] for a in found if "not_built" in a}
 
 
 def write(walker: str, rows: list[dict[str, Any]], not_built: dict[str, str]) -> None:
@@ -197,6 +208,7 @@ def main() -> int:
                         help=f"of {', '.join(WALKERS)}; all by default")  # fmt: skip
     parser.add_argument("--only", nargs="+", default=[], help="judge these, write nothing")
     parser.add_argument("--jobs", type=int, default=1, help="families judged at the same time")
+    parser.add_argument("--progress", type=Path, help="file of answers, to go on after a break")
     parser.add_argument("--tables", action="store_true", help="write MODELS.md from the data")
     parser.add_argument("--work", nargs="+", default=[], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -210,7 +222,7 @@ def main() -> int:
         except ImportError as error:
             print(f"{walker}: {error}")
             continue
-        rows, not_built = surveys(walker, list(names), min(arguments.jobs, len(names)))
+        rows, not_built = surveys(walker, list(names), arguments.jobs, arguments.progress)
         for row in rows:
             if row["status"] == "wrong":
                 bad += 1
@@ -219,8 +231,6 @@ def main() -> int:
             print("\n".join(f"{name}: {why}" for name, why in not_built.items()))
         else:
             rows = [row for row in rows if row["status"] != "wrong"]
-            order = {name: i for i, name in enumerate(names)}
-            rows.sort(key=lambda row: order.get(row["family"], len(order)))
             write(walker, rows, not_built)
     if bad:
         print(f"{bad} families are explained wrongly and left out of the table")

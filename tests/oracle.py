@@ -579,6 +579,13 @@ def _delta_rule(nodes: Iterable[fx.Node], depends: set[fx.Node]) -> dict[fx.Node
             if (operands[0] in sums) != (operands[1] in sums):
                 weights[node] = operands[0] if operands[1] in sums else operands[1]
                 sums.add(node)
+        elif (
+            name in ("aten::mul", "aten::mul_")
+            and len(operands) == 2
+            and (any(o in sums for o in operands) and any(_is_decay(o) for o in operands))
+        ):
+            weights[node] = next(o for o in operands if _is_decay(o))
+            sums.add(node)
         elif any(o in sums for o in operands) and (
             name in _TRANSPARENT | _SCALING | {"aten::add", "aten::sub", "aten::cat", "getitem"}
         ):
@@ -589,6 +596,12 @@ def _delta_rule(nodes: Iterable[fx.Node], depends: set[fx.Node]) -> dict[fx.Node
                 sums.add(written)
                 written = written.args[0] if _name(written) in _VIEW else None
     return weights
+
+
+def _is_decay(node: fx.Node) -> bool:
+    while _name(node) in _TRANSPARENT and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return _name(node) == "aten::exp"
 
 
 def _behind(node: fx.Node, depends: set[fx.Node]) -> set[fx.Node]:

@@ -184,7 +184,7 @@ def _judge(
         return None
     name = node_name(node)
     full = Kind.ACTIVATION in base
-    told = foreign(name)
+    told = None if name.startswith("ScaledDotProduct") else foreign(name)
     if told is not None:
         return told, bool(base)
     if marked(node) == UNCLEAR and Kind.SCAN in base:

@@ -13,8 +13,6 @@ Keys are recognised by having made the scores.  Roles are noted on autograd node
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from captum_lrp_tx.propagation.graph import (
@@ -51,7 +49,7 @@ def is_system(scores: Tensor, values: Tensor) -> bool | None:
 
 def note(result: Tensor, of_values: bool) -> None:
     """Note whether a result is a sum of values or of keys."""
-    node: Any = result.grad_fn
+    node: Node | None = result.grad_fn
     if node is not None:
         node.metadata[_VALUE if of_values else _KEY] = True
 
@@ -64,6 +62,14 @@ def is_sum_of_values(tensor: Tensor) -> bool:
 def is_key(tensor: Tensor) -> bool:
     """Whether a tensor is made of keys."""
     return _is_noted(tensor.grad_fn, _KEY)
+
+
+def is_decay(tensor: Tensor) -> bool:
+    """Whether a tensor is an exponential, moved since: how much of the memory is kept."""
+    node: Node | None = tensor.grad_fn
+    while node is not None and node_name(node) in KEEP_ENTRIES and len(parents(node)) == 1:
+        node = parents(node)[0]
+    return node is not None and node_name(node) == "Exp"
 
 
 def _score(node: Node | None) -> Node | None:

@@ -601,6 +601,9 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     name: str = func.__name__
     inplace = name.endswith("_") and not name.startswith("__")
     if kwargs or len(args) != 2 or not (_depends(args[0]) and _depends(args[1])):
+        if mode.has_memory and mode.scope.rule(Kind.ATTENTION) is not None and not inplace:
+            # how much is kept of a memory that holds nothing yet: a constant
+            args = tuple(a.detach() if _depends(a) and delta_rule.is_decay(a) else a for a in args)
         return func(*args, **kwargs)
     quotient = "div" in name
     if mode.has_steps and not quotient:
@@ -611,6 +614,11 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     # in-place calls keep their meaning: the result is copied into the first argument
     plain = getattr(torch, name.strip("_")) if inplace else func
     result: Any = None
+    if mode.has_memory and mode.scope.rule(Kind.ATTENTION) is not None and not quotient:
+        decays = tuple(i for i in (0, 1) if delta_rule.is_decay(args[i]))
+        if len(decays) == 1 and delta_rule.is_sum_of_values(args[1 - decays[0]]):
+            kept = _weighted_values(mode, plain, args, {}, decays)
+            return args[0].copy_(kept) if inplace else kept
     if mode.scope.rule(Kind.ATTENTION) is not None and not quotient:
         sinks = tuple(i for i in (0, 1) if graph.is_sink_gate(args[i]))
         if len(sinks) == 1:

@@ -84,9 +84,8 @@ _TRANSPARENT_BY_CONSTANT = {
     "aten::mul_",
     "aten::div",
     "aten::div_",
-    "aten::add",
-    "aten::add_",
 }
+_SUM = {"aten::add", "aten::add_", "aten::sub", "aten::sub_"}
 _REDUCTION = {
     "aten::mean",
     "aten::sum",
@@ -494,10 +493,18 @@ def _feeds_product(softmax: fx.Node, depends: set[fx.Node]) -> bool:
             if name in ("aten::div", "aten::div_") and user.args[0] is node:
                 todo.append(user)  # renormalised by its own sums
                 continue
+            if name in _SUM:  # of patterns (differential attention), or of a pattern and constants
+                if all(_is_softmaxes(o, depends) for o in _operands(user, depends)):
+                    todo.append(user)
+                continue
             by_constant = name in _TRANSPARENT_BY_CONSTANT and _operands(user, depends) == [node]
             if by_constant or name in _TRANSPARENT or name == "getitem":
                 todo.append(user)
     return False
+
+
+def _is_softmaxes(node: fx.Node, depends: set[fx.Node]) -> bool:
+    return all(_name(origin) in _SOFTMAX for origin in _origins(node, depends, {}))
 
 
 def _is_sink(node: fx.Node, depends: set[fx.Node]) -> bool:
@@ -683,6 +690,7 @@ def _origins(node: fx.Node, depends: set[fx.Node], weights: dict[fx.Node, fx.Nod
         elif name in ("aten::div", "aten::div_"):
             operands = [o for o in operands if o is current.args[0]]
         passes = name in _TRANSPARENT or name in ("getitem", "aten::cat", "aten::constant_pad_nd")
+        passes = passes or name in _SUM
         passes = passes or (name in _TRANSPARENT_BY_CONSTANT and len(operands) == 1)
         if passes and operands:
             todo.extend(operands)

@@ -59,6 +59,10 @@ class Block(nn.Module):
         pattern /= pattern.sum(-1).unsqueeze(-1)
         return pattern @ v
 
+    # differential attention
+    def difference(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (self.pattern(q, k) - 0.3 * self.pattern(k, q)) @ v
+
     # linear attention
     def factorised(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return q @ (k.softmax(-2).mT @ v) * 0.5
@@ -96,8 +100,8 @@ class Block(nn.Module):
         return (q @ k.mT) @ F.silu(v)
 
 
-VERIFIED = """talking talking_by_convolution talking_by_einsum gated factorised relu_features
-elu_features elu_einsum quadratic_features sigmoid_scores relu_scores""".split()
+VERIFIED = """talking talking_by_convolution talking_by_einsum gated difference factorised
+relu_features elu_features elu_einsum quadratic_features sigmoid_scores relu_scores""".split()
 
 
 def explain(block: nn.Module, x: Tensor, preset: str, **options: Any) -> Tensor:

@@ -138,8 +138,8 @@ def _pattern(node: Node, depth: int) -> bool:
         if numerator is None:
             return False
         return _pattern(numerator, depth - 1) or _is_own_sum(numerator, divisor)
-    # adding or mixing patterns with constant weights gives a pattern again
-    if name in KEEP_ENTRIES or name in {"Add", "Mul", "Cat", "Where"}:
+    # adding, subtracting or mixing patterns with constant weights gives a pattern again
+    if name in KEEP_ENTRIES or name in {"Add", "Sub", "Mul", "Cat", "Where"}:
         edges = parents(node)
         return bool(edges) and all(_pattern(edge, depth - 1) for edge in edges)
     return False

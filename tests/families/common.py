@@ -96,25 +96,29 @@ def check(case: Case, preset: str) -> Outcome:
     """Explain a case strictly and compare it with an independent computation.
 
     Where float32 is too noisy to tell, both are computed once more in float64 and with epsilon 0
-    (which the oracle does not know), for which the model of the case is converted.
+    (which the oracle does not know), for which the model of the case is converted meanwhile.
     """
     outcome = _check(case, preset, Composite(base=preset))
-    if outcome.status == "wrong" and outcome.error < NOISE:
-        case.model.double()
-        eager_experts = getattr(case.model, "set_experts_implementation", None)
-        if eager_experts is not None:  # grouped products know no float64
-            eager_experts("eager")
-        if case.inputs.is_floating_point():
-            case.inputs = case.inputs.double()
-        composite = Composite(base=preset)
-        if preset == "lrp":
-            composite = composite.with_epsilon(0.0)
-        try:
-            again = _check(case, preset, composite)
-        except (RuntimeError, TypeError):  # the model insists on float32
-            return outcome
-        return outcome if again.status == "refused" else again
-    return outcome
+    if outcome.status != "wrong" or outcome.error >= NOISE:
+        return outcome
+    inputs, dtype = case.inputs, next(case.model.parameters()).dtype
+    case.model.double()
+    eager_experts = getattr(case.model, "set_experts_implementation", None)
+    if eager_experts is not None:  # grouped products know no float64
+        eager_experts("eager")
+    if inputs.is_floating_point():
+        case.inputs = inputs.double()
+    composite = Composite(base=preset)
+    if preset == "lrp":
+        composite = composite.with_epsilon(0.0)
+    try:
+        again = _check(case, preset, composite)
+    except (RuntimeError, TypeError):  # the model insists on float32
+        return outcome
+    finally:  # other cases may share the model
+        case.model.to(dtype)
+        case.inputs = inputs
+    return outcome if again.status == "refused" else again
 
 
 def _check(case: Case, preset: str, composite: Composite) -> Outcome:
@@ -128,8 +132,6 @@ def _check(case: Case, preset: str, composite: Composite) -> Outcome:
     except CaptumLRPError as error:
         return Outcome("refused", f"{type(error).__name__}: {error}")
     assert isinstance(relevance, Tensor)
-    if preset == "lrp" and (scanned := _of_state_space(case)) is not None:
-        return scanned
     notes = {case.convention} - {""}
     try:
         expected, scale = _expected(case, preset, notes)

@@ -7,6 +7,8 @@ batch and the same target in one process, one after the other in turns; the numb
 medians to Captum's ``InputXGradient``.  Memory is the peak of tensor memory that the allocator
 handed out during the call, on top of what was held before it, by torch's profiler.
 
+``operations`` is the number of floating point operations in matrix products (torch's counter, which
+leaves out fused attention kernels): what the time could come down to if nothing else cost any.
 ``--clock cpu`` takes the processor time of the process instead of the wall clock, for machines
 that do something else meanwhile.
 """
@@ -16,6 +18,8 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -23,11 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import captum
 import torch
 import transformers
 from captum.attr import InputXGradient, IntegratedGradients
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from captum_lrp_tx import ConservativeGI, ConservativeLRP
 
@@ -101,10 +108,10 @@ def vit(batch: int) -> tuple[nn.Module, Tensor]:
     return Pixels(model), torch.randn(batch, 3, 224, 224)
 
 
-GI, LRP = "ConservativeGI", "ConservativeLRP"
+GI, LRP, LOW = "ConservativeGI", "ConservativeLRP", "ConservativeGI, memory='low'"
 WORKLOADS = {
     "bert-8x128": Workload(
-        "BERT-base, 8 x 128", functools.partial(bert, 8, 128), {GI: (0.72, 0.40)}
+        "BERT-base, 8 x 128", functools.partial(bert, 8, 128), {GI: (0.72, 0.40), LOW: (1.3, 0.15)}
     ),
     "bert-2x512": Workload(
         "BERT-base, 2 x 512", functools.partial(bert, 2, 512), {GI: (0.72, 0.40)}
@@ -120,6 +127,30 @@ WORKLOADS = {
     ),
     "vit-8x224": Workload("ViT-B/16, 8 x 224", functools.partial(vit, 8), {GI: (0.80, 0.40)}),
 }
+
+
+class Counter(TorchDispatchMode):
+    """Floating point operations by torch's formulas (its own counter stumbles over ``grad``)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.total += int(count(*args, **(kwargs or {}), out_val=out))
+        return out
+
+
+def operations(run: Callable[[], Any]) -> int:
+    """Floating point operations of the matrix products in ``run()``."""
+    with Counter() as counter:
+        run()
+    return counter.total
 
 
 def peak_memory(run: Callable[[], Any]) -> int:
@@ -149,6 +180,7 @@ def methods(model: nn.Module, x: Tensor, steps: int) -> dict[str, Callable[[], A
         (REFERENCE, InputXGradient(model)),
         (GI, ConservativeGI(model)),
         (LRP, ConservativeLRP(model)),
+        (LOW, ConservativeGI(model, memory="low")),
     ):
         calls[name] = functools.partial(method.attribute, x, target=target)
     if steps:
@@ -173,34 +205,88 @@ def measure(
     return seconds
 
 
+@dataclass
+class Row:
+    """What was measured of one method on one workload, beside the reference."""
+
+    method: str
+    seconds: float
+    time: float
+    time_range: tuple[float, float]
+    mebibytes: float
+    memory: float
+    operations: float
+    goal: tuple[float, float] | None
+
+    def cells(self) -> list[str]:
+        low, high = self.time_range
+        goal = "" if self.goal is None else f"{self.goal[0]:.2f} / {self.goal[1]:.2f}"
+        return [
+            self.method, f"{self.seconds:.3f}", f"{self.time:.2f} ({low:.2f} to {high:.2f})",
+            f"{self.mebibytes:.0f}", f"{self.memory:.2f}", f"{self.operations:.2f}", goal,
+        ]  # fmt: skip
+
+
+def rows(workload: Workload, repeats: int, ig_steps: int, clock: Callable[[], float]) -> list[Row]:
+    """Measure all methods on one workload."""
+    torch.manual_seed(0)
+    model, x = workload.build()
+    calls = methods(model, x, ig_steps)
+    seconds = measure(calls, repeats, clock)
+    memory = {name: peak_memory(call) for name, call in calls.items()}
+    work = {name: operations(call) for name, call in calls.items()}
+    found = []
+    for name in calls:
+        ratios = [a / b for a, b in zip(seconds[name], seconds[REFERENCE], strict=True)]
+        found.append(
+            Row(
+                name, statistics.median(seconds[name]), statistics.median(ratios),
+                (min(ratios), max(ratios)), memory[name] / 2**20,
+                memory[name] / memory[REFERENCE], work[name] / work[REFERENCE],
+                workload.goals.get(name),
+            )
+        )  # fmt: skip
+    return found
+
+
+def conditions(args: argparse.Namespace) -> str:
+    """Machine, versions and how it was measured."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads; load before the "
+        f"start {load:.1f}; torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"captum {captum.__version__}; {args.clock} clock, median of {args.repeats} turns "
+        "(range in brackets)."
+    )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--ig-steps", type=int, default=0)
+    parser.add_argument("--ig-steps", type=int, default=0, help="also integrated gradients")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     clock = time.perf_counter if args.clock == "wall" else time.process_time
+    heads = [
+        "method", "seconds", f"time / {REFERENCE}", "peak MiB", f"memory / {REFERENCE}",
+        f"operations / {REFERENCE}", "goal (time / memory)",
+    ]  # fmt: skip
+    lines = ["# Time and memory", "", conditions(args), ""]
+    print("\n".join(lines), flush=True)
     for key in args.workloads:
         workload = WORKLOADS[key]
-        torch.manual_seed(0)
-        model, x = workload.build()
-        model.requires_grad_(True)
-        calls = methods(model, x, args.ig_steps)
-        seconds = measure(calls, args.repeats, clock)
-        memory = {name: peak_memory(call) for name, call in calls.items()}
-        base_time = statistics.median(seconds[REFERENCE])
-        for name in calls:
-            ratios = [a / b for a, b in zip(seconds[name], seconds[REFERENCE])]
-            print(
-                f"{workload.name:24s} {name:18s} time {statistics.median(seconds[name]):7.3f} s"
-                f" ratio {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
-                f"  memory {memory[name] / 2**20:7.0f} MiB ratio {memory[name] / memory[REFERENCE]:.2f}",
-                flush=True,
-            )
+        table = [f"## {workload.name}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for row in rows(workload, args.repeats, args.ig_steps, clock):
+            table.append(f"| {' | '.join(row.cells())} |")
+        table.append("")
+        print("\n".join(table), flush=True)
+        lines += table
+    if args.output is not None:
+        args.output.write_text("\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

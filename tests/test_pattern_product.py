@@ -17,6 +17,8 @@ from captum_lrp_tx.propagation.pattern_product import (
 )
 
 MASKS = ("none", "causal", "keys", "keys expanded", "rows", "boolean rows", "per head", "dead rows")
+if not hasattr(torch, "_safe_softmax"):  # before torch 2.5 such rows are NaN in the model itself
+    MASKS = MASKS[:-1]
 
 
 def make_mask(kind: str, batch: int, heads: int, rows: int, columns: int) -> Tensor | None:

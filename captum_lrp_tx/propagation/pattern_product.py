@@ -26,6 +26,9 @@ from captum_lrp_tx.propagation.rows import is_packed, rows_with_entries
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 #: Upper bound on the entries of one block of the recomputed pattern.
 BLOCK_ENTRIES = 1 << 22
+#: Before torch 2.5 the kernel overlooks the strides of its mask, and rows that may attend to
+#: nothing are NaN.
+_IS_OLD_KERNEL = not hasattr(torch, "_safe_softmax")
 
 
 def attention_with_logsumexp(
@@ -172,11 +175,14 @@ def _swapped(
         column = shift.clamp(min=lowest).unsqueeze(-1).to(query.dtype)
         queries = torch.cat([query * scale, column], -1)
         padded = torch.nn.functional.pad(grad, (0, 1))
+        turned = _additive(mask, query.dtype).transpose(-2, -1)
+        turned = turned.contiguous() if _IS_OLD_KERNEL else turned
         out, weight = kernel(
-            keys, queries, padded, 0.0, False,
-            attn_mask=_additive(mask, query.dtype).transpose(-2, -1), scale=1.0,
+            keys, queries, padded, 0.0, False, attn_mask=turned, scale=1.0
         )  # fmt: skip
         out = out[..., :-1]
+    if _IS_OLD_KERNEL:  # columns that nothing attends to
+        weight = torch.where(weight.isnan(), -math.inf, weight)
     factor = weight.exp().unsqueeze(-1).to(out.dtype)
     result: Tensor = (out * factor).masked_fill_(factor == 0, 0.0)
     return result.flip(-2) if is_causal else result

@@ -217,7 +217,8 @@ def test_data_sets_of_any_kind(models: Any, tmp_path: Path, content: bytes) -> N
 # ---- arguments ----------------------------------------------------------------------------------
 WORDS: Any = st.sampled_from(
     [
-        "--model", "--image", "--target", "--rules", "--bias", "--epsilon", "--positions", "--audit",
+        "--model", "--image", "--target", "--rules", "--bias", "--epsilon", "--positions",
+        "--audit",
         "--html", "--png", "--pieces", "--methods", "--file", "--limit", "--seed", "--classes",
         "lrp", "gi", "attnlrp", "absorb", "ignore", "0", "1", "-1", "1e-400", "nan", "inf", "good",
         "a film", "", "-", "--", "so <so>", "99999999999999999999", "no/such", "\x00", "\udcff",

@@ -69,7 +69,7 @@ def check_bias(bias: Any) -> None:
 
 def check_number(name: str, value: Any) -> None:
     """Raise :class:`RuleError` unless a parameter is a finite number that is not negative."""
-    if not (isinstance(value, Real) and 0 <= value < math.inf):
+    if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
         raise RuleError(f"{name} must be a number >= 0, not {value!r}.")
 
 

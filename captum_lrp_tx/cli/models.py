@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from captum_lrp_tx.cli.status import status
-from captum_lrp_tx.errors import InputError, UnsupportedModelError
+from captum_lrp_tx.errors import CaptumLRPError, InputError, UnsupportedModelError
 
 Kind = Literal["text", "next token", "image"]
 Loaded = TypeVar("Loaded")
@@ -73,6 +73,29 @@ class Source:
                     f"loaded from the Hugging Face Hub: {reason}"
                 )
             raise InputError(message) from error
+
+    def use(self, what: str, run: Callable[[], Loaded]) -> Loaded:
+        """Calls what was loaded: a damaged folder may show only then.
+
+        Args:
+            what (str): What is called, for the message.
+            run (callable): Calls it.
+
+        Returns:
+            What ``run`` returns.
+
+        Raises:
+            InputError: If it fails.
+        """
+        try:
+            return run()
+        except (CaptumLRPError, MemoryError):
+            raise
+        except Exception as error:
+            kind = type(error).__name__
+            raise InputError(
+                f"the {what} of {self.name} fails on this input: {kind}: {_first_sentence(error)}"
+            ) from error
 
 
 def transformers() -> Any:
@@ -163,7 +186,8 @@ def load_model(source: Source, kind: Kind) -> Any:
     loader = getattr(transformers(), _AUTO_CLASSES[kind]).from_pretrained
 
     def load(name: str, **options: Any) -> Any:
-        return loader(name, output_loading_info=True, **options)
+        # the other formats are pickles, which can run code
+        return loader(name, output_loading_info=True, use_safetensors=True, **options)
 
     model, info = source.load("model", load)
     missing = sorted(str(key) for key in info["missing_keys"])

@@ -105,6 +105,10 @@ def text_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> s
             text = sys.stdin.read()
         except UnicodeDecodeError as error:
             _refuse(parser, f"standard input is not {error.encoding} text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of the command line that Python could not decode
+        _refuse(parser, "the text is not UTF-8; check the encoding of the terminal or of the file")
     if not text.strip():
         _refuse(parser, "the text is empty")
     return text.strip()

@@ -70,11 +70,11 @@ def _text(text: str, name: str | None, target: str | None) -> Subject:
     source = find(name, "sentiment")
     kind, config = kind_of(source, ("text", "next token"))
     tokenizer = source.load("tokenizer", transformers().AutoTokenizer.from_pretrained)
-    inputs = tokenizer(text, return_tensors="pt")
+    inputs = source.use("tokenizer", lambda: tokenizer(text, return_tensors="pt"))
     ids = inputs["input_ids"][0].tolist()
     _check_length(len(ids), tokenizer, config)
     model = load_model(source, kind)
-    logits = _run(model, inputs)
+    logits = source.use("model", lambda: _run(model, inputs))
     if kind == "next token":
         logits = logits[-1]
         names: Any = _TokenNames(tokenizer)
@@ -82,14 +82,21 @@ def _text(text: str, name: str | None, target: str | None) -> Subject:
     else:
         names = labels_of(config, logits.numel())
         index = None if target is None else class_index(target, names)
-    special_ids = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
     return _subject(
         kind, model, inputs, logits, names, index,
         position=(len(ids) - 1,) if kind == "next token" else (),
-        tokens=tuple(tokenizer.convert_ids_to_tokens(ids)),
-        special=tuple(i in special_ids for i in ids),
-        scheme=_scheme(tokenizer),
+        **source.use("tokenizer", lambda: _tokens(tokenizer, ids)),
     )  # fmt: skip
+
+
+def _tokens(tokenizer: Any, ids: list[int]) -> dict[str, Any]:
+    """What a :class:`Subject` says about the tokens of a text."""
+    special_ids = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    return {
+        "tokens": tuple(map(str, tokenizer.convert_ids_to_tokens(ids))),
+        "special": tuple(i in special_ids for i in ids),
+        "scheme": _scheme(tokenizer),
+    }
 
 
 def _image(file: Path, name: str | None, target: str | None) -> Subject:
@@ -97,7 +104,7 @@ def _image(file: Path, name: str | None, target: str | None) -> Subject:
     kind, config = kind_of(source, ("image",))
     pixels = read_image(file, source, config)
     model = load_model(source, kind)
-    logits = _run(model, pixels)
+    logits = source.use("model", lambda: _run(model, pixels))
     names = labels_of(config, logits.numel())
     index = None if target is None else class_index(target, names)
     return _subject(kind, model, pixels, logits, names, index)

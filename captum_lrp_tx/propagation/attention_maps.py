@@ -108,6 +108,9 @@ def attention_maps(
         if recorder.problem is None:
             raise
         raise recorder.problem from error
+    finally:
+        # the tensor's gradient hook holds the recorder: a cycle that no collector sees
+        stream, recorder.stream = recorder.stream, None
     if recorder.problem is not None:
         raise recorder.problem
     maps = recorder.finished(gradients, relevance)
@@ -122,7 +125,7 @@ def attention_maps(
     return MapPass(
         maps,
         propagated,
-        None if recorder.stream is None else recorder.stream.detach(),
+        None if stream is None else stream.detach(),
         recorder.stream_gradient,
     )
 

@@ -130,8 +130,13 @@ class Substitute(RuleFunction):
     def backward(ctx: Any, *grad: Any) -> Any:
         y, z, *rest = ctx.saved_tensors
         share = rest[0] if rest else ctx.share
-        ratio = safe_ratio(y, z, ctx.epsilon, wide=True)
-        return None, (grad[0] * share * ratio).to(grad[0].dtype), None, None
+        if y.dtype not in _LOW:
+            return None, grad[0] * share * safe_ratio(y, z, ctx.epsilon), None, None
+        # y / epsilon is beyond float16 where z is 0; nothing can go to z there in any precision
+        ratio = safe_ratio(y.float(), z.float(), ctx.epsilon).masked_fill(z == 0, 0.0)
+        largest = torch.finfo(y.dtype).max
+        wide = (grad[0].float() * share * ratio).clamp(-largest, largest)
+        return None, wide.to(y.dtype), None, None
 
 
 class Combine(RuleFunction):

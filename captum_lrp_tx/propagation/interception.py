@@ -274,21 +274,23 @@ def _book_affine(
     if not _depends(output):
         return
 
-    def zeroed(x: Any) -> Any:
-        if isinstance(x, Tensor) and x.requires_grad:
-            return torch.zeros_like(x)
-        if type(x) in (list, tuple) and any(isinstance(i, Tensor) for i in x):
-            return type(x)([zeroed(i) for i in x])
-        return x
-
     with torch.no_grad():
-        zero_args = tuple(zeroed(a) for a in args)
-        constant = func(*zero_args, **{k: zeroed(v) for k, v in kwargs.items()})
+        zero_args = tuple(_zeroed(a) for a in args)
+        constant = func(*zero_args, **{k: _zeroed(v) for k, v in kwargs.items()})
         if name == "__setitem__":
             constant = zero_args[0]
     if isinstance(constant, Tensor) and bool(constant.any()):
         sources = [t for t in _tensors((args, kwargs)) if not t.requires_grad]
         mode.absorb(output, constant, *sources)
+
+
+def _zeroed(x: Any) -> Any:
+    """Zeros in place of what depends on the inputs."""
+    if isinstance(x, Tensor) and x.requires_grad:
+        return torch.zeros_like(x)
+    if type(x) in (list, tuple) and any(isinstance(i, Tensor) for i in x):
+        return type(x)([_zeroed(i) for i in x])
+    return x
 
 
 # ---- linear maps --------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import cast
 
 import torch
@@ -184,8 +185,9 @@ class AlphaBetaRule(LinearRule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("alpha", self.alpha)
-        check_number("beta", self.beta)
-        if abs(self.alpha - self.beta - 1) > 1e-6:
+        # beta of another sign gets the message below
+        check_number("beta", abs(self.beta) if isinstance(self.beta, Real) else self.beta)
+        if abs(self.alpha - self.beta - 1) > 1e-6 or self.beta < 0:
             raise RuleError(
                 f"AlphaBetaRule needs alpha - beta = 1 and beta >= 0, got alpha={self.alpha}, "
                 f"beta={self.beta}."

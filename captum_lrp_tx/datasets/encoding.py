@@ -18,6 +18,8 @@ Example = dict[str, Tensor]
 
 _TEXT_COLUMNS = ("sentence", "text")
 _LABELS = ("label", "labels")
+#: What the model gets of a data set of token ids.
+_COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 _CHUNK = 256
 
 
@@ -156,7 +158,7 @@ def _from_columns(
     label = next((name for name in _LABELS if name in names), None)
     labels = None if label is None else [int(value) for value in data[label]]
     if "input_ids" in names and text_column is None:
-        kept = [n for n in names if n.endswith(("_ids", "_mask")) and n != "example_ids"]
+        kept = [name for name in _COLUMNS if name in names]
         return _rows({name: list(data[name]) for name in kept}), labels
     column = text_column or next((name for name in _TEXT_COLUMNS if name in names), None)
     if column not in names:

@@ -26,7 +26,7 @@ def import_pyarrow() -> tuple[Any, Any]:
         return import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError as error:
         raise MissingPackageError(
-            "relevance of data sets is written as Parquet, which needs pyarrow: "
+            f"relevance of data sets is written as Parquet, which needs pyarrow ({error}): "
             'pip install "captum_lrp_tx[datasets]"'
         ) from error
 

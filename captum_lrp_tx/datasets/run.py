@@ -74,7 +74,8 @@ def attribute_dataset(
         target: ``"predicted"`` class (or next token), or the ``"label"`` of each example; or a
             class for all, or a list with one target for each example. For a language model an int
             is the token after the last one, and positions of ``(position, token)`` may be counted
-            from the end of the example.
+            from the end of the example. A ``Target`` class of your own needs a ``__repr__`` that
+            tells its settings, by which a run that goes on is recognised.
         ids (sequence of str, optional): Names of the examples, for the column ``id``.
         text_column (str, optional): Of the data set; ``sentence`` or ``text`` unless given.
         max_length (int, optional): Cut texts to so many tokens.

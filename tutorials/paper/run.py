@@ -33,7 +33,16 @@ import transformers
 
 import captum_lrp_tx
 from captum_lrp_tx.evaluation import evaluate
-from tutorials.paper import ablation, bias, conservation, figures, reporting
+from tutorials.paper import (
+    ablation,
+    bar,
+    bias,
+    conservation,
+    figures,
+    molecules,
+    pages,
+    reporting,
+)
 from tutorials.paper.data import TASKS
 from tutorials.paper.methods import LIMITS, by_depth, named
 from tutorials.paper.subjects import DataSet, digit_subject, load_text, text_data, text_subject
@@ -126,26 +135,34 @@ def run_bias(options: argparse.Namespace) -> None:
 
 
 def tables(options: argparse.Namespace) -> None:
-    """Writes the tables and the figure of curves."""
+    """Writes the tables, the figure of curves and, from the stored results, the READMEs."""
     found = reporting.load_all(options.out, ORDER)
+    others = reporting.load_all(options.out, [*ablation.VARIANTS, "depth"])
+    is_stored = options.out.resolve() == reporting.RESULTS.resolve()
     parts = []
     if found:
         figures.curves(found, options.out / "curves.png")
+        if is_stored:
+            found["bace"] = molecules.summary()
         parts += [
             reporting.table(found, *metric, semaine=True) + "\n" for metric in reporting.METRICS
         ]
-        parts += [reporting.difference_table(found)]
-    between = reporting.load_all(options.out, ["sst2", *ablation.VARIANTS])
+        parts += ["## One pass against 50 steps of Integrated Gradients\n", bar.table(found) + "\n"]
+        parts += [f"## Differences from {reporting.REFERENCE}\n", reporting.difference_table(found)]
+    between = {**{k: v for k, v in found.items() if k == "sst2"}, **others}
+    between.pop("depth", None)
     if len(between) > 1:
         parts += ["## Models between the paper's and ours\n"]
         parts += [reporting.table(between, *metric) + "\n" for metric in reporting.METRICS]
-    deep = reporting.load_all(options.out, ["depth"])
-    if deep:
+    if "depth" in others:
+        deep = {"depth": others["depth"]}
         parts += ["## Relevance taken at the input of a block\n"]
         parts += [reporting.table(deep, *metric) + "\n" for metric in reporting.METRICS]
     parts += [_versions()]
     (options.out / "tables.md").write_text("\n".join(parts), encoding="utf-8")
     print("\n".join(parts))
+    if found and is_stored:
+        pages.write(pages.blocks(found, others))
 
 
 def _versions() -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -23,10 +25,13 @@ from captum_lrp_tx import ConservativeGI, LayerConservativeGI, models
 from captum_lrp_tx.evaluation import evaluate
 from tutorials.paper import (
     ablation,
+    bar,
     bias,
     conservation,
     data,
     finetune,
+    molecules,
+    pages,
     published,
     reporting,
     run,
@@ -183,6 +188,26 @@ def test_finetuning_stores_what_it_reports(
     assert (tmp_path / "hate/report.json").stat().st_mtime_ns == before
 
 
+def test_base_model_as_it_is(small: Path, tmp_path: Path) -> None:
+    finetune.main([
+        "--shared", str(small), "--models", str(tmp_path), "--out", str(tmp_path / "out"),
+        "--tasks", "sst2",
+    ])  # fmt: skip
+    report = json.loads((tmp_path / "out/finetune.json").read_text(encoding="utf-8"))[0]
+    model, tokenizer = models.sentiment()
+    with torch.no_grad():
+        hits = sum(
+            int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()) == label
+            for text, label in TEXTS
+        )
+    assert report["test"]["accuracy"] == pytest.approx(hits / len(TEXTS), abs=1e-4)
+    assert report["train"] == 0 and not list(tmp_path.rglob("*.safetensors"))
+    row = (tmp_path / "out/finetune.md").read_text(encoding="utf-8").splitlines()[2]
+    assert "| as it is |" in row and "| 50.0 % |" in row
+    data_set = subjects.text_subject("sst2", small, None, 3)
+    assert data_set.count == 3
+
+
 # Faithfulness
 
 
@@ -318,6 +343,90 @@ def test_published_numbers_are_marked_where_there_are_none() -> None:
     assert published.find("auac", "sst2", "LRP(AH)") == published.NOT_FOUND
     assert published.find("au_mse", "long", "GI") == published.NOT_FOUND
     assert published.find("auac", "sst2", "AttnLRP") == ""
+
+
+def test_verdicts_show_losses_as_plainly_as_wins() -> None:
+    results = {"sst2": toy_result("SST-2", 0.1), "hate": toy_result("hate", 0.1)}
+    for name, shift in (("sst2", 0.05), ("hate", 0.0)):
+        methods = results[name]["methods"]
+        values = [round(v + shift, 4) for v in methods["GI"]["auac of examples"]]
+        noise = np.random.default_rng(1).normal(0, 0.01, len(values))
+        for method in ("LRP", "IG"):
+            areas = (
+                values if method == "LRP" else (np.array(methods["GI"]["auac of examples"]) + noise)
+            )
+            methods[method] = {
+                "n": 30, "auac of examples": list(areas), "au_mse of examples": list(areas),
+            }  # fmt: skip
+    found = bar.verdicts(results, "LRP")
+    assert {m: v for m, (_, v) in found["sst2"].items()} == {"auac": 1, "au_mse": -1}
+    assert {m: v for m, (_, v) in found["hate"].items()} == {"auac": 0, "au_mse": 0}
+    assert bar.verdicts(results, "AttnLRP") == {}
+    text = bar.table(results)
+    row = next(line for line in text.splitlines() if line.startswith("| LRP | SST-2"))
+    assert [cell.strip() for cell in row.split("|")][5::2] == ["better", "worse"]
+    assert (
+        "- LRP, 2 data sets: AUAC better on 1, no difference on 1, worse on 0; AU-MSE better on 0, "
+        "no difference on 1, worse on 1; better on both on 0." in text
+    )
+
+
+def test_molecules_are_those_of_their_own_table() -> None:
+    found = molecules.summary()
+    table = (molecules.STORED / "bace.md").read_text(encoding="utf-8").split("## Atoms masked")[1]
+    for method, entry in found["methods"].items():
+        row = next(line for line in table.splitlines() if line.startswith(f"| {method} |"))
+        cells = [cell.strip() for cell in row.split("|")]
+        for cell, key in ((cells[2], "auac"), (cells[4], "au_mse")):
+            mean, low, high = entry[key]
+            assert cell == f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+            assert np.mean(entry[f"{key} of examples"]) == pytest.approx(mean, abs=1e-4)
+
+
+# What is committed
+
+
+@functools.cache
+def stored() -> dict[str, str]:
+    results = reporting.load_all(reporting.RESULTS, run.ORDER)
+    results["bace"] = molecules.summary()
+    others = reporting.load_all(reporting.RESULTS, [*ablation.VARIANTS, "depth"])
+    return pages.blocks(results, others)
+
+
+@pytest.mark.parametrize("path", pages.PAGES, ids=["experiments", "package"])
+def test_tables_of_the_pages_are_those_of_the_result_files(path: Path) -> None:
+    text, tables = path.read_text(encoding="utf-8"), stored()
+    places = re.findall(r"<!-- ([\w-]+) -->", text)
+    assert len(set(places) & set(tables)) == (4 if path == pages.PAGES[0] else 1)
+    assert pages.fill(text, tables) == text
+    assert pages.fill(text, dict.fromkeys(tables, "")) != text
+
+
+def test_notebook_shows_the_result_files() -> None:
+    notebook = json.loads((pages.PAGES[0].parent / "paper.ipynb").read_text(encoding="utf-8"))
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+    shown = [
+        "".join(o["data"]["text/markdown"]) for o in outputs if "text/markdown" in o.get("data", {})
+    ]
+    tables = stored()
+    assert all(tables[name] in shown for name in ("headline", "results", "bar", "between", "depth"))
+    folder = pages.PAGES[0].parent
+    sources = "".join("".join(cell["source"]) for cell in notebook["cells"])
+    pictures = re.findall(r"!\[\]\(([^)]+)\)", sources)
+    assert len(pictures) == 4 and all((folder / name).exists() for name in pictures)
+
+
+def test_every_number_of_the_text_is_in_a_result_file() -> None:
+    text = pages.fill(pages.PAGES[0].read_text(encoding="utf-8"), dict.fromkeys(stored(), ""))
+    files = [*reporting.RESULTS.glob("*.md"), *molecules.STORED.glob("*.md")]
+    known = "\n".join([p.read_text(encoding="utf-8") for p in files] + list(stored().values()))
+    measured = {float(n) for n in re.findall(r"\d+\.\d+", known)}
+    said = re.findall(r"(?<![\w.])\d+\.\d\d+(?![\w.]*\d)", text)
+    assert said
+    for number in said:
+        digits = len(number.split(".")[1])
+        assert any(abs(value - float(number)) < 0.5001 * 10**-digits for value in measured), number
 
 
 # Bias

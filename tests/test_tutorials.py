@@ -11,7 +11,7 @@ nbclient = pytest.importorskip("nbclient", reason="the tutorials need nbformat a
 pytest.importorskip("ipykernel", reason="the tutorials need a kernel to run in")
 
 FOLDER = Path(__file__).parent.parent / "tutorials"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+NOTEBOOKS = sorted([*FOLDER.glob("*.ipynb"), *FOLDER.glob("paper/*.ipynb")])
 
 
 def code_cells(notebook: Any) -> list[Any]:

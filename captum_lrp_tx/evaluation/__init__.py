@@ -17,6 +17,7 @@ from captum_lrp_tx.evaluation.explaining import PAPER
 from captum_lrp_tx.evaluation.measures import MEASURES, Measure
 from captum_lrp_tx.evaluation.result import Evaluation, MethodResult
 from captum_lrp_tx.evaluation.run import evaluate
+from captum_lrp_tx.evaluation.tuning import Trial, Tuned, linear_layers, tune
 
 __all__ = [
     "MEASURES",
@@ -28,5 +29,9 @@ __all__ = [
     "Measure",
     "MethodResult",
     "TextExamples",
+    "Trial",
+    "Tuned",
     "evaluate",
+    "linear_layers",
+    "tune",
 ]

@@ -31,8 +31,8 @@ STYLES: dict[str, tuple[str, str, float]] = {
     "LRP(AH+LN)": ("#2166ac", "-", 2.2),
     "LRP": ("#00665e", "-", 2.2),
     "AttnLRP": ("#5ab4ac", "-", 1.2),
-    "IG [UNK]": ("#222222", "--", 1.6),
-    "IG black": ("#222222", "--", 1.6),
+    "LRP-gamma": ("#d4a017", "-", 2.2),
+    "IG": ("#222222", "--", 1.6),
 }
 KINDS = {
     "female": "#b2439a", "male": "#3b7a57", "Spanish": "#d08a1d", "other": "#4c6fa8",
@@ -73,7 +73,7 @@ def curves(results: dict[str, dict[str, Any]], path: Path) -> None:
                         continue
                     at = np.linspace(0, 1, len(entry[key]))
                     (line,) = ax.plot(at, entry[key], style, color=colour, lw=width)
-                    seen.setdefault("IG" if name.startswith("IG") else name, line)
+                    seen.setdefault(name, line)
                 ax.margins(x=0.02)
                 ax.set_xticks([0, 0.5, 1], ["0", "50", "100"])
             axes[0][column].set_title(f"{result['data set']}\n(n = {result['n']})")

@@ -41,8 +41,14 @@ METHODS: tuple[Chosen, ...] = (
     ("LRP(AH+LN) at inputs", lambda model: ConservativeGI(model, rules="ah+ln")),
     ("LRP at inputs", lambda model: ConservativeLRP(model)),
 )
-#: Slow methods see only so many examples.
+#: Slow methods see only so many examples; fewer where these are long.
 LIMITS: dict[str, int] = {"A-Flow": 20}
+LIMITS_OF_LONG: dict[str, int] = {"A-Flow": 2}
+#: What all data sets get; SST-2 gets everything.
+EVERYWHERE = (
+    "Random", "A-Last", "A-Flow", "Rollout", "GAE", "GI", "LRP(AH)", "LRP(LN)", "LRP(AH+LN)", "LRP",
+    "LRP-gamma", "IG [UNK]", "IG black",
+)  # fmt: skip
 #: Steps of Integrated Gradients.
 IG_STEPS = 50
 

@@ -32,6 +32,7 @@ COUNTERPARTS: dict[str, str] = {
     "meld": "MELD-S",
     "mnist": "MNIST",
     "mnist-black": "MNIST",
+    "bace": "BACE",
 }
 
 #: Methods that the paper's tables have.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ RESULTS = Path(__file__).parent / "results"
 REFERENCE = "LRP(AH+LN)"
 #: Key, heading, and whether higher is better.
 METRICS = (("auac", "AUAC", True), ("au_mse", "AU-MSE", False))
+#: Integrated Gradients from what the metrics mask with; one row of the tables.
+SAME_BASELINE = ("IG [UNK]", "IG black")
 
 
 def summary(evaluation: Evaluation, data: DataSet, target: str) -> dict[str, Any]:
@@ -90,21 +92,30 @@ def save(result: dict[str, Any], path: Path) -> None:
 
 
 def load_all(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The results of the data sets that are there, in order.
+    """The results of the data sets that are there, in order; ``IG`` is that of ``SAME_BASELINE``.
 
     Args:
         folder (Path): With one JSON file a data set.
         names (sequence of str): Of the files.
     """
-    return {
-        name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        for name in names
-        if (folder / f"{name}.json").exists()
-    }
+    found = {}
+    for name in names:
+        path = folder / f"{name}.json"
+        if path.exists():
+            found[name] = json.loads(path.read_text(encoding="utf-8"))
+            found[name]["methods"] = {
+                "IG" if method in SAME_BASELINE else method: entry
+                for method, entry in found[name]["methods"].items()
+            }
+    return found
 
 
 def table(
-    results: dict[str, dict[str, Any]], key: str, heading: str, higher: bool, semaine: bool = False
+    results: Mapping[str, dict[str, Any]],
+    key: str,
+    heading: str,
+    higher: bool,
+    semaine: bool = False,
 ) -> str:
     """One metric: methods by data sets, the paper's numbers in brackets.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import gc
 import itertools
 import os
 import sys
@@ -250,11 +251,13 @@ def at_lines(counter: Counter) -> Iterator[None]:
         return local if frame.f_code.co_filename.startswith(PACKAGE) else None
 
     before = sys.gettrace()
+    gc.disable()  # what is raised while the collector closes an old generator goes nowhere
     sys.settrace(trace)
     try:
         yield
     finally:
         sys.settrace(before)
+        gc.enable()
 
 
 PLACES: dict[str, Any] = {
@@ -300,7 +303,7 @@ def test_exceptions_at_every_module_and_every_operation(net: Net, name: str, pla
 @pytest.mark.skipif(sys.gettrace() is not None, reason="another tracer is active")
 @pytest.mark.parametrize("name", ["strict", "composite", "layers", "layer inputs", "audit", "gae"])
 def test_interruption_at_any_line(net: Net, name: str) -> None:
-    assert inject(net, name, "lines", [KeyboardInterrupt], 1 if THOROUGH else 11) > 500
+    assert inject(net, name, "lines", [KeyboardInterrupt], 1 if THOROUGH else 37) > 500
 
 
 @pytest.mark.parametrize("hook", ["pre", "post", "backward", "parameter"])

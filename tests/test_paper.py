@@ -362,6 +362,10 @@ def test_verdicts_show_losses_as_plainly_as_wins() -> None:
     assert {m: v for m, (_, v) in found["sst2"].items()} == {"auac": 1, "au_mse": -1}
     assert {m: v for m, (_, v) in found["hate"].items()} == {"auac": 0, "au_mse": 0}
     assert bar.verdicts(results, "AttnLRP") == {}
+    few = toy_result("few", 0.1)
+    few["methods"].update(LRP=few["methods"]["A-Flow"], IG=results["sst2"]["methods"]["IG"])
+    row = next(line for line in bar.table({"few": few}).splitlines() if "| few | 5 |" in line)
+    assert row.count("too few") == 2
     text = bar.table(results)
     row = next(line for line in text.splitlines() if line.startswith("| LRP | SST-2"))
     assert [cell.strip() for cell in row.split("|")][5::2] == ["better", "worse"]

@@ -15,6 +15,8 @@ from tutorials.paper.reporting import METRICS, paired
 CANDIDATES = ("LRP(AH+LN)", "LRP", "LRP-gamma", "AttnLRP")
 BAR = "IG"
 LEVEL = 0.05
+#: With fewer examples a bootstrap says nothing: no verdict.
+ENOUGH = 20
 _VERDICTS = {1: "better", 0: "no difference", -1: "worse"}
 
 
@@ -70,19 +72,27 @@ def table(results: Mapping[str, dict[str, Any]]) -> str:
         if not found:
             continue
         for name, measured in found.items():
-            result = results[name]
-            cells = [f"{_short(d)} | {_VERDICTS[v]}" for d, v in measured.values()]
-            count = min(result["methods"][m]["n"] for m in (candidate, BAR))
+            result, count = results[name], _common(results[name], candidate)
+            cells = [
+                f"{_short(d)} | {_VERDICTS[v] if count >= ENOUGH else 'too few'}"
+                for d, v in measured.values()
+            ]
             lines.append(f"| {candidate} | {result['data set']} | {count} | {' | '.join(cells)} |")
-        counted.append(_count(candidate, found))
+        judged = {k: m for k, m in found.items() if _common(results[k], candidate) >= ENOUGH}
+        counted.append(_count(candidate, judged))
     notes = [
         f"Candidate minus {BAR}, on the same examples: mean, 95 % interval and two-sided p of the "
         f"paired bootstrap; better or worse where p < {LEVEL}, without correction for the number "
-        "of comparisons.",
+        f"of comparisons; fewer than {ENOUGH} examples are not judged.",
         "",
         *counted,
     ]
     return "\n".join([*lines, "", *notes])
+
+
+def _common(result: Mapping[str, Any], candidate: str) -> int:
+    """How many examples both have."""
+    return min(int(result["methods"][method]["n"]) for method in (candidate, BAR))
 
 
 def _count(candidate: str, found: Mapping[str, dict[str, tuple[tuple[float, ...], int]]]) -> str:

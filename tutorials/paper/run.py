@@ -7,8 +7,8 @@ experiment    what                                                        time o
 ============= =========================================================== ====================
 text          AUAC and AU-MSE of all methods on six text data sets        about 30 minutes
 mnist         the same on MNIST with a vision transformer                 1 minute
-conservation  sums of relevance against logits on SST-2                   a few minutes
-bias          relevance of names, countries and gendered words            a few minutes
+conservation  sums of relevance against logits on SST-2                   1.5 minutes
+bias          relevance of names, countries and gendered words            1 minute
 ablation      AUAC and AU-MSE on models between the paper's and ours      not timed
 tables        only writes tables and figures of what is there             seconds
 ============= =========================================================== ====================

@@ -1,0 +1,126 @@
+"""Element-wise activations, softmax and exponentials."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_lrp_tx.propagation import compact, recurrence
+from captum_lrp_tx.propagation.functions import PackedSlope
+from captum_lrp_tx.propagation.interception.calls import Handler, by_name, depends
+from captum_lrp_tx.propagation.operations import (
+    Activation,
+    Kind,
+)
+
+if TYPE_CHECKING:
+    from captum_lrp_tx.propagation.interception.mode import Interception
+
+
+_ACTIVATIONS = {
+    "relu": "Relu", "relu6": "Hardtanh", "gelu": "Gelu", "silu": "Silu", "mish": "Mish",
+    "tanh": "Tanh", "sigmoid": "Sigmoid", "elu": "Elu", "selu": "Elu", "celu": "Elu",
+    "leaky_relu": "LeakyRelu", "hardtanh": "Hardtanh", "hardswish": "Hardswish",
+    "hardsigmoid": "HardSigmoid", "softplus": "Softplus", "softsign": "Softsign",
+    "logsigmoid": "LogSigmoid", "tanhshrink": "Tanhshrink", "hardshrink": "Hardshrink",
+    "softshrink": "Softshrink", "threshold": "Threshold", "erf": "Erf", "square": "Pow",
+    "pow": "Pow", "prelu": "Prelu", "clamp": "Clamp", "clip": "Clamp", "clamp_min": "Clamp",
+    "clamp_max": "Clamp", "expm1": "Expm1", "log1p": "Log1P", "sin": "Sin", "atan": "Atan",
+    "arctan": "Atan", "asinh": "Asinh",
+}  # fmt: skip
+
+
+def _activation(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    x = args[0] if args else kwargs.get("input")
+    rule = mode.scope.rule(Kind.ACTIVATION)
+    name: str = func.__name__
+    if name == "softplus" and depends(x):
+        mode.has_steps = True
+    if rule is None and isinstance(x, Tensor) and x.requires_grad and mode.scope.has_rules:
+        return _packed_slope(func, x, args, kwargs, name)
+    if rule is None or not isinstance(x, Tensor) or not x.requires_grad:
+        return func(*args, **kwargs)
+    bare = name.rstrip("_")
+    if bare == "pow" and not _positive_power(args[1] if len(args) > 1 else kwargs.get("exponent")):
+        return func(*args, **kwargs)
+    inplace = name.endswith("_") or bool(kwargs.get("inplace"))
+    if inplace:
+        # out of place first, then into the argument, so that aliases see the new value
+        kwargs = {k: v for k, v in kwargs.items() if k != "inplace"}
+        source = x.clone()
+        out_of_place = (
+            func if not name.endswith("_") else getattr(torch, bare, None) or getattr(F, bare)
+        )
+        operation = Activation(
+            out_of_place, (source, *args[1:]), kwargs, input=x, name=_ACTIVATIONS[bare]
+        )
+        return x.copy_(mode.apply(Kind.ACTIVATION, operation))
+    operation = Activation(func, args, kwargs, input=x, name=_ACTIVATIONS[bare])
+    return mode.apply(Kind.ACTIVATION, operation)
+
+
+def _gelu_slope(x: Tensor, **kwargs: Any) -> Tensor:
+    ones = torch.ones_like(x)  # overwritten by the result
+    slope: Tensor = torch.ops.aten.gelu_backward.grad_input(ones, x, grad_input=ones, **kwargs)
+    return slope
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    ones = torch.ones_like(x)
+    slope: Tensor = torch.ops.aten.silu_backward.grad_input(ones, x, grad_input=ones)
+    return slope
+
+
+_SLOPES: dict[str, Callable[..., Tensor]] = {"gelu": _gelu_slope, "silu": _silu_slope}
+
+
+def _packed_slope(
+    func: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+) -> Any:
+    """The plain gradient of an activation, in less memory where that is much."""
+    options = {k: v for k, v in kwargs.items() if k != "input"}
+    known = name in _SLOPES and len(args) <= 1 and not options.get("inplace")
+    if not known or compact.packing(compact.SLOPES, _ACTIVATIONS[name], x) is None:
+        return func(*args, **kwargs)
+    approximate = {k: v for k, v in options.items() if k == "approximate"}
+    return PackedSlope.call(
+        x,
+        Activation(func, args, kwargs, input=x, name=_ACTIVATIONS[name]).value,
+        functools.partial(_SLOPES[name], **approximate),
+        _ACTIVATIONS[name],
+    )
+
+
+def _exponential(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if mode.has_steps and args and depends(args[0]):
+        recurrence.confirm_steps(args[0])
+    return func(*args, **kwargs)
+
+
+def _positive_power(exponent: Any) -> bool:
+    return isinstance(exponent, (int, float)) and exponent >= 1
+
+
+def _softmax(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    rule = mode.scope.rule(Kind.SOFTMAX)
+    x = args[0] if args else kwargs.get("input")
+    if rule is None or not isinstance(x, Tensor) or not x.requires_grad:
+        return func(*args, **kwargs)
+    return rule.propagate(Activation(func, args, kwargs, input=x, name="Softmax"))
+
+
+HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(_ACTIVATIONS, _activation),
+    **{name + "_": _activation for name in _ACTIVATIONS},
+    **by_name(_softmax, "softmax"),
+    **by_name(_exponential, "exp exp_"),
+}

@@ -1,0 +1,56 @@
+"""Functions of torch that are made of others, and dropout."""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any
+
+from captum_lrp_tx.propagation.interception.calls import Handler, by_name
+
+if TYPE_CHECKING:
+    from captum_lrp_tx.propagation.interception.mode import Interception
+
+
+def _dropout(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    probability = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+    default = func.__name__ != "feature_dropout"
+    training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", default))
+    if training and probability:
+        mode.scope.random.add("dropout")
+    return func(*args, **kwargs)
+
+
+_ENTERED: dict[Any, Any] = {}
+
+
+def _enter(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a composite Python function of torch with this mode active inside it."""
+    inner = _ENTERED.get(func)
+    if inner is None:
+        if not isinstance(func, types.FunctionType):
+            return func(*args, **kwargs)
+        # the function asks has_torch_function first and would call the mode again without end
+        scope = dict(func.__globals__)
+        for check in (
+            "has_torch_function",
+            "has_torch_function_unary",
+            "has_torch_function_variadic",
+        ):
+            scope[check] = _no_torch_function
+        inner = types.FunctionType(
+            func.__code__, scope, func.__name__, func.__defaults__, func.__closure__
+        )
+        inner.__kwdefaults__ = func.__kwdefaults__
+        _ENTERED[func] = inner
+    with mode:
+        return inner(*args, **kwargs)
+
+
+def _no_torch_function(*_: Any) -> bool:
+    return False
+
+
+HANDLERS: dict[str, Handler] = {
+    **by_name(_dropout, "dropout dropout_ feature_dropout alpha_dropout dropout2d dropout1d"),
+    **by_name(_enter, "multi_head_attention_forward normalize local_response_norm gumbel_softmax"),
+}

@@ -1,0 +1,64 @@
+"""Maps by constant weights, with the value that trainable weights give to the last bit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor
+
+from captum_lrp_tx.propagation import graph
+from captum_lrp_tx.propagation.functions import LinearValue
+from captum_lrp_tx.propagation.interception.patterns import is_head
+from captum_lrp_tx.propagation.operations import (
+    Kind,
+    LinearMap,
+)
+
+if TYPE_CHECKING:
+    from captum_lrp_tx.propagation.interception.mode import Interception
+
+
+def folds(mode: Interception, x: Tensor, weight: Tensor) -> bool:
+    """Whether torch's choice of matrix product depends on the weight requiring a gradient."""
+    if not x.dim() > 2 >= weight.dim() or not mode.is_trainable(weight):
+        return False
+    shape, stride = x.shape, x.stride()  # is_contiguous() overlooks strides of dimensions of size 1
+    return any(stride[i] != stride[i + 1] * shape[i + 1] for i in range(x.dim() - 2))
+
+
+def folded_product(
+    mode: Interception, func: Any, x: Tensor, weight: Tensor, weight_first: bool
+) -> Callable[..., Any]:
+    """``func`` for the matrix product of ``x`` and a constant, with the plain model's value."""
+    if weight_first:  # torch folds for trainable weights only, whatever the strides
+        if not x.dim() > 2 >= weight.dim() or not mode.is_trainable(weight):
+            return cast(Callable[..., Any], func)
+    elif not folds(mode, x, weight):
+        return cast(Callable[..., Any], func)
+
+    def call(first: Tensor, second: Tensor) -> Tensor:
+        w, i = (first, second) if weight_first else (second, first)
+        trainable, value = w.detach().requires_grad_(), i.detach()
+        operands = (trainable, value) if weight_first else (value, trainable)
+
+        def back(grad: Tensor) -> Tensor:
+            return w.mT @ grad if weight_first else grad @ w.mT
+
+        return LinearValue.call(i, functools.partial(func, *operands), back)
+
+    return call
+
+
+def apply_linear(mode: Interception, operation: LinearMap) -> Any:
+    """Let the rule for linear maps carry out the operation; book the bias where there is none."""
+    if mode.scope.rule(Kind.LINEAR) is None:
+        output = operation.plain()
+        if operation.bias is not None:
+            operation.absorb(output, operation.bias)
+    else:
+        output = mode.apply(Kind.LINEAR, operation)
+    if is_head(mode, operation.input):  # heads that talk to each other
+        graph.mark(output, graph.Role.PATTERN)
+    return output

@@ -1,0 +1,141 @@
+"""Matrix products: linear maps, patterns times values, or products of two tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from captum_lrp_tx.propagation import delta_rule, graph, linear_attention
+from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
+from captum_lrp_tx.propagation.interception.constant_weights import apply_linear, folded_product
+from captum_lrp_tx.propagation.interception.patterns import is_head, unweighted, weighted_values
+from captum_lrp_tx.propagation.interception.scans import scan_product
+from captum_lrp_tx.propagation.interception.spreading import spread_through
+from captum_lrp_tx.propagation.operations import (
+    Kind,
+    LinearMap,
+    PatternProduct,
+)
+
+if TYPE_CHECKING:
+    from captum_lrp_tx.propagation.interception.mode import Interception
+
+
+def contraction(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """matmul, bmm, einsum, ...: a linear map, a pattern times values, or another product."""
+    if kwargs:  # torch.matmul(input=..., other=...)
+        named = [kwargs[k] for k in ("input", "tensor1", "other", "mat2", "mat1") if k in kwargs]
+        if not args and len(named) == len(kwargs):
+            args, kwargs = tuple(named), {}
+    dependent = [i for i, a in enumerate(args) if depends(a)]
+    if len(dependent) >= 2:
+        return _dependent_contraction(mode, func, args, kwargs, dependent)
+    tensors = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
+    if (
+        mode.has_memory
+        and len(dependent) == 1
+        and mode.scope.rule(Kind.ATTENTION) is not None
+        and delta_rule.is_key(args[dependent[0]])
+    ):  # the memory is still empty: a constant, like the key that would read it
+        return func(*(a.detach() if depends(a) else a for a in args), **kwargs)
+    if len(dependent) == 1 and len(tensors) == 2:
+        (i,) = dependent
+        j = tensors[1] if tensors[0] == i else tensors[0]
+        if args[i].dim() > 2 and args[j].dim() > 2 and is_head(mode, args[i]):
+            # values that do not depend on the inputs; a plain weight would have two dimensions
+            return mode.apply(
+                Kind.ATTENTION,
+                PatternProduct(func, args, kwargs, patterns=(i,), operands=(i,)),
+            )
+        call = func
+        if "mul" in getattr(func, "__name__", ""):
+            call = folded_product(mode, func, args[i], args[j], weight_first=j < i)
+
+        def apply(x: Tensor, w: Tensor) -> Tensor:
+            called = list(args)
+            called[i], called[j] = x, w
+            result: Tensor = func(*called, **kwargs)
+            return result
+
+        operation = LinearMap(
+            call, args, kwargs, mode.absorber(),
+            input=args[i], weight=args[j], bias=None,
+            apply=apply, distribute=spread_through(apply, args[j]),
+        )  # fmt: skip
+        return apply_linear(mode, operation)
+    return func(*args, **kwargs)
+
+
+def _dependent_contraction(
+    mode: Interception,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dependent: list[int],
+) -> Any:
+    if mode.has_memory and mode.scope.rule(Kind.ATTENTION) is not None:
+        values = [i for i in dependent if delta_rule.is_sum_of_values(args[i])]
+        if len(values) == 1:
+            weights = tuple(i for i in dependent if i != values[0])
+            return weighted_values(mode, func, args, kwargs, weights)
+    if mode.has_steps:
+        scanned = scan_product(mode, func, args, kwargs, dependent, elementwise=False)
+        if scanned is not None:
+            return scanned
+    features = False
+    if mode.scope.rule(Kind.ATTENTION) is not None:
+        patterns = tuple(i for i in dependent if graph.is_pattern(args[i]))
+        if not patterns:
+            patterns, features = linear_attention.weights(args, dependent)
+        if patterns and len(patterns) < len(dependent):
+            result = mode.apply(
+                Kind.ATTENTION,
+                PatternProduct(func, args, kwargs, patterns=patterns, operands=tuple(dependent)),
+            )
+            graph.mark(result, graph.Role.SUMMARY)
+            return result
+    result = unweighted(mode, func, args, kwargs, dependent)
+    if features:
+        graph.mark(result, graph.Role.PATTERN)
+    return result
+
+
+def _solve(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A triangular system of scores, as in the delta rule: the scores weigh the right-hand side."""
+    matrix, right = bind(("A", "B"), args, kwargs)
+    if not (depends(matrix) and depends(right)) or mode.scope.rule(Kind.ATTENTION) is None:
+        return func(*args, **kwargs)
+    of_values = delta_rule.is_system(matrix, right)
+    if of_values is None:
+        return func(*args, **kwargs)
+    mode.has_memory = True
+    rest = {k: v for k, v in kwargs.items() if k not in ("A", "B")}
+    if of_values:
+        return weighted_values(mode, func, (matrix, right), rest, (0,))
+    result = func(matrix, right, **rest)
+    delta_rule.note(result, of_values=False)
+    return result
+
+
+def _baddbmm(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``input + batch1 @ batch2``: a product with something added."""
+    if len(args) == 3 and depends(args[1]) and depends(args[2]):
+        return _dependent_contraction(mode, func, args, kwargs, [1, 2])
+    return func(*args, **kwargs)
+
+
+def _einsum(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if len(args) == 2 and isinstance(args[1], (list, tuple)):
+        args = (args[0], *args[1])
+    return contraction(mode, func, args, kwargs)
+
+
+HANDLERS: dict[str, Handler] = {
+    **by_name(contraction, "matmul __matmul__ __rmatmul__ mm bmm mv dot inner tensordot"),
+    **by_name(_solve, "linalg_solve_triangular solve_triangular"),
+    **by_name(_baddbmm, "baddbmm addbmm"),
+    **by_name(_einsum, "einsum"),
+}

@@ -1,0 +1,63 @@
+"""Attention as one call."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
+from captum_lrp_tx.propagation.operations import (
+    FusedAttention,
+    Kind,
+    PatternProduct,
+)
+
+if TYPE_CHECKING:
+    from captum_lrp_tx.propagation.interception.mode import Interception
+
+
+_SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
+
+def _fused_attention(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    query, key, value, mask, dropout_p, is_causal = bind(_SDPA, args, kwargs)
+    rest = {k: v for k, v in kwargs.items() if k not in _SDPA}
+    scale = rest.pop("scale", None)
+    if dropout_p:
+        mode.scope.random.add("attention dropout")
+    if not any(depends(t) for t in (query, key, value, mask)):
+        return func(*args, **kwargs)
+    if mode.is_trainable(mask):
+        # the kernel that torch picks depends on whether the mask requires a gradient
+        mask = mask.detach().requires_grad_()
+    call = functools.partial(func, query, key, value, mask, dropout_p or 0.0, bool(is_causal))
+    return mode.apply(
+        Kind.ATTENTION,
+        FusedAttention(
+            call, (), {**rest, "scale": scale},
+            query=query, key=key, value_=value, mask=mask,
+            dropout_p=dropout_p or 0.0, is_causal=bool(is_causal), scale=scale, rest=rest,
+        ),
+    )  # fmt: skip
+
+
+def _grid_sample(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Values sampled at places that depend on the inputs: the places are a pattern."""
+    values, grid = bind(("input", "grid"), args, kwargs)
+    if not depends(grid):
+        return func(*args, **kwargs)
+    rest = {k: v for k, v in kwargs.items() if k not in ("input", "grid")}
+    return mode.apply(
+        Kind.ATTENTION,
+        PatternProduct(func, (values, grid, *args[2:]), rest, patterns=(1,), operands=(0,)),
+    )
+
+
+HANDLERS: dict[str, Handler] = {
+    **by_name(_fused_attention, "scaled_dot_product_attention"),
+    **by_name(_grid_sample, "grid_sample"),
+}

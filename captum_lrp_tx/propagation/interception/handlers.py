@@ -1,0 +1,28 @@
+"""Which function handles which torch call, by the name of the call."""
+
+from __future__ import annotations
+
+from captum_lrp_tx.propagation.interception import (
+    activations,
+    composites,
+    contractions,
+    fused_attention,
+    linear_maps,
+    lookups,
+    norms,
+    products,
+    sums,
+)
+from captum_lrp_tx.propagation.interception.calls import Handler
+
+HANDLERS: dict[str, Handler] = {
+    **linear_maps.HANDLERS,
+    **contractions.HANDLERS,
+    **products.HANDLERS,
+    **fused_attention.HANDLERS,
+    **norms.HANDLERS,
+    **activations.HANDLERS,
+    **lookups.HANDLERS,
+    **sums.HANDLERS,
+    **composites.HANDLERS,
+}

@@ -1,0 +1,205 @@
+"""Seeing every torch call of a forward pass and handing operations to the rules in force.
+
+A ``TorchFunctionMode`` is active for the explaining thread only.  It does three things:
+
+* parameters enter every call as constants, so autograd keeps nothing for weight gradients and a
+  tensor requires a gradient exactly if it depends on the explained inputs;
+* calls that a rule may govern become an :class:`~.operations.Operation`, by what they compute;
+* everything else runs as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.interception.booking import AFFINE, book_affine, keep_names
+from captum_lrp_tx.propagation.interception.calls import depends, tensors_in
+from captum_lrp_tx.propagation.interception.handlers import HANDLERS
+from captum_lrp_tx.propagation.obstacles import refuse_checkpointing
+from captum_lrp_tx.propagation.operations import (
+    Kind,
+    Operation,
+)
+from captum_lrp_tx.propagation.scope import Scope
+
+_LOW = (torch.float16, torch.bfloat16)
+
+
+#: Queries and bookkeeping, which must see parameters as they are.
+_UNTOUCHED = frozenset(
+    """__get__ __set__ __delete__ requires_grad_ backward register_hook retain_grad size dim stride
+    is_floating_point is_complex numel __len__ __hash__ __repr__ __format__ data_ptr item tolist
+    __bool__ is_contiguous element_size get_device storage_offset untyped_storage is_inference
+    register_post_accumulate_grad_hook is_shared is_nonzero __deepcopy__
+    __reduce_ex__""".split()
+)
+
+
+class Interception(TorchFunctionMode):
+    """The function mode of one explained forward pass (see the module's description)."""
+
+    def __init__(self, scope: Scope, inputs: Inputs, name_of: Callable[[Tensor], str]) -> None:
+        super().__init__()
+        self.scope = scope
+        self.inputs = inputs
+        self.name_of = name_of
+        #: Positional arguments of the call being handled, parameters as they are.
+        self.as_called: tuple[Any, ...] = ()
+        #: Whether there was a softplus: no step size, no state space model.
+        self.has_steps = False
+        #: Whether a delta rule has been seen, whose sums of values are told by their origin.
+        self.has_memory = False
+        # constants computed from parameters that require a gradient outside of this mode
+        self._trainable: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        #: Whether anything was computed from the inputs without a gradient, and what.
+        self.has_cut = False
+        self._cut: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def again(self) -> Interception:
+        """A mode for a second run of a part of the model, which finds no inputs of its own."""
+        inputs = self.inputs.again()
+        inputs.stop_looking_up()
+        mode = Interception(self.scope, inputs, self.name_of)
+        mode._trainable = self._trainable
+        return mode
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name: str = getattr(func, "__name__", "")
+        grad_enabled = torch.is_grad_enabled()
+        if (
+            name in _UNTOUCHED
+            or not grad_enabled  # the model has decided that nothing propagates
+            or torch._C._are_functorch_transforms_active()  # where rules cannot be expressed
+            or not self.scope.is_current()
+        ):
+            if not grad_enabled and name == "embedding" and self.scope.is_current():
+                # a table of positions that is not trained: still looked up at each token
+                with torch.enable_grad():
+                    return _constant_call(self, func, args, kwargs, name)
+            result = func(*args, **kwargs)
+            if name not in _UNTOUCHED and self.scope.is_current():
+                self._note_cut((args, kwargs), result)
+            if name == "__get__" and isinstance(result, Tensor) and result.requires_grad:
+                # weight.T and the like: a view of a parameter is a constant, too
+                (owner,) = args[:1]
+                if self._is_foreign(owner) and self.scope.is_current():
+                    return self.mark_trainable(result.detach())
+            return result
+        return _constant_call(self, func, args, kwargs, name)
+
+    # ---- parameters as constants --------------------------------------------------------------
+    def constant(self, x: Any) -> Any:
+        """A parameter, or what was computed from one before this pass, as a constant."""
+        if isinstance(x, Tensor):
+            if x.is_inference():  # made under inference_mode: autograd refuses to save it
+                x = x.clone()
+            if x.requires_grad and self._is_foreign(x):
+                return self.mark_trainable(x.detach())
+            return x
+        if type(x) in (list, tuple) and any(isinstance(i, Tensor) for i in x):
+            return type(x)([self.constant(i) for i in x])
+        return x
+
+    def _is_foreign(self, x: Tensor) -> bool:
+        """A parameter, or a tensor of a graph that was there before this pass."""
+        node: Any = x.grad_fn
+        return node is None or node._sequence_nr() < self.inputs.first_node
+
+    def mark_trainable(self, x: Any) -> Any:
+        """Remember that a constant would require a gradient in the plain model."""
+        if isinstance(x, Tensor):
+            if not x.requires_grad:
+                self._trainable[x] = True
+        elif isinstance(x, (list, tuple)):
+            for item in x:
+                self.mark_trainable(item)
+        return x
+
+    def _note_cut(self, arguments: Any, result: Any) -> None:
+        """Without gradients: remember values that were computed from the inputs."""
+        known = tensors_in(arguments)
+        if any((t.requires_grad and not t.is_leaf) or t in self._cut for t in known):
+            self.has_cut = True
+            for t in tensors_in(result):
+                if t.is_floating_point():
+                    self._cut[t] = True
+
+    def check_cut(self, name: str, arguments: Any, result: Any) -> None:
+        """With gradients again: note the first operations that such values go into."""
+        if not any(t in self._cut and not t.requires_grad for t in tensors_in(arguments)):
+            return
+        outputs = tensors_in(result)
+        if any(t.requires_grad for t in outputs):
+            self.scope.cut[name, self.scope.module] = None
+            return
+        for t in outputs:
+            if t.is_floating_point():
+                self._cut[t] = True
+
+    def is_trainable(self, x: Any) -> bool:
+        """Whether a constant would require a gradient in the plain model."""
+        return isinstance(x, Tensor) and x in self._trainable
+
+    # ---- what handlers use --------------------------------------------------------------------
+    def apply(self, kind: Kind, operation: Operation) -> Any:
+        """Let the rule in force carry out the operation, or run it plainly."""
+        rule = self.scope.rule(kind)
+        if rule is None:
+            return operation.plain()
+        self.scope.note(kind, rule)
+        return rule.propagate(operation)
+
+    def absorb(self, output: Tensor, constant: Tensor, *sources: Any) -> None:
+        """Book an additive constant in the ledger, if there is one."""
+        ledger = self.scope.ledger
+        if ledger is not None and isinstance(output, Tensor):
+            ledger.absorb(output, constant, ledger.name_of(*sources), self.scope.module)
+
+    def absorber(self, *sources: Any) -> Callable[[Tensor, Tensor], None]:
+        """``absorb`` bound to the named tensors that an operation took its constants from."""
+        return lambda output, constant: self.absorb(output, constant, *sources)
+
+
+def _constant_call(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+) -> Any:
+    originals = (args, kwargs)
+    args = tuple([mode.constant(a) for a in args])
+    if kwargs:
+        kwargs = {k: mode.constant(v) for k, v in kwargs.items()}
+    handler = HANDLERS.get(name)
+    if handler is not None:
+        refuse_checkpointing()
+        if mode.scope.ledger is not None:
+            keep_names(mode, originals, (args, kwargs))
+        mode.as_called = originals[0]
+        result = handler(mode, func, args, kwargs)
+    else:
+        result = func(*args, **kwargs)
+    if not depends(result) and any(mode.is_trainable(a) for a in args):
+        mode.mark_trainable(result)
+    if mode.has_cut:
+        mode.check_cut(name, (args, kwargs), result)
+    ledger = mode.scope.ledger
+    if ledger is not None:
+        keep_names(mode, originals, (args, kwargs))
+        tensors = tensors_in(originals)
+        if not any(t.requires_grad and not t.is_leaf for t in tensors):
+            ledger.inherit(result, *tensors)
+        elif name in AFFINE:
+            book_affine(mode, func, args, kwargs, name, result)
+    return result

@@ -1,0 +1,38 @@
+"""How the relevance of a bias is spread over the inputs of a linear map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import grad as autograd_grad
+
+from captum_lrp_tx.propagation.functions import safe_ratio
+
+_LOW = (torch.float16, torch.bfloat16)
+
+
+def spread_last(x: Tensor, relevance: Tensor) -> Tensor:
+    """Bias relevance of a token to its features, in proportion to their squares."""
+    wide = x.float() if x.dtype in _LOW else x  # squares exceed the range of float16
+    total = relevance.to(wide.dtype).sum(-1, keepdim=True)
+    return (wide * safe_ratio(total, (wide * wide).sum(-1, keepdim=True))).to(x.dtype)
+
+
+def spread_through(
+    apply: Callable[[Tensor, Tensor], Tensor], weight: Tensor
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same for any linear map: every output place spreads over the inputs that it sees."""
+
+    def spread(x: Tensor, relevance: Tensor) -> Tensor:
+        dtype = torch.float32 if x.dtype in _LOW else x.dtype
+        ones, wide = torch.ones_like(weight, dtype=dtype), x.detach().to(dtype)
+        with torch.enable_grad():
+            squares = (wide * wide).requires_grad_()
+            energy = apply(squares, ones)
+        share = safe_ratio(relevance.to(dtype), energy.detach())
+        (grad,) = autograd_grad(energy, squares, share)
+        return (wide * grad).to(x.dtype)
+
+    return spread

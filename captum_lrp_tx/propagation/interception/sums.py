@@ -1,0 +1,68 @@
+"""Sums: residual connections, embeddings that the batch shares, initial states of scans."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_tx.propagation import recurrence
+from captum_lrp_tx.propagation.interception.calls import Handler, by_name, depends
+from captum_lrp_tx.propagation.operations import (
+    Kind,
+    Residual,
+)
+
+if TYPE_CHECKING:
+    from captum_lrp_tx.propagation.interception.mode import Interception
+
+
+def _addition(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if mode.inputs.has_shared and len(args) >= 2:
+        shapes = [a.shape for a in args[:2] if isinstance(a, Tensor)]
+        if len(shapes) == 2 and shapes[0] != shapes[1]:
+            shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+            module = mode.scope.module
+            split = [mode.inputs.split_shared(a, shape, module) for a in args[:2]]
+            args = (*(s if s is not None else a for s, a in zip(split, args[:2], strict=True)),
+                    *args[2:])  # fmt: skip
+    initial = _initial_state(mode, args)
+    if initial is not None:
+        args = tuple(a.detach() if i == initial else a for i, a in enumerate(args))
+        result = func(*args, **kwargs)
+        mode.absorb(result, args[initial])
+        return result
+    if mode.scope.rule(Kind.RESIDUAL) is not None:
+        return _residual(mode, func, args, kwargs)
+    return func(*args, **kwargs)
+
+
+def _initial_state(mode: Interception, args: tuple[Any, ...]) -> int | None:
+    """The first step of a scan adds ``decay * initial state``, a constant under the rule."""
+    if not mode.has_steps or mode.scope.rule(Kind.SCAN) is None or len(args) != 2:
+        return None
+    if not (depends(args[0]) and depends(args[1])):
+        return None
+    roles = [recurrence.role(a) for a in args]
+    return roles.index("decay") if set(roles) == {"decay", "state"} else None
+
+
+def _residual(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    rule = mode.scope.rule(Kind.RESIDUAL)
+    if (
+        rule is None or kwargs or len(args) != 2 or not (depends(args[0]) and depends(args[1]))
+        or args[0].shape != args[1].shape
+    ):  # fmt: skip
+        return func(*args, **kwargs)
+    inplace = func.__name__ in ("add_", "__iadd__")
+    operation = Residual(
+        torch.add if inplace else func, args, {}, first=args[0], second=args[1]
+    )  # fmt: skip
+    result = rule.propagate(operation)
+    return args[0].copy_(result) if inplace else result
+
+
+HANDLERS: dict[str, Handler] = {
+    **by_name(_addition, "add add_ __add__ __radd__ __iadd__"),
+}

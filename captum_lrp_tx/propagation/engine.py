@@ -171,6 +171,7 @@ def propagate_targets(
         jobs = [
             replace(job, select=functools.partial(_nth, select, i)) for i in range(len(targets))
         ]
+        del args, kwargs, returned  # not to be held during the backward pass
         leaves = _leaves(inputs, probe)
         if not job.backward:
             return [Propagated(selected.detach(), scope) for selected in targets]

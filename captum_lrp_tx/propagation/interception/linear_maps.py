@@ -33,7 +33,8 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
         return func(x, weight, bias)
     call = func
     trainable = folds(mode, x, weight)
-    if trainable or (weight.dim() == 2 and x.numel() >= _MANY_ROWS * x.shape[-1]):
+    rows = x.numel() // max(1, x.shape[-1]) if x.dim() > 1 else 1
+    if trainable or (weight.dim() == 2 and rows >= _MANY_ROWS):
 
         def call(i: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
             value = w.detach().requires_grad_() if trainable else w

@@ -40,7 +40,10 @@ METHODS: tuple[Chosen, ...] = (
     ("GI at inputs", lambda model: ConservativeGI(model, rules="gi")),
     ("LRP(AH+LN) at inputs", lambda model: ConservativeGI(model, rules="ah+ln")),
     ("LRP at inputs", lambda model: ConservativeLRP(model)),
-)
+    ("LRP at inputs, words only", lambda model: WordsOnly(ConservativeLRP(model))),
+    ("LRP-gamma, words only",
+     lambda model: WordsOnly(ConservativeLRP(model, "lrp-gamma", bias="distribute"))),
+)  # fmt: skip
 #: Slow methods see only so many examples; fewer where these are long.
 LIMITS: dict[str, int] = {"A-Flow": 20}
 LIMITS_OF_LONG: dict[str, int] = {"A-Flow": 2}
@@ -89,6 +92,30 @@ class AtEmbeddings:
         relevance = self._attribution.attribute(inputs, target=target)
         assert isinstance(relevance, Tensor)
         return relevance.detach().sum(-1)
+
+
+class WordsOnly:
+    """Relevance of word embeddings alone, without that of the positions and segments of the tokens.
+
+    The other methods at inputs add it, which is what Bakish et al. (NeurIPS 2025) ask for where
+    positions are learned embeddings.
+
+    Args:
+        attribution (ConservativeGI): Of a model with token ids and position embeddings.
+    """
+
+    def __init__(self, attribution: ConservativeGI) -> None:
+        self._attribution = attribution
+
+    def attribute(self, inputs: Any, target: Any = None) -> Tensor:
+        """Shape ``(batch, tokens)``; of images, which have no words, the relevance as it is."""
+        if isinstance(inputs, Tensor) and inputs.is_floating_point():
+            relevance = self._attribution.attribute(inputs, target=target)
+            assert isinstance(relevance, Tensor)
+            return relevance
+        parts = self._attribution.attribute(inputs, target=target, positions="separate")
+        (words,) = [part for name, part in parts.items() if name.endswith("word_embeddings")]
+        return words.detach()
 
 
 class AtBlock:

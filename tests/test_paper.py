@@ -21,8 +21,9 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from captum_lrp_tx import ConservativeGI, LayerConservativeGI, models
-from captum_lrp_tx.evaluation import evaluate
+from captum_lrp_tx import Composite, ConservativeGI, ConservativeLRP, LayerConservativeGI, models
+from captum_lrp_tx.evaluation import evaluate, linear_layers
+from captum_lrp_tx.rules import EpsilonRule, GeneralizedGammaRule
 from tutorials.paper import (
     ablation,
     bar,
@@ -35,6 +36,7 @@ from tutorials.paper import (
     published,
     reporting,
     run,
+    search,
     subjects,
 )
 from tutorials.paper.methods import METHODS, AtEmbeddings, named
@@ -211,16 +213,16 @@ def test_base_model_as_it_is(small: Path, tmp_path: Path) -> None:
 # Faithfulness
 
 
-def loop_text(model: Any, tokenizer: Any, text: str) -> tuple[float, float]:
-    """AUAC and AU-MSE of LRP(AH+LN) at the embeddings, one forward pass after the other."""
+def loop_text(model: Any, tokenizer: Any, text: str, explain: Any = None) -> tuple[float, float]:
+    """AUAC and AU-MSE, one forward pass after the other; of LRP(AH+LN) at the embeddings."""
     inputs = tokenizer(text, return_tensors="pt")
     ids = inputs["input_ids"]
     with torch.no_grad():
         whole = model(ids).logits[0]
     target = int(whole.argmax())
     layer = LayerConservativeGI(model, model.bert.embeddings)
-    relevance: Any = layer.attribute(ids, target=target)
-    scores = relevance[0].sum(-1).tolist()
+    relevance: Any = (explain or layer).attribute(ids, target=target)
+    scores = relevance.reshape(*ids.shape, -1)[0].sum(-1).tolist()
     count = len(scores)
     down = sorted(range(count), key=lambda i: -scores[i])
     small_first = sorted(range(count), key=lambda i: abs(scores[i]))
@@ -264,6 +266,56 @@ def test_text_experiment_against_a_loop(small: Path, tmp_path: Path) -> None:
     assert files.items() < kept.items()
     text = (tmp_path / "tables.md").read_text(encoding="utf-8")
     assert f"{entry['auac'][0]:.3f}" in text and "Semaine" in text
+
+
+def test_the_search_chooses_on_validation_and_reports_on_test(small: Path, tmp_path: Path) -> None:
+    rows = [(f"{text} .", label) for text, label in TEXTS]
+    write_rows(small / "data/sst2/dev.tsv", rows)
+    common = [
+        "--shared", str(small), "--out", str(tmp_path), "--work", str(tmp_path / "work"),
+        "--tasks", "sst2", "--count", "3",
+    ]  # fmt: skip
+    run.main([*common, "--experiment", "search"])
+    found = search.load(tmp_path)["sst2"]
+    assert list(found["trials"]) == list(search.BASES)
+    every = [(base, trial) for base, trials in found["trials"].items() for trial in trials]
+    base, trial = min(every, key=lambda t: search.loss(t[1]["auac"], t[1]["au_mse"]))
+    assert (found["best"]["base"], found["best"]["gammas"]) == (base, trial["gammas"])
+    report = (tmp_path / "search.md").read_text(encoding="utf-8")
+    assert report.count(f"**{trial['auac']:.3f}** | **{trial['au_mse']:.2f}**") == 1
+
+    # what was measured of the chosen one is what it reaches on these validation sentences
+    model, tokenizer = models.sentiment()
+    kinds = linear_layers(model, dict(tokenizer(TEXTS[0][0], return_tensors="pt")))
+    rules = {
+        name: GeneralizedGammaRule(gamma=gamma) if gamma else EpsilonRule()
+        for kind, gamma in trial["gammas"].items()
+        for name in kinds[kind]
+    }
+    explain = ConservativeLRP(model, Composite(rules, base=base), bias="distribute")
+    order = data.sample(data.read_rows(small / "data/sst2/dev.tsv"), 3)
+    areas = [loop_text(model, tokenizer, rows[i][0], explain) for i in order]
+    np.testing.assert_allclose(
+        np.mean(areas, 0), [trial["auac"], trial["au_mse"]], atol=2e-4, rtol=2e-4
+    )
+
+    run.main([*common, "--experiment", "text", "--methods", "LRP-tuned"])
+    reported = json.loads((tmp_path / "sst2.json").read_text(encoding="utf-8"))["methods"]
+    texts = [TEXTS[i][0] for i in data.sample(data.read_rows(small / "data/sst2/test.tsv"), 3)]
+    expected = [loop_text(model, tokenizer, text, explain) for text in texts]
+    entry = reported["LRP-tuned"]
+    np.testing.assert_allclose(
+        list(zip(entry["auac of examples"], entry["au_mse of examples"], strict=True)),
+        expected, atol=2e-4, rtol=2e-4,
+    )  # fmt: skip
+
+
+def test_validation_digits_are_others(small: Path) -> None:
+    last, before = data.digits(small, 2), data.digits(small, 2, before=2)
+    both = data.digits(small, 4)
+    assert torch.equal(torch.cat([before[0], last[0]]), both[0])
+    assert before[1] + last[1] == both[1]
+    assert not torch.equal(before[0], last[0])
 
 
 def test_every_method_applies_to_text_and_images(small: Path) -> None:
@@ -574,8 +626,8 @@ def test_all_experiments_from_one_command(small: Path, tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         "sst2.json", "mnist.json", "mnist-black.json", "attention.json", "attention-mlp.json",
-        "depth.json", "bias.md", "bias-names.png", "bias-groups.png", "conservation.md",
-        "conservation.png", "curves.png", "tables.md",
+        "depth.json", "search.json", "search.md", "bias.md", "bias-names.png", "bias-groups.png",
+        "conservation.md", "conservation.png", "curves.png", "tables.md",
     }  # fmt: skip
     from matplotlib import image
 

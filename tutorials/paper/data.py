@@ -216,12 +216,13 @@ def sample(split: Split, count: int, seed: int = 0) -> list[int]:
     return order[: count or None]
 
 
-def digits(shared: Path, count: int = 1000) -> tuple[Tensor, list[int]]:
+def digits(shared: Path, count: int = 1000, before: int = 0) -> tuple[Tensor, list[int]]:
     """The last digits of the 10,000-image MNIST file, which the model did not see in training.
 
     Args:
         shared (Path): Folder with ``data``.
         count (int): How many.
+        before (int): Leave out so many at the end.
 
     Returns:
         tuple: Images of shape ``(count, 1, 28, 28)`` between -1 and 1, and their labels.
@@ -230,5 +231,6 @@ def digits(shared: Path, count: int = 1000) -> tuple[Tensor, list[int]]:
         pixels = torch.frombuffer(bytearray(file.read()[16:]), dtype=torch.uint8)
     with gzip.open(shared / "data/mnist/t10k-labels-idx1-ubyte.gz") as file:
         labels = list(file.read()[8:])
-    images = pixels.reshape(-1, 1, 28, 28)[-count:].float() / 255
-    return (images - 0.5) / 0.5, labels[-count:]
+    rows = slice(max(len(labels) - before - count, 0), len(labels) - before)
+    images = pixels.reshape(-1, 1, 28, 28)[rows].float() / 255
+    return (images - 0.5) / 0.5, labels[rows]

@@ -50,7 +50,7 @@ LIMITS_OF_LONG: dict[str, int] = {"A-Flow": 2}
 #: What all data sets get; SST-2 gets everything.
 EVERYWHERE = (
     "Random", "A-Last", "A-Flow", "Rollout", "GAE", "GI", "LRP(AH)", "LRP(LN)", "LRP(AH+LN)", "LRP",
-    "LRP-gamma", "IG [UNK]", "IG black",
+    "LRP-gamma", "AttnLRP", "IG [UNK]", "IG black",
 )  # fmt: skip
 #: Steps of Integrated Gradients.
 IG_STEPS = 50

@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_lrp_tx.compare.run import Chosen
 from captum_lrp_tx.evaluation import Examples, ImageExamples, TextExamples
 from captum_lrp_tx.metrics import Masker, MaskPatches, MaskTokens, RemovePatches
-from tutorials.paper.data import TASKS, Split, Task, digits, sample
+from tutorials.paper.data import TASKS, Split, SplitName, Task, digits, sample
 from tutorials.paper.finetune import AS_IS, BASE
 from tutorials.paper.methods import EVERYWHERE, METHODS, integrated
 
@@ -107,14 +107,21 @@ def text_data(
     )  # fmt: skip
 
 
-def text_subject(name: str, shared: Path, models: Path | None, count: int | None) -> DataSet:
-    """The test split of a data set of the tables with the model for it.
+def text_subject(
+    name: str,
+    shared: Path,
+    models: Path | None,
+    count: int | None,
+    split: SplitName = "test",
+) -> DataSet:
+    """A split of a data set of the tables with the model for it.
 
     Args:
         name (str): One of ``TASKS``.
         shared (Path): Folder with ``data`` and ``models``.
         models (Path, optional): Folder of the fine-tuned models.
         count (int, optional): How many texts; as in ``COUNTS`` unless given.
+        split (str): Which; tables report on ``"test"``.
 
     Raises:
         SystemExit: The model is not there.
@@ -128,23 +135,26 @@ def text_subject(name: str, shared: Path, models: Path | None, count: int | None
     model, tokenizer = load_text(folder)
     task = TASKS[name]
     wanted = COUNTS[name] if count is None else count
-    data = text_data(task, model, tokenizer, task.split(shared, "test"), wanted)
+    data = text_data(task, model, tokenizer, task.split(shared, split), wanted)
     return data if name == "sst2" else _everywhere(data)
 
 
-def digit_subject(shared: Path, count: int | None, removed: bool = True) -> DataSet:
+def digit_subject(
+    shared: Path, count: int | None, removed: bool = True, validation: bool = False
+) -> DataSet:
     """MNIST with the shared vision transformer: the last 1,000 images of the file.
 
     Args:
         shared (Path): Folder with ``data`` and ``models``.
         count (int, optional): How many images, ``DIGITS`` unless given; 0 for all 1,000.
         removed (bool): See :func:`digit_data`.
+        validation (bool): Take the 1,000 images before the last 1,000 of the file.
     """
     from transformers import AutoModelForImageClassification
 
     folder = shared / "models/vit-mnist"
     model = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
-    images, labels = digits(shared)
+    images, labels = digits(shared, before=1000 if validation else 0)
     wanted = DIGITS if count is None else count or len(labels)
     return _everywhere(digit_data(model.float().eval(), images, labels, wanted, removed))
 

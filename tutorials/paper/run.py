@@ -47,7 +47,14 @@ from tutorials.paper import (
 )
 from tutorials.paper.data import TASKS
 from tutorials.paper.methods import LIMITS, LIMITS_OF_LONG, by_depth, named
-from tutorials.paper.subjects import DataSet, digit_subject, load_text, text_data, text_subject
+from tutorials.paper.subjects import (
+    COUNTS,
+    DataSet,
+    digit_subject,
+    load_text,
+    text_data,
+    text_subject,
+)
 
 ORDER = (*TASKS, "mnist", "mnist-black")
 
@@ -114,7 +121,7 @@ def run_ablation(options: argparse.Namespace) -> None:
     bert, tokenizer = load_text(options.shared / "models/minilm-sst2")
     task = TASKS["sst2"]
     rows, test = (task.split(options.shared, name) for name in ("train", "test"))
-    count = 100 if options.count is None else options.count
+    count = COUNTS["sst2"] if options.count is None else options.count
     data = text_data(task, bert, tokenizer, test, count)
     methods = ("Random", *by_depth(bert.config.num_hidden_layers))
     deep = replace(data, name="depth", title="SST-2, by depth", methods=methods)

@@ -118,6 +118,8 @@ def methods(net: Net) -> dict[str, Callable[[], Any]]:
         "strict": lambda: ConservativeLRP(net).attribute(IDS, target=1, strict=True),
         "distribute": lambda: ConservativeLRP(net, bias="distribute").attribute(IDS, target=1),
         "composite": lambda: ConservativeLRP(net, composite).attribute(IDS, target=1),
+        "low": lambda: ConservativeLRP(net, memory="low").attribute(IDS, target=1),
+        "targets": lambda: ConservativeLRP(net).attribute_targets(IDS, [0, 1, 2]),
         "layers": lambda: layer.attribute(IDS, target=1),
         "layer inputs": lambda: layer.attribute(IDS, target=1, attribute_to_layer_input=True),
         "audit": lambda: audit.explainability(net, IDS, target=1, file=None),
@@ -301,7 +303,7 @@ def test_exceptions_at_every_module_and_every_operation(net: Net, name: str, pla
 
 
 @pytest.mark.skipif(sys.gettrace() is not None, reason="another tracer is active")
-@pytest.mark.parametrize("name", ["strict", "composite", "layers", "layer inputs", "audit", "gae"])
+@pytest.mark.parametrize("name", ["strict", "composite", "low", "layers", "layer inputs", "audit", "gae"])
 def test_interruption_at_any_line(net: Net, name: str) -> None:
     assert inject(net, name, "lines", [KeyboardInterrupt], 1 if THOROUGH else 37) > 500
 

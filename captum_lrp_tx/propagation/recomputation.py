@@ -191,7 +191,8 @@ class Recomputation:
             call.module(*args, **kwargs)
         if [(t.shape, t.dtype) for t in saved] != call.shapes:
             raise UnsupportedModelError(
-                f"{call.name} does something else when it is run a second time; use "
+                f"{call.name} does something else when it is run a second time. If it fills a "
+                "cache of keys and values, switch that off (use_cache=False); or use "
                 "memory='standard'."
             )
         call.saved = dict(enumerate(saved))

@@ -59,6 +59,11 @@ def apply_linear(mode: Interception, operation: LinearMap) -> Any:
             operation.absorb(output, operation.bias)
     else:
         output = mode.apply(Kind.LINEAR, operation)
-    if is_head(mode, operation.input):  # heads that talk to each other
+    return mark_head(mode, operation.input, output)
+
+
+def mark_head(mode: Interception, x: Tensor, output: Any) -> Any:
+    """``output``, known as a pattern if ``x`` is one: heads that talk to each other."""
+    if is_head(mode, x):
         graph.mark(output, graph.Role.PATTERN)
     return output

@@ -86,7 +86,7 @@ class Stabilize(RuleFunction):
     """
 
     #: Tensors up to this size keep all their factors, which takes fewer calls.
-    _SMALL = 1 << 16
+    SMALL: ClassVar[int] = 1 << 16
     #: Deviations of the factor from one that are below rounding in the working precision.
     _UNSEEN: ClassVar[dict[torch.dtype, float]] = {torch.float64: 2.0**-52}
 
@@ -94,7 +94,7 @@ class Stabilize(RuleFunction):
     def forward(ctx: Any, z: Tensor, epsilon: float) -> Tensor:
         magnitude = z.abs() if z.dtype not in _LOW else z.abs().float()
         where = None
-        if z.numel() > Stabilize._SMALL:
+        if z.numel() > Stabilize.SMALL:
             largest = epsilon / Stabilize._UNSEEN.get(z.dtype, 2.0**-22)
             where = (magnitude < largest).flatten().nonzero().squeeze(1)
             where = where if where.numel() * 8 < z.numel() else None

@@ -122,6 +122,7 @@ def _argument(node: Node, position: int) -> Node | None:
     return edges[position][0] if position < len(edges) else None
 
 
+@functools.lru_cache(maxsize=1024)
 def is_softmax(name: str) -> bool:
     """Whether a node name is a softmax's, built in or of a custom function; not log-softmax."""
     lower = name.lower()

@@ -27,7 +27,7 @@ LOW_PRECISION = (torch.float16, torch.bfloat16)
 #: Upper bound on the entries of one block of the recomputed pattern.
 BLOCK_ENTRIES = 1 << 22
 #: Up to so many rows and columns the pattern is computed again at once: fewer calls.
-_SHORT = 64
+SHORT = 64
 #: Before torch 2.5 the kernel overlooks the strides of its mask, and rows that may attend to
 #: nothing are NaN.
 _IS_OLD_KERNEL = not hasattr(torch, "_safe_softmax")
@@ -121,7 +121,7 @@ def transposed_pattern_product(
     grouped = query.dim() > 2 and query.shape[-3] != heads and heads != 1
     if grouped:
         key = key.repeat_interleave(query.shape[-3] // heads, -3)
-    short = max(query.shape[-2], key.shape[-2]) <= _SHORT
+    short = max(query.shape[-2], key.shape[-2]) <= SHORT
     rows = None if short else rows_with_entries(grad)
     if short:
         total = _rows_product(query, key.transpose(-2, -1), grad, mask, is_causal, scale, None)

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 def folds(mode: Interception, x: Tensor, weight: Tensor) -> bool:
     """Whether torch's choice of matrix product depends on the weight requiring a gradient."""
-    if not x.dim() > 2 >= weight.dim() or not mode.is_trainable(weight):
-        return False
     shape, stride = x.shape, x.stride()  # is_contiguous() overlooks strides of dimensions of size 1
-    return any(stride[i] != stride[i + 1] * shape[i + 1] for i in range(x.dim() - 2))
+    for i in range(len(shape) - 2):
+        if stride[i] != stride[i + 1] * shape[i + 1]:
+            return weight.dim() <= 2 and mode.is_trainable(weight)
+    return False
 
 
 def folded_product(

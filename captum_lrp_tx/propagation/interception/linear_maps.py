@@ -31,7 +31,10 @@ _MANY_ROWS = 64
 
 
 def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
+    if len(args) == 3:
+        x, weight, bias = args
+    else:
+        x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
     if depends(weight):
         return contraction(mode, func, (x, weight, bias), {})
     if not depends(x):

@@ -113,6 +113,8 @@ class Interception(TorchFunctionMode):
     def constant(self, x: Any) -> Any:
         """A parameter, or what was computed from one before this pass, as a constant."""
         if isinstance(x, Tensor):
+            if x.requires_grad and not x.is_leaf and not self._is_foreign(x):
+                return x
             if x.is_inference():  # made under inference_mode: autograd refuses to save it
                 x = x.clone()
             if x.requires_grad and self._is_foreign(x):
@@ -198,7 +200,8 @@ def _constant_call(
     mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
 ) -> Any:
     originals = (args, kwargs)
-    args = tuple([mode.constant(a) if isinstance(a, _HOLDS) else a for a in args])
+    constant = mode.constant
+    args = tuple([constant(a) if isinstance(a, _HOLDS) else a for a in args])
     if kwargs:
         kwargs = {k: mode.constant(v) if isinstance(v, _HOLDS) else v for k, v in kwargs.items()}
     handler = HANDLERS.get(name)

@@ -81,23 +81,27 @@ class ScaleGradient(RuleFunction):
 class Stabilize(RuleFunction):
     """Identity on ``z``; gradient multiplied by ``z / (z + epsilon sign(z))`` (epsilon rule).
 
-    For a small epsilon the factor is one up to rounding almost everywhere, and only the entries
-    where it is not are kept.
+    For a small epsilon the factor is one up to rounding almost everywhere, and of large tensors
+    only the entries where it is not are kept.
     """
 
+    #: Tensors up to this size keep all their factors, which takes fewer calls.
+    SMALL: ClassVar[int] = 1 << 16
     #: Deviations of the factor from one that are below rounding in the working precision.
     _UNSEEN: ClassVar[dict[torch.dtype, float]] = {torch.float64: 2.0**-52}
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, epsilon: float) -> Tensor:
         magnitude = z.abs() if z.dtype not in _LOW else z.abs().float()
-        largest = epsilon / Stabilize._UNSEEN.get(z.dtype, 2.0**-22)
-        where = (magnitude < largest).flatten().nonzero().squeeze(1)
-        ctx.sparse = where.numel() * 8 < z.numel()
-        if ctx.sparse:
+        where = None
+        if z.numel() > Stabilize.SMALL:
+            largest = epsilon / Stabilize._UNSEEN.get(z.dtype, 2.0**-22)
+            where = (magnitude < largest).flatten().nonzero().squeeze(1)
+            where = where if where.numel() * 8 < z.numel() else None
+        if where is not None:
             magnitude = magnitude.flatten()[where]
         factor = magnitude / (magnitude + epsilon)
-        ctx.save_for_backward(factor, where if ctx.sparse else None)
+        ctx.save_for_backward(factor, where)
         return z.clone()  # not a view: the model may go on in place
 
     @staticmethod
@@ -393,12 +397,16 @@ class ConstantNormalizer(RuleFunction):
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
         inv_std, weight = ctx.saved_tensors
+        # in place from the first copy on: less to allocate and to write
         g = grad[0] if weight is None else grad[0] * weight
-        g = g.reshape(ctx.shape)
+        if g.shape != ctx.shape:
+            g = g.reshape(ctx.shape)
         if ctx.center:
-            g = g - g.mean(ctx.dims, keepdim=True)
-        g = (g * inv_std).reshape(grad[0].shape).to(grad[0].dtype)
-        return g, None, None, None, None, None
+            mean = g.mean(ctx.dims, keepdim=True)
+            g = g - mean if weight is None else g.sub_(mean)
+        is_own = (weight is not None or ctx.center) and g.dtype == inv_std.dtype
+        g = g.mul_(inv_std) if is_own else g * inv_std
+        return g.reshape(grad[0].shape).to(grad[0].dtype), None, None, None, None, None
 
 
 class ConstantPattern(RuleFunction):

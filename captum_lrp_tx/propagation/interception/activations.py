@@ -85,8 +85,10 @@ def _packed_slope(
     func: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
 ) -> Any:
     """The plain gradient of an activation, in less memory where that is much."""
+    if name not in _SLOPES or x.numel() < compact.LARGE:
+        return func(*args, **kwargs)
     options = {k: v for k, v in kwargs.items() if k != "input"}
-    known = name in _SLOPES and len(args) <= 1 and not options.get("inplace")
+    known = len(args) <= 1 and not options.get("inplace")
     if not known or compact.packing(compact.SLOPES, _ACTIVATIONS[name], x) is None:
         return func(*args, **kwargs)
     approximate = {k: v for k, v in options.items() if k == "approximate"}

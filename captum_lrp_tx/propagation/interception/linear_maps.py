@@ -9,10 +9,15 @@ from torch import Tensor
 
 from captum_lrp_tx.propagation.functions import LinearValue
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
-from captum_lrp_tx.propagation.interception.constant_weights import apply_linear, folds
+from captum_lrp_tx.propagation.interception.constant_weights import (
+    apply_linear,
+    folds,
+    mark_head,
+)
 from captum_lrp_tx.propagation.interception.contractions import contraction
 from captum_lrp_tx.propagation.interception.spreading import spread_last, spread_through
 from captum_lrp_tx.propagation.operations import (
+    Kind,
     LinearMap,
 )
 from captum_lrp_tx.propagation.rows import product_of_rows
@@ -26,7 +31,10 @@ _MANY_ROWS = 64
 
 
 def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
+    if len(args) == 3:
+        x, weight, bias = args
+    else:
+        x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
     if depends(weight):
         return contraction(mode, func, (x, weight, bias), {})
     if not depends(x):
@@ -41,6 +49,8 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
             run = functools.partial(func, i.detach(), value, b)
             return LinearValue.call(i, run, lambda g: product_of_rows(g, w))
 
+    if mode.scope.ledger is None and mode.scope.rule(Kind.LINEAR) is None:
+        return mark_head(mode, x, call(x, weight, bias))
     operation = LinearMap(
         call, (x, weight, bias), {}, mode.absorber(bias),
         input=x, weight=weight, bias=bias,

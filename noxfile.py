@@ -43,26 +43,21 @@ def versions(session: nox.Session, versions: tuple[str, ...]) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Lines and branches of the package that the core tests run."""
+    """Lines and branches of the package that the tests run: benchmarks/coverage.md."""
     session.install("pytest-cov")
     session.install(".[test]")
-    session.run(
-        "python",
-        "-m",
-        "pytest",
-        "-q",
-        "--cov=captum_lrp_tx",
-        "--cov-branch",
-        "tests",
-        env={"CI": "true"},
-    )
+    data, report = "../coverage.data", "benchmarks/coverage.md"
+    session.run("python", "benchmarks/covered.py", "--data", data, "--report", report)
 
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """A random sample of mutants of the engine and the rules: see benchmarks/mutants.py."""
-    session.install("cosmic-ray", ".[test]")
-    session.run("python", "benchmarks/mutants.py", *session.posargs)
+    """A random sample of mutants of the engine and the rules, after the session ``coverage``."""
+    session.install("cosmic-ray", "pytest-cov", ".[test]")
+    data, report = "../coverage.data", "benchmarks/mutants.md"
+    session.run(
+        "python", "benchmarks/mutants.py", "--data", data, "--report", report, *session.posargs
+    )
 
 
 @nox.session

@@ -71,7 +71,7 @@ class Trial:
         self.passing: dict[str, bool] = {}
 
     def result(self, mutant: Mutant, changed: str) -> Result:
-        plain = (ROOT / mutant.file).read_text()
+        plain = (self.runs.copy / mutant.file).read_text()
         line, change = changed_line(plain, changed)
         ending, test = self.ending(mutant.file, plain, changed, line)
         return Result(**asdict(mutant), line=line, change=change, ending=ending, test=test)
@@ -109,12 +109,12 @@ class Trial:
     def check(self) -> None:
         """Refuse to measure anything if the machinery does not tell a mutant from none."""
         file = "captum_lrp_tx/rules/attention.py"
-        plain = (ROOT / file).read_text()
+        plain = (self.runs.copy / file).read_text()
         lines = plain.splitlines(keepends=True)
         returns = [i for i, text in enumerate(lines, 1) if text.lstrip().startswith("return ")]
         line = max(returns, key=lambda i: len(self.tests.running(file, plain, i)))
         indent = lines[line - 1][: -len(lines[line - 1].lstrip())]
-        broken = "".join([*lines[: line - 1], indent + "return None\n", *lines[line:]])
+        broken = "".join([*lines[: line - 1], indent + "return None\n", *lines[line - 1 :]])
         for changed, expected in ((plain + "# nothing\n", "survived"), (broken, "failed")):
             ending, test = self.ending(file, plain, changed, line)
             if ending != expected:
@@ -167,16 +167,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="JSON lines: what is there is not run again")
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
-    every = list(candidates(ROOT))
-    random.Random(arguments.seed).shuffle(every)
     tests = Tests.read(arguments.data, arguments.data.with_suffix(".log"), ROOT)
     done = {}
     if arguments.results is not None and arguments.results.exists():
         found = [Result(**json.loads(t)) for t in arguments.results.read_text().splitlines()]
         done = {(r.file, r.operator, r.occurrence): r for r in found}
     runs, results = Runs(ROOT), list[Result]()
+    every = list(candidates(runs.copy))
+    random.Random(arguments.seed).shuffle(every)
     try:
-        runs.preload(tests.chosen(set(tests.seconds), 60))
+        runs.preload(tests.chosen(set(tests.seconds), 20))
         trial = Trial(tests, runs, runs.collected())
         trial.check()
         for mutant in every:
@@ -184,7 +184,7 @@ def main() -> None:
                 break
             result = done.get((mutant.file, mutant.operator, mutant.occurrence))
             if result is None:
-                changed = mutant.source(ROOT)
+                changed = mutant.source(runs.copy)
                 if changed is None:
                     continue
                 result = trial.result(mutant, changed)

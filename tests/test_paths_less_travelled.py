@@ -226,7 +226,7 @@ def test_a_layer_that_returns_no_tensor_is_named(untouched: Any) -> None:
         LayerConservativeGI(model, model.silent, rules="gi").attribute(zoo.floats(2, WIDTH))
 
 
-# ---- checkpointing on versions of torch that do not tell -------------------------------------------
+# ---- checkpointing on versions of torch that do not tell ----------------------------------------
 @pytest.mark.parametrize("told", [True, False])
 def test_checkpointing_is_refused(monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
     if not told:
@@ -286,7 +286,7 @@ def test_what_holds_no_tensors_or_belongs_to_the_model_is_handed_on() -> None:
         assert fresh(value) is value
 
 
-# ---- reading the graph ----------------------------------------------------------------------------
+# ---- reading the graph -------------------------------------------------------------------------
 def leaf(*shape: int) -> Tensor:
     return torch.rand(*shape, requires_grad=True)
 

@@ -2,7 +2,8 @@
 
 A mutant counts if it is Python and differs from the original in what is run.  Not run are
 annotations, f-strings (here they only word messages), what is under ``if TYPE_CHECKING``,
-overloads and protocols: two sources are the same if they are once these are left out.
+overloads and protocols: two sources are the same if they are once these are left out.  ``is`` and
+``==`` count as one where one side is a constant: small integers, names and None exist once.
 """
 
 from __future__ import annotations
@@ -69,6 +70,12 @@ class _Run(ast.NodeTransformer):
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
         node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> Any:
+        if any(isinstance(side, ast.Constant) for side in (node.left, *node.comparators)):
+            same = {ast.Is: ast.Eq, ast.IsNot: ast.NotEq}
+            node.ops = [same.get(type(op), type(op))() for op in node.ops]
         return self.generic_visit(node)
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> Any:

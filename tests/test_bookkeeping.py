@@ -76,7 +76,7 @@ def test_enclosing_modules(outer: str, inner: str, expected: bool) -> None:
     assert encloses(outer, inner) is expected
 
 
-# ---- packed factors -------------------------------------------------------------------------------
+# ---- packed factors -----------------------------------------------------------------------------
 def slope(name: str, x: Tensor) -> Tensor:
     leaf = x.clone().requires_grad_()
     function = F.gelu if name == "Gelu" else F.silu

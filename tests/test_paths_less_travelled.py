@@ -306,6 +306,12 @@ def leaf(*shape: int) -> Tensor:
         (lambda s: (e := s.exp()) / e.mean(-1, keepdim=True), False),
         (lambda s: (e := s.sigmoid()) / e.sum(-1, keepdim=True), False),
         (lambda s: 1 / s.softmax(-1), False),
+        (lambda s: torch.zeros(3, 3).copy_(s.softmax(-1)), True),
+        (lambda s: (s * 2).copy_(s.softmax(-1)), True),  # only what was copied is left
+        (lambda s: s.softmax(-1).copy_(s * 2), False),
+        (lambda s: s.softmax(-1) / s.exp().sum(), True),
+        (lambda s: torch.cat([s.softmax(-1), s]), False),
+        (lambda s: torch.where(s > 0, s.softmax(-1), s.softmax(0)), True),
         (lambda s: s, False),
     ],
 )

@@ -442,8 +442,4 @@ class ConstantPattern(RuleFunction):
         result = transposed_pattern_product(
             query, key, grad[0], mask, ctx.is_causal, ctx.scale, logsumexp
         )
-        return _sum_to(result, ctx.value_shape).to(grad[0].dtype), *(None,) * 6
-
-
-def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:
-    return x if x.shape == shape else x.sum_to_size(shape)
+        return result.sum_to_size(ctx.value_shape).to(grad[0].dtype), *(None,) * 6

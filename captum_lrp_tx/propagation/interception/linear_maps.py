@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_lrp_tx.propagation.functions import LinearValue
+from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.constant_weights import (
     apply_linear,
@@ -87,7 +88,7 @@ def _convolution(
 
 def _addmm(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if len(args) < 3 or kwargs or not depends(args[1]) or depends(args[0]) or depends(args[2]):
-        return func(*args, **kwargs)
+        return booked(mode, func, args, kwargs, func(*args, **kwargs))
     bias, x, weight = args[:3]
     operation = LinearMap(
         func, args, kwargs, mode.absorber(bias),

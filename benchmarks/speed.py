@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import platform
 import statistics
@@ -55,12 +56,14 @@ HEADS = (
 class Method:
     """Something to measure: ``call()`` does ``1 / times`` of the work, and is run ``turns`` times.
 
-    ``turns`` is ``None`` for what is measured in every turn.
+    ``turns`` is ``None`` for what is measured in every turn; ``memory()`` tells the bytes of a call
+    that runs in another process.
     """
 
     call: Callable[[], Any]
     times: float = 1.0
     turns: int | None = None
+    memory: Callable[[], int] | None = None
 
 
 def methods(workload: Workload, model: nn.Module, x: Tensor) -> dict[str, Method]:
@@ -123,7 +126,8 @@ class Row:
         goal = "" if self.goal is None else f"{self.goal[0]:.2f} / {self.goal[1]:.2f}"
         return [
             self.method, f"{self.seconds:.3f}", f"{self.time:.2f} ({low:.2f} to {high:.2f})",
-            f"{self.mebibytes:.0f}", f"{self.memory:.2f}", f"{self.operations:.2f}", goal,
+            f"{self.mebibytes:.0f}", f"{self.memory:.2f}",
+            "" if math.isnan(self.operations) else f"{self.operations:.2f}", goal,
         ]  # fmt: skip
 
 
@@ -137,6 +141,9 @@ def rows(
     seconds = measure(found, repeats, clock)
     memory, work = {}, {}
     for name, method in found.items():
+        if method.memory is not None:
+            memory[name], work[name] = method.memory(), float("nan")
+            continue
         memory[name], count = peak_memory(method.call)
         work[name] = count * method.times
     reference = seconds[REFERENCE]

@@ -86,7 +86,7 @@ class Stabilize(RuleFunction):
     """
 
     #: Tensors up to this size keep all their factors, which takes fewer calls.
-    SMALL: ClassVar[int] = 1 << 16
+    SMALL: ClassVar[int] = 1 << 14
     #: Deviations of the factor from one that are below rounding in the working precision.
     _UNSEEN: ClassVar[dict[torch.dtype, float]] = {torch.float64: 2.0**-52}
 

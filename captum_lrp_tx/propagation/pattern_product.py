@@ -240,10 +240,8 @@ def _rows_product(
         hidden = torch.arange(scores.shape[-1], device=scores.device)[None, :] > numbers[:, None]
         scores = scores.masked_fill(hidden, -math.inf)
     if mask is not None:
-        if mask.dtype == torch.bool:
-            scores = scores.masked_fill(~mask, -math.inf)
-        else:
-            scores = scores + mask
+        is_boolean = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, -math.inf) if is_boolean else scores + mask
     pattern = scores.softmax(-1)
     if mask is not None:  # stock kernels return zero for a row that may attend to nothing
         pattern = torch.where(scores.amax(-1, keepdim=True) == -math.inf, 0.0, pattern)

@@ -29,7 +29,6 @@ from captum_lrp_tx.propagation.operations import (
 )
 from captum_lrp_tx.propagation.scope import Scope
 
-
 #: Queries and bookkeeping, which must see parameters as they are.
 _UNTOUCHED = frozenset(
     """__get__ __set__ __delete__ requires_grad_ backward register_hook retain_grad size dim stride

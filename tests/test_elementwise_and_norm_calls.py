@@ -6,6 +6,7 @@ Norm rule: the gradient times the input with the divisor constant.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,10 @@ def method(name: str) -> Function:
     return lambda x: getattr(x, name)(*ARGUMENTS.get(name, ()))
 
 
+def scaled(function: Function) -> Function:
+    return lambda x: function(x * 1.5)
+
+
 def in_place(name: str) -> Function:
     return lambda x: getattr(x * 1.5, name + "_")(*ARGUMENTS.get(name, ()))
 
@@ -64,18 +69,18 @@ ACTIVATIONS: dict[str, tuple[Function, Function]] = {
     **{f"F.{name}": (getattr(F, name), getattr(F, name)) for name in FUNCTIONAL},
     **{
         f"F.{name}, inplace": (
-            lambda x, f=getattr(F, name): f(x * 1.5, inplace=True),
-            lambda x, f=getattr(F, name): f(x * 1.5),
+            scaled(functools.partial(getattr(F, name), inplace=True)),
+            scaled(getattr(F, name)),
         )
         for name in IN_PLACE
     },
     **{f"x.{name}()": (method(name), method(name)) for name in METHODS},
     **{
-        f"x.{name}_()": (in_place(name), lambda x, f=method(name): f(x * 1.5))
+        f"x.{name}_()": (in_place(name), scaled(method(name)))
         for name in METHODS
     },
     **{
-        f"x.{name}_() as a statement": (statement(name), lambda x, f=method(name): f(x * 1.5))
+        f"x.{name}_() as a statement": (statement(name), scaled(method(name)))
         for name in METHODS
     },
     "F.gelu, tanh": (lambda x: F.gelu(x, approximate="tanh"),) * 2,

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import zoo
+from captum_lrp_tx import ConservativeLRP, audit
 from captum_lrp_tx.propagation import recurrence
 from captum_lrp_tx.propagation.recurrence import UNCLEAR, confirm_steps, mark, resolve, role
 
@@ -187,3 +189,32 @@ def test_chains_of_any_length_come_to_an_end() -> None:
         step = step.view_as(step)
     assert role(step) is None
     assert role((step * -1.0).exp()) is None
+
+
+@pytest.mark.parametrize("order", ["state first", "written first", "in place", "not assigned"])
+def test_the_state_at_the_start_is_a_constant(order: str) -> None:
+    """One step from a state that was handed in, in both orders of the sum."""
+    to_b, to_c, start = (torch.randn(3, STATE), torch.randn(3, STATE), torch.randn(3, STATE))
+
+    def forward(x: Tensor) -> Tensor:
+        step = F.softplus(x)
+        kept = (step * -1.0).exp()[..., None] * start
+        written = (step * x)[..., None] * (x @ to_b)[:, None]
+        if order == "in place":
+            state = kept.add_(written)
+        elif order == "not assigned":
+            kept.add_(written)
+            state = kept
+        else:
+            state = kept + written if order == "state first" else written + kept
+        return (state * (x @ to_c)[:, None]).sum((1, 2))
+
+    x = zoo.floats(BATCH, 3)
+    expected = x * F.softplus(x) * ((x @ to_b) * (x @ to_c)).sum(-1, keepdim=True)
+    relevance = ConservativeLRP(forward).attribute(x, strict=True)
+    torch.testing.assert_close(relevance, expected, rtol=1e-4, atol=1e-5)
+    report = audit.explainability(forward, x, file=None, strict=True)
+    assert sum(report.absorbed.values()) == pytest.approx(
+        float((forward(x) - expected.sum(1)).sum()), abs=1e-4
+    )
+    assert report.conservation_error == pytest.approx(0.0, abs=1e-4)

@@ -31,7 +31,7 @@ _ACTIVATIONS = {
     "softshrink": "Softshrink", "threshold": "Threshold", "erf": "Erf", "square": "Pow",
     "pow": "Pow", "prelu": "Prelu", "clamp": "Clamp", "clip": "Clamp", "clamp_min": "Clamp",
     "clamp_max": "Clamp", "expm1": "Expm1", "log1p": "Log1P", "sin": "Sin", "atan": "Atan",
-    "arctan": "Atan", "asinh": "Asinh",
+    "arctan": "Atan", "asinh": "Asinh", "log_sigmoid": "LogSigmoid", "_threshold": "Threshold",
 }  # fmt: skip
 
 

@@ -223,15 +223,18 @@ class PassThrough(RuleFunction):
     def forward(ctx: Any, x: Tensor, value: Callable[[], Tensor], stands_for: str) -> Tensor:
         ctx.stands_for = stands_for
         y = value()
-        ctx.packing = compact.packing(compact.RATIOS, stands_for, x)
-        ctx.save_for_backward(*compact.pack(safe_ratio(y, x, wide=True), ctx.packing))
+        ratio = safe_ratio(y, x, wide=True)
+        is_packed = compact.packs(compact.RATIOS, stands_for, x)
+        ctx.save_for_backward(*(compact.pack(ratio) if is_packed else (ratio, None)))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
-        coarse, fine = ctx.saved_tensors
-        return compact.times(grad[0], coarse, fine, ctx.packing), None, None
+        ratio, rest = ctx.saved_tensors
+        if rest is not None:
+            return compact.times(grad[0], ratio, rest), None, None
+        return (grad[0] * ratio).to(grad[0].dtype), None, None
 
 
 class PackedSlope(RuleFunction):
@@ -250,15 +253,13 @@ class PackedSlope(RuleFunction):
         stands_for: str,
     ) -> Tensor:
         ctx.stands_for = stands_for
-        ctx.packing = compact.packing(compact.SLOPES, stands_for, x)
-        ctx.save_for_backward(*compact.pack(slope(x), ctx.packing))
+        ctx.save_for_backward(*compact.pack(slope(x)))
         return value()  # last, when the temporary tensors are gone
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
-        coarse, fine = ctx.saved_tensors
-        return compact.times(grad[0], coarse, fine, ctx.packing), None, None, None
+        return compact.times(grad[0], *ctx.saved_tensors), None, None, None
 
 
 class NormalizedSum(RuleFunction):

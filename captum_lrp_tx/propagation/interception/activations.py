@@ -89,7 +89,7 @@ def _packed_slope(
         return func(*args, **kwargs)
     options = {k: v for k, v in kwargs.items() if k != "input"}
     known = len(args) <= 1 and not options.get("inplace")
-    if not known or compact.packing(compact.SLOPES, _ACTIVATIONS[name], x) is None:
+    if not known or not compact.packs(compact.SLOPES, _ACTIVATIONS[name], x):
         return func(*args, **kwargs)
     approximate = {k: v for k, v in options.items() if k == "approximate"}
     return PackedSlope.call(

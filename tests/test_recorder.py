@@ -1,4 +1,4 @@
-"""The recorder of attention maps: which patterns are maps of tokens, and between which sequences."""
+"""The recorder of attention maps: which patterns are maps of tokens, and of which sequences."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Data as people have it, taken apart or refused: examples of reports, files, targets, relevance."""
+"""Data as people have it, taken apart or refused: examples of reports, files, targets."""
 
 from __future__ import annotations
 
 import gzip
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ def model(x: Tensor) -> Tensor:
 
 def test_token_ids_without_a_tokenizer() -> None:
     given = {"input_ids": IDS, "attention_mask": MASK, "kind": torch.tensor([[1], [2]]),
-             "scale": torch.tensor(3.0)}  # fmt: skip
+             "scale": torch.tensor(3)}  # fmt: skip
     samples = read_samples(given, model)
     assert (samples.kind, samples.key, len(samples)) == ("text", "input_ids", 2)
     assert samples.shared == {"scale": given["scale"]}
@@ -110,7 +109,7 @@ def test_texts_and_labels(tmp_path: Path) -> None:
     file.write_text("label\tsentence\n1\tgood\n\t\n0\t bad \n1\n", encoding="utf-8")
     assert read_texts(file) == (["good", "bad"], ["1", "0"])
     file.write_text("sentence\tlabel\ngood\t1\nbad\n", encoding="utf-8")
-    with pytest.raises(InputError, match="line 3 of .* has no label"):
+    with pytest.raises(InputError, match=r"line 3 of .* has no label"):
         read_texts(file)
     file.write_text("sentence\tother\ngood\t1\n", encoding="utf-8")
     assert read_texts(file) == (["good"], None)
@@ -235,7 +234,6 @@ def test_values_of_patches() -> None:
         MaskPatches((2, 0))
     for value in (torch.zeros(3), torch.zeros(5, 1, 1, 1)):
         masker = MaskPatches(2, value)
-        batch = SimpleNamespace(main=torch.rand(2, 1, 4, 4))
-        assert batch.main.shape == (2, 1, 4, 4)
+        images = torch.rand(2, 1, 4, 4)
         with pytest.raises(InputError, match="does not fit images of shape"):
-            Perturbation(lambda x: x.flatten(1)[:, :3], batch.main, [0, 1], masker=masker).blank
+            _ = Perturbation(lambda x: x.flatten(1)[:, :3], images, [0, 1], masker=masker).blank

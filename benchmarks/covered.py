@@ -98,7 +98,7 @@ def main() -> None:
             "",
             "`python benchmarks/covered.py --data ../coverage.data` "
             f"({datetime.date.today()}, Python {platform.python_version()}, {versions}; "
-            f"data of {1 + len(arguments.also)} runs in different environments).",
+            f"and the data of {len(arguments.also)} further runs).",
             "",
             *table(files),
             "",

@@ -161,12 +161,17 @@ def report(command: str, every: int, results: list[Result]) -> str:
     )
 
 
+def _line(result: Result) -> str:
+    return json.dumps(asdict(result)) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="coverage data, with contexts")
     parser.add_argument("--sample", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, help="JSON lines: what is there is not run again")
+    parser.add_argument("--again", action="store_true", help="try the survivors in it once more")
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
     tests = Tests.read(arguments.data, arguments.data.with_suffix(".log"), ROOT)
@@ -174,13 +179,14 @@ def main() -> None:
     if arguments.results is not None and arguments.results.exists():
         found = [Result(**json.loads(t)) for t in arguments.results.read_text().splitlines()]
         done = {(r.file, r.operator, r.occurrence): r for r in found}
+        if arguments.again:
+            done = {key: result for key, result in done.items() if result.killed}
+            arguments.results.write_text("".join(_line(result) for result in done.values()))
     runs, results = Runs(ROOT), list[Result]()
     every = list(candidates(runs.copy))
     random.Random(arguments.seed).shuffle(every)
     try:
-        runs.preload(tests.chosen(set(tests.seconds), 20))
-        trial = Trial(tests, runs, runs.collected())
-        trial.check()
+        trial: Trial | None = None
         for mutant in every:
             if len(results) == arguments.sample:
                 break
@@ -189,10 +195,14 @@ def main() -> None:
                 changed = mutant.source(runs.copy)
                 if changed is None:
                     continue
+                if trial is None:
+                    runs.preload(tests.chosen(set(tests.seconds), 20))
+                    trial = Trial(tests, runs, runs.collected())
+                    trial.check()
                 result = trial.result(mutant, changed)
                 if arguments.results is not None:
                     with arguments.results.open("a") as file:
-                        file.write(json.dumps(asdict(result)) + "\n")
+                        file.write(_line(result))
             results.append(result)
             killed = sum(result.killed for result in results)
             print(f"{killed} of {len(results)} killed; {result}", flush=True)

@@ -141,6 +141,13 @@ def _of_module(module: nn.Module) -> dict[str, Any]:
     }
 
 
+def _saves() -> bool:
+    """Whether autograd keeps what it saves, untouched by hooks."""
+    x = torch.ones(2, requires_grad=True)
+    y = x.exp()  # saves its result
+    return y.grad_fn._saved_result.data_ptr() == y.data_ptr()
+
+
 def state(model: nn.Module) -> dict[str, Any]:
     """All that an attribution could leave behind, in the model and in the thread."""
     tensors = [*model.named_parameters(), *model.named_buffers(), ("ids", IDS)]
@@ -160,6 +167,7 @@ def state(model: nn.Module) -> dict[str, Any]:
         "grad": torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(),
         "autocast": torch.is_autocast_enabled("cpu"),
+        "hooks of saved tensors": _saves(),
         "random": torch.get_rng_state().numpy().tobytes(),
         "filters": list(warnings.filters),
         "scopes": [scope for scope in scope_module._ACTIVE.scopes if scope is not None],
@@ -229,11 +237,13 @@ def at_torch_calls(counter: Counter) -> Iterator[None]:
 @functools.cache
 def _exits(code: types.CodeType) -> frozenset[int]:
     """Where the three Nones for an ``__exit__`` are loaded."""
-    return frozenset(
-        i.offset
-        for i in dis.get_instructions(code)
-        if i.opname == "POP_BLOCK" or (i.opname == "LOAD_CONST" and i.argval is None)
-    )
+    found = [*dis.get_instructions(code)]
+    nones = {i.offset for i in found if i.opname == "LOAD_CONST" and i.argval is None}
+    # with a value to return, which is put aside first
+    swaps = {
+        i.offset for i, j in itertools.pairwise(found) if i.opname == "SWAP" and j.offset in nones
+    }
+    return frozenset({i.offset for i in found if i.opname == "POP_BLOCK"} | nones | swaps)
 
 
 @contextmanager

@@ -1,120 +1,218 @@
 """Mutation testing of the engine and the rules on a random sample.
 
-``python benchmarks/mutants.py --sample 60 --seed 0 --report benchmarks/mutants.md`` lets
-cosmic-ray's operators make mutants of every file of ``rules/`` and ``propagation/``, draws a random
-sample of them, and runs a quick selection of tests on each in a copy of the checkout.  A mutant is
-killed if a test fails or the tests take ten times as long as usual.
+``python benchmarks/covered.py --data ../coverage.data`` runs the tests once and keeps which test
+runs which line.  Then ``python benchmarks/mutants.py --data ../coverage.data --sample 150 --seed 1
+--report benchmarks/mutants.md`` draws mutants of ``rules/`` and ``propagation/`` at random and
+tries on each the tests that run its statement, quickest first, until one fails:
+
+- of the cases of a parametrized test the quickest, the slowest and one between;
+- for at most 20 seconds of recorded time, and at least one test.
+
+A mutant is killed if a test fails that passes without it, if the package cannot be imported, or if
+the tests take five times as long as recorded and a minute more.  It survives if no test runs its
+statement.  First, the same machinery must let a change of a comment live and kill a rule that
+returns nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import datetime
 import difflib
-import os
+import importlib.metadata
+import json
+import platform
 import random
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cosmic_ray.ast import get_ast
-from cosmic_ray.mutating import mutate_code
-from cosmic_ray.plugins import get_operator, operator_names
+from mutant_runs import Runs
+from mutant_sources import Mutant, candidates
+from mutant_tests import Tests
+from scipy.stats import binomtest
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = (
-    "tests/test_callers.py", "tests/test_composite.py", "tests/test_attnlrp.py",
-    "tests/test_token_lookups.py", "tests/test_pattern_product.py", "tests/test_errors.py",
-    "tests/test_properties.py", "tests/test_captum_conventions.py",
-    "tests/test_attention_methods.py", "-k", "not threads and not graph_alive",
-)  # fmt: skip
-#: Annotations are not run, so mutants of them are none; operators on variables need their names.
-LEFT_OUT = ("core/ReplaceBinaryOperator_BitOr_", "core/Variable")
+EXPLAINED = Path(__file__).with_name("mutants_explained.json")
+#: Seconds of tests that are tried first, and in all.
+LIMITS = (5.0, 20.0)
 
 
-def mutants() -> list[tuple[Path, str, int]]:
-    """Every mutant: file, operator, and which of its occurrences."""
-    found = []
-    for folder in ("rules", "propagation"):
-        for file in sorted((ROOT / "captum_lrp_tx" / folder).glob("*.py")):
-            tree = get_ast(file.read_text())
-            nodes = list(_walk(tree))
-            for name in sorted(operator_names()):
-                if name.startswith(LEFT_OUT):
-                    continue
-                operator = get_operator(name)()
-                count = sum(len(list(operator.mutation_positions(node))) for node in nodes)
-                found += [(file.relative_to(ROOT), name, i) for i in range(count)]
-    return found
+@dataclass(frozen=True)
+class Result:
+    """What became of a mutant."""
+
+    file: str
+    operator: str
+    occurrence: int
+    line: int
+    change: str
+    ending: str
+    test: str | None = None
+
+    @property
+    def killed(self) -> bool:
+        return self.ending not in ("survived", "no test")
 
 
-def _walk(node: object) -> object:
-    yield node
-    for child in getattr(node, "children", ()):
-        yield from _walk(child)
+def changed_line(plain: str, changed: str) -> tuple[int, str]:
+    """The number of the first line that differs, and the difference in one line."""
+    matcher = difflib.SequenceMatcher(None, plain.splitlines(), changed.splitlines(), False)
+    line = next(i for tag, i, *_ in matcher.get_opcodes() if tag != "equal") + 1
+    diff = difflib.unified_diff(plain.splitlines(), changed.splitlines(), n=0, lineterm="")
+    return line, " ".join(text[0] + " " + text[1:].strip() for text in list(diff)[3:])
+
+
+class Trial:
+    """Tries mutants."""
+
+    def __init__(self, tests: Tests, runs: Runs, existing: set[str]) -> None:
+        self.tests, self.runs, self.existing = tests, runs, existing
+        self.passing: dict[str, bool] = {}
+
+    def result(self, mutant: Mutant, changed: str) -> Result:
+        plain = (self.runs.copy / mutant.file).read_text()
+        line, change = changed_line(plain, changed)
+        ending, test = self.ending(mutant.file, plain, changed, line)
+        return Result(**asdict(mutant), line=line, change=change, ending=ending, test=test)
+
+    def ending(
+        self, file: str, plain: str, changed: str, line: int, limits: tuple[float, ...] = LIMITS
+    ) -> tuple[str, str | None]:
+        tried: set[str] = set()
+        for limit in limits:
+            running = self.tests.running(file, plain, line) & self.existing
+            if not running:
+                return "no test", None
+            chosen = [t for t in self.tests.chosen(running, limit) if t not in tried]
+            tried |= set(chosen)
+            while chosen:
+                expected = sum(map(self.tests.time_of, chosen))
+                with self.runs.mutated(file, changed):
+                    ending, test = self.runs.run(chosen, 60 + 5 * expected)
+                if ending == "passed":
+                    break
+                if ending == "time" or test is None:
+                    return ("time" if ending == "time" else "import"), None
+                if self.passes(test):
+                    return "failed", test
+                self.existing.discard(test)
+                chosen.remove(test)
+        return "survived", None
+
+    def passes(self, test: str) -> bool:
+        """Whether a test passes without a mutant."""
+        if test not in self.passing:
+            self.passing[test] = self.runs.run([test], 600)[0] == "passed"
+            if not self.passing[test]:
+                print(f"fails without a mutant: {test}\n{self.runs.output()[-3000:]}", flush=True)
+        return self.passing[test]
+
+    def check(self) -> None:
+        """Refuse to measure anything if the machinery does not tell a mutant from none."""
+        file = "captum_lrp_tx/rules/attention.py"
+        plain = (self.runs.copy / file).read_text()
+        lines = plain.splitlines(keepends=True)
+        returns = [i for i, text in enumerate(lines, 1) if text.lstrip().startswith("return ")]
+        line = max(returns, key=lambda i: len(self.tests.running(file, plain, i)))
+        indent = lines[line - 1][: -len(lines[line - 1].lstrip())]
+        broken = "".join([*lines[: line - 1], indent + "return None\n", *lines[line - 1 :]])
+        for changed, expected in ((plain + "# nothing\n", "survived"), (broken, "failed")):
+            ending, test = self.ending(file, plain, changed, line, LIMITS[:1])
+            if ending != expected:
+                raise SystemExit(f"expected that a mutant {expected}, it {ending} ({test})")
+
+
+def report(command: str, every: int, results: list[Result]) -> str:
+    explained = json.loads(EXPLAINED.read_text()) if EXPLAINED.exists() else {}
+    killed = [result for result in results if result.killed]
+    interval = binomtest(len(killed), len(results)).proportion_ci(method="wilson")
+    endings = collections.Counter(result.ending for result in results)
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("cosmic-ray", "torch", "captum", "transformers")
+    )
+    survivors = [result for result in results if not result.killed]
+    return "\n".join(
+        [
+            "# Mutants",
+            "",
+            f"`{command}` ({datetime.date.today()}, Python {platform.python_version()}, "
+            f"{versions}).",
+            "",
+            f"cosmic-ray offers {every:,} mutants of `rules/` and `propagation/`. Of a random "
+            f"sample of {len(results)} that change what is run, **{len(killed)} were killed: "
+            f"{len(killed) / len(results):.1%}** (95 % interval {interval.low:.1%} to "
+            f"{interval.high:.1%}, Wilson): {endings['failed']} by a failing test, "
+            f"{endings['import']} because the package cannot be imported, {endings['time']} by "
+            f"the time limit. {endings['no test']} of the survivors lie where no test runs. What "
+            "counts as a mutant and which tests are tried is written at the top of "
+            "`benchmarks/mutants.py` and `benchmarks/mutant_sources.py`.",
+            "",
+            f"## The {len(survivors)} survivors",
+            "",
+            *(
+                f"- `{s.file.removeprefix('captum_lrp_tx/')}:{s.line}` `{s.change}`: "
+                + explained.get(s.change, "not explained" if s.ending != "no test" else "not run")
+                for s in sorted(survivors, key=lambda s: (s.file, s.line))
+            ),
+            "",
+        ]
+    )
+
+
+def _line(result: Result) -> str:
+    return json.dumps(asdict(result)) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--sample", type=int, default=60)
+    parser.add_argument("--data", type=Path, required=True, help="coverage data, with contexts")
+    parser.add_argument("--sample", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time")
+    parser.add_argument("--results", type=Path, help="JSON lines: what is there is not run again")
+    parser.add_argument("--again", action="store_true", help="try the survivors in it once more")
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
-    every = mutants()
-    sample = random.Random(arguments.seed).sample(every, min(arguments.sample, len(every)))
-    copy = Path(tempfile.mkdtemp()) / "copy"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", ".hypothesis"))
-    environment = {**os.environ, "PYTHONPATH": str(copy), "CI": "true", "OMP_NUM_THREADS": "1"}
-    environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
-
-    def passes(limit: float) -> bool:
-        try:
-            done = subprocess.run(
-                command, cwd=copy, env=environment, capture_output=True, timeout=limit, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return False
-        return done.returncode == 0
-
-    start = time.monotonic()
-    if not passes(3600):
-        raise SystemExit("the tests fail without a mutant")
-    limit = 10 * (time.monotonic() - start)
-    killed, survivors, tried = 0, [], 0
-    for file, name, occurrence in sample:
-        if time.monotonic() - start > 60 * arguments.minutes:
-            break
-        path = copy / file
-        plain = path.read_text()
-        changed = mutate_code(plain, get_operator(name)(), occurrence)
-        if changed is None or changed == plain:
-            continue
-        path.write_text(changed)
-        tried += 1
-        if passes(limit):
-            diff = difflib.unified_diff(plain.splitlines(), changed.splitlines(), n=0, lineterm="")
-            survivors.append(f"{file}: " + " ".join(line.strip() for line in list(diff)[2:]))
-            print("survives:", survivors[-1], flush=True)
-        else:
-            killed += 1
-        path.write_text(plain)
-        print(f"{killed} of {tried} killed", flush=True)
-    lines = [
-        "# Mutants",
-        "",
-        f"`python benchmarks/mutants.py --sample {arguments.sample} --seed {arguments.seed}`: of "
-        f"{len(every):,} mutants of `rules/` and `propagation/` a random sample of {tried} was "
-        f"tried; {killed} were killed ({killed / max(tried, 1):.0%}). Survivors:",
-        "",
-        *(f"- `{text}`" for text in survivors),
-    ]
+    tests = Tests.read(arguments.data, arguments.data.with_suffix(".log"), ROOT)
+    done = {}
+    if arguments.results is not None and arguments.results.exists():
+        found = [Result(**json.loads(t)) for t in arguments.results.read_text().splitlines()]
+        done = {(r.file, r.operator, r.occurrence): r for r in found}
+        if arguments.again:
+            done = {key: result for key, result in done.items() if result.killed}
+            arguments.results.write_text("".join(_line(result) for result in done.values()))
+    runs, results = Runs(ROOT), list[Result]()
+    every = list(candidates(runs.copy))
+    random.Random(arguments.seed).shuffle(every)
+    try:
+        trial: Trial | None = None
+        for mutant in every:
+            if len(results) == arguments.sample:
+                break
+            result = done.get((mutant.file, mutant.operator, mutant.occurrence))
+            if result is None:
+                changed = mutant.source(runs.copy)
+                if changed is None:
+                    continue
+                if trial is None:
+                    runs.preload(tests.chosen(set(tests.seconds), 20))
+                    trial = Trial(tests, runs, runs.collected())
+                    trial.check()
+                result = trial.result(mutant, changed)
+                if arguments.results is not None:
+                    with arguments.results.open("a") as file:
+                        file.write(_line(result))
+            results.append(result)
+            killed = sum(result.killed for result in results)
+            print(f"{killed} of {len(results)} killed; {result}", flush=True)
+    finally:
+        runs.close()
+    command = f"python benchmarks/mutants.py --sample {arguments.sample} --seed {arguments.seed}"
+    text = report(command, len(every), results)
     if arguments.report is not None:
-        arguments.report.write_text("\n".join(lines) + "\n")
-    shutil.rmtree(copy.parent)
+        arguments.report.write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

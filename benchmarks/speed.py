@@ -9,15 +9,22 @@ handed out during the call, on top of what was held before it, by torch's profil
 
 ``operations`` is the number of floating point operations in matrix products (torch's counter, which
 leaves out fused attention kernels): what the time could come down to if nothing else cost any.
+Below each table is where the time goes, and the bound that follows from it on this machine.
 ``--clock cpu`` takes the processor time of the process instead of the wall clock, for machines
 that do something else meanwhile.
+
+    python benchmarks/speed.py --lengths --output benchmarks/lengths.md
+    python benchmarks/speed.py --lxt --output benchmarks/lxt.md
+
+measure memory against the number of tokens, and lxt beside this package (in an environment of its
+own, see ``against_lxt.py``).
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import gc
+import math
 import os
 import platform
 import statistics
@@ -31,177 +38,73 @@ import captum
 import torch
 import transformers
 from captum.attr import InputXGradient, IntegratedGradients
+from operators import Shares, peak_memory, shares
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from workloads import GI, LOW, LRP, WORKLOADS, Workload
 
 from captum_lrp_tx import ConservativeGI, ConservativeLRP
 
 REFERENCE = "InputXGradient"
+Clock = Callable[[], float]
+HEADS = (
+    "method", "seconds", f"time / {REFERENCE}", "peak MiB", f"memory / {REFERENCE}",
+    f"operations / {REFERENCE}", "goal (time / memory)",
+)  # fmt: skip
 
 
 @dataclass
-class Workload:
-    """A model, how it is called, and what is asked of it.
+class Method:
+    """Something to measure: ``call()`` does ``1 / times`` of the work, and is run ``turns`` times.
 
-    Args:
-        name (str): The row.
-        build (callable): The model and a float input of it.
-        forward (callable): From the model and the input to ``(batch, classes)``.
-        goals (dict): Method to the greatest allowed ratio of time and of memory.
+    ``turns`` is ``None`` for what is measured in every turn; ``memory()`` tells the bytes of a call
+    that runs in another process.
     """
 
-    name: str
-    build: Callable[[], tuple[nn.Module, Tensor]]
-    goals: dict[str, tuple[float, float]]
+    call: Callable[[], Any]
+    times: float = 1.0
+    turns: int | None = None
+    memory: Callable[[], int] | None = None
 
 
-class FromEmbeddings(nn.Module):
-    """A text model called with embeddings, its first tensor the output of the last position."""
-
-    def __init__(self, model: nn.Module, last: bool) -> None:
-        super().__init__()
-        self.model, self.last = model, last
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        if self.last:
-            return self.model(inputs_embeds=embeddings, use_cache=False, logits_to_keep=1).logits[
-                :, -1
-            ]
-        result: Tensor = self.model(inputs_embeds=embeddings).logits
-        return result
-
-
-class Pixels(nn.Module):
-    """An image classifier whose output is its logits."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.model(pixel_values=pixels).logits
-        return logits
-
-
-def bert(batch: int, tokens: int) -> tuple[nn.Module, Tensor]:
-    """BERT-base: 12 layers, 768 wide, 12 heads."""
-    config = transformers.BertConfig(max_position_embeddings=max(512, tokens), num_labels=2)
-    model = transformers.BertForSequenceClassification(config).eval()
-    return FromEmbeddings(model, last=False), torch.randn(batch, tokens, config.hidden_size)
-
-
-def llama(batch: int, tokens: int) -> tuple[nn.Module, Tensor]:
-    """Llama's parts: 8 layers, 1,024 wide, SwiGLU, 16 query heads on 4 key and value heads."""
-    config = transformers.LlamaConfig(
-        hidden_size=1024, intermediate_size=2816, num_hidden_layers=8, num_attention_heads=16,
-        num_key_value_heads=4, vocab_size=1024, max_position_embeddings=max(4096, tokens),
-    )  # fmt: skip
-    model = transformers.LlamaForCausalLM(config).eval()
-    return FromEmbeddings(model, last=True), torch.randn(batch, tokens, config.hidden_size)
-
-
-def vit(batch: int) -> tuple[nn.Module, Tensor]:
-    """ViT-B/16 at 224 x 224."""
-    model = transformers.ViTForImageClassification(transformers.ViTConfig(num_labels=10)).eval()
-    return Pixels(model), torch.randn(batch, 3, 224, 224)
-
-
-GI, LRP, LOW = "ConservativeGI", "ConservativeLRP", "ConservativeGI, memory='low'"
-WORKLOADS = {
-    "bert-8x128": Workload(
-        "BERT-base, 8 x 128", functools.partial(bert, 8, 128), {GI: (0.72, 0.40), LOW: (1.3, 0.15)}
-    ),
-    "bert-2x512": Workload(
-        "BERT-base, 2 x 512", functools.partial(bert, 2, 512), {GI: (0.72, 0.40)}
-    ),
-    "bert-1x2048": Workload(
-        "BERT-base, 1 x 2,048", functools.partial(bert, 1, 2048), {GI: (0.67, 0.40)}
-    ),
-    "bert-1x16": Workload("BERT-base, 1 x 16", functools.partial(bert, 1, 16), {GI: (1.05, 1.0)}),
-    "llama-1x4096": Workload(
-        "Llama-shaped, 1 x 4,096",
-        functools.partial(llama, 1, 4096),
-        {GI: (0.72, 0.60), LRP: (0.72, 0.45)},
-    ),
-    "vit-8x224": Workload("ViT-B/16, 8 x 224", functools.partial(vit, 8), {GI: (0.80, 0.40)}),
-}
-
-
-class Counter(TorchDispatchMode):
-    """Floating point operations by torch's formulas (its own counter stumbles over ``grad``)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            self.total += int(count(*args, **(kwargs or {}), out_val=out))
-        return out
-
-
-def operations(run: Callable[[], Any]) -> int:
-    """Floating point operations of the matrix products in ``run()``."""
-    with Counter() as counter:
-        run()
-    return counter.total
-
-
-def peak_memory(run: Callable[[], Any]) -> int:
-    """Bytes of tensors at the highest point of ``run()``, above what is held before it."""
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        run()
-    held = peak = 0
-    records = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(records, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
-
-
-def methods(model: nn.Module, x: Tensor, steps: int) -> dict[str, Callable[[], Any]]:
-    """What is compared, each as a call without arguments."""
+def methods(workload: Workload, model: nn.Module, x: Tensor) -> dict[str, Method]:
+    """What is compared."""
     target = torch.zeros(x.shape[0], dtype=torch.long)
-    calls: dict[str, Callable[[], Any]] = {}
 
     def forward() -> None:
         with torch.no_grad():
             model(x)
 
-    calls["forward"] = forward
-    for name, method in (
+    found = {"forward": Method(forward)}
+    explained: list[tuple[str, Any]] = [
         (REFERENCE, InputXGradient(model)),
         (GI, ConservativeGI(model)),
         (LRP, ConservativeLRP(model)),
-        (LOW, ConservativeGI(model, memory="low")),
-    ):
-        calls[name] = functools.partial(method.attribute, x, target=target)
-    if steps:
-        calls[f"IG, {steps} steps"] = functools.partial(
-            IntegratedGradients(model).attribute, x, target=target, n_steps=steps,
-            internal_batch_size=x.shape[0],
-        )  # fmt: skip
-    return calls
+    ]
+    if LOW in workload.goals:
+        explained.append((LOW, ConservativeGI(model, memory="low")))
+    for name, method in explained:
+        found[name] = Method(functools.partial(method.attribute, x, target=target))
+    steps = workload.ig_steps
+    integrated = functools.partial(
+        IntegratedGradients(model).attribute, x, target=target, n_steps=steps,
+        internal_batch_size=x.shape[0],
+    )  # fmt: skip
+    name = "IG, 50 steps" if steps == 50 else f"IG, 50 steps ({steps} measured)"
+    found[name] = Method(integrated, 50 / steps, turns=1)
+    return found
 
 
-def measure(
-    calls: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
+def measure(found: dict[str, Method], repeats: int, clock: Clock) -> dict[str, list[float]]:
     """Seconds of every call, in turns so that what slows the machine slows all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[str, list[float]] = {name: [] for name in found}
     for turn in range(repeats + 1):
-        for name, call in calls.items():
+        for name, method in found.items():
+            if method.turns is not None and not 0 < turn <= method.turns:
+                continue
             start = clock()
-            call()
+            method.call()
             if turn:  # the first turn checks the model and fills caches
-                seconds[name].append(clock() - start)
+                seconds[name].append((clock() - start) * method.times)
     return seconds
 
 
@@ -223,30 +126,78 @@ class Row:
         goal = "" if self.goal is None else f"{self.goal[0]:.2f} / {self.goal[1]:.2f}"
         return [
             self.method, f"{self.seconds:.3f}", f"{self.time:.2f} ({low:.2f} to {high:.2f})",
-            f"{self.mebibytes:.0f}", f"{self.memory:.2f}", f"{self.operations:.2f}", goal,
+            f"{self.mebibytes:.0f}", f"{self.memory:.2f}",
+            "" if math.isnan(self.operations) else f"{self.operations:.2f}", goal,
         ]  # fmt: skip
 
 
-def rows(workload: Workload, repeats: int, ig_steps: int, clock: Callable[[], float]) -> list[Row]:
+def rows(
+    found: dict[str, Method],
+    goals: dict[str, tuple[float, float]],
+    repeats: int,
+    clock: Clock,
+) -> list[Row]:
     """Measure all methods on one workload."""
-    torch.manual_seed(0)
-    model, x = workload.build()
-    calls = methods(model, x, ig_steps)
-    seconds = measure(calls, repeats, clock)
-    memory = {name: peak_memory(call) for name, call in calls.items()}
-    work = {name: operations(call) for name, call in calls.items()}
-    found = []
-    for name in calls:
-        ratios = [a / b for a, b in zip(seconds[name], seconds[REFERENCE], strict=True)]
-        found.append(
+    seconds = measure(found, repeats, clock)
+    memory, work = {}, {}
+    for name, method in found.items():
+        if method.memory is not None:
+            memory[name], work[name] = method.memory(), float("nan")
+            continue
+        memory[name], count = peak_memory(method.call)
+        work[name] = count * method.times
+    reference = seconds[REFERENCE]
+    result = []
+    for name in found:
+        ratios = [a / b for a, b in zip(seconds[name], reference, strict=False)]
+        result.append(
             Row(
                 name, statistics.median(seconds[name]), statistics.median(ratios),
                 (min(ratios), max(ratios)), memory[name] / 2**20,
-                memory[name] / memory[REFERENCE], work[name] / work[REFERENCE],
-                workload.goals.get(name),
+                memory[name] / memory[REFERENCE], work[name] / work[REFERENCE], goals.get(name),
             )
         )  # fmt: skip
-    return found
+    return result
+
+
+def table(heads: tuple[str, ...], lines: list[list[str]]) -> list[str]:
+    """A table in Markdown."""
+    return [
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
+        *(f"| {' | '.join(cells)} |" for cells in lines),
+    ]
+
+
+def profiled(found: dict[str, Method], measured: list[Row], repeats: int) -> list[str]:
+    """Where the time of gradient x input and of ``ConservativeGI`` goes, and what bounds it."""
+    spent = {name: shares(found[name].call, repeats) for name in (REFERENCE, GI)}
+    heads = (
+        "seconds in", "products, forward", "products, backward", "attention, forward",
+        "attention, backward", "other operators, forward", "other operators, backward",
+        "Python, autograd, profiler", "sum",
+    )  # fmt: skip
+    lines = [
+        [name, *(f"{value:.3f}" for value in (*vars(s).values(), s.total))]
+        for name, s in spent.items()
+    ]
+    return [*table(heads, lines), "", bound(spent, {row.method: row for row in measured})]
+
+
+def bound(spent: dict[str, Shares], measured: dict[str, Row]) -> str:
+    """The least time under the AH- and LN-rules, at the speed measured for each operator."""
+    plain, ours = spent[REFERENCE], spent[GI]
+    forward = measured["forward"].operations
+    needed = (measured[GI].operations - forward) / (1.0 - forward)
+    least = (
+        plain.forward_products + plain.forward_attention + plain.forward_others
+        + needed * plain.backward_products + ours.backward_attention
+    )  # fmt: skip
+    return (
+        f"Bound of {GI}: the forward pass, {needed:.0%} of the products of the backward pass and "
+        f"its attention kernel take {least:.3f} s at this speed, **{least / plain.total:.2f}** of "
+        f"{REFERENCE}; all other operators of the backward pass and Python not counted."
+    )
 
 
 def conditions(args: argparse.Namespace) -> str:
@@ -255,38 +206,69 @@ def conditions(args: argparse.Namespace) -> str:
     return (
         f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads; load before the "
         f"start {load:.1f}; torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"captum {captum.__version__}; {args.clock} clock, median of {args.repeats} turns "
-        "(range in brackets)."
+        f"captum {captum.__version__}; {args.clock} clock, medians of turns (range in brackets)."
     )
+
+
+def section(key: str, args: argparse.Namespace, clock: Clock) -> list[str]:
+    """Tables of one workload."""
+    workload = WORKLOADS[key]
+    torch.manual_seed(0)
+    model, x = workload.build()
+    found = methods(workload, model, x)
+    if not args.ig:
+        found = {name: method for name, method in found.items() if not name.startswith("IG")}
+    repeats = args.repeats or workload.turns
+    measured = rows(found, workload.goals, repeats, clock)
+    turns = f"{repeats} turn{'s' * (repeats != 1)}."
+    lines = [f"## {workload.name}", "", turns, "", *table(HEADS, [r.cells() for r in measured])]
+    if args.profile:
+        lines += ["", *profiled(found, measured, 1 if workload.turns < 10 else 10)]
+    return [*lines, ""]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--ig-steps", type=int, default=0, help="also integrated gradients")
+    parser.add_argument("--repeats", type=int, help="turns (default: by the cost of a workload)")
+    parser.add_argument(
+        "--ig", action=argparse.BooleanOptionalAction, default=True, help="integrated gradients"
+    )
+    parser.add_argument(
+        "--profile", action=argparse.BooleanOptionalAction, default=True, help="where time goes"
+    )
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path)
+    special = parser.add_mutually_exclusive_group()
+    special.add_argument("--lxt", action="store_true", help="lxt beside this package, only")
+    special.add_argument("--lengths", action="store_true", help="memory by tokens, only")
+    parser.add_argument("--tokens", type=int, nargs="+", help="of --lengths")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     clock = time.perf_counter if args.clock == "wall" else time.process_time
-    heads = [
-        "method", "seconds", f"time / {REFERENCE}", "peak MiB", f"memory / {REFERENCE}",
-        f"operations / {REFERENCE}", "goal (time / memory)",
-    ]  # fmt: skip
-    lines = ["# Time and memory", "", conditions(args), ""]
+    title = "Time and memory"
+    parts: list[Callable[[], list[str]]]
+    if args.lengths:
+        import lengths
+
+        title = "Memory by the number of tokens"
+        parts = [functools.partial(lengths.section, args.tokens or lengths.TOKENS)]
+    elif args.lxt:
+        import against_lxt
+
+        title = "Beside lxt"
+        parts = against_lxt.sections(args.repeats, clock)
+    else:
+        parts = [functools.partial(section, key, args, clock) for key in args.workloads]
+    lines = [f"# {title}", "", conditions(args), ""]
     print("\n".join(lines), flush=True)
-    for key in args.workloads:
-        workload = WORKLOADS[key]
-        table = [f"## {workload.name}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        for row in rows(workload, args.repeats, args.ig_steps, clock):
-            table.append(f"| {' | '.join(row.cells())} |")
-        table.append("")
-        print("\n".join(table), flush=True)
-        lines += table
-    if args.output is not None:
-        args.output.write_text("\n".join(lines), encoding="utf-8")
+    for part in parts:
+        made = part()
+        print("\n".join(made), flush=True)
+        lines += made
+        if args.output is not None:  # what there is, should the rest not come to an end
+            args.output.write_text("\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -800,3 +800,31 @@ def test_digit_page_in_a_browser(server, browser, digit_model):
             drawn = pixels[1][:side, :side][cell // 2 :: cell, cell // 2 :: cell] * 255
             assert numpy.abs(drawn - colours).max() < 4
     assert driver.complaints() == []
+
+
+@needs_insights
+def test_hostile_tokens_and_classes_are_text_on_the_page(browser, text_model):
+    model, tokenizer = text_model
+    hostile = "<img src=x onerror=window.hit=1><script>window.hit=1</script>"
+
+    class Hostile:
+        """Its tokens look like HTML."""
+
+        def __call__(self, text, **options):
+            return tokenizer(text, **options)
+
+        def convert_ids_to_tokens(self, ids):
+            return [f"{hostile}{i}" for i in ids]
+
+    page = insights.text_page(model, Hostile(), ["a fine film"], [1], [hostile, f"{hostile}2"])
+    ids = tokenizer("a fine film")["input_ids"]
+    with insights.PageServer({"hostile": page}) as running:
+        driver = Driver(browser, running.url)
+        driver.choose(selected_method="Conservative LRP")
+        driver.fetch()
+        (row,) = driver.rows()
+        assert [text for text, _, _ in driver.tokens(row)] == [f"{hostile}{i}" for i in ids]
+        assert hostile in row.text  # the class too, as it is written
+        assert browser.execute_script("return window.hit") is None
+        assert driver.all("img", row) == driver.all("script", row) == []
+        assert driver.complaints() == []

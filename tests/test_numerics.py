@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,9 @@ def _resident() -> int:
 @pytest.mark.parametrize(
     "name", ["lrp", "composite", "distribute", "audit", "gae", "rollout", "layers", "nested"]
 )
-def test_memory_stays_flat_without_the_garbage_collector(name: str) -> None:
+def test_memory_stays_flat_without_the_garbage_collector(
+    name: str, record_property: Callable[[str, object], None]
+) -> None:
     torch.manual_seed(0)
     net, ids = stress.Net().eval(), torch.randint(0, 11, (2, 6))
     job = stress.explanations(net, ids)[name]
@@ -160,5 +163,7 @@ def test_memory_stays_flat_without_the_garbage_collector(name: str) -> None:
         left, grown = len(gc.get_objects()) - before, _resident() - resident
     finally:
         gc.enable()
+    record_property("rounds", rounds)
+    record_property("growth of the process in such a loop, in KiB", grown // 1024)
     assert left < 50  # objects, tensors among them: not one for each round
     assert grown < 8 * 2**20 and math.isfinite(grown)

@@ -557,6 +557,44 @@ def test_command_on_images(tmp_path, capsys):
     assert status == 0 and out.startswith("3 images, accuracy 100.0 %")
 
 
+@pytest.mark.parametrize("stored", ["of the model", "fractions", "channels last"])
+def test_however_images_are_stored_the_page_is_the_same(tmp_path, capsys, stored):
+    images = ((digit_samples()[0][:2] + 1) * 127.5).round()  # what bytes can hold
+    as_the_model_takes_it = images / 127.5 - 1
+    made = {"of the model": as_the_model_takes_it, "fractions": images / 255,
+            "channels last": images.permute(0, 2, 3, 1).byte()}  # fmt: skip
+    np.save(tmp_path / "a.npy", made[stored].numpy())
+    np.save(tmp_path / "labels.npy", np.array([7, 7]))
+    options = ("--methods", "gi", "--no-faithfulness", "--classes", "all", "--html")
+    status, out, _ = run(
+        capsys, "--images", tmp_path / "a.npy", "--labels", tmp_path / "labels.npy", *options,
+        tmp_path / "a.html",
+    )  # fmt: skip
+    assert status == 0 and out.startswith("2 images")
+    data = Page((tmp_path / "a.html").read_text(encoding="utf-8")).data
+    assert [e["label"] for e in data["examples"]] == [7, 7]
+    expected = digits()(as_the_model_takes_it).logits.detach()
+    for example, logits in zip(data["examples"], expected, strict=True):
+        torch.testing.assert_close(decoded(example["output"]), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_command_tells_how_much_it_leaves_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("captum_lrp_tx.cli.report._LIMIT", 2)
+    arguments = ("--methods", "random", "--no-faithfulness", "--html", tmp_path / "a.html")
+    np.save(tmp_path / "stack.npy", digit_samples()[0][:3, 0].numpy())
+    (tmp_path / "set").mkdir()
+    for i in range(3):
+        np.save(tmp_path / "set" / f"{i}.npy", digit_samples()[0][i].numpy())
+    (tmp_path / "lines.txt").write_text("a film\nanother\na third\n")
+    for option, name, what in (
+        ("--images", "stack.npy", "images"), ("--images", "set", "images"),
+        ("--file", "lines.txt", "texts"),
+    ):  # fmt: skip
+        status, out, err = run(capsys, option, tmp_path / name, *arguments)
+        assert status == 0 and out.startswith(f"2 {what}")
+        assert f"the first 2 {what} of 3; --limit N takes more" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -566,10 +604,37 @@ def test_command_on_images(tmp_path, capsys):
         (["--methods", "shap"], "unknown method 'shap'"),
         (["--digits", "--file", "a.tsv"], "give one of --file, --images and --digits"),
         (["--classes", "neutral"], "there is no class 'neutral'; the classes are: 0 negative"),
+        (["--classes", ","], "names no class"),
+        (["--classes", "0"], "'0' is no positive number"),
+        (["--methods", ","], "names no method"),
+        (["--labels", "labels.txt"], "--labels is for --file and --images"),
+        (["--file", "other.tsv"], 'other.tsv is a table without a column "sentence"'),
+        (["--file", "heads.tsv"], "heads.tsv holds no text"),
+        (["--file", "blank.txt"], "blank.txt holds no text"),
+        (["--file", "latin.txt"], "cannot read latin.txt: it is no UTF-8 text"),
+        (["--file", "long.txt"], "long.txt has no text that the model can take"),
+        (["--images", "empty"], "the folder empty holds no image"),
+        (["--images", "latin.npy"], "cannot read latin.npy as an array"),
+        (["--images", "words.npy"], "words.npy holds <U1 values; images have numbers"),
+        (["--images", "small.npy"], "small.npy has the shape (2, 3, 3), but the model takes"),
+        (["--images", "none.npy"], "none.npy has the shape (0, 28, 28), but the model takes"),
+        (["--images", "huge.npy"], "huge.npy has values that are not finite or far out of range"),
     ],
 )
 def test_command_fails_in_one_line(tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "labels.txt").write_text("1\n")
+    (tmp_path / "other.tsv").write_text("text\tlabel\na film\t1\n")
+    (tmp_path / "heads.tsv").write_text("sentence\tlabel\n\t1\n")
+    (tmp_path / "blank.txt").write_text("\n  \n")
+    (tmp_path / "long.txt").write_text("word " * 600)
+    for name in ("latin.txt", "latin.npy"):
+        (tmp_path / name).write_bytes("caf\u00e9".encode("latin-1"))
+    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
+    np.save(tmp_path / "small.npy", np.zeros((2, 3, 3)))
+    np.save(tmp_path / "none.npy", np.zeros((0, 28, 28)))
+    np.save(tmp_path / "huge.npy", np.full((1, 28, 28), 1e9))
     status, _, err = run(capsys, *arguments)
     assert status in (1, 2) and message in err.strip().splitlines()[-1]
     assert not list(tmp_path.glob("*.html"))

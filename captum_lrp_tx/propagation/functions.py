@@ -81,23 +81,27 @@ class ScaleGradient(RuleFunction):
 class Stabilize(RuleFunction):
     """Identity on ``z``; gradient multiplied by ``z / (z + epsilon sign(z))`` (epsilon rule).
 
-    For a small epsilon the factor is one up to rounding almost everywhere, and only the entries
-    where it is not are kept.
+    For a small epsilon the factor is one up to rounding almost everywhere, and of large tensors
+    only the entries where it is not are kept.
     """
 
+    #: Tensors up to this size keep all their factors, which takes fewer calls.
+    SMALL: ClassVar[int] = 1 << 14
     #: Deviations of the factor from one that are below rounding in the working precision.
     _UNSEEN: ClassVar[dict[torch.dtype, float]] = {torch.float64: 2.0**-52}
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, epsilon: float) -> Tensor:
         magnitude = z.abs() if z.dtype not in _LOW else z.abs().float()
-        largest = epsilon / Stabilize._UNSEEN.get(z.dtype, 2.0**-22)
-        where = (magnitude < largest).flatten().nonzero().squeeze(1)
-        ctx.sparse = where.numel() * 8 < z.numel()
-        if ctx.sparse:
+        where = None
+        if z.numel() > Stabilize.SMALL:
+            largest = epsilon / Stabilize._UNSEEN.get(z.dtype, 2.0**-22)
+            where = (magnitude < largest).flatten().nonzero().squeeze(1)
+            where = where if where.numel() * 8 < z.numel() else None
+        if where is not None:
             magnitude = magnitude.flatten()[where]
         factor = magnitude / (magnitude + epsilon)
-        ctx.save_for_backward(factor, where if ctx.sparse else None)
+        ctx.save_for_backward(factor, where)
         return z.clone()  # not a view: the model may go on in place
 
     @staticmethod
@@ -219,15 +223,18 @@ class PassThrough(RuleFunction):
     def forward(ctx: Any, x: Tensor, value: Callable[[], Tensor], stands_for: str) -> Tensor:
         ctx.stands_for = stands_for
         y = value()
-        ctx.packing = compact.packing(compact.RATIOS, stands_for, x)
-        ctx.save_for_backward(*compact.pack(safe_ratio(y, x, wide=True), ctx.packing))
+        ratio = safe_ratio(y, x, wide=True)
+        is_packed = compact.packs(compact.RATIOS, stands_for, x)
+        ctx.save_for_backward(*(compact.pack(ratio) if is_packed else (ratio, None)))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
-        coarse, fine = ctx.saved_tensors
-        return compact.times(grad[0], coarse, fine, ctx.packing), None, None
+        ratio, rest = ctx.saved_tensors
+        if rest is not None:
+            return compact.times(grad[0], ratio, rest), None, None
+        return (grad[0] * ratio).to(grad[0].dtype), None, None
 
 
 class PackedSlope(RuleFunction):
@@ -246,15 +253,13 @@ class PackedSlope(RuleFunction):
         stands_for: str,
     ) -> Tensor:
         ctx.stands_for = stands_for
-        ctx.packing = compact.packing(compact.SLOPES, stands_for, x)
-        ctx.save_for_backward(*compact.pack(slope(x), ctx.packing))
+        ctx.save_for_backward(*compact.pack(slope(x)))
         return value()  # last, when the temporary tensors are gone
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
-        coarse, fine = ctx.saved_tensors
-        return compact.times(grad[0], coarse, fine, ctx.packing), None, None, None
+        return compact.times(grad[0], *ctx.saved_tensors), None, None, None
 
 
 class NormalizedSum(RuleFunction):
@@ -393,12 +398,16 @@ class ConstantNormalizer(RuleFunction):
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
         inv_std, weight = ctx.saved_tensors
+        # in place from the first copy on: less to allocate and to write
         g = grad[0] if weight is None else grad[0] * weight
-        g = g.reshape(ctx.shape)
+        if g.shape != ctx.shape:
+            g = g.reshape(ctx.shape)
         if ctx.center:
-            g = g - g.mean(ctx.dims, keepdim=True)
-        g = (g * inv_std).reshape(grad[0].shape).to(grad[0].dtype)
-        return g, None, None, None, None, None
+            mean = g.mean(ctx.dims, keepdim=True)
+            g = g - mean if weight is None else g.sub_(mean)
+        is_own = (weight is not None or ctx.center) and g.dtype == inv_std.dtype
+        g = g.mul_(inv_std) if is_own else g * inv_std
+        return g.reshape(grad[0].shape).to(grad[0].dtype), None, None, None, None, None
 
 
 class ConstantPattern(RuleFunction):
@@ -434,8 +443,4 @@ class ConstantPattern(RuleFunction):
         result = transposed_pattern_product(
             query, key, grad[0], mask, ctx.is_causal, ctx.scale, logsumexp
         )
-        return _sum_to(result, ctx.value_shape).to(grad[0].dtype), *(None,) * 6
-
-
-def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:
-    return x if x.shape == shape else x.sum_to_size(shape)
+        return result.sum_to_size(ctx.value_shape).to(grad[0].dtype), *(None,) * 6

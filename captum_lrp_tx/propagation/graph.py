@@ -9,6 +9,7 @@ depend on the inputs are in it (parameters are passed as constants).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from enum import Enum
 from typing import Any
@@ -98,7 +99,12 @@ def node_name(node: Node) -> str:
     stands_for = getattr(node, "stands_for", None)
     if stands_for is not None:
         return str(stands_for)
-    name: str = node.name().rsplit("::", 1)[-1]
+    return _short_name(node.name())
+
+
+@functools.lru_cache(maxsize=1024)
+def _short_name(full: str) -> str:
+    name = full.rsplit("::", 1)[-1]
     if name.startswith("BackwardHookFunction"):  # of a module with backward hooks: the identity
         return "Alias"
     return name.split("Backward")[0]
@@ -116,6 +122,7 @@ def _argument(node: Node, position: int) -> Node | None:
     return edges[position][0] if position < len(edges) else None
 
 
+@functools.lru_cache(maxsize=1024)
 def is_softmax(name: str) -> bool:
     """Whether a node name is a softmax's, built in or of a custom function; not log-softmax."""
     lower = name.lower()

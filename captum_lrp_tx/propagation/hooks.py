@@ -31,6 +31,9 @@ class Hooks:
     ``register_forward_hook`` returns: Ctrl-C may come before the handle has been stored anywhere.
     :meth:`remove` may be interrupted and called again, which is what :class:`guard` does.
 
+    Args:
+        also (callable, optional): What else :meth:`remove` has to undo; may be called twice.
+
     Example::
 
         >>> with Hooks() as hooks:
@@ -38,7 +41,8 @@ class Hooks:
         ...     model(x)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, also: Callable[[], None] | None = None) -> None:
+        self._also = also
         self._noted: list[tuple[nn.Module, str, Callable[..., Any]]] = []
 
     def before(self, module: nn.Module, hook: Callable[..., Any], **options: Any) -> None:
@@ -65,6 +69,8 @@ class Hooks:
 
     def remove(self) -> None:
         """Take off all of them; does nothing the second time."""
+        if self._also is not None:
+            self._also()
         for module, place, hook in self._noted:
             registry = getattr(module, place)
             # a list first: other threads may put on and take off theirs meanwhile

@@ -190,7 +190,7 @@ class Inputs:
     @property
     def has_shared(self) -> bool:
         """Whether a lookup has one row for the whole batch, to be split where it is added."""
-        return any(lookup.shared for leaf in self._ids for lookup in leaf.lookups)
+        return bool(self._ids) and any(k.shared for leaf in self._ids for k in leaf.lookups)
 
     def split_shared(self, operand: Any, shape: torch.Size, module: str) -> Tensor | None:
         """If ``operand`` is made of shared lookups only: a per-example leaf in its place."""

@@ -31,6 +31,7 @@ class isolated:
         self._stored = [
             (module, _name_of(hook), vars(module)[_name_of(hook)])
             for _, module in self._modules
+            if module._forward_pre_hooks
             for hook in list(module._forward_pre_hooks.values())
             if type(hook).__module__ in _OLD_NORMS and _name_of(hook) in vars(module)
         ]

@@ -26,7 +26,7 @@ from captum_lrp_tx.propagation.graph import (
 )
 
 _MATMUL = frozenset({"Mm", "Bmm", "Baddbmm", "Addmm", "Einsum"})
-_SCALED = KEEP_ENTRIES | {"Add", "Mul", "Div"}
+_SCALED = KEEP_ENTRIES | {"Add", "Sub", "Mul", "Div"}
 _MAX_DEPTH = 40
 
 

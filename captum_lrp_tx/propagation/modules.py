@@ -85,9 +85,10 @@ def refuse_opaque(modules: list[tuple[str, nn.Module]]) -> None:
         UnsupportedModelError: compiled, scripted or replicated modules, with the way out.
     """
     for name, module in modules:
+        if _is_plain(module):
+            continue
         where = f"Module {name!r}" if name else "The model"
-        kind = type(module).__name__
-        if kind == "OptimizedModule":
+        if type(module).__name__ == "OptimizedModule":
             raise UnsupportedModelError(
                 f"{where} is compiled by torch.compile, so rules cannot see its operations. "
                 "Explain the module it was made from: model._orig_mod."
@@ -102,6 +103,12 @@ def refuse_opaque(modules: list[tuple[str, nn.Module]]) -> None:
                 f"{where} is nn.DataParallel over several devices, whose replicas run in other "
                 "threads. Explain model.module on one device."
             )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    if isinstance(module, (torch.jit.ScriptModule, nn.DataParallel)):
+        return False
+    return type(module).__name__ != "OptimizedModule"
 
 
 def refuse_transforms() -> None:

@@ -26,6 +26,8 @@ from captum_lrp_tx.propagation.rows import is_packed, rows_with_entries
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 #: Upper bound on the entries of one block of the recomputed pattern.
 BLOCK_ENTRIES = 1 << 22
+#: Up to so many rows and columns the pattern is computed again at once: fewer calls.
+SHORT = 64
 #: Before torch 2.5 the kernel overlooks the strides of its mask, and rows that may attend to
 #: nothing are NaN.
 _IS_OLD_KERNEL = not hasattr(torch, "_safe_softmax")
@@ -119,8 +121,11 @@ def transposed_pattern_product(
     grouped = query.dim() > 2 and query.shape[-3] != heads and heads != 1
     if grouped:
         key = key.repeat_interleave(query.shape[-3] // heads, -3)
-    rows = rows_with_entries(grad)
-    if rows is None and logsumexp is not None and _swappable(query, key, grad, mask, is_causal):
+    short = max(query.shape[-2], key.shape[-2]) <= SHORT
+    rows = None if short else rows_with_entries(grad)
+    if short:
+        total = _rows_product(query, key.transpose(-2, -1), grad, mask, is_causal, scale, None)
+    elif rows is None and logsumexp is not None and _swappable(query, key, grad, mask, is_causal):
         total = _swapped(query, key, grad, mask, is_causal, scale, logsumexp)
     else:
         total = _by_blocks(query, key, grad, mask, is_causal, scale, rows)
@@ -199,30 +204,45 @@ def _by_blocks(
     rows: Tensor | None,
 ) -> Tensor:
     """The pattern of some rows at a time; ``rows`` are those of ``grad`` that are not zero."""
-    low = query.dtype in LOW_PRECISION
-    columns = key.shape[-2]
-    keys = (key.float() if low else key).transpose(-2, -1)
+    keys = (key.float() if query.dtype in LOW_PRECISION else key).transpose(-2, -1)
     indices = torch.arange(query.shape[-2], device=query.device) if rows is None else rows
-    per_row = max(1, query[..., 0, 0].numel() * columns)
+    per_row = max(1, query[..., 0, 0].numel() * key.shape[-2])
     total: Tensor | None = None
     for part in torch.split(indices, max(1, BLOCK_ENTRIES // per_row)):
         whole = part.numel() == query.shape[-2]
         q = query if whole else query.index_select(-2, part)
-        scores = (q.float() if low else q) * scale @ keys
-        if is_causal:
-            hidden = torch.arange(columns, device=query.device)[None, :] > part[:, None]
-            scores = scores.masked_fill(hidden, -math.inf)
-        if mask is not None:
-            section = mask if mask.shape[-2] == 1 or whole else mask.index_select(-2, part)
-            if section.dtype == torch.bool:
-                scores = scores.masked_fill(~section, -math.inf)
-            else:
-                scores = scores + section
-        pattern = scores.softmax(-1)
-        # stock kernels return zero for a row that may attend to nothing
-        pattern = torch.where(scores.amax(-1, keepdim=True) == -math.inf, 0.0, pattern)
         g = grad if whole else grad.index_select(-2, part)
-        contribution = pattern.transpose(-2, -1) @ (g.float() if low else g)
+        section = mask
+        if mask is not None and mask.shape[-2] != 1 and not whole:
+            section = mask.index_select(-2, part)
+        contribution = _rows_product(q, keys, g, section, is_causal, scale, part)
         total = contribution if total is None else total.add_(contribution)
     assert total is not None  # split() gives at least one part
     return total
+
+
+def _rows_product(
+    query: Tensor,
+    keys: Tensor,
+    grad: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    numbers: Tensor | None,
+) -> Tensor:
+    """``P^T grad`` for these rows, whose numbers in the sequence are all if not given."""
+    if query.dtype in LOW_PRECISION:
+        query, keys, grad = query.float(), keys.float(), grad.float()
+    scores = query * scale @ keys
+    if is_causal:
+        if numbers is None:
+            numbers = torch.arange(scores.shape[-2], device=scores.device)
+        hidden = torch.arange(scores.shape[-1], device=scores.device)[None, :] > numbers[:, None]
+        scores = scores.masked_fill(hidden, -math.inf)
+    if mask is not None:
+        is_boolean = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, -math.inf) if is_boolean else scores + mask
+    pattern = scores.softmax(-1)
+    if mask is not None:  # stock kernels return zero for a row that may attend to nothing
+        pattern = torch.where(scores.amax(-1, keepdim=True) == -math.inf, 0.0, pattern)
+    return pattern.transpose(-2, -1) @ grad

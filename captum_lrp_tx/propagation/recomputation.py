@@ -11,7 +11,7 @@ It works through hooks: the block itself is called by the model as ever.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -27,6 +27,8 @@ from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.operations import RuleTable
 from captum_lrp_tx.propagation.scope import Scope
 
+#: The state of the CPU's generator, and of those of devices.
+_Random = tuple[Tensor, list[int], list[Tensor]]
 _PLAIN = (int, float, str, bool, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 
@@ -71,7 +73,7 @@ class _Call:
     kwargs: dict[str, Any]
     versions: list[int]
     tables: list[RuleTable]
-    random: tuple[Tensor, list[int], list[Tensor]] | None
+    random: _Random | None
     lookups: int
     count: int = 0
     shapes: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
@@ -106,8 +108,9 @@ class Recomputation:
         self._scope = scope
         self._inputs = inputs
         self._rules = rules
-        self._hooks = Hooks()
+        self._hooks = Hooks(also=self._close)
         self._open: list[_Call] = []
+        self._probing = self._is_there = False
 
     def __enter__(self) -> Recomputation:
         self._hooks.__enter__()
@@ -126,18 +129,21 @@ class Recomputation:
         traceback: TracebackType | None,
     ) -> None:
         self._hooks.__exit__(exc_type, exc, traceback)
-        while self._open:  # a block raised before its hook could run
-            self._leave(self._open.pop())
 
     def _hook(self, name: str, block: nn.Module) -> None:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             if self._scope.is_current() and not self._open and torch.is_grad_enabled():
-                self._open.append(self._start(name, module, args, kwargs))
+                call = self._call(name, module, args, kwargs)
+                call.hooks = saved_tensors_hooks(
+                    lambda tensor: self._pack(call, tensor), lambda i: self._unpack(call, i)
+                )
+                self._open.append(call)  # first: Ctrl-C may come before the hooks are in force
+                call.hooks.__enter__()
 
         def leave(module: nn.Module, *_: Any) -> None:
             if self._open and self._open[-1].module is module and self._scope.is_current():
-                call = self._open.pop()
-                self._leave(call)
+                call = self._open[-1]
+                self._close()
                 if self._inputs.count_lookups() != call.lookups:
                     raise UnsupportedModelError(
                         f"{call_of(name)} looks up token ids, which must not happen twice; use "
@@ -147,22 +153,38 @@ class Recomputation:
         self._hooks.before(block, enter, with_kwargs=True)
         self._hooks.after(block, leave, always_call=True)
 
-    def _start(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> _Call:
+    def _call(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> _Call:
         tensors = _tensors((args, kwargs), name)
-        call = _Call(
+        return _Call(
             name, module, tuple(args), dict(kwargs), [t._version for t in tensors],
             self._scope.tables(), _random_state(module, tensors), self._inputs.count_lookups(),
         )  # fmt: skip
-        call.hooks = saved_tensors_hooks(
-            lambda tensor: _pack(call, tensor), lambda i: self._unpack(call, i)
-        )
-        call.hooks.__enter__()
-        return call
 
-    def _leave(self, call: _Call) -> None:
-        assert call.hooks is not None
-        call.hooks.__exit__()
-        call.hooks = None
+    def _close(self) -> None:
+        """End the open call, wherever an interruption came; does nothing if there is none."""
+        for call in self._open:  # one at most
+            if call.hooks is not None and self._packs():
+                call.hooks.__exit__()
+            call.hooks = None
+        self._open.clear()
+
+    def _packs(self) -> bool:
+        """Whether our hooks are in force: torch does not tell, so something is saved to see."""
+        self._probing, self._is_there = True, False
+        try:
+            with torch._C.DisableTorchFunction(), torch.enable_grad():
+                torch.ones((), requires_grad=True).exp()
+        finally:
+            self._probing = False
+        return self._is_there
+
+    def _pack(self, call: _Call, tensor: Tensor) -> Any:
+        if self._probing:
+            self._is_there = True
+            return tensor
+        call.shapes.append((tensor.shape, tensor.dtype))
+        call.count += 1
+        return call.count - 1
 
     # ---- the second run ----------------------------------------------------------------------
     def _unpack(self, call: _Call, index: int) -> Tensor:
@@ -185,22 +207,18 @@ class Recomputation:
         with torch.enable_grad():
             args, kwargs = _fresh(call.args), _fresh(call.kwargs)
         with (
-            torch.enable_grad(), _restored(call.random), self._scope.again(call.tables),
+            torch.enable_grad(), _kept_random(call.random), self._scope.again(call.tables),
             self._rules(), saved_tensors_hooks(keep, _never),
         ):  # fmt: skip
+            _set_random(call.random)
             call.module(*args, **kwargs)
         if [(t.shape, t.dtype) for t in saved] != call.shapes:
             raise UnsupportedModelError(
-                f"{call.name} does something else when it is run a second time; use "
+                f"{call.name} does something else when it is run a second time. If it fills a "
+                "cache of keys and values, switch that off (use_cache=False); or use "
                 "memory='standard'."
             )
         call.saved = dict(enumerate(saved))
-
-
-def _pack(call: _Call, tensor: Tensor) -> int:
-    call.shapes.append((tensor.shape, tensor.dtype))
-    call.count += 1
-    return call.count - 1
 
 
 def _never(_: Any) -> Tensor:
@@ -248,9 +266,7 @@ def _fresh(value: Any) -> Any:
     return value
 
 
-def _random_state(
-    module: nn.Module, tensors: list[Tensor]
-) -> tuple[Tensor, list[int], list[Tensor]] | None:
+def _random_state(module: nn.Module, tensors: list[Tensor]) -> _Random | None:
     """The state of the random generators, if the block may draw from them."""
     if not any(m.training for m in module.modules()):
         return None
@@ -258,21 +274,14 @@ def _random_state(
     return torch.get_rng_state(), list(devices), states
 
 
-class _restored:
-    """Random generators as they were at the first run, for the time of the second."""
+def _kept_random(state: _Random | None) -> AbstractContextManager[Any]:
+    """Random generators are afterwards as they are now, if the block may draw from them."""
+    return nullcontext() if state is None else torch.random.fork_rng(state[1])
 
-    def __init__(self, state: tuple[Tensor, list[int], list[Tensor]] | None) -> None:
-        self._state = state
-        self._fork: AbstractContextManager[Any] | None = None
 
-    def __enter__(self) -> None:
-        if self._state is not None:
-            cpu, devices, states = self._state
-            self._fork = torch.random.fork_rng(devices)
-            self._fork.__enter__()
-            torch.set_rng_state(cpu)
-            set_device_states(devices, states)
-
-    def __exit__(self, *error: Any) -> None:
-        if self._fork is not None:
-            self._fork.__exit__(*error)
+def _set_random(state: _Random | None) -> None:
+    """Random generators as they were at the first run."""
+    if state is not None:
+        cpu, devices, states = state
+        torch.set_rng_state(cpu)
+        set_device_states(devices, states)

@@ -59,29 +59,37 @@ def marked(node: Node) -> str | None:
 
 def role(tensor: Tensor) -> str | None:
     """Role of a tensor in a state space model; ``None`` if it has none."""
-    return None if tensor.grad_fn is None else _role(tensor.grad_fn, set())
+    return None if tensor.grad_fn is None else _role(tensor.grad_fn, {})
 
 
-def _role(node: Node, seen: set[Node]) -> str | None:
-    while node not in seen and len(seen) < _MAX_NODES:
-        seen.add(node)
+def _role(node: Node, found: dict[Node, str | None]) -> str | None:
+    """``found`` holds the roles of the nodes already seen, through another summand perhaps."""
+    walked: list[Node] = []
+    result: str | None = None
+    while len(found) < _MAX_NODES:
+        if node in found:
+            result = found[node]
+            break
+        found[node] = None
+        walked.append(node)
+        name, before = node_name(node), parents(node)
         known = marked(node)
-        if known is not None:
-            return known
-        name = node_name(node)
-        if name == "Softplus":
-            return "step"
+        if known is not None or name == "Softplus":
+            result = known or "step"
+            break
         if name == "Exp":
-            return "decay" if _of_steps(node) else None
-        before = parents(node)
+            result = "decay" if _of_steps(node) else None
+            break
         if name in _SUMS and len(before) > 1:
-            roles = {_role(parent, seen) for parent in before}
-            return "state" if "state" in roles else roles.pop() if len(roles) == 1 else None
+            roles = {_role(parent, found) for parent in before}
+            result = "state" if "state" in roles else roles.pop() if len(roles) == 1 else None
+            break
         keeps = name in KEEP_ENTRIES or name in _BOUNDS or name in _SUMS or name in ("Mul", "Div")
         if not keeps or len(before) != 1:
-            return None
+            break
         node = before[0]
-    return None
+    found.update(dict.fromkeys(walked, result))
+    return result
 
 
 def _of_steps(exponential: Node) -> bool:

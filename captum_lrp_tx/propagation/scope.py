@@ -108,6 +108,7 @@ class Scope:
         self.calls: list[Call] = []
         self.boundaries: list[Boundary] = []
         self.applied: dict[tuple[str, Kind, str], int] = {}
+        self._texts: dict[int, str] = {}
         self.random: set[str] = set()
         #: Operations, by name and module, on values that lost their gradient under no_grad.
         self.cut: dict[tuple[str, str], None] = {}
@@ -121,7 +122,10 @@ class Scope:
 
     def note(self, kind: Kind, rule: PropagationRule) -> None:
         """Remember that ``rule`` acted here (the audit and the 'no rule applied' warning ask)."""
-        key = (self.module, kind, str(rule))
+        text = self._texts.get(id(rule))
+        if text is None:  # rules live as long as the tables that they are in
+            text = self._texts[id(rule)] = str(rule)
+        key = (self.module, kind, text)
         self.applied[key] = self.applied.get(key, 0) + 1
         if getattr(rule, "gives_to_zero_inputs", False):
             self.gives_to_zero_inputs = True

@@ -31,7 +31,7 @@ _ACTIVATIONS = {
     "softshrink": "Softshrink", "threshold": "Threshold", "erf": "Erf", "square": "Pow",
     "pow": "Pow", "prelu": "Prelu", "clamp": "Clamp", "clip": "Clamp", "clamp_min": "Clamp",
     "clamp_max": "Clamp", "expm1": "Expm1", "log1p": "Log1P", "sin": "Sin", "atan": "Atan",
-    "arctan": "Atan", "asinh": "Asinh",
+    "arctan": "Atan", "asinh": "Asinh", "log_sigmoid": "LogSigmoid", "_threshold": "Threshold",
 }  # fmt: skip
 
 
@@ -85,9 +85,11 @@ def _packed_slope(
     func: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
 ) -> Any:
     """The plain gradient of an activation, in less memory where that is much."""
+    if name not in _SLOPES or x.numel() < compact.LARGE:
+        return func(*args, **kwargs)
     options = {k: v for k, v in kwargs.items() if k != "input"}
-    known = name in _SLOPES and len(args) <= 1 and not options.get("inplace")
-    if not known or compact.packing(compact.SLOPES, _ACTIVATIONS[name], x) is None:
+    known = len(args) <= 1 and not options.get("inplace")
+    if not known or not compact.packs(compact.SLOPES, _ACTIVATIONS[name], x):
         return func(*args, **kwargs)
     approximate = {k: v for k, v in options.items() if k == "approximate"}
     return PackedSlope.call(

@@ -53,6 +53,15 @@ def book_affine(
         mode.absorb(output, constant, *sources)
 
 
+def booked(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> Any:
+    """The result of a call that is affine in what no rule handles, its constants booked."""
+    if mode.scope.ledger is not None:
+        book_affine(mode, func, args, kwargs, func.__name__, result)
+    return result
+
+
 def _zeroed(x: Any) -> Any:
     """Zeros in place of what depends on the inputs."""
     if isinstance(x, Tensor) and x.requires_grad:

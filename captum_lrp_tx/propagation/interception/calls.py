@@ -29,10 +29,11 @@ def depends(x: Any) -> bool:
 
 def bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """Arguments by position, wherever they were passed; ``None`` for those that were not."""
-    values = list(args) + [None] * (len(names) - len(args))
-    for i, name in enumerate(names):
-        if name in kwargs:
-            values[i] = kwargs[name]
+    values = [*args, *(None,) * (len(names) - len(args))]
+    if kwargs:
+        for i, name in enumerate(names):
+            if name in kwargs:
+                values[i] = kwargs[name]
     return values
 
 

@@ -17,6 +17,8 @@ def _dropout(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", default))
     if training and probability:
         mode.scope.random.add("dropout")
+    elif func.__name__ == "dropout" and args and 0.0 <= probability <= 1.0:
+        return args[0]  # what torch does, too
     return func(*args, **kwargs)
 
 

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 def folds(mode: Interception, x: Tensor, weight: Tensor) -> bool:
     """Whether torch's choice of matrix product depends on the weight requiring a gradient."""
-    if not x.dim() > 2 >= weight.dim() or not mode.is_trainable(weight):
-        return False
     shape, stride = x.shape, x.stride()  # is_contiguous() overlooks strides of dimensions of size 1
-    return any(stride[i] != stride[i + 1] * shape[i + 1] for i in range(x.dim() - 2))
+    for i in range(len(shape) - 2):
+        if stride[i] != stride[i + 1] * shape[i + 1]:
+            return weight.dim() <= 2 and mode.is_trainable(weight)
+    return False
 
 
 def folded_product(
@@ -59,6 +60,11 @@ def apply_linear(mode: Interception, operation: LinearMap) -> Any:
             operation.absorb(output, operation.bias)
     else:
         output = mode.apply(Kind.LINEAR, operation)
-    if is_head(mode, operation.input):  # heads that talk to each other
+    return mark_head(mode, operation.input, output)
+
+
+def mark_head(mode: Interception, x: Tensor, output: Any) -> Any:
+    """``output``, known as a pattern if ``x`` is one: heads that talk to each other."""
+    if is_head(mode, x):
         graph.mark(output, graph.Role.PATTERN)
     return output

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_lrp_tx.propagation import delta_rule, graph, linear_attention
+from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.constant_weights import apply_linear, folded_product
 from captum_lrp_tx.propagation.interception.patterns import is_head, unweighted, weighted_values
@@ -123,8 +124,10 @@ def _solve(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[st
 def _baddbmm(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``input + batch1 @ batch2``: a product with something added."""
     if len(args) == 3 and depends(args[1]) and depends(args[2]):
-        return _dependent_contraction(mode, func, args, kwargs, [1, 2])
-    return func(*args, **kwargs)
+        result = _dependent_contraction(mode, func, args, kwargs, [1, 2])
+    else:
+        result = func(*args, **kwargs)
+    return booked(mode, func, args, kwargs, result)
 
 
 def _einsum(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

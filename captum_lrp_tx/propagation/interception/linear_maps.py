@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_lrp_tx.propagation.functions import LinearValue
+from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
-from captum_lrp_tx.propagation.interception.constant_weights import apply_linear, folds
+from captum_lrp_tx.propagation.interception.constant_weights import (
+    apply_linear,
+    folds,
+    mark_head,
+)
 from captum_lrp_tx.propagation.interception.contractions import contraction
 from captum_lrp_tx.propagation.interception.spreading import spread_last, spread_through
 from captum_lrp_tx.propagation.operations import (
+    Kind,
     LinearMap,
 )
 from captum_lrp_tx.propagation.rows import product_of_rows
@@ -26,7 +32,10 @@ _MANY_ROWS = 64
 
 
 def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
+    if len(args) == 3:
+        x, weight, bias = args
+    else:
+        x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
     if depends(weight):
         return contraction(mode, func, (x, weight, bias), {})
     if not depends(x):
@@ -41,6 +50,8 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
             run = functools.partial(func, i.detach(), value, b)
             return LinearValue.call(i, run, lambda g: product_of_rows(g, w))
 
+    if mode.scope.ledger is None and mode.scope.rule(Kind.LINEAR) is None:
+        return mark_head(mode, x, call(x, weight, bias))
     operation = LinearMap(
         call, (x, weight, bias), {}, mode.absorber(bias),
         input=x, weight=weight, bias=bias,
@@ -77,7 +88,7 @@ def _convolution(
 
 def _addmm(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if len(args) < 3 or kwargs or not depends(args[1]) or depends(args[0]) or depends(args[2]):
-        return func(*args, **kwargs)
+        return booked(mode, func, args, kwargs, func(*args, **kwargs))
     bias, x, weight = args[:3]
     operation = LinearMap(
         func, args, kwargs, mode.absorber(bias),

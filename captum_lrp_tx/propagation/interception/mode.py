@@ -29,9 +29,6 @@ from captum_lrp_tx.propagation.operations import (
 )
 from captum_lrp_tx.propagation.scope import Scope
 
-_LOW = (torch.float16, torch.bfloat16)
-
-
 #: Queries and bookkeeping, which must see parameters as they are.
 _UNTOUCHED = frozenset(
     """__get__ __set__ __delete__ requires_grad_ backward register_hook retain_grad size dim stride
@@ -40,6 +37,12 @@ _UNTOUCHED = frozenset(
     register_post_accumulate_grad_hook is_shared is_nonzero __deepcopy__
     __reduce_ex__""".split()
 )
+
+
+_is_grad_enabled = torch.is_grad_enabled
+_are_transforms_active = torch._C._are_functorch_transforms_active
+#: The attribute of constants made from trainable parameters.
+_TRAINABLE = "_captum_lrp_tx_trainable"
 
 
 class Interception(TorchFunctionMode):
@@ -56,7 +59,9 @@ class Interception(TorchFunctionMode):
         self.has_steps = False
         #: Whether a delta rule has been seen, whose sums of values are told by their origin.
         self.has_memory = False
-        # constants computed from parameters that require a gradient outside of this mode
+        # what constants carry that were computed from parameters that require a gradient
+        # outside of this mode; those that are not this pass's own are noted in the dictionary
+        self._token = object()
         self._trainable: WeakIdKeyDictionary = WeakIdKeyDictionary()
         #: Whether anything was computed from the inputs without a gradient, and what.
         self.has_cut = False
@@ -67,7 +72,7 @@ class Interception(TorchFunctionMode):
         inputs = self.inputs.again()
         inputs.stop_looking_up()
         mode = Interception(self.scope, inputs, self.name_of)
-        mode._trainable = self._trainable
+        mode._token, mode._trainable = self._token, self._trainable
         return mode
 
     def __torch_function__(
@@ -79,11 +84,11 @@ class Interception(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name: str = getattr(func, "__name__", "")
-        grad_enabled = torch.is_grad_enabled()
+        grad_enabled = _is_grad_enabled()
         if (
             name in _UNTOUCHED
             or not grad_enabled  # the model has decided that nothing propagates
-            or torch._C._are_functorch_transforms_active()  # where rules cannot be expressed
+            or _are_transforms_active()  # where rules cannot be expressed
             or not self.scope.is_current()
         ):
             if not grad_enabled and name == "embedding" and self.scope.is_current():
@@ -91,13 +96,15 @@ class Interception(TorchFunctionMode):
                 with torch.enable_grad():
                     return _constant_call(self, func, args, kwargs, name)
             result = func(*args, **kwargs)
-            if name not in _UNTOUCHED and self.scope.is_current():
-                self._note_cut((args, kwargs), result)
+            if name not in _UNTOUCHED:
+                if self.scope.is_current():
+                    self._note_cut((args, kwargs), result)
+                return result
             if name == "__get__" and isinstance(result, Tensor) and result.requires_grad:
                 # weight.T and the like: a view of a parameter is a constant, too
                 (owner,) = args[:1]
                 if self._is_foreign(owner) and self.scope.is_current():
-                    return self.mark_trainable(result.detach())
+                    return self._trainable_constant(result)
             return result
         return _constant_call(self, func, args, kwargs, name)
 
@@ -105,10 +112,12 @@ class Interception(TorchFunctionMode):
     def constant(self, x: Any) -> Any:
         """A parameter, or what was computed from one before this pass, as a constant."""
         if isinstance(x, Tensor):
+            if x.requires_grad and not x.is_leaf and not self._is_foreign(x):
+                return x
             if x.is_inference():  # made under inference_mode: autograd refuses to save it
                 x = x.clone()
             if x.requires_grad and self._is_foreign(x):
-                return self.mark_trainable(x.detach())
+                return self._trainable_constant(x)
             return x
         if type(x) in (list, tuple) and any(isinstance(i, Tensor) for i in x):
             return type(x)([self.constant(i) for i in x])
@@ -119,7 +128,12 @@ class Interception(TorchFunctionMode):
         node: Any = x.grad_fn
         return node is None or node._sequence_nr() < self.inputs.first_node
 
-    def mark_trainable(self, x: Any) -> Any:
+    def _trainable_constant(self, x: Tensor) -> Tensor:
+        constant = x.detach()
+        setattr(constant, _TRAINABLE, self._token)  # nobody else has this tensor
+        return constant
+
+    def mark_trainable(self, x: Any) -> None:
         """Remember that a constant would require a gradient in the plain model."""
         if isinstance(x, Tensor):
             if not x.requires_grad:
@@ -127,7 +141,6 @@ class Interception(TorchFunctionMode):
         elif isinstance(x, (list, tuple)):
             for item in x:
                 self.mark_trainable(item)
-        return x
 
     def _note_cut(self, arguments: Any, result: Any) -> None:
         """Without gradients: remember values that were computed from the inputs."""
@@ -152,7 +165,11 @@ class Interception(TorchFunctionMode):
 
     def is_trainable(self, x: Any) -> bool:
         """Whether a constant would require a gradient in the plain model."""
-        return isinstance(x, Tensor) and x in self._trainable
+        if not isinstance(x, Tensor) or x.requires_grad:
+            return False
+        if getattr(x, _TRAINABLE, None) is self._token:
+            return True
+        return len(self._trainable) > 0 and x in self._trainable
 
     # ---- what handlers use --------------------------------------------------------------------
     def apply(self, kind: Kind, operation: Operation) -> Any:
@@ -174,13 +191,18 @@ class Interception(TorchFunctionMode):
         return lambda output, constant: self.absorb(output, constant, *sources)
 
 
+#: What may be, or hold, a parameter.
+_HOLDS = (Tensor, list, tuple)
+
+
 def _constant_call(
     mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
 ) -> Any:
     originals = (args, kwargs)
-    args = tuple([mode.constant(a) for a in args])
+    constant = mode.constant
+    args = tuple([constant(a) if isinstance(a, _HOLDS) else a for a in args])
     if kwargs:
-        kwargs = {k: mode.constant(v) for k, v in kwargs.items()}
+        kwargs = {k: mode.constant(v) if isinstance(v, _HOLDS) else v for k, v in kwargs.items()}
     handler = HANDLERS.get(name)
     if handler is not None:
         refuse_checkpointing()

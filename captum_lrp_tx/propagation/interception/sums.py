@@ -27,12 +27,13 @@ def _addition(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict
             split = [mode.inputs.split_shared(a, shape, module) for a in args[:2]]
             args = (*(s if s is not None else a for s, a in zip(split, args[:2], strict=True)),
                     *args[2:])  # fmt: skip
-    initial = _initial_state(mode, args)
+    initial = None if kwargs else _initial_state(mode, args)
     if initial is not None:
-        args = tuple(a.detach() if i == initial else a for i, a in enumerate(args))
-        result = func(*args, **kwargs)
-        mode.absorb(result, args[initial])
-        return result
+        # out of place first: the constant is booked as it is before an in-place sum
+        constant = args[initial].detach()
+        result = torch.add(args[1 - initial], constant)
+        mode.absorb(result, constant.clone() if _is_inplace(func) else constant)
+        return args[0].copy_(result) if _is_inplace(func) else result
     if mode.scope.rule(Kind.RESIDUAL) is not None:
         return _residual(mode, func, args, kwargs)
     return func(*args, **kwargs)
@@ -55,12 +56,14 @@ def _residual(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict
         or args[0].shape != args[1].shape
     ):  # fmt: skip
         return func(*args, **kwargs)
-    inplace = func.__name__ in ("add_", "__iadd__")
-    operation = Residual(
-        torch.add if inplace else func, args, {}, first=args[0], second=args[1]
-    )  # fmt: skip
+    plain = torch.add if _is_inplace(func) else func
+    operation = Residual(plain, args, {}, first=args[0], second=args[1])
     result = rule.propagate(operation)
-    return args[0].copy_(result) if inplace else result
+    return args[0].copy_(result) if _is_inplace(func) else result
+
+
+def _is_inplace(func: Any) -> bool:
+    return func.__name__ in ("add_", "__iadd__")
 
 
 HANDLERS: dict[str, Handler] = {

@@ -1,0 +1,195 @@
+"""What the engine keeps between the passes: ledgers, packed factors, packs of targets, ratios."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_lrp_tx.propagation import compact
+from captum_lrp_tx.propagation.functions import Stabilize, nonzero, safe_ratio
+from captum_lrp_tx.propagation.ledger import Ledger, encloses
+from captum_lrp_tx.propagation.packing import pack_size
+
+# ---- ledger -------------------------------------------------------------------------------------
+
+
+def test_a_ledger_books_by_name_and_by_module() -> None:
+    first, second, free = torch.randn(3), torch.randn(3), torch.randn(3)
+    ledger = Ledger([("a.bias", first), ("b.bias", second), ("tied", first)])
+    x = torch.randn(3, requires_grad=True)
+    y = x * 1
+    ledger.absorb(y, first, ledger.name_of(free, first), "a")
+    ledger.absorb(y, second, ledger.name_of(second), "a.b")
+    ledger.absorb(y, first, ledger.name_of(first), "")
+    ledger.absorb(y, free, ledger.name_of(free), "c")
+    ledger.absorb(y, free, None, "")
+    ledger.absorb(y, torch.zeros(3), "nothing", "")
+    ledger.absorb(torch.ones(3), first, "of a constant", "")
+    arriving = torch.randn(3)
+    y.backward(arriving)
+    amounts = [float((t.double() * arriving.double()).sum()) for t in (first, second, free)]
+    expected = {
+        "a.bias": 2 * amounts[0],
+        "b.bias": amounts[1],
+        "c: constant": amounts[2],
+        "constant": amounts[2],
+    }
+    booked = ledger.by_name()
+    assert booked == pytest.approx(expected)
+    assert [abs(v) for v in booked.values()] == sorted(map(abs, booked.values()), reverse=True)
+    assert ledger.inside("a") == pytest.approx(amounts[0] + amounts[1])
+    assert ledger.inside("a.b") == pytest.approx(amounts[1])
+    assert ledger.inside("c") == pytest.approx(amounts[2])
+    assert ledger.inside("") == pytest.approx(sum(expected.values()))
+
+
+def test_an_infinity_behind_a_mask_takes_nothing() -> None:
+    ledger = Ledger([])
+    y = torch.ones(3, requires_grad=True) * 1
+    ledger.absorb(y, torch.tensor([-math.inf, 2.0, math.inf]), "mask", "")
+    y.backward(torch.tensor([0.0, 3.0, 0.0]))
+    assert ledger.by_name() == {"mask": 6.0}
+
+
+def test_names_are_handed_on() -> None:
+    weight = torch.randn(3)
+    ledger = Ledger([("weight", weight)])
+    doubled, other = weight * 2, torch.randn(3)
+    ledger.inherit(doubled, other, weight)
+    ledger.inherit(other, torch.randn(3))
+    ledger.inherit(3.0, weight)
+    assert ledger.name_of(doubled) == "weight" and ledger.name_of(other) is None
+    ledger.inherit(weight, doubled)
+    assert ledger.name_of(3.0) is None and ledger.name_of() is None
+
+
+@pytest.mark.parametrize(
+    "outer, inner, expected",
+    [("", "a", True), ("", "", True), ("a", "a", True), ("a", "a.b", True), ("a", "ab", False),
+     ("a.b", "a", False), ("a", "", False)],
+)  # fmt: skip
+def test_enclosing_modules(outer: str, inner: str, expected: bool) -> None:
+    assert encloses(outer, inner) is expected
+
+
+# ---- packed factors -----------------------------------------------------------------------------
+def slope(name: str, x: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    function = F.gelu if name == "Gelu" else F.silu
+    (gradient,) = torch.autograd.grad(function(leaf).sum(), leaf)
+    return gradient
+
+
+RATIOS = {"Gelu": F.gelu, "Silu": F.silu, "Tanh": torch.tanh, "Mish": F.mish,
+          "Hardswish": F.hardswish}  # fmt: skip
+
+
+@pytest.mark.parametrize("what, name", [
+    *(("slope", name) for name in compact.SLOPES), *(("ratio", name) for name in compact.RATIOS),
+])  # fmt: skip
+def test_packed_factors_are_exact_to_rounding_everywhere(what: str, name: str) -> None:
+    x = torch.linspace(-30, 30, compact.LARGE + 1)
+    factor = slope(name, x) if what == "slope" else (RATIOS[name](x) / x).masked_fill(x == 0, 0.5)
+    how = compact.packing(compact.SLOPES if what == "slope" else compact.RATIOS, name, x)
+    assert how is not None
+    coarse, fine = compact.pack(factor.clone(), how)
+    assert fine is not None and (coarse.element_size(), fine.element_size()) == (2, 1)
+    grad = torch.randn_like(x)
+    got = compact.times(grad, coarse, fine, how)
+    assert ((got - grad * factor).abs() <= 3e-7 * grad.abs()).all()
+
+
+def test_what_is_small_unknown_or_of_another_precision_stays_as_it_is() -> None:
+    large = torch.zeros(compact.LARGE)
+    assert compact.packing(compact.RATIOS, "Tanh", large) is not None
+    assert compact.packing(compact.RATIOS, "Tanh", large[1:]) is None
+    assert compact.packing(compact.RATIOS, "Relu", large) is None
+    assert compact.packing(compact.RATIOS, "Tanh", large.half()) is None
+    factor, grad = torch.randn(5), torch.randn(5)
+    kept, fine = compact.pack(factor, None)
+    assert kept is factor and fine is None
+    assert torch.equal(compact.times(grad, kept, None, None), grad * factor)
+    assert compact.times(grad.half(), kept, None, None).dtype == torch.float16
+
+
+# ---- packs of targets ----------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "output, leaves, targets, expected",
+    [
+        ((1, 2), [(1, 10)], 1, 1),
+        ((1, 2), [(1, 10)], 5, 5),
+        ((1, 2), [(1, 10)], 100, 8),
+        ((1, 2), [(1 << 22,)], 100, 2),
+        ((1, 2), [(1 << 21,), (1 << 21,)], 100, 2),
+        ((1 << 22,), [(1, 1)], 100, 2),
+        ((1, 2), [(1 << 24,)], 100, 1),
+        ((1, 2), [(1 << 20,)], 100, 8),
+        ((0,), [], 3, 3),
+    ],
+)
+def test_how_many_targets_share_a_pass(
+    output: tuple[int, ...], leaves: list[tuple[int, ...]], targets: int, expected: int
+) -> None:
+    tensors = [torch.empty(shape, device="meta") for shape in leaves]
+    assert pack_size(torch.empty(output, device="meta"), tensors, targets) == expected
+
+
+# ---- ratios -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("epsilon", [0.0, 0.25, 1e-9])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_ratios_are_finite_and_right(dtype: torch.dtype, epsilon: float) -> None:
+    top = torch.tensor([1.0, -2.0, 3.0, 0.0, 5.0], dtype=dtype)
+    bottom = torch.tensor([2.0, -4.0, -1.5, 0.0, 0.0], dtype=dtype)
+    got = safe_ratio(top, bottom, epsilon)
+    assert got.dtype == dtype
+    signs = torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0], dtype=torch.float64)
+    below = bottom.double() + epsilon * signs
+    expected = torch.where(below == 0, 0.0, top.double() / below)
+    torch.testing.assert_close(got.double(), expected.to(dtype).double(), rtol=1e-6, atol=0)
+    wide = safe_ratio(top, bottom, epsilon, wide=True)
+    assert wide.dtype == (torch.float32 if got.element_size() == 2 else dtype)
+    torch.testing.assert_close(wide.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_what_is_below_the_smallest_normal_number_counts_as_zero() -> None:
+    tiny = torch.finfo(torch.float32).tiny
+    ones = torch.ones(3)
+    assert safe_ratio(ones, torch.tensor([tiny / 2, -tiny / 2, tiny])).tolist() == [0, 0, 1 / tiny]
+
+
+def test_zeros_become_something_to_divide_by() -> None:
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        x = torch.tensor([0.0, 1.0, -2.0], dtype=dtype)
+        got = nonzero(x)
+        assert got[0] > 0 and torch.equal(got[1:], x[1:])
+        assert torch.isfinite(1 / got).all() and got[0] < 1e-3
+
+
+@pytest.mark.parametrize("dtype, rounding", [
+    (torch.float64, 2.0**-52), (torch.float32, 2.0**-22), (torch.bfloat16, 2.0**-7),
+    (torch.float16, 2.0**-10),
+])  # fmt: skip
+@pytest.mark.parametrize("epsilon", [1e-9, 1e-3, 0.5])
+def test_the_epsilon_rule_at_every_magnitude(
+    dtype: torch.dtype, rounding: float, epsilon: float
+) -> None:
+    """``z / (z + epsilon sign z)``, wherever it differs from one by more than rounding."""
+    z = torch.logspace(-4, 4, 2000, dtype=torch.float64).to(dtype)
+    for values in (z, -z, torch.cat([z, torch.full((40_000,), 1e4, dtype=dtype)])):
+        leaf = values.clone().requires_grad_()
+        output = Stabilize.call(leaf, epsilon)
+        assert torch.equal(output, values)
+        (gradient,) = torch.autograd.grad(output.double().sum(), leaf)
+        wide = values.double()
+        expected = wide / (wide + epsilon * wide.sign())
+        torch.testing.assert_close(gradient.double(), expected, rtol=2 * rounding, atol=0)
+
+
+def test_the_epsilon_rule_at_zero() -> None:
+    leaf = torch.zeros(3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(Stabilize.call(leaf, 1e-9).sum(), leaf)
+    assert not gradient.any()

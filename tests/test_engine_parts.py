@@ -1,0 +1,387 @@
+"""Parts of the engine on their own: sums of branches, owners of operations, modules, lookups."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_lrp_tx import Composite, ConservativeGI
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.propagation.attention_maps import explicit_pattern
+from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.propagation.operations import FusedAttention, Kind, Residual
+from captum_lrp_tx.propagation.scope import Boundary, Call, Scope, relevance_sum
+from captum_lrp_tx.rules.deep_taylor import ResidualRule, SeenAttention, deep_taylor
+
+BATCH, TOKENS, WIDTH = 2, 3, 4
+
+
+# ---- residual sums ------------------------------------------------------------------------------
+def shares(first: Tensor, second: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Relevance of the two branches of one example (Chefer et al. 2021, eq. 8 and 9)."""
+    parts = first * g, second * g
+    sizes = [part.sum().abs() for part in parts]
+    total = parts[0].sum() + parts[1].sum()
+    made = [p * size / sum(sizes) * total / p.sum() for p, size in zip(parts, sizes, strict=True)]
+    return made[0], made[1]
+
+
+@pytest.mark.parametrize(
+    "shape, first_dim, example",
+    [
+        ((BATCH, TOKENS, WIDTH), False, 0),
+        ((TOKENS, BATCH, WIDTH), True, 1),
+        ((TOKENS, BATCH, WIDTH), False, 1),  # there is no other dimension of that size
+        ((BATCH, WIDTH), False, 0),
+        ((BATCH, WIDTH), True, 0),
+        ((BATCH, BATCH, WIDTH), False, 0),
+        ((BATCH, BATCH, WIDTH), True, 1),
+        ((TOKENS, TOKENS, WIDTH), False, None),
+        ((TOKENS, WIDTH), False, None),
+        ((WIDTH, BATCH), False, None),
+        ((BATCH, 1, TOKENS, WIDTH), False, None),
+        ((BATCH,), False, None),
+    ],
+)
+@pytest.mark.parametrize("past", [True, False])
+def test_a_residual_sum_shares_by_the_size_of_the_branches(
+    shape: tuple[int, ...], first_dim: bool, example: int | None, past: bool
+) -> None:
+    seen = SeenAttention()
+    rule = ResidualRule(BATCH, first_dim, seen)
+    if past:
+        seen.is_past = True
+    leaves = [torch.randn(shape, requires_grad=True) for _ in range(2)]
+    operation = Residual(torch.add, tuple(leaves), {}, first=leaves[0], second=leaves[1])
+    output = rule.propagate(operation)
+    assert torch.equal(output, leaves[0] + leaves[1])
+    g = torch.randn(shape)
+    got = [t * r for t, r in zip(leaves, torch.autograd.grad(output, leaves, g), strict=True)]
+    if example is None or not past:
+        expected = [leaf * g for leaf in leaves]
+    else:
+        examples = [t.detach().unbind(example) for t in (*leaves, g)]
+        made = [shares(a, b, c) for a, b, c in zip(*examples, strict=True)]
+        expected = [torch.stack([one[i] for one in made], example) for i in range(2)]
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+SUMS: dict[str, tuple[Any, bool]] = {
+    # how a sum is written, and whether it is of two branches
+    "operator": (lambda a, b: a + b, True),
+    "function": (lambda a, b: torch.add(a, b), True),
+    "in place": (lambda a, b: (a * 1).add_(b), True),
+    "scaled": (lambda a, b: torch.add(a, b, alpha=2), False),
+    "of other shapes": (lambda a, b: a + b[:, :1], False),
+    "of the batch": (lambda a, b: a + b[:1].detach(), False),
+    "with a number": (lambda a, b: a + 1.0 + b.detach(), False),
+    "three times": (lambda a, b: sum([a, b.detach()], torch.zeros(())), False),
+}
+
+
+@pytest.mark.parametrize("how", SUMS)
+def test_sums_that_are_residual_connections(how: str) -> None:
+    function, is_residual = SUMS[how]
+    weight = torch.randn(BATCH, TOKENS, WIDTH)
+
+    class Model(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return (function(a, b) * weight).sum((1, 2)) + 0 * b.sum((1, 2))
+
+    seen = SeenAttention()
+    seen.is_past = True
+    rules = Composite({Model: ResidualRule(BATCH, False, seen)}, base="gi")
+    inputs = torch.randn(BATCH, TOKENS, WIDTH), torch.randn(BATCH, TOKENS, WIDTH)
+    got = ConservativeGI(Model(), rules=rules).attribute(inputs)
+    if is_residual:
+        made = [shares(a, b, w) for a, b, w in zip(*inputs, weight, strict=True)]
+        expected = [torch.stack([one[i] for one in made]) for i in range(2)]
+    else:
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        gradients = torch.autograd.grad(Model()(*leaves).sum(), leaves)
+        expected = [x * g for x, g in zip(inputs, gradients, strict=True)]
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_rules_of_a_deep_taylor_pass_share_what_they_have_seen() -> None:
+    table = deep_taylor(5, True)
+    residual, attention = table[Kind.RESIDUAL][1], table[Kind.ATTENTION][1]
+    assert isinstance(residual, ResidualRule)
+    assert (residual.batch, residual.sequence_first) == (5, True)
+    assert not residual.seen.is_past
+    attention.note_attention()  # type: ignore[union-attr]
+    assert residual.seen.is_past
+    assert not deep_taylor(5)[Kind.RESIDUAL][1].seen.is_past  # type: ignore[union-attr]
+    assert {priority for priority, _ in table.values()} == {float("inf")}
+
+
+# ---- patterns without a batch -------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "shapes",
+    [((3, 4), (5, 4)), ((6, 3, 4), (6, 5, 4)), ((6, 3, 4), (2, 5, 4)), ((6, 3, 4), (1, 5, 4))],
+)
+def test_patterns_without_a_batch(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    query, key = torch.randn(shapes[0]), torch.randn(shapes[1])
+    operation = FusedAttention(
+        torch.nn.functional.scaled_dot_product_attention, (), {}, query=query, key=key, value_=key,
+        mask=None, dropout_p=0.0, is_causal=False, scale=None, rest={},
+    )  # fmt: skip
+    keys = key
+    if len(shapes[0]) == 3 and shapes[1][0] not in (1, shapes[0][0]):
+        keys = torch.stack([key[i * shapes[1][0] // shapes[0][0]] for i in range(shapes[0][0])])
+    expected = (query @ keys.mT / 2).softmax(-1)
+    torch.testing.assert_close(explicit_pattern(operation), expected)
+
+
+# ---- scopes -------------------------------------------------------------------------------------
+def test_the_innermost_call_owns_an_operation() -> None:
+    scope = Scope({})
+    assert scope.owner(3) == "" and not scope.has_rules
+    scope.calls = [Call("a.b", 2, 4), Call("a.c", 4, 4), Call("a", 1, 6), Call("", 0, 9),
+                   Call("d", 7, 8), Call("d.e", 7, 8)]  # fmt: skip
+    owners = [scope.owner(i) for i in range(10)]
+    assert owners == ["", "a", "a.b", "a.b", "a", "a", "", "d.e", "", ""]
+
+
+def test_the_lowest_number_wins_and_what_was_in_force_comes_back() -> None:
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def propagate(self, operation: Any) -> Tensor:
+            raise AssertionError
+
+        def __str__(self) -> str:
+            return self.name
+
+    inner = nn.Sequential(nn.Identity())
+    outer = nn.Sequential(inner)
+    base, first, second = Named("base"), Named("first"), Named("second")
+    seen: list[tuple[str, str]] = []
+
+    def look(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            rule = scope.rule(Kind.LINEAR)
+            seen.append((name, str(rule)))
+            assert rule is not None
+            scope.note(Kind.LINEAR, rule)
+
+        return hook
+
+    for low, high, expected in ((1, 2, "first"), (2, 1, "second"), (1, 1, "first")):
+        seen.clear()
+        scope = Scope(
+            {Kind.LINEAR: (float("inf"), base)},
+            [(outer, {Kind.LINEAR: (low, first)}), (inner, {Kind.LINEAR: (high, second)})],
+            [("outer", outer), ("outer.0", inner)],
+        )
+        assert scope.has_rules
+        with scope:
+            handles = [inner.register_forward_pre_hook(look("inner")),
+                       outer.register_forward_pre_hook(look("outer"))]  # fmt: skip
+            outer(torch.ones(1))
+            assert scope.is_current() and scope.rule(Kind.LINEAR) is base
+            for handle in handles:
+                handle.remove()
+        assert not scope.is_current() and len(scope.tables()) == 1
+        assert seen == [("outer", "first"), ("inner", expected)]
+        assert scope.rule(Kind.NORM) is None
+        assert scope.applied == {
+            ("outer", Kind.LINEAR, "first"): 1, ("outer.0", Kind.LINEAR, expected): 1,
+        }  # fmt: skip
+        assert [call.module for call in scope.calls] == ["outer.0", "outer"]
+
+
+def test_sums_of_relevance() -> None:
+    infinite = torch.tensor([float("inf"), 2.0, float("nan")])
+    assert relevance_sum(infinite, torch.tensor([0.0, 3.0, 0.0])) == 6.0
+    boundary = Boundary("a")
+    for amount in (1.0, 2.0):
+        boundary.leave(amount)
+        boundary.enter(3 * amount)
+    assert (boundary.at_output, boundary.at_input) == (3.0, 9.0)
+
+
+# ---- modules behind a function ------------------------------------------------------------------
+LINEAR = nn.Linear(2, 2)
+
+
+class Holder:
+    def __init__(self, *held: Any) -> None:
+        self.held = held
+
+    def run(self, x: Tensor) -> Tensor:
+        return x
+
+
+def found(function: Any) -> list[str]:
+    return [f"{name}:{type(module).__name__}" for name, module in find_modules(function)]
+
+
+def test_modules_are_found_wherever_a_function_has_them() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    names = [":Sequential", "0:Linear", "1:ReLU"]
+
+    def closure(x: Tensor) -> Tensor:
+        return model(x)
+
+    def default(x: Tensor, used: nn.Module = model) -> Tensor:
+        return used(x)
+
+    @functools.wraps(closure)
+    def wrapped(x: Tensor) -> Tensor:
+        return x
+
+    for function in (
+        model, model.forward, closure, default, functools.partial(closure), wrapped,
+        functools.partial(lambda m, x: m(x), model),
+        functools.partial(lambda x, m: m(x), m=model),
+        Holder(model).run, Holder(model), lambda x: [closure(y) for y in x], Holder([model]),
+        lambda x: model[0](model(x)), lambda x: model(model[0](x)),
+    ):  # fmt: skip
+        assert found(function) == names
+    assert found(lambda x: LINEAR(x)) == [":Linear"]
+    assert found(lambda x: x) == [] and found(len) == [] and found(Holder) == []
+    part = model[0]
+    two = nn.Tanh()
+    assert found(lambda x: two(part(x))) in (
+        ["0:Linear", "1:Tanh"], ["0:Tanh", "1:Linear"],
+    )  # fmt: skip
+    deep: Any = model
+    for _ in range(8):
+        deep = [deep]
+    assert found(Holder(deep)) == []
+    round_about = Holder(model)
+    round_about.held = (round_about, model)
+    assert found(round_about) == names
+
+    def not_yet(x: Tensor) -> Tensor:
+        return later(x)
+
+    assert found(not_yet) == []
+    later = model
+    assert found(not_yet) == names
+
+
+# ---- token ids ----------------------------------------------------------------------------------
+IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+
+def test_lookups_at_token_positions_become_leaves() -> None:
+    inputs = Inputs(IDS)
+    table = torch.randn(9, WIDTH)
+
+    def look(indices: Any, learned: bool = True, result: Tensor | None = None) -> bool:
+        before = inputs.count_lookups()
+        given = table[indices] if result is None else result
+        got = inputs.lookup(indices, given, "table", "module", learned)
+        assert torch.equal(got, given)
+        made = inputs.count_lookups() > before
+        assert got.requires_grad is made
+        return made
+
+    assert inputs.has_ids and not inputs.has_shared
+    assert look(IDS) and look(IDS.clone()) and look(IDS.int()) and look(IDS.flatten())
+    assert look(IDS, learned=False)  # the ids themselves
+    positions = torch.arange(3)
+    assert look(positions) and inputs.has_shared
+    assert not look(positions, learned=False)  # a table of sines
+    assert look(positions[None]) and look(torch.zeros_like(IDS))
+    assert not look(torch.arange(4)) and not look(torch.tensor(2))
+    assert not look(torch.zeros(2, 2, 3, dtype=torch.long))
+    assert not look(IDS, result=torch.ones(2, 3, 4, dtype=torch.long))
+    assert not look(IDS, result=torch.ones(6))
+    lookups = inputs.leaves[0].lookups
+    assert [k.exact for k in lookups] == [True] * 5 + [False] * 3
+    assert [k.shared for k in lookups] == [False] * 5 + [True, True, False]
+    inputs.check_lookups()
+    assert len(lookups) == 8
+    inputs.stop_looking_up()
+    assert not look(IDS) and not inputs.has_ids
+
+
+def test_lookups_of_another_width_are_dropped_and_none_is_refused() -> None:
+    inputs = Inputs(IDS)
+    with pytest.raises(InputError, match="did not look them up"):
+        inputs.check_lookups()
+    inputs.lookup(IDS, torch.randn(2, 3, WIDTH), "words", "", True)
+    inputs.lookup(torch.zeros_like(IDS), torch.randn(2, 3, 7), "biases", "", True)
+    inputs.check_lookups()
+    assert [k.name for k in inputs.leaves[0].lookups] == ["words"]
+
+
+def test_parts_of_one_input() -> None:
+    inputs = Inputs(IDS)
+    for name in ("words", "positions", "words"):
+        inputs.lookup(IDS, torch.randn(2, 3, WIDTH), name, "", True)
+    leaf = inputs.leaves[0]
+    grads: list[Tensor | None] = [torch.randn(2, 3, WIDTH), None, torch.randn(2, 3, WIDTH)]
+    parts = dict(inputs.parts(leaf, grads, False))
+    values = [k.leaf.detach() for k in leaf.lookups]
+    assert grads[0] is not None and grads[2] is not None
+    expected = (values[0] * grads[0] + values[2] * grads[2]).sum(-1)
+    torch.testing.assert_close(parts["words"], expected)
+    assert parts["positions"].shape == IDS.shape and not parts["positions"].any()
+
+
+def test_parts_of_float_inputs() -> None:
+    x = torch.tensor([[0.0, 2.0]])
+    inputs = Inputs(x)
+    grad = torch.tensor([[1e18, 3.0]])
+    (leaf,) = inputs.leaves
+    assert inputs.parts(leaf, [grad], False)[0][1].tolist() == [[0.0, 6.0]]
+    (part,) = inputs.parts(leaf, [grad], True)
+    torch.testing.assert_close(part[1], torch.tensor([[1.0, 6.0]]))
+    assert inputs.parts(leaf, [None], True)[0][1].tolist() == [[0.0, 0.0]]
+
+
+def test_two_inputs_of_ids_are_told_apart() -> None:
+    other = IDS + 10
+    inputs = Inputs((IDS, other))
+    table = torch.randn(20, WIDTH)
+    for indices in (IDS, torch.arange(3), other, torch.arange(3)):
+        inputs.lookup(indices, table[indices], "table", "", True)
+    assert [[k.exact for k in leaf.lookups] for leaf in inputs.leaves] == [[True, False]] * 2
+
+
+def test_what_of_a_mapping_is_attributed_to() -> None:
+    given = {
+        "input_ids": IDS, "decoder_input_ids": IDS, "pixels": torch.ones(2, 3),
+        "attention_mask": torch.ones(2, 3), "labels": torch.ones(2), "token_type_ids": IDS * 0,
+        "count": 3,
+    }  # fmt: skip
+    inputs = Inputs(given)
+    assert inputs.keys == ["input_ids", "decoder_input_ids", "pixels"]
+    args, kwargs = inputs.call_arguments()
+    assert args == () and set(kwargs) == set(given) and kwargs["count"] == 3
+    assert kwargs["input_ids"] is IDS and kwargs["pixels"] is not given["pixels"]
+    with pytest.raises(InputError, match=r"keys: \['attention_mask', 'count'\]"):
+        Inputs({k: given[k] for k in ("attention_mask", "count")})
+
+
+@pytest.mark.parametrize("shape", [(2, 3, WIDTH), (2, 1, 3, WIDTH)])
+def test_a_shared_lookup_is_split_where_it_is_added(shape: tuple[int, ...]) -> None:
+    inputs = Inputs(IDS)
+    positions = inputs.lookup(torch.arange(3), torch.randn(3, WIDTH), "positions", "", True)
+    words = inputs.lookup(IDS, torch.randn(2, 3, WIDTH), "words", "", True)
+    size = torch.Size(shape)
+    split = inputs.split_shared(positions[None], size, "here")
+    assert split is not None and split.shape == size and split.is_leaf and split.requires_grad
+    torch.testing.assert_close(split.detach(), positions.detach().expand(size))
+    made = inputs.leaves[0].lookups[-1]
+    assert (made.name, made.module, made.shared, made.exact) == ("positions", "here", False, False)
+    kinds = inputs.lookup(torch.arange(3) * 0, torch.randn(3, WIDTH), "kinds", "", True)
+    both = inputs.split_shared((positions + kinds)[None], size, "")
+    assert both is not None and inputs.leaves[0].lookups[-1].name == "positions + kinds"
+    torch.testing.assert_close(both.detach(), (positions + kinds).detach().expand(size))
+    for other in (words, positions * 2, positions + words[0], torch.ones(3), 3.0,
+                  torch.ones(1, requires_grad=True) + positions):  # fmt: skip
+        assert inputs.split_shared(other, torch.Size((5, 2, 3, WIDTH)), "") is None
+    assert inputs.split_shared(positions, positions.shape, "") is None

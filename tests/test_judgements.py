@@ -1,0 +1,192 @@
+"""What the engine takes an operation for: which factor is a gate, and what the audit complains of.
+
+Both are told by values: relevance of the factors of a product, and findings per rule set.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import zoo
+from captum_lrp_tx import Composite, ConservativeGI, ConservativeLRP, audit
+from captum_lrp_tx.errors import UncoveredOperationError
+from captum_lrp_tx.rules import GateRule
+
+N, WIDTH = 2, 6
+
+# ---- gates --------------------------------------------------------------------------------------
+#: Functions by how clearly they make gates: bounded to (0, 1), otherwise bounded, self-gated.
+GATES: dict[str, list[Callable[[Tensor], Tensor]]] = {
+    "switch": [lambda x: x.softmax(-1), torch.sigmoid, F.hardsigmoid],
+    "bounded": [torch.tanh, torch.erf, F.hardtanh, F.softplus],
+    "self-gated": [F.silu, F.gelu, F.leaky_relu, F.elu, F.mish, F.hardswish, torch.exp, F.relu],
+    "signal": [lambda x: x * 2, lambda x: x.flip(-1)],
+}
+PAIRS = [
+    (kinds, first, second)
+    for kinds in itertools.product(GATES, GATES)
+    for first, second in [
+        *itertools.product(GATES[kinds[0]], GATES[kinds[1]][:1]),
+        *itertools.product(GATES[kinds[0]][:1], GATES[kinds[1]][1:]),
+    ]
+]
+
+
+@pytest.mark.parametrize("kinds, first, second", PAIRS)
+def test_the_factor_that_is_more_of_a_gate_is_a_constant(
+    kinds: tuple[str, str], first: Any, second: Any
+) -> None:
+    """The plain gradient of the other factor is left; of two alike each gets half."""
+    x, y = zoo.floats(N, WIDTH), zoo.floats(N, WIDTH) / 2 + 0.1
+    rank = [list(GATES).index(kind) for kind in kinds]
+    share = (0.5, 0.5) if rank[0] == rank[1] else (0.0, 1.0) if rank[0] < rank[1] else (1.0, 0.0)
+
+    class Model(torch.nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return (first(a) * second(b)).sum(1)
+
+    # activations are left to the plain gradient, so that only the rule for products is at work
+    rules = Composite({Model: GateRule()}, base="gi")
+    got = ConservativeGI(Model(), rules=rules).attribute((x, y))
+    leaves = [t.clone().requires_grad_() for t in (x, y)]
+    plain = torch.autograd.grad((first(leaves[0]) * second(leaves[1])).sum(), leaves)
+    for one, leaf, gradient, part in zip(got, (x, y), plain, share, strict=True):
+        torch.testing.assert_close(one, part * leaf * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_product_of_patterns_is_their_product() -> None:
+    """Neither pattern is the values of the other: both are constants of what they weigh."""
+
+    def forward(x: Tensor) -> Tensor:
+        first, second = (x @ x.mT).softmax(-1), (x @ x.mT * 0.5).softmax(-1)
+        return (first @ second).sum((1, 2))
+
+    x = zoo.floats(N, 4, WIDTH)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(forward(leaf).sum(), leaf)
+    torch.testing.assert_close(
+        ConservativeGI(forward, rules="ah").attribute(x), x * gradient, rtol=1e-4, atol=1e-5
+    )
+
+
+# ---- the audit ----------------------------------------------------------------------------------
+LINEAR: dict[str, Callable[[Tensor], Tensor]] = {
+    "views": lambda x: x.view(N, 2, 3).transpose(1, 2).reshape(N, WIDTH)[:, 1:],
+    "sums": lambda x: x.cumsum(-1) + x.mean(-1, keepdim=True) - x.flip(-1),
+    "largest": lambda x: x.max(-1, keepdim=True).values + x.topk(2).values + x.sort().values[:, :2],
+    "relu": lambda x: F.relu(x) + F.leaky_relu(x) + x.abs(),
+    "largest of two": lambda x: torch.maximum(x, x.flip(-1)),
+    "pooling": lambda x: F.max_pool1d(x[:, None], 2) + F.avg_pool1d(x[:, None], 2),
+    "constant factor": lambda x: x * torch.linspace(1, 2, WIDTH) / 3,
+    "scatter": lambda x: torch.zeros(N, 3).scatter_reduce(
+        1, torch.arange(WIDTH).expand(N, WIDTH) % 3, x, "sum"
+    ),
+    "complex": lambda x: torch.fft.rfft(x).real,
+    "padding": lambda x: F.pad(x[:, None], (1, 1), mode="reflect"),
+    "unused deviation": lambda x: x - torch.std_mean(x, -1, keepdim=True)[1],
+}
+FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], str, set[str]]] = {
+    # what is computed: part of the complaint, rule sets for which it is a fault
+    "cosine": (lambda x: x.cos(), "non-linear function", {"lrp", "attnlrp"}),
+    "exponential": (lambda x: x.exp(), "non-linear function", {"lrp", "attnlrp"}),
+    "logarithm": (lambda x: x.abs().log(), "non-linear function", {"lrp", "attnlrp"}),
+    "reciprocal": (lambda x: 1 / (x.abs() + 1), "", {"lrp", "attnlrp"}),
+    "bare softmax": (lambda x: x.softmax(-1), "softmax that is no attention", {"lrp"}),
+    "lonely deviation": (lambda x: x.std(-1, keepdim=True), "norm or statistic",
+                         {"lrp", "attnlrp", "ah+ln", "ln"}),
+    "scatter prod": (
+        lambda x: torch.ones(N, 3).scatter_reduce(
+            1, torch.arange(WIDTH).expand(N, WIDTH) % 3, x, "prod"
+        ),
+        "non-linear function", {"lrp", "attnlrp"},
+    ),
+    "weights of a lerp": (
+        lambda x: torch.lerp(x, x.flip(-1), x), "product of two", {"lrp", "attnlrp"}
+    ),
+    "system": (
+        lambda x: torch.linalg.solve_triangular(
+            torch.eye(3) + torch.diag_embed(x[:, :3].exp()), torch.ones(N, 3, 1), upper=True
+        ),
+        "system of input-dependent equations", {"lrp", "attnlrp", "ah+ln", "ah"},
+    ),
+}  # fmt: skip
+PRESETS = ("lrp", "attnlrp", "ah+ln", "ah", "ln")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", LINEAR)
+def test_nothing_is_said_of_what_conserves(name: str, preset: str) -> None:
+    function = LINEAR[name]
+    report = audit.explainability(
+        lambda x: function(x).flatten(1).sum(1), zoo.floats(N, WIDTH), rules=preset, file=None
+    )
+    assert report.is_covered and not report.findings, report
+    assert report.conservation_error == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_no_rule_covers_is_said_and_is_a_fault_where_it_was_promised(
+    name: str, preset: str
+) -> None:
+    function, what, faulty = FAULTS[name]
+    report = audit.explainability(
+        lambda x: (function(x) * 1.0).flatten(1).sum(1), zoo.floats(N, WIDTH), rules=preset,
+        file=None,
+    )  # fmt: skip
+    told = [f for f in report.findings if what in f.what]
+    if name == "bare softmax" and preset == "attnlrp":
+        assert report.is_covered  # its gradient is the rule
+        return
+    assert told, report
+    assert report.is_covered is (preset not in faulty), report
+    assert str(report).count("  ! ") == sum(f.is_fault for f in report.findings)
+
+
+def test_the_plain_gradient_promises_nothing() -> None:
+    x = zoo.floats(N, WIDTH)
+    for function, *_ in FAULTS.values():
+        report = audit.explainability(
+            lambda t, f=function: f(t).flatten(1).sum(1), x, rules="gi", file=None
+        )
+        assert report.is_covered
+
+
+def test_a_report_names_many_constants_and_modules() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = torch.nn.ModuleList(torch.nn.Linear(WIDTH, WIDTH) for _ in range(14))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for part in self.parts:
+                x = part(x).exp().log()  # lossy on purpose under the plain gradient
+            return x.sum(1)
+
+    model = zoo.randomise(Model())
+    report = audit.explainability(model, zoo.floats(N, WIDTH), rules="gi", file=None)
+    text = str(report)
+    assert f"{len(report.absorbed) - 8} other constants" in text
+    total = sum(report.absorbed.values())
+    assert f"absorbed by constants  {total:+.6f}" in text
+    assert f"unaccounted for        {report.conservation_error:+.2e}" in text
+    assert "none: plain gradient x input" in text
+    lossy = [m for m in report.layers if abs(m.error) > 1e-4 * abs(report.output)]
+    kept = len(report.layers) - len(lossy)
+    assert f"By layer: {kept} of {len(report.layers)} modules conserve" in text
+    assert ("more in report.layers" in text) is (len(lossy) > 12)
+
+
+def test_findings_are_not_lost_when_the_explanation_is_strict() -> None:
+    x = zoo.floats(N, WIDTH)
+    with pytest.raises(UncoveredOperationError, match="Cos"):
+        audit.explainability(lambda t: t.cos().sum(1), x, strict=True, file=None)
+    with pytest.raises(UncoveredOperationError, match="Cos"):
+        ConservativeLRP(lambda t: t.cos().sum(1)).attribute(x, strict=True)

@@ -1,0 +1,194 @@
+"""Patterns of attention spelled out: against the fused kernel, and in the order that maps have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_lrp_tx.propagation.attention_maps import explicit_pattern, spelled_out
+from captum_lrp_tx.propagation.operations import FusedAttention, PatternProduct
+
+BATCH, HEADS, QUERIES, KEYS, WIDTH = 2, 4, 3, 5, 6
+
+
+def sharp(*shape: int) -> Tensor:
+    """Numbers that make patterns far from uniform."""
+    return 2 * torch.randn(*shape)
+
+
+def fused(
+    groups: int = 1, dtype: torch.dtype = torch.float32, dropout_p: float = 0.0, **options: Any
+) -> FusedAttention:
+    query = sharp(BATCH, HEADS, QUERIES, WIDTH).to(dtype).requires_grad_()
+    key, value = (
+        sharp(BATCH, HEADS // groups, KEYS, WIDTH).to(dtype).requires_grad_() for _ in range(2)
+    )
+    mask, causal, scale = (options.get(k) for k in ("mask", "is_causal", "scale"))
+    rest = {"enable_gqa": True} if groups > 1 else {}
+
+    def run() -> Tensor:
+        return F.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p, bool(causal), scale=scale, **rest
+        )
+
+    return FusedAttention(
+        run, (), {}, query=query, key=key, value_=value, mask=mask, dropout_p=dropout_p,
+        is_causal=bool(causal), scale=scale, rest=rest,
+    )  # fmt: skip
+
+
+DEAD = torch.tensor([[True] * KEYS, [True, False, True, False, True], [False] * KEYS])
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "scale": {"scale": 0.3},
+    "causal": {"is_causal": True},
+    "flags": {"mask": torch.tensor([True, True, False, True, True]).expand(QUERIES, KEYS)},
+    "row without keys": {"mask": DEAD},
+    "numbers": {"mask": torch.linspace(-3, 3, QUERIES * KEYS).view(QUERIES, KEYS)},
+    "minus infinity": {"mask": torch.zeros(QUERIES, KEYS).masked_fill(~DEAD, float("-inf"))},
+    "grouped": {"groups": 2},
+    "one group": {"groups": HEADS, "is_causal": True},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_pattern_is_what_the_kernel_does_to_the_identity(way: str) -> None:
+    operation = fused(**WAYS[way])
+    eye = torch.eye(KEYS).expand(BATCH, operation.key.shape[1], KEYS, KEYS)
+    expected = F.scaled_dot_product_attention(
+        operation.query, operation.key, eye, operation.mask, is_causal=operation.is_causal,
+        scale=operation.scale, **operation.rest,
+    ).nan_to_num()  # fmt: skip
+    pattern = explicit_pattern(operation)
+    torch.testing.assert_close(pattern, expected, rtol=1e-5, atol=1e-6)
+    assert pattern.shape == (BATCH, HEADS, QUERIES, KEYS)
+    passing = explicit_pattern(operation, softmax_passes=True)
+    torch.testing.assert_close(passing, pattern, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_shares_of_the_gradient_and_the_kernels_own_value(way: str, share: float) -> None:
+    """Two products: queries and keys get the share twice, values once."""
+    operation = fused(**WAYS[way])
+    tensors = (operation.query, operation.key, operation.value_)
+    seen: list[Tensor] = []
+
+    def record(pattern: Tensor) -> Tensor:
+        seen.append(pattern)
+        return pattern
+
+    result = spelled_out(operation, share, False, record)
+    assert torch.equal(result, operation.value()) and len(seen) == 1
+    weights = sharp(*result.shape)
+    plain = torch.autograd.grad(operation.plain(), tensors, weights)
+    got = torch.autograd.grad(result, tensors, weights)
+    for one, other, factor in zip(got, plain, (share**2, share**2, share), strict=True):
+        torch.testing.assert_close(one, factor * other.nan_to_num(), rtol=1e-4, atol=1e-5)
+
+
+def test_relevance_that_passes_the_softmax_goes_to_the_scores_entry_by_entry() -> None:
+    """R(score) = R(pattern): the gradient times the scores is the gradient times the pattern."""
+    operation = fused(scale=1.0)
+    arriving = sharp(BATCH, HEADS, QUERIES, KEYS)
+    pattern = explicit_pattern(operation, softmax_passes=True)
+    (at_query,) = torch.autograd.grad(pattern, operation.query, arriving)
+    scores = (operation.query @ operation.key.mT).detach()
+    expected = (arriving * pattern.detach() / scores) @ operation.key.detach()
+    torch.testing.assert_close(at_query, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_half_precision_has_its_pattern_in_single() -> None:
+    operation = fused(dtype=torch.bfloat16)
+    pattern = explicit_pattern(operation)
+    assert pattern.dtype == torch.float32
+    expected = (operation.query.float() @ operation.key.float().mT / WIDTH**0.5).softmax(-1)
+    torch.testing.assert_close(pattern, expected)
+    assert spelled_out(operation, 0.5, False).dtype == torch.bfloat16
+
+
+def test_with_dropout_what_is_recorded_is_what_was_before_it() -> None:
+    operation = fused(dropout_p=0.5)
+    seen: list[Tensor] = []
+    torch.manual_seed(0)
+    result = spelled_out(operation, 1.0, False, lambda p: seen.append(p) or p)
+    torch.manual_seed(0)
+    expected = F.dropout(seen[0], 0.5) @ operation.value_
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(seen[0], explicit_pattern(operation))
+    assert not torch.allclose(result, seen[0] @ operation.value_)
+
+
+# ---- products as models spell them ---------------------------------------------------------------
+SIZES = {"b": 2, "h": 4, "i": 3, "j": 5, "d": 6, "e": 7}
+EINSUMS = {
+    # equation: position of the pattern, its dimensions as a map has them
+    "bhij,bhjd->bhid": (1, "bhij"),
+    "bhij, bhjd -> bhid": (1, "bhij"),
+    "bhjd,bhij->bhid": (2, "bhij"),
+    "bijh,bjhd->bihd": (1, "bhij"),
+    "bhji,bhjd->bhid": (1, "bhij"),
+    "hbij,bjhd->bihd": (1, "bhij"),
+    "jbi,bjd->bid": (1, "bij"),
+    "ji,jd->id": (1, "ij"),
+}
+
+
+@pytest.mark.parametrize("equation", EINSUMS)
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_maps_of_einsums(equation: str, share: float) -> None:
+    position, order = EINSUMS[equation]
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    tensors = [torch.randn([SIZES[c] for c in term], requires_grad=True) for term in terms]
+    operation = PatternProduct(
+        torch.einsum, (equation, *tensors), {}, patterns=(position,), operands=(1, 2)
+    )
+    seen: list[Tensor] = []
+    result = spelled_out(operation, share, False, lambda p: seen.append(p) or p)
+    pattern = tensors[position - 1]
+    torch.testing.assert_close(seen[0], torch.einsum(f"{terms[position - 1]}->{order}", pattern))
+    torch.testing.assert_close(result, torch.einsum(equation, *tensors))
+    plain = torch.autograd.grad(torch.einsum(equation, *tensors).square().sum(), tensors)
+    for one, other in zip(torch.autograd.grad(result.square().sum(), tensors), plain, strict=True):
+        torch.testing.assert_close(one, share * other)
+
+
+@pytest.mark.parametrize(
+    "equation, shapes",
+    [
+        ("...ij,...jd->...id", [(2, 4, 3, 5), (2, 4, 5, 6)]),
+        ("bhij,bhjd", [(2, 4, 3, 5), (2, 4, 5, 6)]),
+        ("bij,bjd,de->bie", [(2, 3, 5), (2, 5, 6), (6, 7)]),
+        ("bhij,bhjd->bhd", [(2, 4, 3, 5), (2, 4, 5, 6)]),  # queries summed over
+        ("bhij,bhij->bhi", [(2, 4, 3, 5), (2, 4, 3, 5)]),
+        ("bhij,bjd->bihd", [(2, 4, 3, 5), (2, 5, 6)]),  # heads are no queries, but look alike
+    ],
+)
+def test_what_an_einsum_does_not_tell_keeps_its_order(
+    equation: str, shapes: list[tuple[int, ...]]
+) -> None:
+    tensors = [torch.randn(shape) for shape in shapes]
+    operation = PatternProduct(
+        torch.einsum, (equation, *tensors), {}, patterns=(1,), operands=(1, 2)
+    )
+    seen: list[Tensor] = []
+    result = spelled_out(operation, 1.0, False, lambda p: seen.append(p) or p)
+    assert torch.equal(seen[0], tensors[0])
+    torch.testing.assert_close(result, torch.einsum(equation, *tensors))
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_maps_of_matrix_products(constant: bool) -> None:
+    """A pattern on the right of its values has its rows and columns swapped."""
+    pattern, value = torch.rand(2, 3, 5), torch.randn(2, 5, 6)
+    for args, position in (((pattern, value), 0), ((value.mT, pattern.mT), 1)):
+        operands = (position,) if constant else (0, 1)
+        operation = PatternProduct(torch.matmul, args, {}, patterns=(position,), operands=operands)
+        seen: list[Tensor] = []
+        result = spelled_out(operation, 1.0, False, lambda p, seen=seen: seen.append(p) or p)
+        assert torch.equal(seen[0], pattern)
+        torch.testing.assert_close(result, torch.matmul(*args))

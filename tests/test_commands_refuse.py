@@ -15,6 +15,7 @@ pytest.importorskip("tokenizers")
 
 from captum_lrp_tx import AttentionRollout, ConservativeLRP, audit
 from captum_lrp_tx.cli import main
+from captum_lrp_tx.compare import compare
 from captum_lrp_tx.datasets import attribute_dataset, read_dataset
 from captum_lrp_tx.errors import InputError, OutputError, TargetError, UnsupportedModelError
 from captum_lrp_tx.models import digit_samples, sentiment
@@ -178,3 +179,18 @@ def test_a_strict_audit_without_a_target_explains_the_largest_output() -> None:
     single = nn.Linear(4, 1)
     report = audit.explainability(single, x, file=None, strict=True)
     assert report.output == pytest.approx(float(single(x).detach().sum()), abs=1e-5)
+
+
+def test_baselines_of_ones_own() -> None:
+    images = torch.rand(1, 1, 4, 4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3, bias=False))
+    own = torch.rand(1, 1, 4, 4)
+    found = {
+        told: compare(model, images, 1, methods=["Integrated Gradients"], baseline=baseline)
+        for told, baseline in (("a tensor of its own", own), ("0.25 everywhere", 0.25))
+    }
+    weight = model[1].weight[1].detach().view(1, 4, 4)
+    for (told, made), baseline in zip(found.items(), (own[0], 0.25), strict=True):
+        assert told in made.baseline
+        expected = (images[0] - baseline) * weight  # of a linear model
+        torch.testing.assert_close(made.rows[0].relevance.reshape(1, 4, 4), expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ pytest.importorskip("tokenizers")
 
 from captum_lrp_tx import AttentionRollout, ConservativeLRP, audit
 from captum_lrp_tx.cli import main
+from captum_lrp_tx.cli.files import check_writable
 from captum_lrp_tx.compare import compare
 from captum_lrp_tx.datasets import attribute_dataset, read_dataset
 from captum_lrp_tx.errors import InputError, OutputError, TargetError, UnsupportedModelError
@@ -194,3 +196,27 @@ def test_baselines_of_ones_own() -> None:
         assert told in made.baseline
         expected = (images[0] - baseline) * weight  # of a linear model
         torch.testing.assert_close(made.rows[0].relevance.reshape(1, 4, 4), expected)
+
+
+def test_baselines_of_token_ids() -> None:
+    model, tokenizer = sentiment()
+    ids = tokenizer("a good film", return_tensors="pt")["input_ids"]
+    made = compare(model, ids, 1, methods="Integrated Gradients", baseline=5)
+    assert "token 5 everywhere" in made.baseline and len(made.rows) == 1
+    own = torch.full_like(ids, 5)
+    same = compare(model, ids, 1, methods=["Integrated Gradients"], baseline=own)
+    assert same.baseline == "token ids of its own"
+    torch.testing.assert_close(made.rows[0].relevance, same.rows[0].relevance)
+
+
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="it is a folder"):
+        check_writable(tmp_path)
+    with pytest.raises(InputError, match="there is no folder"):
+        check_writable(tmp_path / "none" / "a.html")
+    check_writable(tmp_path / "a.html")
+
+
+def test_importing_the_program_does_not_run_it(capsys: Any) -> None:
+    module = importlib.reload(importlib.import_module("captum_lrp_tx.__main__"))
+    assert module.main is main and capsys.readouterr() == ("", "")

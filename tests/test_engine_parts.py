@@ -193,6 +193,12 @@ def test_the_lowest_number_wins_and_what_was_in_force_comes_back() -> None:
             for handle in handles:
                 handle.remove()
         assert not scope.is_current() and len(scope.tables()) == 1
+        for count in (1, 2, 3):
+            scope.note(Kind.NORM, base)
+            assert scope.applied.pop(("", Kind.NORM, "base")) == 1
+            scope.applied["", Kind.NORM, "base"] = count
+            scope.note(Kind.NORM, base)
+            assert scope.applied.pop(("", Kind.NORM, "base")) == count + 1
         assert seen == [("outer", "first"), ("inner", expected)]
         assert scope.rule(Kind.NORM) is None
         assert scope.applied == {

@@ -13,9 +13,11 @@ nox.options.sessions = ["versions"]
 WHICH = ("lowest", "captum08", "captum09", "newest")
 #: Tests of rules and engine, which call Captum nowhere.
 ENGINE = (
-    "conservation", "faults", "foreign", "graphormer", "low_precision", "memory", "numerics",
-    "oracle", "oracle_agreement", "pattern_product", "rows", "state_space", "threads",
-    "torch_families", "unseen_architecture", "wild",
+    "affine_calls", "bookkeeping", "compact", "conservation", "elementwise_and_norm_calls",
+    "engine_parts", "faults", "foreign", "graphormer", "judgements", "low_precision", "memory",
+    "numerics", "oracle", "oracle_agreement", "paths_less_travelled", "pattern_product",
+    "recorder", "recurrence", "roles_of_factors", "rows", "spelled_attention", "state_space",
+    "threads", "torch_families", "unseen_architecture", "wild",
 )  # fmt: skip
 #: The walk over all families of transformers.
 FAMILIES = ("huggingface_families",)

@@ -5,7 +5,8 @@ runs which line.  Then ``python benchmarks/mutants.py --data ../coverage.data --
 --report benchmarks/mutants.md`` draws mutants of ``rules/`` and ``propagation/`` at random and
 tries on each the tests that run its statement, quickest first, until one fails:
 
-- of the cases of a parametrized test the quickest, the slowest and one between;
+- of the cases of a parametrized test the slowest, the one in the middle, and the quickest for one
+  second;
 - for at most 20 seconds of recorded time, and at least one test.
 
 A mutant is killed if a test fails that passes without it, if the package cannot be imported, or if

@@ -72,6 +72,10 @@ class NoRuleAppliedWarning(CaptumLRPWarning):
     """No operation of the model matched any rule: the result equals gradient x input."""
 
 
+class LeftOutPatternWarning(CaptumLRPWarning):
+    """A softmax that may be attention takes no part in a method that combines attention maps."""
+
+
 class UnstableRelevanceWarning(CaptumLRPWarning):
     """Relevance is larger than the explained output by orders of magnitude: divisions by ~0."""
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
-from captum_lrp_tx import ConservativeLRP, audit
+from captum_lrp_tx import Composite, ConservativeLRP, audit
+from captum_lrp_tx.rules import GeneralizedGammaRule
 
 N, C, T = 3, 4, 6
 
@@ -143,3 +144,20 @@ def test_distributed_biases_leave_nothing(call: str) -> None:
     assert float(share.sum()) == pytest.approx(constant, abs=2e-3)
     ignored = ConservativeLRP(forward, bias="ignore").attribute(x)
     assert torch.isfinite(ignored).all()
+
+
+def test_the_generalised_gamma_rule_by_hand() -> None:
+    """Outputs and biases of both signs: what agrees with the output counts 1 + gamma times."""
+    x, gamma = torch.tensor([[1.0, -2.0, 0.5]]), 0.25
+    for row in ((0.5, 0.25, 1.0), (0.5, -1.0, 2.0), (-0.5, 1.0, 0.25)):
+        for bias in (-0.7, -0.1, 0.3, 2.0):
+            layer = torch.nn.Linear(3, 1)
+            layer.weight.data, layer.bias.data = torch.tensor([row]), torch.tensor([bias])
+            parts = [float(a) * b for a, b in zip(x[0], row, strict=True)]
+            output = sum(parts) + bias
+            agree = [gamma * p if p * output > 0 else 0.0 for p in (*parts, bias)]
+            total = sum(parts) + bias + sum(agree)
+            expected = [(p + a) / total * output for p, a in zip(parts, agree[:3], strict=True)]
+            rules = Composite({torch.nn.Linear: GeneralizedGammaRule(gamma)}, base="gi")
+            got = ConservativeLRP(layer, rules).attribute(x)
+            torch.testing.assert_close(got, torch.tensor([expected]), rtol=1e-4, atol=1e-6)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx import Composite, ConservativeGI
+from captum_lrp_tx.attr.tokens import pools_patches, prefix_tokens
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.attention_maps import explicit_pattern
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.modules import find_modules
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, Residual
+from captum_lrp_tx.propagation.packing import gradients
 from captum_lrp_tx.propagation.scope import Boundary, Call, Scope, relevance_sum
 from captum_lrp_tx.rules.deep_taylor import ResidualRule, SeenAttention, deep_taylor
 
@@ -191,6 +193,12 @@ def test_the_lowest_number_wins_and_what_was_in_force_comes_back() -> None:
             for handle in handles:
                 handle.remove()
         assert not scope.is_current() and len(scope.tables()) == 1
+        for count in (1, 2, 3):
+            scope.note(Kind.NORM, base)
+            assert scope.applied.pop(("", Kind.NORM, "base")) == 1
+            scope.applied["", Kind.NORM, "base"] = count
+            scope.note(Kind.NORM, base)
+            assert scope.applied.pop(("", Kind.NORM, "base")) == count + 1
         assert seen == [("outer", "first"), ("inner", expected)]
         assert scope.rule(Kind.NORM) is None
         assert scope.applied == {
@@ -268,6 +276,36 @@ def test_modules_are_found_wherever_a_function_has_them() -> None:
     assert found(not_yet) == []
     later = model
     assert found(not_yet) == names
+
+
+# ---- tokens that are no patches -----------------------------------------------------------------
+def test_tokens_before_the_patches() -> None:
+    plain, declared, named = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+    declared.num_prefix_tokens, declared.global_pool = 3, "avg"  # type: ignore[assignment]
+    named.cls_token = nn.Parameter(torch.zeros(1, 1, 2))
+    assert prefix_tokens(plain) == 0 and not pools_patches([plain])
+    assert prefix_tokens(nn.Sequential(plain, declared)) == 3
+    assert prefix_tokens([plain, named]) == 1 and not pools_patches([named])
+    for pool, expected in (("avg", True), ("token", False), ("", False), (None, False)):
+        declared.global_pool = pool  # type: ignore[assignment]
+        assert pools_patches([plain, declared]) is expected
+
+
+# ---- several targets ----------------------------------------------------------------------------
+def test_packed_targets_are_single_targets() -> None:
+    x = torch.randn(2, 3, requires_grad=True)
+    output = (x @ torch.randn(3, 4)).sin()
+    selected = [output[:, i] for i in range(4)]
+    expected = [torch.autograd.grad(s.sum(), x, retain_graph=True)[0] for s in selected]
+    for count in (1, 2, 3, 4, 9):
+        got = list(gradients(output, selected, [x], count, Scope({})))
+        assert len(got) == 4
+        for (one,), other in zip(got, expected, strict=True):
+            assert one is not None
+            torch.testing.assert_close(one, other)
+        output = (x @ torch.randn(3, 4)).sin()
+        selected = [output[:, i] for i in range(4)]
+        expected = [torch.autograd.grad(s.sum(), x, retain_graph=True)[0] for s in selected]
 
 
 # ---- token ids ----------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.errors import UnsupportedModelError
+from captum_lrp_tx import AttentionRollout
+from captum_lrp_tx.errors import LeftOutPatternWarning, UnsupportedModelError
 from captum_lrp_tx.propagation.attention_maps import AttentionMap, Recorder
 from captum_lrp_tx.propagation.operations import PatternProduct
 
@@ -120,6 +121,7 @@ def test_after_a_problem_nothing_more_is_recorded() -> None:
 def test_a_router_is_no_map() -> None:
     recorder, maps, _ = record((BATCH * HEADS, TOKENS, WIDTH + 5), sequence())
     assert not maps and recorder.problem is None
+    assert recorder.left_out == [f"layers.0 {(BATCH * HEADS, TOKENS, WIDTH + 5)}"]
 
 
 def test_without_a_module_any_pattern_is_taken_for_a_map() -> None:
@@ -229,3 +231,32 @@ def test_hooks_of_the_recorder_go_away() -> None:
     after = {name: len(m._forward_hooks) + len(m._forward_pre_hooks)
              for name, m in model.named_modules()}  # fmt: skip
     assert before == after and str(recorder) == "Recorder()"
+
+
+class Pooling(nn.Module):
+    """Attention to pairs of tokens, by matrices of three dimensions, behind attention to tokens."""
+
+    def __init__(self, pools: bool) -> None:
+        super().__init__()
+        self.pools, self.first, self.head = pools, nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2)
+        self.second = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + (self.first(x) @ x.mT).softmax(-1) @ x
+        if self.pools:
+            x = self.block(x)
+        return self.head(x[:, 0])
+
+    def block(self, x: Tensor) -> Tensor:
+        pooled = x.unflatten(1, (-1, 2)).mean(2)
+        return x + (self.second(x) @ pooled.mT).softmax(-1) @ pooled
+
+
+def test_attention_to_pooled_tokens_is_not_left_out_silently(recwarn: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(BATCH, 6, WIDTH)
+    whole, pooling = Pooling(False).eval(), Pooling(True).eval()
+    AttentionRollout(whole).attribute(x)
+    assert not [w for w in recwarn if issubclass(w.category, LeftOutPatternWarning)]
+    with pytest.warns(LeftOutPatternWarning, match=r"\(2, 6, 3\).*ConservativeLRP"):
+        AttentionRollout(pooling).attribute(x)

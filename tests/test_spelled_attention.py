@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_lrp_tx.propagation.attention_maps import explicit_pattern, spelled_out
 from captum_lrp_tx.propagation.operations import FusedAttention, PatternProduct
 
-BATCH, HEADS, QUERIES, KEYS, WIDTH = 2, 4, 3, 5, 6
+BATCH, HEADS, QUERIES, KEYS, WIDTH = 2, 6, 3, 5, 8
 
 
 def sharp(*shape: int) -> Tensor:
@@ -50,7 +50,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "row without keys": {"mask": DEAD},
     "numbers": {"mask": torch.linspace(-3, 3, QUERIES * KEYS).view(QUERIES, KEYS)},
     "minus infinity": {"mask": torch.zeros(QUERIES, KEYS).masked_fill(~DEAD, float("-inf"))},
-    "grouped": {"groups": 2},
+    "grouped": {"groups": 3},
     "one group": {"groups": HEADS, "is_causal": True},
 }
 

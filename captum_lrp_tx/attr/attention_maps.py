@@ -21,11 +21,17 @@ from captum_lrp_tx.attr.base import (
     WithoutFutures,
     forward_of,
     select_target,
+    tell_once,
 )
 from captum_lrp_tx.attr.random import mask_of
 from captum_lrp_tx.attr.targets import indices_of
 from captum_lrp_tx.attr.tokens import pools_patches, prefix_tokens
-from captum_lrp_tx.errors import InputError, MissingPackageError, UnsupportedModelError
+from captum_lrp_tx.errors import (
+    InputError,
+    LeftOutPatternWarning,
+    MissingPackageError,
+    UnsupportedModelError,
+)
 from captum_lrp_tx.propagation.attention_maps import AttentionMap, MapPass, attention_maps
 from captum_lrp_tx.propagation.engine import Pass
 from captum_lrp_tx.propagation.inputs import Inputs
@@ -288,6 +294,15 @@ class MapMethod(WithoutFutures, Attribution):
             additional_args=() if additional is None else additional,
         )
         result = attention_maps(job, prepared, gradients=gradients, relevance=relevance)
+        if result.left_out:
+            tell_once(
+                self.forward_func, "left out",
+                "Not every softmax that weights a matrix product has a row and a column for each "
+                f"token: {', '.join(result.left_out)}. They are taken for routers and take no "
+                "part in methods that combine attention maps. If they are attention to pooled "
+                "tokens, use a method that needs no maps, such as ConservativeLRP.",
+                LeftOutPatternWarning,
+            )  # fmt: skip
         return Maps(
             result, prepared, inputs, job.additional_args, [m for _, m in found], forward,
             tuple(shape), target,

@@ -65,12 +65,14 @@ class MapPass:
         propagated (Propagated): Output and, after a backward pass, relevance of the inputs.
         stream (Tensor, optional): Hidden states that enter the transformer, detached.
         stream_gradient (Tensor, optional): The modified gradient there.
+        left_out (tuple of str): What was taken for a router: modules with the shapes.
     """
 
     maps: list[AttentionMap]
     propagated: Propagated
     stream: Tensor | None = None
     stream_gradient: Tensor | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def attention_maps(
@@ -127,6 +129,7 @@ def attention_maps(
         propagated,
         None if stream is None else stream.detach(),
         recorder.stream_gradient,
+        tuple(dict.fromkeys(recorder.left_out)),
     )
 
 
@@ -182,6 +185,7 @@ class Recorder:
     stream: Tensor | None = None
     stream_gradient: Tensor | None = None
     problem: UnsupportedModelError | None = None
+    left_out: list[str] = field(default_factory=list)
     _maps: list[AttentionMap] = field(default_factory=list)
     _gradients: dict[int, Tensor] = field(default_factory=dict)
     _frames: list[_Frame] = field(default_factory=list)
@@ -235,6 +239,8 @@ class Recorder:
             self.problem = error
             return pattern
         if shaped is None:
+            name = self._frames[-1].name if self._frames else ""
+            self.left_out.append(f"{name or 'the model'} {tuple(pattern.shape)}")
             return pattern
         queries, keys = shaped.shape[-2:]
         module = self._frames[-1].name if self._frames else ""

@@ -56,7 +56,7 @@ KINDS = ("bert", "llama", "gpt2", "t5", "torch")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("preset", ["gi", "ah+ln", "lrp", "lrp-gamma", "attnlrp"])
+@pytest.mark.parametrize("preset", ["gi", "ah+ln", "lrp", "lrp-gamma", "attnlrp", "attnlrp-gamma"])
 def test_relevance_is_the_same_to_the_last_bit(kind: str, preset: str, untouched: Any) -> None:
     inputs, target = asked(kind)
     want = ConservativeLRP(model(kind), preset).attribute(inputs, target=target)

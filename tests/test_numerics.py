@@ -83,7 +83,7 @@ def test_the_identity_rule_near_zero(act: Any, dtype: torch.dtype) -> None:
 
 # ---- half precision -----------------------------------------------------------------------------
 @LOW
-@pytest.mark.parametrize("preset", ["gi", "ah+ln", "lrp", "lrp-gamma", "attnlrp"])
+@pytest.mark.parametrize("preset", ["gi", "ah+ln", "lrp", "lrp-gamma", "attnlrp", "attnlrp-gamma"])
 def test_no_overflow_where_the_model_has_none(preset: str, dtype: torch.dtype) -> None:
     """Activations near the largest number of float16: squares of them would be infinite."""
 

@@ -193,7 +193,9 @@ def networks(draw: Any, bias: bool | None = None) -> tuple[nn.Module, Tensor]:
     return model.eval(), x
 
 
-PRESETS = st.sampled_from(["gi", "ah", "ln", "ah+ln", "lrp", "lrp-gamma", "attnlrp"])
+PRESETS = st.sampled_from(
+    ["gi", "ah", "ln", "ah+ln", "lrp", "lrp-gamma", "attnlrp", "attnlrp-gamma"]
+)
 BIASES: Any = st.sampled_from(["absorb", "distribute", "ignore"])
 
 

@@ -65,6 +65,15 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
         Kind.SCAN: StateSpaceRule(),
         Kind.LINEAR: EpsilonRule(),
     },
+    # the best of ten on validation examples of seven data sets: tutorials/paper/results/search.md
+    "attnlrp-gamma": {
+        Kind.ATTENTION: UniformAttentionRule(),
+        Kind.NORM: LNRule(),
+        Kind.ACTIVATION: IdentityRule(),
+        Kind.PRODUCT: UniformRule(),
+        Kind.SCAN: StateSpaceRule(),
+        Kind.LINEAR: GeneralizedGammaRule(gamma=0.01),
+    },
 }
 
 
@@ -81,8 +90,8 @@ class Composite:
             must match the whole name), or a predicate ``(name, module) -> bool``. Values are a
             rule, a sequence of rules, or ``None`` for the plain gradient.
         base (str or Composite): What holds elsewhere: ``"gi"``, ``"ah"``, ``"ln"``, ``"ah+ln"``,
-            ``"lrp"``, ``"lrp-gamma"``, ``"mambalrp"``, ``"attnlrp"`` or another composite, whose
-            entries come after these.
+            ``"lrp"``, ``"lrp-gamma"``, ``"mambalrp"``, ``"attnlrp"``,
+            ``"attnlrp-gamma"`` or another composite, whose entries come after these.
 
     Raises:
         RuleError: unknown preset, or a key or value of the wrong kind.

@@ -12,7 +12,7 @@ from typing import Any
 from tutorials.paper.reporting import METRICS, paired
 
 #: One pass each: the rule set of the paper and what came after it.
-CANDIDATES = ("LRP(AH+LN)", "LRP", "LRP-gamma", "LRP-tuned", "AttnLRP")
+CANDIDATES = ("LRP(AH+LN)", "LRP", "LRP-gamma", "LRP-tuned", "AttnLRP", "AttnLRP-gamma")
 BAR = "IG"
 LEVEL = 0.05
 #: With fewer examples a bootstrap says nothing: no verdict.

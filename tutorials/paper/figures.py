@@ -32,6 +32,7 @@ STYLES: dict[str, tuple[str, str, float]] = {
     "LRP": ("#00665e", "-", 2.2),
     "AttnLRP": ("#5ab4ac", "-", 1.2),
     "LRP-gamma": ("#d4a017", "-", 2.2),
+    "AttnLRP-gamma": ("#c2185b", "-", 2.2),
     "IG": ("#222222", "--", 1.6),
 }
 KINDS = {

@@ -36,6 +36,8 @@ METHODS: tuple[Chosen, ...] = (
     "LRP",
     "LRP-gamma",
     "AttnLRP",
+    ("AttnLRP-gamma",
+     lambda model: ConservativeLRP(model, "attnlrp-gamma", bias="distribute")),
     "Chefer",
     ("GI at inputs", lambda model: ConservativeGI(model, rules="gi")),
     ("LRP(AH+LN) at inputs", lambda model: ConservativeGI(model, rules="ah+ln")),
@@ -50,7 +52,7 @@ LIMITS_OF_LONG: dict[str, int] = {"A-Flow": 2}
 #: What all data sets get; SST-2 gets everything.
 EVERYWHERE = (
     "Random", "A-Last", "A-Flow", "Rollout", "GAE", "GI", "LRP(AH)", "LRP(LN)", "LRP(AH+LN)", "LRP",
-    "LRP-gamma", "AttnLRP", "IG [UNK]", "IG black",
+    "LRP-gamma", "AttnLRP", "AttnLRP-gamma", "IG [UNK]", "IG black",
 )  # fmt: skip
 #: Steps of Integrated Gradients.
 IG_STEPS = 50

@@ -16,8 +16,17 @@ ROOT = Path(__file__).parents[2]
 #: The pages that hold tables.
 PAGES = (Path(__file__).parent / "README.md", ROOT / "README.md")
 #: Rows of the short tables.
-SHORT = (*published.OF_THE_PAPER, "LRP", "LRP-gamma", "LRP-tuned", "AttnLRP", "IG", "IG [MASK]")
-HEADLINE = (*published.OF_THE_PAPER, "LRP", "LRP-gamma", "AttnLRP", "IG")
+SHORT = (
+    *published.OF_THE_PAPER,
+    "LRP",
+    "LRP-gamma",
+    "LRP-tuned",
+    "AttnLRP",
+    "AttnLRP-gamma",
+    "IG",
+    "IG [MASK]",
+)
+HEADLINE = (*published.OF_THE_PAPER, "LRP", "LRP-gamma", "AttnLRP", "AttnLRP-gamma", "IG")
 #: Data sets of the headline: patches painted black are left out.
 WITHOUT = ("mnist-black",)
 

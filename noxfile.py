@@ -11,13 +11,14 @@ nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["versions"]
 
 WHICH = ("lowest", "captum08", "captum09", "newest")
-#: Tests of rules and engine, which call Captum nowhere.
+#: Tests of rules, engine and files, which call Captum nowhere or as others do as well.
 ENGINE = (
-    "affine_calls", "bookkeeping", "compact", "conservation", "elementwise_and_norm_calls",
-    "engine_parts", "faults", "foreign", "graphormer", "judgements", "low_precision", "memory",
-    "numerics", "oracle", "oracle_agreement", "paths_less_travelled", "pattern_product",
-    "recorder", "recurrence", "roles_of_factors", "rows", "spelled_attention", "state_space",
-    "threads", "torch_families", "unseen_architecture", "wild",
+    "affine_calls", "bookkeeping", "compact", "conservation", "datasets", "decoders",
+    "elementwise_and_norm_calls", "engine_parts", "families", "faults", "foreign", "fuzz",
+    "fuzz_cli", "graphormer", "judgements", "low_precision", "many_targets", "memory", "numerics",
+    "oracle", "oracle_agreement", "paths_less_travelled", "pattern_product", "recorder",
+    "recurrence", "roles_of_factors", "rows", "spelled_attention", "state_space", "threads",
+    "token_lookups", "torch_families", "unseen_architecture", "wild",
 )  # fmt: skip
 #: The walk over all families of transformers.
 FAMILIES = ("huggingface_families",)

@@ -98,6 +98,8 @@ def explanations(net: Net, ids: Tensor) -> dict[str, Job]:
     add("strict", lambda: ConservativeLRP(net, composite).attribute(ids, target=2, strict=True))
     layers: Any = LayerConservativeLRP(net, [net.blocks[0], net.blocks[1].norm1], rules=composite)
     add("layers", lambda: layers.attribute(ids, target=1))
+    low = ConservativeLRP(net, memory="low")
+    add("low", lambda: low.attribute(ids, target=1))
     add("audit", lambda: _audited(net, ids))
     add("rollout", lambda: AttentionRollout(net).attribute(ids))
     add("gae", lambda: GenericAttention(net).attribute(ids, target=1))

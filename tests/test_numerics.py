@@ -143,7 +143,8 @@ def _resident() -> int:
 
 
 @pytest.mark.parametrize(
-    "name", ["lrp", "composite", "distribute", "audit", "gae", "rollout", "layers", "nested"]
+    "name",
+    ["lrp", "composite", "distribute", "audit", "gae", "rollout", "layers", "low", "nested"],
 )
 def test_memory_stays_flat_without_the_garbage_collector(
     name: str, record_property: Callable[[str, object], None]

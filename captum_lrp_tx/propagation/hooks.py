@@ -32,7 +32,8 @@ class Hooks:
     :meth:`remove` may be interrupted and called again, which is what :class:`guard` does.
 
     Args:
-        also (callable, optional): What else :meth:`remove` has to undo; may be called twice.
+        also (callable, optional): What else :meth:`remove` has to undo; may be called twice if
+            it is interrupted.
 
     Example::
 
@@ -78,6 +79,7 @@ class Hooks:
                 for name in (*_REGISTRIES[place], place):
                     getattr(module, name).pop(number, None)
         self._noted.clear()
+        self._also = None  # often a method of what holds this object: a cycle otherwise
 
     def __enter__(self) -> Hooks:
         _OPEN.hooks.append(self)

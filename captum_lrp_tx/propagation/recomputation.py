@@ -181,7 +181,7 @@ class Recomputation:
     def _pack(self, call: _Call, tensor: Tensor) -> Any:
         if self._probing:
             self._is_there = True
-            return tensor
+            return None  # the result itself would keep its own node alive
         call.shapes.append((tensor.shape, tensor.dtype))
         call.count += 1
         return call.count - 1

@@ -105,24 +105,67 @@ def test_less_is_kept() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_every_block_runs_twice(kind: str) -> None:
+def test_every_block_but_the_last_runs_twice(kind: str) -> None:
     inputs, target = asked(kind)
     blocks = repeated_blocks(list(model(kind).named_modules()))
-    runs = dict.fromkeys([name for name, _ in blocks], 0)
+    begun, ended = ({name: 0 for name, _ in blocks} for _ in range(2))
     attribution = ConservativeLRP(model(kind), memory="low")
     attribution.attribute(inputs, target=target)
     handles = []
     for name, block in blocks:
 
-        def count(*_: Any, name: str = name) -> None:
-            runs[name] += 1
+        def begin(*_: Any, name: str = name) -> None:
+            begun[name] += 1
 
-        handles.append(block.register_forward_hook(count))
+        def end(*_: Any, name: str = name) -> None:
+            ended[name] += 1
+
+        handles.append(block.register_forward_pre_hook(begin))
+        handles.append(block.register_forward_hook(end))
     attribution.attribute(inputs, target=target)
     for handle in handles:
         handle.remove()
-    assert len(blocks) == 3
-    assert set(runs.values()) == {2}
+    assert list(begun.values()) == [2, 2, 1]
+    assert begun == ended, "no run is left halfway where hooks count on its end"
+
+
+@pytest.mark.parametrize("kind", ["bert", "vit"])
+@pytest.mark.parametrize("preset", ["ah+ln", "lrp"])
+def test_second_run_stops_before_the_last_product(
+    kind: str, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = {**SMALL, "hidden_size": 128, "intermediate_size": 192}
+    torch.manual_seed(0)
+    net: nn.Module
+    if kind == "bert":
+        config = transformers.BertConfig(**wide)
+        net = transformers.BertForSequenceClassification(config).eval()
+        first, last = "intermediate.dense", "output.dense"
+        inputs: Any = {"input_ids": IDS, "attention_mask": MASK}
+    else:
+        del wide["vocab_size"]
+        vit = transformers.ViTConfig(**wide, image_size=16, patch_size=4)
+        net = transformers.ViTForImageClassification(vit).eval()
+        names = [name for name, m in net.named_modules() if isinstance(m, nn.Linear)]
+        first, last = (".".join(names[i].split(".")[-2:]) for i in (-3, -2))
+        inputs = torch.randn(2, 3, 16, 16)
+    want = ConservativeLRP(net, preset).attribute(inputs, target=1)
+    low = ConservativeLRP(net, preset, memory="low")
+    low.attribute(inputs, target=1)
+    names_of = {id(m): name for name, m in net.named_modules()}
+    runs: dict[str, int] = {}
+    plain = nn.Linear.forward
+
+    def forward(self: nn.Linear, x: Tensor) -> Tensor:
+        runs[names_of[id(self)]] = runs.get(names_of[id(self)], 0) + 1
+        return plain(self, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", forward)
+    assert torch.equal(low.attribute(inputs, target=1), want)
+    blocks = [name for name, _ in repeated_blocks(list(net.named_modules()))]
+    assert [runs[f"{name}.{first}"] for name in blocks] == [2, 2, 1]
+    # the rule of `lrp` for it needs its output
+    assert [runs[f"{name}.{last}"] for name in blocks] == ([1] * 3 if preset == "ah+ln" else [2, 2, 1])
 
 
 def test_delta_and_many_targets() -> None:
@@ -190,10 +233,15 @@ def in_place(block: Any, x: Tensor) -> Tensor:
     return x.add_(block.linear(x).relu())
 
 
+def spoiling(block: Any, x: Tensor) -> Tensor:
+    result: Tensor = block.linear(x).exp()  # keeps its output for the backward pass
+    return result.add_(1.0)
+
+
 def changing(block: Any, x: Tensor) -> Tensor:
     block.calls = getattr(block, "calls", 0) + 1
-    x = block.linear(x).tanh()
-    return x.exp() if block.calls > 1 else x
+    x = block.linear(x)
+    return (x.exp() if block.calls > 1 else x).tanh()
 
 
 def failing(block: Any, x: Tensor) -> Tensor:
@@ -207,7 +255,8 @@ def failing(block: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "act, error, words",
     [
-        (in_place, UnsupportedModelError, "in place"),
+        (in_place, UnsupportedModelError, "changes its inputs in place"),
+        (spoiling, UnsupportedModelError, "changed in place afterwards"),
         (changing, UnsupportedModelError, "second time"),
         (failing, ValueError, "the second time"),
     ],
@@ -220,6 +269,13 @@ def test_blocks_that_cannot_run_twice(
     with pytest.raises(error, match=words):
         ConservativeGI(net, "gi", memory="low").attribute(torch.randn(2, 4), target=0)
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()] == hooks
+
+
+def test_what_the_first_run_saves_is_not_changed_either() -> None:
+    net = Blocks(spoiling)
+    net.blocks[0].act = lambda block, x: block.linear(x).tanh()  # the last is not run again
+    with pytest.raises(UnsupportedModelError, match="changed in place afterwards"):
+        ConservativeGI(net, "gi", memory="low").attribute(torch.randn(2, 4), target=0)
 
 
 def test_error_in_the_first_run_leaves_no_hooks() -> None:

@@ -16,8 +16,9 @@ from captum_lrp_tx.propagation.pattern_product import (
     transposed_pattern_product,
 )
 
+_IS_OLD = not hasattr(torch, "_safe_softmax")
 MASKS = ("none", "causal", "keys", "keys expanded", "rows", "boolean rows", "per head", "dead rows")
-if not hasattr(torch, "_safe_softmax"):  # before torch 2.5 such rows are NaN in the model itself
+if _IS_OLD:  # before torch 2.5 such rows are NaN in the model itself
     MASKS = MASKS[:-1]
 
 
@@ -118,6 +119,25 @@ def test_fewer_heads_of_keys(causal: bool, heads: int) -> None:
         torch.testing.assert_close(
             result.double(), written_out(q, k, grad, None, causal, None), rtol=0, atol=2e-5
         )
+
+
+@pytest.mark.skipif(_IS_OLD, reason="torch 2.4 has no enable_gqa")
+@pytest.mark.parametrize("kind", ["none", "causal", "keys", "rows", "boolean rows"])
+@pytest.mark.parametrize("heads", [2, 3])
+def test_shared_heads_use_the_stock_kernel_too(
+    kind: str, heads: int, kernel_calls: list[str], short: int
+) -> None:
+    torch.manual_seed(0)
+    q, grad = torch.randn(2, 6, 37, 8), torch.randn(2, 6, 37, 8)
+    k, v = torch.randn(2, heads, 37, 8), torch.randn(2, heads, 37, 8)
+    mask, causal, gqa = make_mask(kind, 2, 6, 37, 37), kind == "causal", {"enable_gqa": True}
+    out, logsumexp = attention_with_logsumexp(q, k, v, mask, causal, None, gqa)
+    stock = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, **gqa)
+    assert torch.equal(out, stock)
+    result = transposed_pattern_product(q, k, grad, mask, causal, None, logsumexp)
+    expected = written_out(q, k, grad, mask, causal, None)
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=2e-5)
+    assert kernel_calls == ([] if short else ["_swapped"])
 
 
 @pytest.mark.parametrize("kind", MASKS)

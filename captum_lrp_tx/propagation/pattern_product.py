@@ -45,7 +45,8 @@ def attention_with_logsumexp(
     """``F.scaled_dot_product_attention`` and the log-sum-exp of its rows, if its kernel tells.
 
     Args:
-        query, key, value (Tensor): shapes ``(..., heads, tokens, channels)``.
+        query, key, value (Tensor): shapes ``(..., heads, tokens, channels)``; with ``enable_gqa``
+            keys and values may have fewer heads.
         mask (Tensor, optional): Boolean (true: may attend) or added to the scores.
         is_causal (bool): Row ``i`` attends to columns up to ``i``.
         scale (float, optional): Of the scores; default ``1 / sqrt(channels)``.
@@ -59,7 +60,7 @@ def attention_with_logsumexp(
         query.device.type != "cpu"
         or query.dim() != 4
         or query.shape[-1] != value.shape[-1]
-        or query.shape[1] != key.shape[1]
+        or (query.shape[1] != key.shape[1] and not kwargs.get("enable_gqa"))
         or (is_causal and mask is not None)
         or torch.is_autocast_enabled("cpu")
         or _chosen(query, key, value, mask, is_causal, scale, kwargs) != SDPBackend.FLASH_ATTENTION
@@ -67,6 +68,9 @@ def attention_with_logsumexp(
         out = plain(query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, **kwargs)
         return out, None
     additive = _additive(mask, query.dtype) if mask is not None else None
+    if query.shape[1] != key.shape[1]:  # spelled out: not every version's kernel shares heads
+        groups = query.shape[1] // key.shape[1]
+        key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
     result: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, is_causal, attn_mask=additive, scale=scale
     )

@@ -1,15 +1,20 @@
 """``memory="low"``: keep the inputs of each block of a model, and run the block again when needed.
 
-A transformer repeats one block many times.  With this switched on nothing that a block saves for
-the backward pass is kept; when the backward pass first asks for any of it, the block is run once
-more, under the rules that were in force, and what it saves is handed over.  The relevance is the
-same to the last bit, for about one more forward pass.
+A transformer repeats one block many times.  With this switched on hardly anything that a block
+saves for the backward pass is kept; when the backward pass first asks for any of it, the block is
+run once more, under the rules that were in force, and what it saves is handed over.  The relevance
+is the same to the last bit, for less than one more forward pass:
+
+- what is small (normalisers) or there anyway (weights) is kept from the first run, and the second
+  one stops where nothing else is left to be saved, in most blocks before the last matrix product;
+- the last block is not run again: the backward pass begins with it, so it may keep everything.
 
 It works through hooks: the block itself is called by the model as ever.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -19,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from captum_lrp_tx.errors import UnsupportedModelError
@@ -29,6 +35,8 @@ from captum_lrp_tx.propagation.scope import Scope
 
 #: The state of the CPU's generator, and of those of devices.
 _Random = tuple[Tensor, list[int], list[Tensor]]
+#: A saved tensor is kept if it has at most this part of the elements of the block's largest input.
+_SMALL = 1 / 64
 _PLAIN = (int, float, str, bool, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 
@@ -63,9 +71,63 @@ def repeated_blocks(modules: Sequence[tuple[str, nn.Module]]) -> list[tuple[str,
     return found
 
 
+@dataclass(frozen=True)
+class _Sight:
+    """What is remembered of a saved tensor, to see whether the second run saves the same."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    entry: Tensor
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Sight:
+        """Shape, dtype, and the entry in the middle."""
+        with torch._C.DisableTorchFunction():
+            middle = tensor.detach()[tuple(n // 2 for n in tensor.shape)] if tensor.numel() else 0.0
+            entry = torch.as_tensor(middle, device=tensor.device).to(torch.float64, copy=True)
+        return cls(tensor.shape, tensor.dtype, entry)
+
+    def is_of_same(self, other: _Sight) -> bool:
+        """Whether both may be of the same tensor; sums on accelerators vary in the last bits."""
+        if (self.shape, self.dtype) != (other.shape, other.dtype):
+            return False
+        error = 0.0 if self.entry.device.type == "cpu" else 1e-2
+        return torch.allclose(self.entry, other.entry, rtol=error, atol=error, equal_nan=True)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A saved tensor, and its version when it was saved."""
+
+    tensor: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Saved:
+        with torch._C.DisableTorchFunction():
+            return cls(tensor.detach(), tensor._version)
+
+
 @dataclass
 class _Call:
-    """One call of a block, and what its second run has saved so far."""
+    """One call of a block, and what it has saved.
+
+    Args:
+        name (str): Of the block.
+        module (Module): The block.
+        args (tuple), kwargs (dict): Its arguments.
+        versions (list of int): Versions of the tensors among them.
+        tables (list of RuleTable): The rules in force.
+        random (optional): State of the random generators, if the block may draw from them.
+        lookups (int): How many inputs had been looked up.
+        small (float): Greatest number of elements of a tensor that is kept.
+        weights (set of int): Where the block's parameters and buffers lie.
+        seen (list): Of everything that the first run saved, in order, what is remembered.
+        kept (dict): Of that, by position, what stays until the end.
+        saved (dict): The rest, by position: of the last block, or of a second run.
+        hooks (saved_tensors_hooks, optional): While the block runs for the first time.
+        is_whole (bool): Whether the backward pass has not asked for anything yet.
+    """
 
     name: str
     module: nn.Module
@@ -75,10 +137,24 @@ class _Call:
     tables: list[RuleTable]
     random: _Random | None
     lookups: int
-    count: int = 0
-    shapes: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
-    saved: dict[int, Tensor] = field(default_factory=dict)
+    small: float
+    weights: set[int]
+    seen: list[_Sight] = field(default_factory=list)
+    kept: dict[int, _Saved] = field(default_factory=dict)
+    saved: dict[int, _Saved] = field(default_factory=dict)
     hooks: saved_tensors_hooks | None = None
+    is_whole: bool = True
+
+    def keeps(self, tensor: Tensor) -> bool:
+        """Whether it costs next to nothing to keep a tensor."""
+        if tensor.numel() <= self.small:
+            return True
+        plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+        return plain and tensor.untyped_storage().data_ptr() in self.weights
+
+
+class _Enough(BaseException):
+    """All that a second run was needed for is there.  No ``Exception``: blocks may catch those."""
 
 
 class Recomputation:
@@ -110,6 +186,8 @@ class Recomputation:
         self._rules = rules
         self._hooks = Hooks(also=self._close)
         self._open: list[_Call] = []
+        # not the call itself: its arguments lead to the graph, and that leads here
+        self._latest: dict[int, _Saved] = {}
         self._probing = self._is_there = False
 
     def __enter__(self) -> Recomputation:
@@ -134,6 +212,8 @@ class Recomputation:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             if self._scope.is_current() and not self._open and torch.is_grad_enabled():
                 call = self._call(name, module, args, kwargs)
+                self._latest.clear()
+                self._latest = call.saved
                 call.hooks = saved_tensors_hooks(
                     lambda tensor: self._pack(call, tensor), lambda i: self._unpack(call, i)
                 )
@@ -158,6 +238,12 @@ class Recomputation:
         return _Call(
             name, module, tuple(args), dict(kwargs), [t._version for t in tensors],
             self._scope.tables(), _random_state(module, tensors), self._inputs.count_lookups(),
+            _SMALL * max((t.numel() for t in tensors if t.is_floating_point()), default=0),
+            {
+                t.untyped_storage().data_ptr()
+                for t in (*module.parameters(), *module.buffers())
+                if type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided
+            },
         )  # fmt: skip
 
     def _close(self) -> None:
@@ -182,47 +268,81 @@ class Recomputation:
         if self._probing:
             self._is_there = True
             return None  # the result itself would keep its own node alive
-        call.shapes.append((tensor.shape, tensor.dtype))
-        call.count += 1
-        return call.count - 1
+        index = len(call.seen)
+        call.seen.append(_Sight.of(tensor))
+        (call.kept if call.keeps(tensor) else call.saved)[index] = _Saved.of(tensor)
+        return index
 
     # ---- the second run ----------------------------------------------------------------------
     def _unpack(self, call: _Call, index: int) -> Tensor:
-        if index not in call.saved:
+        # already for what is kept, the first time: gradients grow wider within a block
+        early = call.is_whole and not call.saved and len(call.kept) < len(call.seen)
+        if early or index not in call.kept and index not in call.saved:
             self._run_again(call)
-        return call.saved.pop(index)
+        call.is_whole = False
+        saved = call.kept[index] if index in call.kept else call.saved.pop(index)
+        if saved.tensor._version != saved.version:
+            raise UnsupportedModelError(
+                f"{call_of(call.name)} saves a tensor for the backward pass that is changed in "
+                "place afterwards."
+            )
+        return saved.tensor
 
     def _run_again(self, call: _Call) -> None:
         tensors = _tensors((call.args, call.kwargs), call.name)
         if [t._version for t in tensors] != call.versions:
             raise UnsupportedModelError(
-                f"{call.name} changes its inputs in place, so it cannot be run a second time; use "
-                "memory='standard'."
+                f"{call_of(call.name)} changes its inputs in place, so it cannot be run a second "
+                "time; use memory='standard'."
             )
-        saved: list[Tensor] = []
+        seen: list[_Sight] = []
+        saved: dict[int, _Saved] = {}
+        last = max(i for i in range(len(call.seen)) if i not in call.kept)
+        stops = _may_stop(call.module)
 
         def keep(tensor: Tensor) -> None:
-            saved.append(tensor.detach())
+            index = len(seen)
+            seen.append(_Sight.of(tensor))
+            if index not in call.kept:
+                saved[index] = _Saved.of(tensor)
+            if stops and index == last:
+                raise _Enough
 
         with torch.enable_grad():
             args, kwargs = _fresh(call.args), _fresh(call.kwargs)
         with (
-            torch.enable_grad(), _kept_random(call.random), self._scope.again(call.tables),
-            self._rules(), saved_tensors_hooks(keep, _never),
+            contextlib.suppress(_Enough), torch.enable_grad(), _kept_random(call.random),
+            self._scope.again(call.tables), self._rules(), saved_tensors_hooks(keep, _never),
         ):  # fmt: skip
             _set_random(call.random)
             call.module(*args, **kwargs)
-        if [(t.shape, t.dtype) for t in saved] != call.shapes:
+        expected = call.seen[: last + 1] if stops else call.seen
+        if len(seen) != len(expected) or not all(map(_Sight.is_of_same, seen, expected)):
             raise UnsupportedModelError(
-                f"{call.name} does something else when it is run a second time. If it fills a "
-                "cache of keys and values, switch that off (use_cache=False); or use "
+                f"{call_of(call.name)} does something else when it is run a second time. If it "
+                "fills a cache of keys and values, switch that off (use_cache=False); or use "
                 "memory='standard'."
             )
-        call.saved = dict(enumerate(saved))
+        call.saved.update(saved)
 
 
 def _never(_: Any) -> Tensor:
     raise AssertionError("the graph of a second run is not walked")
+
+
+def _may_stop(block: nn.Module) -> bool:
+    """
+    Whether a run of a block may be left halfway: not if hooks, or whatever has been put in the
+    place of a ``forward``, count on being called at its end too.
+    """
+    return not (
+        _global_forward_hooks
+        or _global_forward_pre_hooks
+        or any(
+            m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
+            for m in block.modules()
+        )
+    )
 
 
 def _tensors(value: Any, name: str) -> list[Tensor]:

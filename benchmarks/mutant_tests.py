@@ -53,10 +53,11 @@ class Tests:
             tests = set().union(*by_line.values())
         return tests
 
-    def chosen(self, tests: set[str], limit: float) -> list[str]:
+    def chosen(self, tests: set[str], limit: float, every_case: bool = False) -> list[str]:
         """
         The quickest tests first, for ``limit`` seconds in all (one at least).  Of the cases of a
-        parametrized test the slowest, the one in the middle, and the quickest for one second.
+        parametrized test the slowest, the one in the middle, and the quickest for one second,
+        unless ``every_case`` is asked for.
         """
         by_function: dict[str, list[str]] = defaultdict(list)
         for test in sorted(tests, key=lambda test: (self.time_of(test), test)):
@@ -66,7 +67,7 @@ class Tests:
             last, spent, quick = len(cases) - 1, 0.0, {0}
             for i, case in enumerate(cases):
                 spent += self.time_of(case)
-                if spent > 1.0:
+                if spent > 1.0 and not every_case:
                     break
                 quick.add(i)
             kept += [cases[i] for i in sorted({*quick, last // 2, last})]

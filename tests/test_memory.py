@@ -8,6 +8,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules import module
 
 from captum_lrp_tx import Composite, ConservativeGI, ConservativeLRP, rules
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
@@ -164,8 +165,8 @@ def test_second_run_stops_before_the_last_product(
     assert torch.equal(low.attribute(inputs, target=1), want)
     blocks = [name for name, _ in repeated_blocks(list(net.named_modules()))]
     assert [runs[f"{name}.{first}"] for name in blocks] == [2, 2, 1]
-    # the rule of `lrp` for it needs its output
-    assert [runs[f"{name}.{last}"] for name in blocks] == ([1] * 3 if preset == "ah+ln" else [2, 2, 1])
+    expected = [1, 1, 1] if preset == "ah+ln" else [2, 2, 1]  # epsilon's rule needs its output
+    assert [runs[f"{name}.{last}"] for name in blocks] == expected
 
 
 def test_delta_and_many_targets() -> None:
@@ -244,6 +245,30 @@ def changing(block: Any, x: Tensor) -> Tensor:
     return (x.exp() if block.calls > 1 else x).tanh()
 
 
+def drifting(block: Any, x: Tensor) -> Tensor:
+    block.calls = getattr(block, "calls", 0) + 1
+    result: Tensor = (block.linear(x) * block.calls).tanh()
+    return result
+
+
+def shrinking(block: Any, x: Tensor) -> Tensor:
+    block.calls = getattr(block, "calls", 0) + 1
+    x = block.linear(x)
+    return x if block.calls > 1 else x.tanh()
+
+
+def growing(block: Any, x: Tensor) -> Tensor:
+    block.calls = getattr(block, "calls", 0) + 1
+    x = block.linear(x).tanh()
+    return x.exp() if block.calls > 1 else x
+
+
+def reshaping(block: Any, x: Tensor) -> Tensor:
+    block.calls = getattr(block, "calls", 0) + 1
+    x = block.linear(x)
+    return x.mT.tanh().mT if block.calls > 1 else x.tanh()
+
+
 def failing(block: Any, x: Tensor) -> Tensor:
     block.calls = getattr(block, "calls", 0) + 1
     if block.calls > 1:
@@ -258,6 +283,9 @@ def failing(block: Any, x: Tensor) -> Tensor:
         (in_place, UnsupportedModelError, "changes its inputs in place"),
         (spoiling, UnsupportedModelError, "changed in place afterwards"),
         (changing, UnsupportedModelError, "second time"),
+        (drifting, UnsupportedModelError, "second time"),
+        (shrinking, UnsupportedModelError, "second time"),
+        (reshaping, UnsupportedModelError, "second time"),
         (failing, ValueError, "the second time"),
     ],
 )
@@ -269,6 +297,56 @@ def test_blocks_that_cannot_run_twice(
     with pytest.raises(error, match=words):
         ConservativeGI(net, "gi", memory="low").attribute(torch.randn(2, 4), target=0)
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()] == hooks
+
+
+def test_what_comes_after_the_last_saved_tensor() -> None:
+    """It is not run again, and may be anything, unless hooks ask for the whole run."""
+    x = torch.randn(2, 4)
+    torch.manual_seed(0)
+    net = Blocks(growing)
+    want = ConservativeGI(net, "gi").attribute(x, target=0)
+    for block in net.blocks:
+        block.calls = 0
+    assert torch.equal(ConservativeGI(net, "gi", memory="low").attribute(x, target=0), want)
+    for block in net.blocks:
+        block.calls = 0
+    net.blocks[0].linear.register_forward_hook(lambda *_: None)
+    with pytest.raises(UnsupportedModelError, match="second time"):
+        ConservativeGI(net, "gi", memory="low").attribute(x, target=0)
+
+
+@pytest.mark.parametrize("how", ["", "replaced", "pre-hook", "global hook", "global pre-hook"])
+def test_runs_are_whole_where_something_counts_on_their_end(how: str) -> None:
+    torch.manual_seed(0)
+    net = Blocks(lambda block, x: block.linear(x).tanh())
+    ended: list[nn.Module] = []
+    plain = Block.forward
+
+    def forward(self: Block, x: Tensor) -> Tensor:
+        out = plain(self, x).relu()  # after the last tensor that is needed
+        ended.append(self)
+        return out + 0.0
+
+    handles: list[Any] = []
+    first = net.blocks[0]
+    if how == "replaced":
+        first.linear.forward = first.linear.forward  # as packages that move weights about do
+    elif how == "pre-hook":
+        handles = [first.linear.register_forward_pre_hook(lambda *_: None)]
+    elif how == "global hook":
+        handles = [module.register_module_forward_hook(lambda *_: None)]
+    elif how == "global pre-hook":
+        handles = [module.register_module_forward_pre_hook(lambda *_: None)]
+    low = ConservativeGI(net, "gi", memory="low")
+    low.attribute(torch.randn(2, 4), target=0)
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Block, "forward", forward)
+            low.attribute(torch.randn(2, 4), target=0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert [b is first for b in ended] == [True, False, True][: 3 if how else 2]
 
 
 def test_what_the_first_run_saves_is_not_changed_either() -> None:

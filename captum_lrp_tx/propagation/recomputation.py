@@ -277,7 +277,7 @@ class Recomputation:
     def _unpack(self, call: _Call, index: int) -> Tensor:
         # already for what is kept, the first time: gradients grow wider within a block
         early = call.is_whole and not call.saved and len(call.kept) < len(call.seen)
-        if early or index not in call.kept and index not in call.saved:
+        if early or (index not in call.kept and index not in call.saved):
             self._run_again(call)
         call.is_whole = False
         saved = call.kept[index] if index in call.kept else call.saved.pop(index)

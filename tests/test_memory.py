@@ -315,6 +315,22 @@ def test_what_comes_after_the_last_saved_tensor() -> None:
         ConservativeGI(net, "gi", memory="low").attribute(x, target=0)
 
 
+def test_weights_that_come_and_go_are_not_held() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    torch.manual_seed(0)
+    net = transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL)).eval()
+    inputs, target = asked("bert")
+    want = ConservativeLRP(net).attribute(inputs, target=target)
+    accelerate.cpu_offload(net, execution_device=torch.device("cpu"))
+    moved = net.bert.encoder.layer[0].output.dense
+    assert moved.weight.device.type == "meta"
+    low, standard = (ConservativeLRP(net, memory=m) for m in ("low", "standard"))  # type: ignore[arg-type]
+    got = low.attribute(inputs, target=target)
+    assert torch.equal(got, standard.attribute(inputs, target=target))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-8)
+    assert moved.weight.device.type == "meta"
+
+
 @pytest.mark.parametrize("how", ["", "replaced", "pre-hook", "global hook", "global pre-hook"])
 def test_runs_are_whole_where_something_counts_on_their_end(how: str) -> None:
     torch.manual_seed(0)

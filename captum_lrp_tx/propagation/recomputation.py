@@ -239,11 +239,7 @@ class Recomputation:
             name, module, tuple(args), dict(kwargs), [t._version for t in tensors],
             self._scope.tables(), _random_state(module, tensors), self._inputs.count_lookups(),
             _SMALL * max((t.numel() for t in tensors if t.is_floating_point()), default=0),
-            {
-                t.untyped_storage().data_ptr()
-                for t in (*module.parameters(), *module.buffers())
-                if type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided
-            },
+            set() if _is_wrapped(module) else _storages(module),
         )  # fmt: skip
 
     def _close(self) -> None:
@@ -335,14 +331,26 @@ def _may_stop(block: nn.Module) -> bool:
     Whether a run of a block may be left halfway: not if hooks, or whatever has been put in the
     place of a ``forward``, count on being called at its end too.
     """
+    hooks = _global_forward_hooks or _global_forward_pre_hooks
     return not (
-        _global_forward_hooks
-        or _global_forward_pre_hooks
-        or any(
-            m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
-            for m in block.modules()
-        )
+        hooks
+        or _is_wrapped(block)
+        or any(m._forward_hooks or m._forward_pre_hooks for m in block.modules())
     )
+
+
+def _is_wrapped(block: nn.Module) -> bool:
+    """Whether a ``forward`` has been replaced, as by packages that move weights to and fro."""
+    return any("forward" in vars(module) for module in block.modules())
+
+
+def _storages(block: nn.Module) -> set[int]:
+    """Where parameters and buffers lie."""
+    return {
+        tensor.untyped_storage().data_ptr()
+        for tensor in (*block.parameters(), *block.buffers())
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    }
 
 
 def _tensors(value: Any, name: str) -> list[Tensor]:

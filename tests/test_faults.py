@@ -81,12 +81,12 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Token ids, two blocks, a head."""
+    """Token ids, three blocks, a head."""
 
     def __init__(self) -> None:
         super().__init__()
         self.word, self.position = nn.Embedding(7, 4), nn.Embedding(5, 4)
-        self.blocks = nn.ModuleList([Block(4, True), Block(4, False)])
+        self.blocks = nn.ModuleList([Block(4, True), Block(4, True), Block(4, False)])
         self.head = nn.Linear(4, 3)
         self.register_buffer("scale", torch.ones(()))
 
@@ -236,22 +236,23 @@ def at_torch_calls(counter: Counter) -> Iterator[None]:
 
 @functools.cache
 def _exits(code: types.CodeType) -> frozenset[int]:
-    """Where the three Nones for an ``__exit__`` are loaded."""
+    """Where the three Nones for an ``__exit__`` are loaded, or nothing is done."""
     found = [*dis.get_instructions(code)]
     nones = {i.offset for i in found if i.opname == "LOAD_CONST" and i.argval is None}
     # with a value to return, which is put aside first
     swaps = {
         i.offset for i, j in itertools.pairwise(found) if i.opname == "SWAP" and j.offset in nones
     }
-    return frozenset({i.offset for i in found if i.opname == "POP_BLOCK"} | nones | swaps)
+    idle = {i.offset for i in found if i.opname in ("POP_BLOCK", "NOP")}
+    return frozenset(idle | nones | swaps)
 
 
 @contextmanager
 def at_lines(counter: Counter) -> Iterator[None]:
     """As a signal handler does: between any two lines of the package.
 
-    Not at the end of a ``with`` block before its ``__exit__`` is called, where Python lets no
-    signal handler run; on the first line of an ``__exit__`` it does.
+    Not at a ``try`` that opens a ``with`` block, nor at the end of one before its ``__exit__`` is
+    called, where Python lets no signal handler run; on the first line of an ``__exit__`` it does.
     """
 
     def local(frame: Any, event: str, arg: Any) -> Any:
@@ -291,11 +292,13 @@ def inject(model: Net, name: str, place: str, kinds: Any, stride: int = 1) -> in
     for at, kind in zip(range(0, counter.steps, stride), itertools.cycle(kinds)):
         try:
             with inside(Counter(at, kind)):
-                run()
+                result = run()
         except kind as error:
             assert "injected" in str(error)
-        else:
-            pytest.fail(f"{kind.__name__} at {at} of {counter.steps} was swallowed")
+        else:  # backward passes that do not fit into memory together are run one by one
+            what = f"{kind.__name__} at {at} of {counter.steps} was swallowed"
+            assert name == "targets" and kind is torch.OutOfMemoryError, what
+            torch.testing.assert_close(result, expected)
         after = state(model)
         for key, value in before.items():
             assert after[key] == value, f"{key} after {kind.__name__} at {at}"

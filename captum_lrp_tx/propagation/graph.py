@@ -32,7 +32,7 @@ _KEEP_STATISTIC = KEEP_ENTRIES | frozenset(
     {"Add", "Sub", "Clamp", "ClampMin", "ClampMax", "Maximum", "Where", "Reciprocal", "Mul", "Div"}
 )
 _ROOTS = frozenset({"Rsqrt", "Sqrt"})
-_NORMS = frozenset({"Std", "StdMean", "LinalgVectorNorm", "LinalgNorm", "Norm"})
+_NORMS = frozenset({"Std", "StdMean", "LinalgVectorNorm", "Norm"})
 _REDUCTIONS = _NORMS | frozenset({"Mean", "Sum", "Var", "VarMean", "NativeBatchNorm"})
 
 #: How strongly a factor looks like a gate: bounded functions first, then self-gated activations.
@@ -40,7 +40,6 @@ _GATE_STRENGTH = {
     "Softmax": 3,
     "SafeSoftmax": 3,
     "Sigmoid": 3,
-    "HardSigmoid": 3,
     "Hardsigmoid": 3,
     "Tanh": 2,
     "Erf": 2,

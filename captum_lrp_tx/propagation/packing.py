@@ -101,6 +101,6 @@ def _packed(
             output, leaves, torch.stack(arriving), allow_unused=True, retain_graph=True,
             is_grads_batched=True,
         )  # fmt: skip
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError):  # or there is no memory for all of them at once
         return None
     return [[None if g is None else g[i] for g in found] for i in range(len(selected))]

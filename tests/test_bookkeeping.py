@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from captum_lrp_tx.propagation import compact
-from captum_lrp_tx.propagation.functions import Stabilize, nonzero, safe_ratio
+from captum_lrp_tx.propagation.functions import Stabilize, _true_entries, nonzero, safe_ratio
 from captum_lrp_tx.propagation.ledger import Ledger, encloses
 from captum_lrp_tx.propagation.packing import pack_size
 
@@ -182,6 +184,16 @@ def test_the_epsilon_rule_at_every_magnitude(
         wide = values.double()
         expected = wide / (wide + epsilon * wide.sign())
         torch.testing.assert_close(gradient.double(), expected, rtol=2 * rounding, atol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 100), st.lists(st.integers(0, 99), max_size=30), st.booleans())
+def test_true_entries_of_a_mask(size: int, true: list[int], strided: bool) -> None:
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[[i for i in true if i < size]] = True
+    if strided:
+        mask = torch.stack([mask, ~mask], 1)[:, 0]
+    assert torch.equal(_true_entries(mask), mask.nonzero().squeeze(1))
 
 
 def test_the_epsilon_rule_at_zero() -> None:

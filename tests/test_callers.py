@@ -32,6 +32,7 @@ from captum_lrp_tx.errors import (
     UncoveredOperationWarning,
     UnsupportedModelError,
 )
+from captum_lrp_tx.propagation import obstacles
 
 GAMMA = Composite({nn.Linear: rules.GeneralizedGammaRule()}, base="lrp")
 METHODS: Any = pytest.mark.parametrize(
@@ -384,6 +385,15 @@ def test_checkpointing_is_refused(part: str, reentrant: bool, model: Block, unto
             method.attribute(x, target=target)
     checkpointed.first(x).sum().backward()  # not disabled beyond the pass
     checkpoint(nn.GELU(), checkpointed.first(x), use_reentrant=False).sum().backward()
+
+
+@pytest.mark.parametrize("caller", ["aaa", "torch.utils.checkpoint", "zzz"])
+def test_callers_that_are_checkpoints(caller: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(obstacles, "_top_hooks", None)  # as in torch 2.4
+    names = {"__name__": caller, "check": obstacles._is_checkpointed}
+    exec("def call():\n    return check()", names)
+    call: Any = names["call"]
+    assert call() is (caller == "torch.utils.checkpoint")
 
 
 CONTEXTS: dict[str, Any] = {

@@ -153,6 +153,64 @@ def test_few_rows_with_a_gradient(kind: str, kernel_calls: list[str], short: int
     assert kernel_calls == ([] if short else ["_by_blocks"])
 
 
+@pytest.mark.parametrize(
+    "entries, blocks",
+    [(1, 30), (2 * 4 * 30, 30), (2 * 4 * 30 * 7, 5), (2 * 4 * 30 * 29, 2), (2 * 4 * 30 * 30, 1)],
+)
+@pytest.mark.parametrize("kind", ["none", "causal", "keys", "rows"])
+def test_blocks_of_any_size(
+    entries: int, blocks: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No block has more entries than allowed, unless it is a single row."""
+    sizes: list[int] = []
+    plain = pattern_product._rows_product
+
+    def spy(query: Tensor, keys: Tensor, *rest: object) -> Tensor:
+        sizes.append(query[..., 0].numel() * keys.shape[-1])
+        return plain(query, keys, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pattern_product, "_rows_product", spy)
+    monkeypatch.setattr(pattern_product, "BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(pattern_product, "SHORT", 0)
+    torch.manual_seed(0)
+    q, k, grad = (torch.randn(2, 4, 30, 8) for _ in range(3))
+    mask, causal = make_mask(kind, 2, 4, 30, 30), kind == "causal"
+    result = transposed_pattern_product(q, k, grad, mask, causal, None, None)
+    expected = written_out(q, k, grad, mask, causal, None)
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=2e-5)
+    assert len(sizes) == blocks
+    assert max(sizes) <= max(entries, 2 * 4 * 30)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (65, 1), (1, 65)])
+def test_short_inputs_need_no_kernel(
+    shape: tuple[int, int], kernel_calls: list[str], short: int
+) -> None:
+    q, grad, k = torch.randn(1, 2, shape[0], 8), torch.randn(1, 2, shape[0], 8), torch.randn(
+        1, 2, shape[1], 8
+    )  # fmt: skip
+    _, logsumexp = attention_with_logsumexp(q, k, k, None, False, None, {})
+    transposed_pattern_product(q, k, grad, None, False, None, logsumexp)
+    assert kernel_calls == ([] if short and max(shape) == 64 else ["_swapped"])
+
+
+@pytest.mark.parametrize("tokens, blocks", [(2048, 1), (2049, 2)])
+def test_four_million_entries_at_a_time(
+    tokens: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    plain = pattern_product._rows_product
+
+    def spy(query: Tensor, *rest: object) -> Tensor:
+        calls.append(query.shape[-2])
+        return plain(query, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pattern_product, "_rows_product", spy)
+    x = torch.randn(1, 1, tokens, 1)
+    transposed_pattern_product(x, x[..., :2048, :], x, None, False, None, None)
+    assert len(calls) == blocks
+
+
 def test_no_row_with_a_gradient() -> None:
     q, k = torch.randn(1, 2, 16, 8), torch.randn(1, 2, 16, 8)
     result = transposed_pattern_product(q, k, torch.zeros(1, 2, 16, 8), None, False, None, None)

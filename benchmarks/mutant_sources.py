@@ -2,7 +2,7 @@
 
 A mutant counts if it is Python and differs from the original in what is run.  Not run are
 annotations, f-strings (here they only word messages), what is under ``if TYPE_CHECKING``,
-overloads and protocols: two sources are the same if they are once these are left out.  ``is`` and
+overloads and protocols; caches of functions change the time only. Two sources are the same if they are once these are left out.  ``is`` and
 ``==`` count as one where one side is a constant: small integers, names and None exist once.
 
 Left out are cosmic-ray's operators on variables, which need names, and those that put ``is`` or
@@ -101,6 +101,7 @@ class _Run(ast.NodeTransformer):
         if any(isinstance(d, ast.Name) and d.id == "overload" for d in node.decorator_list):
             return None
         node.returns = None
+        node.decorator_list = [d for d in node.decorator_list if "cache" not in ast.unparse(d)]
         return self.generic_visit(node)
 
 

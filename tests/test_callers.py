@@ -210,7 +210,10 @@ def test_cached_parametrizations(filled_by: str, model: Block, x: Tensor) -> Non
     with parametrize.cached():
         if filled_by == "the model":
             computed(x)
+        kept = dict(parametrize._cache)
         same(ConservativeLRP(computed).attribute(x, target=1, strict=True), expected)
+        assert parametrize._cache.keys() == kept.keys()
+        assert all(parametrize._cache[key] is kept[key] for key in kept)
         computed(x).sum().backward()
     original = computed.qkv.parametrizations.weight.original1
     assert original.grad is not None and original.grad.any()

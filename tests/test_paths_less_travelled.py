@@ -406,3 +406,12 @@ def test_a_parameter_that_is_not_finite_is_named() -> None:
     assert "outside" in found(broken)
     broken[0].register_forward_hook(lambda *_: torch.full((1, 2), float("nan")))
     assert "first module with such an output is '0'" in found(broken)
+
+
+def test_a_module_that_returns_several_tensors_is_named() -> None:
+    model = nn.Sequential(nn.LSTM(2, 2)).eval()
+    modules, x = list(model.named_modules()), torch.ones(1, 2)
+    assert "outside" in diagnosis.of_output(modules, lambda: model(x))
+    model[0].register_forward_hook(lambda _, __, out: (out[0], torch.full((2,), float("nan"))))
+    assert "such an output is '0'" in diagnosis.of_output(modules, lambda: model(x))
+    assert len(model[0]._forward_hooks) == 1

@@ -131,6 +131,10 @@ def test_what_is_written_to_the_state(swapped: bool) -> None:
     assert signal(made("scaled", 2, 4, 4), made("free", 2, 4, 4), False) == UNCLEAR
     sets = [frozenset(letters) for letters in ("bdn", "bd", "bdn")]
     assert signal(made("scaled", 2, 5, 4), made("free", 2, 5), False, sets) == "free"
+    sets = [frozenset(letters) for letters in ("bdnt", "bdt", "bdn")]  # over a chunk of time
+    assert signal(made("scaled", 2, 5, 4, 3), made("free", 2, 5, 3), False, sets) == "free"
+    sets = [frozenset(letters) for letters in ("bdt", "bdnt", "bdn")]
+    assert signal(made("scaled", 2, 5, 3), made("free", 2, 5, 4, 3), False, sets) == UNCLEAR
     sets = [frozenset(letters) for letters in ("bd", "bn", "bdn")]
     assert signal(made("scaled", 2, 5), made("free", 2, 4), False, sets) == "scaled"
     sets = [frozenset(letters) for letters in ("bd", "bdn", "bdn")]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from captum_lrp_tx.propagation import compact
 from captum_lrp_tx.propagation.functions import Stabilize, _true_entries, nonzero, safe_ratio
@@ -194,6 +195,18 @@ def test_true_entries_of_a_mask(size: int, true: list[int], strided: bool) -> No
     if strided:
         mask = torch.stack([mask, ~mask], 1)[:, 0]
     assert torch.equal(_true_entries(mask), mask.nonzero().squeeze(1))
+
+
+@pytest.mark.parametrize("few, part", [(2**12, 1 / 4), (2**15, 1.0)])
+def test_few_factors_of_the_epsilon_rule_are_all_that_is_kept(few: int, part: float) -> None:
+    kept: list[Tensor] = []
+    z = torch.ones(2**16, requires_grad=True)
+    with torch.no_grad():
+        z[:few] = 1e-6
+    with saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        Stabilize.call(z, 1e-9)
+    size = sum(t.numel() * t.element_size() for t in kept)
+    assert size <= part * z.numel() * z.element_size()
 
 
 def test_the_epsilon_rule_at_zero() -> None:

@@ -99,13 +99,14 @@ def test_attention_with_dropout(
 
 
 # ---- products -----------------------------------------------------------------------------------
-@pytest.mark.parametrize("dim", [-1, 1])
+@pytest.mark.parametrize("given", [(-1,), (1,), ()], ids=str)
 @pytest.mark.parametrize("rules, share", [("attnlrp", 0.5), ("lrp", 1.0)])
-def test_gated_linear_units(rules: str, share: float, dim: int) -> None:
+def test_gated_linear_units(rules: str, share: float, given: tuple[int, ...]) -> None:
     x, weight = zoo.floats(2, 6, 6), torch.randn(18)
+    dim = given[0] if given else -1
     signal, control = x.chunk(2, dim)
     each = weight * (signal * control.sigmoid()).flatten(1)
-    explainer = ConservativeLRP(lambda t: F.glu(t, dim).flatten(1) @ weight, rules)
+    explainer = ConservativeLRP(lambda t: F.glu(t, *given).flatten(1) @ weight, rules)
     got = explainer.attribute(x).chunk(2, dim)
     close(got[0].flatten(1), share * each)
     torch.testing.assert_close(got[1].flatten(1), (1 - share) * each, rtol=1e-4, atol=1e-6)

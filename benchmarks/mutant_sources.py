@@ -2,8 +2,9 @@
 
 A mutant counts if it is Python and differs from the original in what is run.  Not run are
 annotations, f-strings (here they only word messages), what is under ``if TYPE_CHECKING``,
-overloads and protocols; caches of functions change the time only. Two sources are the same if they are once these are left out.  ``is`` and
-``==`` count as one where one side is a constant: small integers, names and None exist once.
+overloads and protocols; caches of functions change the time only.  Two sources are the same if
+they are once these are left out.  ``is`` and ``==`` count as one where one side is a constant:
+small integers, names and None exist once.
 
 Left out are cosmic-ray's operators on variables, which need names, and those that put ``is`` or
 ``is not`` in the place of ``<`` or ``==``: no fault that is made, and by chance the same on small

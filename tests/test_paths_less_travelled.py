@@ -120,6 +120,35 @@ def test_the_relevance_of_a_quotient_is_its_numerators(rules: str) -> None:
     assert not of_y.any()
 
 
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x, y: torch.mul(x, y),
+        lambda x, y: torch.mul(input=x, other=y),
+        lambda x, y: torch.multiply(x, other=y),
+        lambda x, y: x.mul(other=y),
+        lambda x, y: (x * 1.0).mul_(other=y),
+    ],
+)
+def test_products_by_keyword(product: Any) -> None:
+    x, y, weight = zoo.floats(2, WIDTH), zoo.floats(2, WIDTH) + 5, torch.randn(WIDTH)
+    for got in ConservativeLRP(lambda a, b: product(a, b) @ weight).attribute((x, y)):
+        close(got, 0.5 * x * y * weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*Div in the forward function:UserWarning")
+@pytest.mark.parametrize("rounding", [None, "floor", "trunc"])
+def test_quotients_by_keyword(rounding: str | None) -> None:
+    x, y, weight = zoo.floats(2, WIDTH), zoo.floats(2, WIDTH) + 5, torch.randn(WIDTH)
+
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return (torch.div(a, other=b, rounding_mode=rounding) + a + b) @ weight
+
+    of_x, of_y = ConservativeLRP(forward).attribute((x, y))
+    close(of_x, (x + (x / y if rounding is None else 0.0)) * weight)  # steps have no slope
+    close(of_y, y * weight)
+
+
 def test_a_product_of_a_tensor_with_itself_is_shared() -> None:
     x, weight = zoo.floats(2, WIDTH), torch.randn(WIDTH)
     close(ConservativeLRP(lambda t: (t * t) @ weight).attribute(x), x * x * weight)
@@ -416,3 +445,28 @@ def test_a_module_that_returns_several_tensors_is_named() -> None:
     model[0].register_forward_hook(lambda _, __, out: (out[0], torch.full((2,), float("nan"))))
     assert "such an output is '0'" in diagnosis.of_output(modules, lambda: model(x))
     assert len(model[0]._forward_hooks) == 1
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_a_norm_whose_bias_is_ignored_shares_all_of_its_relevance(norm: str) -> None:
+    """By hand: ``z = A x`` with the deviation constant gets the relevance of ``z + b``."""
+    torch.manual_seed(0)
+    layer: Any = nn.LayerNorm(WIDTH) if norm == "layer" else nn.BatchNorm1d(WIDTH).eval()
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    x, v = zoo.floats(2, WIDTH), torch.randn(WIDTH)
+    got = ConservativeLRP(lambda t: layer(t) @ v, bias="ignore").attribute(x)
+    for example, relevance in zip(x, got, strict=True):
+        centred = torch.eye(WIDTH)
+        deviation = torch.ones(WIDTH)
+        if norm == "layer":
+            centred = centred - 1 / WIDTH
+            deviation = (example.var(unbiased=False) + layer.eps).sqrt() * torch.ones(WIDTH)
+        else:
+            deviation = (layer.running_var + layer.eps).sqrt()
+        matrix = (weight / deviation)[:, None] * centred
+        z = matrix @ example
+        shares = matrix * example / z[:, None]
+        torch.testing.assert_close(relevance, ((z + bias) * v) @ shares, rtol=1e-3, atol=1e-4)
+        assert float(relevance.sum()) == pytest.approx(float((z + bias) @ v), abs=1e-3)

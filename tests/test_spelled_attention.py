@@ -51,7 +51,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "numbers": {"mask": torch.linspace(-3, 3, QUERIES * KEYS).view(QUERIES, KEYS)},
     "minus infinity": {"mask": torch.zeros(QUERIES, KEYS).masked_fill(~DEAD, float("-inf"))},
     "grouped": {"groups": 3},
-    "as many groups as queries": {"groups": 2},
+    "as many heads as queries": {"groups": 2},
     "one group": {"groups": HEADS, "is_causal": True},
 }
 

@@ -24,6 +24,7 @@ from captum_lrp_tx.propagation.functions import Combine, PassThrough, ScaleGradi
 from captum_lrp_tx.propagation.hooks import Hooks, guard
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct, RuleTable
+from captum_lrp_tx.propagation.pattern_product import heads_of
 
 #: Parameters of attention modules that take the sequence which keys and values come from.
 _KEY_SEQUENCES = frozenset(
@@ -390,9 +391,7 @@ def spelled_out(
     pattern = record(explicit_pattern(operation, share, softmax_passes))
     if operation.dropout_p:
         pattern = torch.nn.functional.dropout(pattern, operation.dropout_p)
-    value = operation.value_
-    if value.dim() > 2 and pattern.shape[-3] != value.shape[-3] > 1:
-        value = value.repeat_interleave(pattern.shape[-3] // value.shape[-3], -3)
+    value = heads_of(pattern, operation.value_)
     if share != 1.0:
         pattern, value = ScaleGradient.call(pattern, share), ScaleGradient.call(value, share)
     output = pattern.to(value.dtype) @ value
@@ -403,10 +402,9 @@ def explicit_pattern(
     operation: FusedAttention, share: float = 1.0, softmax_passes: bool = False
 ) -> Tensor:
     """The pattern of fused attention, ``(..., queries, keys)``; rows without keys are zero."""
-    query, key, mask = operation.query, operation.key, operation.mask
+    query, mask = operation.query, operation.mask
+    key = heads_of(query, operation.key)
     scale = query.shape[-1] ** -0.5 if operation.scale is None else operation.scale
-    if key.dim() > 2 and query.shape[-3] != key.shape[-3] > 1:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     if query.dtype in (torch.float16, torch.bfloat16):
         query, key = query.float(), key.float()
     if share != 1.0:

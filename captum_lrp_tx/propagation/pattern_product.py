@@ -68,9 +68,8 @@ def attention_with_logsumexp(
         out = plain(query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, **kwargs)
         return out, None
     additive = _additive(mask, query.dtype) if mask is not None else None
-    if query.shape[1] != key.shape[1]:  # spelled out: not every version's kernel shares heads
-        groups = query.shape[1] // key.shape[1]
-        key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
+    # spelled out: not every version's kernel shares heads
+    key, value = (heads_of(query, t).expand(*query.shape[:2], -1, -1) for t in (key, value))
     result: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, is_causal, attn_mask=additive, scale=scale
     )
@@ -121,10 +120,10 @@ def transposed_pattern_product(
         Tensor: shape ``(..., heads of key, columns, value channels)``.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    heads = key.shape[-3] if key.dim() > 2 else 1
-    grouped = query.dim() > 2 and query.shape[-3] != heads and heads != 1
-    if grouped:
-        key = key.repeat_interleave(query.shape[-3] // heads, -3)
+    given, key = key, heads_of(query, key)
+    repeated = key is not given
+    if logsumexp is not None:
+        key = key.expand(*query.shape[:-2], -1, -1)  # one head for all: the kernel wants its size
     short = max(query.shape[-2], key.shape[-2]) <= SHORT
     rows = None if short else rows_with_entries(grad)
     if short:
@@ -133,9 +132,25 @@ def transposed_pattern_product(
         total = _swapped(query, key, grad, mask, is_causal, scale, logsumexp)
     else:
         total = _by_blocks(query, key, grad, mask, is_causal, scale, rows)
-    if grouped:
-        total = total.reshape(*total.shape[:-3], heads, -1, *total.shape[-2:]).sum(-3)
+    if repeated:
+        total = total.reshape(*total.shape[:-3], given.shape[-3], -1, *total.shape[-2:]).sum(-3)
     return total
+
+
+def heads_of(query: Tensor, shared: Tensor) -> Tensor:
+    """Keys or values with as many heads as the queries.
+
+    Args:
+        query (Tensor): shape ``(..., heads, rows, channels)``, or without heads.
+        shared (Tensor): shape ``(..., fewer heads, columns, channels)``, each for several heads of
+            the queries in a row; or one, or without heads, which broadcast.
+
+    Returns:
+        Tensor: ``shared`` itself if there is nothing to repeat.
+    """
+    if shared.dim() < 3 or query.dim() < 3 or shared.shape[-3] in (1, query.shape[-3]):
+        return shared
+    return shared.repeat_interleave(query.shape[-3] // shared.shape[-3], -3)
 
 
 # ---- the stock kernel with queries and keys swapped ---------------------------------------------

@@ -14,6 +14,7 @@ from captum_lrp_tx.propagation.functions import (
     UniformAttention,
 )
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct
+from captum_lrp_tx.propagation.pattern_product import heads_of
 from captum_lrp_tx.rules.base import Rule
 
 
@@ -64,10 +65,7 @@ def _constant(operation: PatternProduct) -> Tensor:
 
 def _explicit(operation: FusedAttention, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     """With dropout the kernel's random mask must be shared by both passes: spell it out."""
-    value = operation.value_
-    if key.dim() > 2 and query.shape[-3] != key.shape[-3]:
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
+    key, value = heads_of(query, key), heads_of(query, operation.value_)
     scale = query.shape[-1] ** -0.5 if operation.scale is None else operation.scale
     scores = query * scale @ key.transpose(-2, -1)
     if operation.is_causal:

@@ -22,20 +22,27 @@ if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
 
 
+_OPERANDS = ("input", "other")
+
+
 def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name: str = func.__name__
     inplace = name.endswith("_") and not name.startswith("__")
+    if kwargs and all(k in _OPERANDS or value is None for k, value in kwargs.items()):
+        args, kwargs = tuple(bind(_OPERANDS, args, kwargs)), {}
     if kwargs or len(args) != 2 or not (depends(args[0]) and depends(args[1])):
         if mode.has_memory and mode.scope.rule(Kind.ATTENTION) is not None and not inplace:
             # how much is kept of a memory that holds nothing yet: a constant
             args = tuple(a.detach() if depends(a) and delta_rule.is_decay(a) else a for a in args)
         return func(*args, **kwargs)
-    quotient = "div" in name
+    quotient, target = "div" in name, args[0]
+    if inplace:  # rules may look at a view of what is overwritten here
+        args = (target.clone(), args[1])
     if mode.has_steps and not quotient:
         plain = getattr(torch, name.strip("_")) if inplace else func
         scanned = scan_product(mode, plain, args, {}, [0, 1], elementwise=True)
         if scanned is not None:
-            return args[0].copy_(scanned) if inplace else scanned
+            return target.copy_(scanned) if inplace else scanned
     # in-place calls keep their meaning: the result is copied into the first argument
     plain = getattr(torch, name.strip("_")) if inplace else func
     result: Any = None
@@ -43,7 +50,7 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
         decays = tuple(i for i in (0, 1) if delta_rule.is_decay(args[i]))
         if len(decays) == 1 and delta_rule.is_sum_of_values(args[1 - decays[0]]):
             kept = weighted_values(mode, plain, args, {}, decays)
-            return args[0].copy_(kept) if inplace else kept
+            return target.copy_(kept) if inplace else kept
     if mode.scope.rule(Kind.ATTENTION) is not None and not quotient:
         sinks = tuple(i for i in (0, 1) if graph.is_sink_gate(args[i]))
         if len(sinks) == 1:
@@ -52,7 +59,7 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
                 PatternProduct(plain, args, {}, patterns=sinks, operands=(0, 1)),
             )
     if quotient and graph.is_quotient_by_own_sum(args[0], args[1]):
-        return func(*args, **kwargs)  # a softmax by hand: what is done with it decides
+        return func(target, args[1])  # a softmax by hand: what is done with it decides
     if result is None and mode.scope.rule(Kind.ATTENTION) is not None:
         rescaling = linear_attention.renormalizer(args, quotient)
         if rescaling is not None:
@@ -74,8 +81,8 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
         )
         result = mode.apply(Kind.PRODUCT, operation_)
     if result is None:
-        return func(*args, **kwargs)
-    return args[0].copy_(result) if inplace else result
+        return func(target, args[1])
+    return target.copy_(result) if inplace else result
 
 
 def _glu(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

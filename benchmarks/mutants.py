@@ -8,7 +8,7 @@ tries on each the tests that run its statement, quickest first, until one fails:
 - of the cases of a parametrized test the slowest, the one in the middle, and the quickest for one
   second;
 - for at most 20 seconds of recorded time, and at least one test;
-- of what survives that, every case, for at most 60 seconds.
+- of what survives that, every case, for at most 40 seconds.
 
 A mutant is killed if a test fails that passes without it, if the package cannot be imported, or if
 the tests take five times as long as recorded and a minute more.  It survives if no test runs its
@@ -37,7 +37,7 @@ from scipy.stats import binomtest
 ROOT = Path(__file__).resolve().parents[1]
 EXPLAINED = Path(__file__).with_name("mutants_explained.json")
 #: Seconds of tests that are tried first, then, and with every case of parametrized tests.
-LIMITS = (5.0, 20.0, 60.0)
+LIMITS = (5.0, 20.0, 40.0)
 
 
 @dataclass(frozen=True)

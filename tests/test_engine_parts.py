@@ -82,6 +82,7 @@ SUMS: dict[str, tuple[Any, bool]] = {
     "scaled": (lambda a, b: torch.add(a, b, alpha=2), False),
     "of other shapes": (lambda a, b: a + b[:, :1], False),
     "of the batch": (lambda a, b: a + b[:1].detach(), False),
+    "of a constant and a branch": (lambda a, b: torch.add(b.detach(), a), False),
     "with a number": (lambda a, b: a + 1.0 + b.detach(), False),
     "three times": (lambda a, b: sum([a, b.detach()], torch.zeros(())), False),
 }

@@ -282,7 +282,7 @@ def _same(indices: Tensor, ids: Tensor) -> bool:
 
 def _aligned(indices: Tensor, ids: Tensor) -> bool:
     tokens = ids.shape[-1]
-    if indices.dim() == 0 or indices.shape[-1] != tokens:
+    if indices.shape[-1] != tokens:
         return False
     return indices.shape == ids.shape or indices.numel() == tokens
 

@@ -185,7 +185,9 @@ def test_float_inputs_and_targets_of_any_kind(inputs: Any, target: Any, cls: Any
     selected = select_target(MLP(leaf), target)
     (gradient,) = torch.autograd.grad(selected.sum(), leaf)
     assert relevance[0].shape == x.shape and relevance[0].dtype == x.dtype
-    torch.testing.assert_close(relevance[0], leaf.detach() * gradient, rtol=1e-4, atol=0)
+    # numbers below the least normal one have no digits to compare, or are flushed to zero
+    expected = leaf.detach() * gradient
+    torch.testing.assert_close(relevance[0], expected, rtol=1e-4, atol=2.0**-126)
 
 
 @MANY
@@ -364,5 +366,8 @@ def test_bootstrap_of_anything(values: Any, resamples: Any, confidence: Any) -> 
         lambda: metrics.bootstrap_interval(values, resamples=resamples, confidence=confidence)
     )
     if not is_refused(found, lambda: None):
-        assert found.low <= found.estimate + 1e-9 * abs(found.estimate)
-        assert math.isfinite(found.high)
+        # of few resamples it may leave the estimate out
+        least, most = float(min(values)), float(max(values))
+        error = 1e-9 * max(abs(least), abs(most))
+        assert least - error <= found.low <= found.high + error <= most + 2 * error
+        assert least - error <= found.estimate <= most + error

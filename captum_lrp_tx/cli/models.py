@@ -162,7 +162,12 @@ def kind_of(source: Source, wanted: tuple[Kind, ...]) -> tuple[Kind, Any]:
         UnsupportedModelError: If the model predicts neither classes nor tokens.
     """
     config = source.load("configuration", transformers().AutoConfig.from_pretrained)
-    names = list(getattr(config, "architectures", None) or [])
+    names = getattr(config, "architectures", None) or []
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise InputError(
+            f"{source.name}: architectures in its config.json must be a list of class names, e.g. "
+            f'["BertForSequenceClassification"]; it is {names!r}'
+        )
     kinds = [kind for name in names for suffix, kind in _SUFFIXES if name.endswith(suffix)]
     if names and not kinds:
         raise UnsupportedModelError(

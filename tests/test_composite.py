@@ -102,6 +102,17 @@ def test_extending_puts_new_entries_first(net: Net, x: Tensor) -> None:
     assert got["blocks.0.up", "linear"].startswith("GammaRule")
 
 
+def test_a_module_itself(net: Net, x: Tensor) -> None:
+    composite = Composite({net.head: GammaRule(0.5)}, base="lrp")
+    named = Composite({"head": GammaRule(0.5)}, base="lrp")
+    got = ConservativeLRP(net, rules=composite).attribute(x, target=0)
+    assert torch.equal(got, ConservativeLRP(net, rules=named).attribute(x, target=0))
+    assert repr(composite).startswith("Composite({this Linear: GammaRule(")
+    foreign = Composite({nn.Linear(2, 2): GammaRule()}, base="lrp")
+    with pytest.raises(RuleError, match="no module of this model"):
+        ConservativeLRP(net, rules=foreign).attribute(x, target=0)
+
+
 def test_none_switches_a_rule_off(net: Net, x: Tensor) -> None:
     off = Composite({"norm": None}, base="ah+ln")
     got = ConservativeGI(net, rules=off).attribute(x, target=0)

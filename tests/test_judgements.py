@@ -61,6 +61,15 @@ def test_the_factor_that_is_more_of_a_gate_is_a_constant(
         torch.testing.assert_close(one, part * leaf * gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("gate", [*GATES["switch"], *GATES["bounded"], *GATES["self-gated"]])
+def test_gates_stay_gates_where_activations_have_a_rule(gate: Any) -> None:
+    """All relevance of a product is the signal's, although the rule replaced the activation."""
+    x, y, weight = zoo.floats(N, WIDTH), zoo.floats(N, WIDTH) / 2 + 0.1, torch.randn(WIDTH)
+    of_gate, of_signal = ConservativeLRP(lambda a, b: (gate(a) * b) @ weight).attribute((x, y))
+    torch.testing.assert_close(of_signal, gate(x) * y * weight, rtol=1e-4, atol=1e-6)
+    assert not of_gate.any()
+
+
 def test_a_product_of_patterns_is_their_product() -> None:
     """Neither pattern is the values of the other: both are constants of what they weigh."""
 

@@ -22,7 +22,7 @@ from captum_lrp_tx.rules.normalization import LNRule
 from captum_lrp_tx.rules.state_space import StateSpaceRule
 
 Predicate = Callable[[str, nn.Module], bool]
-Key = Union[str, "re.Pattern[str]", type[nn.Module], Predicate]
+Key = Union[str, "re.Pattern[str]", type[nn.Module], nn.Module, Predicate]
 Value = Union[Rule, Sequence[Rule], None]
 Entries = Union[Mapping[Key, Value], Iterable[tuple[Key, Value]]]
 
@@ -85,10 +85,11 @@ class Composite:
     operation the first wins; where none does, the base decides.
 
     Args:
-        rules (mapping, or iterable of pairs): Keys are a module type, a name pattern (shell
-            wildcards, ``"encoder.layer.*.attention.*"``, or a compiled regular expression that
-            must match the whole name), or a predicate ``(name, module) -> bool``. Values are a
-            rule, a sequence of rules, or ``None`` for the plain gradient.
+        rules (mapping, or iterable of pairs): Keys are a module type, a module of the model
+            itself, a name pattern (shell wildcards, ``"encoder.layer.*.attention.*"``, or a
+            compiled regular expression that must match the whole name), or a predicate
+            ``(name, module) -> bool``. Values are a rule, a sequence of rules, or ``None`` for
+            the plain gradient.
         base (str or Composite): What holds elsewhere: ``"gi"``, ``"ah"``, ``"ln"``, ``"ah+ln"``,
             ``"lrp"``, ``"lrp-gamma"``, ``"mambalrp"``, ``"attnlrp"``,
             ``"attnlrp-gamma"`` or another composite, whose entries come after these.
@@ -181,7 +182,7 @@ class Composite:
         """The engine's view of the entries: a rule table for each module that a key matches.
 
         Raises:
-            RuleError: a name pattern matches no module.
+            RuleError: a name pattern matches no module, or a module is none of the model's.
         """
         tables: list[tuple[nn.Module, dict[Kind, tuple[float, PropagationRule | None]]]] = []
         if not self._entries:
@@ -198,6 +199,11 @@ class Composite:
             if table:
                 tables.append((module, table))
         for hit, (key, _) in zip(used, self._entries, strict=True):
+            if not hit and isinstance(key, nn.Module):
+                raise RuleError(
+                    f"The {type(key).__name__} that the composite has a rule for is no module of "
+                    "this model; use one of model.modules(), or its name."
+                )
             if not hit and isinstance(key, (str, re.Pattern)):
                 pattern = key if isinstance(key, str) else key.pattern
                 examples = ", ".join(repr(n) for n, _ in modules[1:4])
@@ -221,11 +227,13 @@ def _joined(rules: tuple[Rule, ...]) -> str:
 def _shown(key: Key) -> str:
     if isinstance(key, (str, re.Pattern)):
         return repr(key)
+    if isinstance(key, nn.Module):
+        return f"this {type(key).__name__}"
     return getattr(key, "__name__", repr(key))
 
 
 def _checked_key(key: Key) -> Key:
-    if isinstance(key, (str, re.Pattern)):
+    if isinstance(key, (str, re.Pattern, nn.Module)):
         return key
     if inspect.isclass(key):
         if issubclass(key, nn.Module):
@@ -233,8 +241,8 @@ def _checked_key(key: Key) -> Key:
     elif callable(key):
         return key
     raise RuleError(
-        f"{key!r} is no key of a composite: use a module type, a name pattern or a predicate "
-        "(name, module) -> bool."
+        f"{key!r} is no key of a composite: use a module type, a module, a name pattern or a "
+        "predicate (name, module) -> bool."
     )
 
 
@@ -254,6 +262,8 @@ def _matches(key: Key, name: str, module: nn.Module) -> bool:
         return fnmatch.fnmatchcase(name, key)
     if isinstance(key, re.Pattern):
         return key.fullmatch(name) is not None
+    if isinstance(key, nn.Module):
+        return module is key
     if inspect.isclass(key):
         return isinstance(module, key)
     return bool(key(name, module))

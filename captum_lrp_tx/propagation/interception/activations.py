@@ -26,7 +26,7 @@ _ACTIVATIONS = {
     "relu": "Relu", "relu6": "Hardtanh", "gelu": "Gelu", "silu": "Silu", "mish": "Mish",
     "tanh": "Tanh", "sigmoid": "Sigmoid", "elu": "Elu", "selu": "Elu", "celu": "Elu",
     "leaky_relu": "LeakyRelu", "hardtanh": "Hardtanh", "hardswish": "Hardswish",
-    "hardsigmoid": "HardSigmoid", "softplus": "Softplus", "softsign": "Softsign",
+    "hardsigmoid": "Hardsigmoid", "softplus": "Softplus", "softsign": "Softsign",
     "logsigmoid": "LogSigmoid", "tanhshrink": "Tanhshrink", "hardshrink": "Hardshrink",
     "softshrink": "Softshrink", "threshold": "Threshold", "erf": "Erf", "square": "Pow",
     "pow": "Pow", "prelu": "Prelu", "clamp": "Clamp", "clip": "Clamp", "clamp_min": "Clamp",

@@ -123,7 +123,7 @@ def test_composite_values_of_a_wrong_type(value: Any) -> None:
 
 @pytest.mark.parametrize("key", [3, None, nn.Linear(2, 2).weight, int, ("a", "b"), EpsilonRule])
 def test_composite_keys_of_a_wrong_type(key: Any) -> None:
-    with pytest.raises(RuleError, match="module type, a name pattern or a predicate"):
+    with pytest.raises(RuleError, match="module type, a module, a name pattern or a predicate"):
         Composite([(key, GammaRule())])
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from captum_lrp_tx.propagation import compact
+from captum_lrp_tx.propagation.backward import _rescale
 from captum_lrp_tx.propagation.functions import Stabilize, _true_entries, nonzero, safe_ratio
 from captum_lrp_tx.propagation.ledger import Ledger, encloses
 from captum_lrp_tx.propagation.packing import pack_size
@@ -213,3 +216,23 @@ def test_the_epsilon_rule_at_zero() -> None:
     leaf = torch.zeros(3, requires_grad=True)
     (gradient,) = torch.autograd.grad(Stabilize.call(leaf, 1e-9).sum(), leaf)
     assert not gradient.any()
+
+
+def test_what_was_booked_is_scaled_with_the_seed() -> None:
+    """A backward pass in float16 that overflowed starts over from a smaller seed."""
+
+    def booked(*values: float) -> Any:
+        one, two, three = values
+        return SimpleNamespace(
+            ledger=SimpleNamespace(entries=[SimpleNamespace(relevance=one)]),
+            boundaries=[SimpleNamespace(at_output=two, at_input=three)],
+        )
+
+    scope = booked(3.0, -2.0, 4.0)
+    _rescale(scope, 0.5)
+    assert scope == booked(1.5, -1.0, 2.0)
+    scope = booked(math.inf, math.nan, -math.inf)
+    _rescale(scope, 0.0)
+    assert scope == booked(0.0, 0.0, 0.0)
+    scope = SimpleNamespace(ledger=None, boundaries=[])
+    _rescale(scope, 0.5)  # nothing is booked without an audit

@@ -117,7 +117,8 @@ class Stabilize(RuleFunction):
 
 def _true_entries(mask: Tensor) -> Tensor:
     """Indices of the few true entries of a mask: eight are read at once, as one number."""
-    if mask.numel() % 8 or mask.device.type != "cpu" or not mask.is_contiguous():
+    odd = mask.numel() % 8 or mask.storage_offset() % 8 or mask.stride(0) != 1
+    if odd or mask.device.type != "cpu":
         return mask.nonzero().squeeze(1)
     words = mask.view(torch.int64).nonzero()
     within = mask.view(-1, 8)[words.squeeze(1)].nonzero()

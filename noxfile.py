@@ -17,7 +17,8 @@ ENGINE = (
     "elementwise_and_norm_calls", "engine_parts", "families", "faults", "foreign", "fuzz",
     "fuzz_cli", "graphormer", "judgements", "low_precision", "many_targets", "memory", "numerics",
     "oracle", "oracle_agreement", "paths_less_travelled", "pattern_product", "recorder",
-    "recurrence", "roles_of_factors", "rows", "spelled_attention", "state_space", "threads",
+    "recurrence", "roles_of_factors", "rows", "search_limits", "shortcuts", "spelled_attention",
+    "state_space", "threads",
     "token_lookups", "torch_families", "unseen_architecture", "wild",
 )  # fmt: skip
 #: The walk over all families of transformers.

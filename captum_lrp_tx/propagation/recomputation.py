@@ -126,7 +126,7 @@ class _Call:
         kept (dict): Of that, by position, what stays until the end.
         saved (dict): The rest, by position: of the last block, or of a second run.
         hooks (saved_tensors_hooks, optional): While the block runs for the first time.
-        is_whole (bool): Whether the backward pass has not asked for anything yet.
+        is_unasked (bool): Whether the backward pass has not asked for anything yet.
     """
 
     name: str
@@ -143,7 +143,7 @@ class _Call:
     kept: dict[int, _Saved] = field(default_factory=dict)
     saved: dict[int, _Saved] = field(default_factory=dict)
     hooks: saved_tensors_hooks | None = None
-    is_whole: bool = True
+    is_unasked: bool = True
 
     def keeps(self, tensor: Tensor) -> bool:
         """Whether it costs next to nothing to keep a tensor."""
@@ -272,15 +272,15 @@ class Recomputation:
     # ---- the second run ----------------------------------------------------------------------
     def _unpack(self, call: _Call, index: int) -> Tensor:
         # already for what is kept, the first time: gradients grow wider within a block
-        early = call.is_whole and not call.saved and len(call.kept) < len(call.seen)
+        early = call.is_unasked and not call.saved and len(call.kept) < len(call.seen)
         if early or (index not in call.kept and index not in call.saved):
             self._run_again(call)
-        call.is_whole = False
+        call.is_unasked = False
         saved = call.kept[index] if index in call.kept else call.saved.pop(index)
         if saved.tensor._version != saved.version:
             raise UnsupportedModelError(
                 f"{call_of(call.name)} saves a tensor for the backward pass that is changed in "
-                "place afterwards."
+                "place afterwards; compute a new one there (x = x + y for x += y)."
             )
         return saved.tensor
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import zoo
 from captum_lrp_tx import ConservativeGI, ConservativeLRP, audit
-from captum_lrp_tx.errors import UncoveredOperationError
+from captum_lrp_tx.errors import TrainingModeWarning, UncoveredOperationError
 
 N, WIDTH = 3, 8
 WEIGHT = torch.randn(WIDTH, generator=torch.Generator().manual_seed(5))
@@ -193,6 +193,34 @@ NORMS: dict[str, tuple[Function, Function]] = {
         lambda x: F.group_norm(x, 4),
         lambda x: by_hand(x.view(N, 4, 2), (-1,), True, 1e-5).flatten(1),
     ),
+    "instance": (
+        lambda x: F.instance_norm(x.view(N, 2, 4), weight=WEIGHT[:2], bias=SHIFT[:2], eps=0.1)
+        .flatten(1),
+        lambda x: (
+            by_hand(x.view(N, 2, 4), (-1,), True, 0.1) * WEIGHT[:2, None] + SHIFT[:2, None]
+        ).flatten(1),
+    ),
+    "instance, torch's own": (
+        lambda x: torch.instance_norm(
+            x.view(N, 2, 4), None, None, None, None, True, 0.1, 0.2, False
+        ).flatten(1),
+        lambda x: by_hand(x.view(N, 2, 4), (-1,), True, 0.2).flatten(1),
+    ),
+    "batch": (
+        lambda x: F.batch_norm(
+            x.view(N, 2, 4), None, None, WEIGHT[:2], SHIFT[:2], training=True
+        ).flatten(1),
+        lambda x: (
+            by_hand(x.view(N, 2, 4), (0, 2), True, 1e-5) * WEIGHT[:2, None] + SHIFT[:2, None]
+        ).flatten(1),
+    ),
+    "batch of vectors, torch's own": (
+        # the sum over the batch is zero otherwise
+        lambda x: torch.batch_norm(x, WEIGHT, SHIFT, None, None, True, 0.1, 0.1, False)
+        * torch.arange(1.0, N + 1)[:, None],
+        lambda x: (by_hand(x, (0,), True, 0.1) * WEIGHT + SHIFT)
+        * torch.arange(1.0, N + 1)[:, None],
+    ),
     "normalize": (
         lambda x: F.normalize(x, dim=-1), lambda x: x / x.norm(dim=-1, keepdim=True).detach(),
     ),
@@ -233,8 +261,89 @@ def test_the_divisor_of_a_norm_is_a_constant(call: str, rules: str) -> None:
 
 
 def test_a_norm_without_a_rule_is_refused() -> None:
+    def function(x: Tensor) -> Tensor:
+        return torch.native_batch_norm(x, None, None, None, None, True, 0.1, 1e-5)[0]
+
     with pytest.raises(UncoveredOperationError, match="NativeBatchNorm"):
-        explain(lambda x: F.instance_norm(x.view(N, 2, 4)).flatten(1), zoo.floats(N, WIDTH), "ln")
+        explain(function, zoo.floats(N, WIDTH), "ln")
+
+
+PRESETS = ("gi", "ah", "ln", "ah+ln", "lrp", "attnlrp")
+
+
+@pytest.mark.parametrize("rules", PRESETS)
+@pytest.mark.parametrize("dim, eps", [(1, 1e-8), (-1, 2.5)])
+@pytest.mark.parametrize("both", [True, False])
+def test_cosine_similarity_is_the_product_of_two_normalised_vectors(
+    rules: str, dim: int, eps: float, both: bool
+) -> None:
+    """By each preset's own rules for the product and the divisors; a bounded norm included."""
+    x, y = zoo.floats(N, 4, 5) + 0.2, zoo.floats(1, 4, 5) - 0.4
+    weight = torch.randn(5 if dim == 1 else 4)
+    module = nn.CosineSimilarity(dim, eps)
+
+    def bounded(t: Tensor) -> Tensor:
+        norm = t.norm(dim=dim, keepdim=True)
+        norm = norm + (norm.clamp(min=eps) - norm).detach()
+        return t / (norm if rules in ("gi", "ah") else norm.detach())
+
+    def spelled(a: Tensor, b: Tensor) -> Tensor:
+        first, second = bounded(a), bounded(b)
+        if both and rules in ("lrp", "attnlrp"):  # half the relevance to each factor
+            first, second = ((t + t.detach()) / 2 for t in (first, second))
+        return (first * second).sum(dim) @ weight
+
+    leaves = [x.clone().requires_grad_(), y.expand(N, -1, -1).clone().requires_grad_(both)]
+    wanted = leaves if both else leaves[:1]
+    grads = torch.autograd.grad(spelled(*leaves).sum(), wanted)
+    inputs = (x, y.expand(N, -1, -1).clone()) if both else (x,)
+
+    def function(a: Tensor, b: Tensor = y) -> Tensor:
+        return module(a, x2=b) @ weight
+
+    got = ConservativeLRP(function, rules).attribute(inputs, strict=True)
+    for one, leaf, gradient in zip(got, wanted, grads, strict=True):
+        torch.testing.assert_close(one, (leaf * gradient).detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shapes", [((3, 5), (3, 5)), ((2, 1, 6), (3, 6)), ((4,), (4,))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_similarities_and_distances_keep_their_value(
+    shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype
+) -> None:
+    x, y = (zoo.floats(*shape).to(dtype) for shape in shapes)
+    for name, stock in {
+        "cosine": lambda a: F.cosine_similarity(a, y, dim=-1),
+        "distance": lambda a: F.pairwise_distance(a, y, p=3.0, keepdim=True),
+    }.items():
+        seen: list[Tensor] = []
+
+        def function(a: Tensor, stock: Function = stock, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(stock(a).detach())
+            return stock(a).sum().reshape(1)
+
+        ConservativeLRP(function, "ah+ln").attribute(x)
+        assert torch.equal(seen[0], stock(x)), name
+
+
+@pytest.mark.parametrize("make", [nn.InstanceNorm1d, nn.BatchNorm1d])
+def test_running_statistics_make_a_linear_map(make: Any) -> None:
+    norm, x = make(4, affine=True, track_running_stats=True), zoo.floats(N, 4, 6)
+    zoo.randomise(norm)
+    norm.running_var.uniform_(0.5, 2)
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    expected = x * scale[:, None] * torch.linspace(-1, 2, 6)
+    got = ConservativeLRP(lambda t: (norm(t) @ torch.linspace(-1, 2, 6)).sum(1)).attribute(x)
+    torch.testing.assert_close(got, expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_of_a_batch_are_said_to_mix_its_examples() -> None:
+    norm = nn.BatchNorm1d(WIDTH, track_running_stats=False).eval()
+    with pytest.warns(TrainingModeWarning, match="one at a time"):
+        ConservativeLRP(lambda t: norm(t).sum(1)).attribute(zoo.floats(N, WIDTH))
+    train = nn.BatchNorm1d(WIDTH).train()
+    with pytest.warns(TrainingModeWarning, match=r"model.eval\(\)"):
+        ConservativeLRP(lambda t: train(t).sum(1)).attribute(zoo.floats(N, WIDTH))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

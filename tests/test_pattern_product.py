@@ -105,6 +105,41 @@ def test_equals_the_pattern_written_out(
     assert logsumexp is not None
 
 
+@pytest.mark.parametrize("value", [torch.finfo(torch.float32).min, -1e9, -1e4, -300.0, -math.inf])
+@pytest.mark.parametrize("kind", ["causal and padding", "padding", "one example", "per head"])
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_rows_that_a_finite_mask_hides_attend_to_what_is_left_by_rounding(
+    value: float, kind: str, heads: int, dtype: torch.dtype
+) -> None:
+    """As the kernel sees it: the sum of score and mask is rounded, then the row is normalised."""
+    torch.manual_seed(0)
+    q, k, v, grad = (torch.randn(2, n, 21, 8).to(dtype) for n in (4, heads, heads, 4))
+    mask = torch.zeros(2, 4 if kind == "per head" else 1, 21, 21, dtype=dtype)
+    low = max(value, torch.finfo(dtype).min) if value != -math.inf else value
+    if kind == "causal and padding":
+        mask.masked_fill_(torch.ones(21, 21, dtype=torch.bool).triu(1), low)
+        mask[1, ..., :5] = low
+    elif kind == "per head":
+        mask[:, 2:, 4:9] = low
+    else:
+        mask = mask[..., :1, :]
+        mask[1] = low
+    wide = torch.float32 if dtype == torch.bfloat16 else dtype
+    groups = 4 // heads
+    scores = q.to(wide) * 8**-0.5 @ k.repeat_interleave(groups, 1).to(wide).mT
+    pattern = (scores + mask.to(wide)).double().softmax(-1).nan_to_num(0.0)
+    expected = (pattern.mT @ grad.double()).unflatten(1, (heads, groups)).sum(2)
+    out, logsumexp = attention_with_logsumexp(q, k, v, mask, False, None, {"enable_gqa": True})
+    stock = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
+    assert torch.equal(out, stock)
+    got = transposed_pattern_product(q, k, grad, mask, False, None, logsumexp)
+    if got.shape[1] != heads:
+        got = got.sum(1, keepdim=True)  # one head is broadcast, and summed by the caller
+    tolerance = 0.05 if dtype == torch.bfloat16 else 2e-5
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("heads", [1, 2])
 def test_fewer_heads_of_keys(causal: bool, heads: int) -> None:

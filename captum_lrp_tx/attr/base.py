@@ -285,6 +285,15 @@ class Conservative(WithoutFutures):
                 f"{self.composite!r} (kinds: {kinds}); the result equals plain gradient x input.",
                 NoRuleAppliedWarning,
             )
+        if scope.mixes_examples:
+            tell_once(
+                model,
+                "mixes examples",
+                "A batch norm without running statistics normalises over all examples of the "
+                "batch, so outputs and relevance of one example depend on the others. Explain "
+                "examples one at a time where that is not meant.",
+                TrainingModeWarning,
+            )
         if scope.random:
             tell_once(
                 model,

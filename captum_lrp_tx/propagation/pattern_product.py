@@ -9,7 +9,8 @@ the pattern are :math:`p_{ij} = \exp(s_{ij} - l_i)`, so
 where queries and keys have changed roles, :math:`-l_i` is added to the scores of column ``i``, and
 :math:`l'` is the log-sum-exp of that second call.  The stock *forward* kernel thus does the whole
 backward pass, in memory linear in the number of tokens.  Where no stock kernel gives its
-log-sum-exp, or only few rows of ``G`` are not zero, the pattern is recomputed block by block.
+log-sum-exp, or only few rows of ``G`` are not zero, the pattern is recomputed block by block; so
+are rows that a finite mask (-1e9) hides wholly, whose log-sum-exp has no digits left for scores.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ LOW_PRECISION = (torch.float16, torch.bfloat16)
 BLOCK_ENTRIES = 1 << 22
 #: Up to so many rows and columns the pattern is computed again at once: fewer calls.
 SHORT = 64
+#: A log-sum-exp below this has swallowed digits of the scores: the row is hidden by a mask.
+_HIDDEN = -256.0
 #: Before torch 2.5 the kernel overlooks the strides of its mask, and rows that may attend to
 #: nothing are NaN.
 _IS_OLD_KERNEL = not hasattr(torch, "_safe_softmax")
@@ -130,6 +133,11 @@ def transposed_pattern_product(
         total = _rows_product(query, key.transpose(-2, -1), grad, mask, is_causal, scale, None)
     elif rows is None and logsumexp is not None and _swappable(query, key, grad, mask, is_causal):
         total = _swapped(query, key, grad, mask, is_causal, scale, logsumexp)
+        hidden = (logsumexp < _HIDDEN) & logsumexp.isfinite()
+        if bool(hidden.any()):  # by a finite mask: such rows attend to what it hides
+            rows = hidden.flatten(0, -2).any(0).nonzero().squeeze(1)
+            rest = grad.masked_fill(~hidden.unsqueeze(-1), 0.0)
+            total = total + _by_blocks(query, key, rest, mask, is_causal, scale, rows)
     else:
         total = _by_blocks(query, key, grad, mask, is_causal, scale, rows)
     if repeated:
@@ -182,8 +190,10 @@ def _swapped(
     logsumexp: Tensor,
 ) -> Tensor:
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    # a row that may attend to nothing contributes nothing; contiguous, the kernel is twice as fast
-    shift = torch.where(logsumexp.isfinite(), -logsumexp, -math.inf).contiguous()
+    # a row that may attend to nothing contributes nothing, one that a finite mask hides not here;
+    # contiguous, the kernel is twice as fast
+    is_seen = logsumexp.isfinite() & (logsumexp >= _HIDDEN)
+    shift = torch.where(is_seen, -logsumexp, -math.inf).contiguous()
     if is_causal:  # causal again if both sequences run backwards
         query, key, grad, shift = query.flip(-2), key.flip(-2), grad.flip(-2), shift.flip(-1)
     if mask is None or _key_only(mask):

@@ -110,6 +110,8 @@ class Scope:
         self.applied: dict[tuple[str, Kind, str], int] = {}
         self._texts: dict[int, str] = {}
         self.random: set[str] = set()
+        #: Whether a norm took its statistics over several examples.
+        self.mixes_examples = False
         #: Operations, by name and module, on values that lost their gradient under no_grad.
         self.cut: dict[tuple[str, str], None] = {}
         self.gives_to_zero_inputs = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.functions import LinearValue
@@ -16,6 +17,7 @@ from captum_lrp_tx.propagation.interception.constant_weights import (
     mark_head,
 )
 from captum_lrp_tx.propagation.interception.contractions import contraction
+from captum_lrp_tx.propagation.interception.norms import batch_statistics
 from captum_lrp_tx.propagation.interception.spreading import spread_last, spread_through
 from captum_lrp_tx.propagation.operations import (
     Kind,
@@ -111,12 +113,19 @@ def _batch_norm(
         "momentum",
         "eps",
     )
-    x, mean, variance, weight, bias, training, _, eps = bind(names, args, kwargs)
+    if func is torch.batch_norm:  # the function behind, with its arguments in another order
+        names = (names[0], *names[3:5], *names[1:3], *names[5:])
+        x, weight, bias, mean, variance, training, _, eps = bind(names, args[:8], kwargs)
+    else:
+        x, mean, variance, weight, bias, training, _, eps = bind(names, args, kwargs)
     if not depends(x):  # weights standardised by batch_norm, for instance
         return func(*args, **kwargs)
     if training or mean is None:
-        mode.scope.random.add("batch statistics")
-        return func(*args, **kwargs)
+        if mean is None:  # in eval mode, too
+            mode.scope.mixes_examples |= x.shape[0] > 1
+        else:
+            mode.scope.random.add("batch statistics")
+        return batch_statistics(mode, func, args, kwargs, (x, weight, bias, eps))
     shape = (-1, *(1,) * (x.dim() - 2))
     scale = (variance + (1e-5 if eps is None else eps)).rsqrt()
     scale = scale if weight is None else scale * weight

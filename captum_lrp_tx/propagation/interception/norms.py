@@ -1,12 +1,14 @@
-"""Layer, RMS and group norm as one call."""
+"""Layer, RMS, group, instance and batch norm, and cosine similarity, as one call."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from captum_lrp_tx.propagation.functions import Combine
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.operations import (
     FusedNorm,
@@ -76,23 +78,136 @@ def _group_norm(
     x, groups, weight, bias, eps = bind(names, args, kwargs)
     if not depends(x):
         return func(*args, **kwargs)
+    operation = _by_channel(mode, func, args, kwargs, (x, weight, bias, eps))
+    operation.shape = (x.shape[0], groups, -1)
+    return _apply_norm(mode, operation)
+
+
+_INSTANCE_NORM = tuple(
+    "input running_mean running_var weight bias use_input_stats momentum eps".split()
+)
+#: of ``torch.instance_norm``, which ``F.instance_norm`` calls
+_OF_TORCH = (*("input", "weight", "bias", "running_mean", "running_var"), *_INSTANCE_NORM[5:])
+
+
+def _instance_norm(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if func is torch.instance_norm:
+        x, weight, bias, mean, variance, fresh, _, eps = bind(_OF_TORCH, args[:8], kwargs)
+    else:
+        x, mean, variance, weight, bias, fresh, _, eps = bind(_INSTANCE_NORM, args, kwargs)
+        fresh = True if fresh is None else fresh
+    if not depends(x):
+        return func(*args, **kwargs)
+    if not fresh:  # with running statistics it is batch norm in eval mode
+        with mode:
+            return torch.nn.functional.batch_norm(
+                x, mean, variance, weight, bias, False, 0.1, 1e-5 if eps is None else eps
+            )
+    return _apply_norm(mode, _by_channel(mode, func, args, kwargs, (x, weight, bias, eps)))
+
+
+def batch_statistics(
+    mode: Interception,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    operands: tuple[Tensor, Tensor | None, Tensor | None, float | None],
+) -> Any:
+    """Batch norm with the statistics of this batch: a norm of every channel over all examples.
+
+    Args:
+        mode, func, args, kwargs: The call.
+        operands (tuple): Its input ``(batch, channels, ...)``, weight, bias and epsilon.
+
+    Returns:
+        Tensor: the result, under the rule for norms.
+    """
+    operation = _by_channel(mode, func, args, kwargs, operands)
+    operation.dims = (0, 2)
+    return _apply_norm(mode, operation)
+
+
+def _by_channel(
+    mode: Interception,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    operands: tuple[Tensor, Tensor | None, Tensor | None, float | None],
+) -> FusedNorm:
+    """A norm of ``(batch, channels, ...)`` with a weight for each channel, over each of them."""
+    x, weight, bias, eps = operands
     channel = (-1, *(1,) * (x.dim() - 2))
-    shape = (x.shape[0], groups, -1)
 
     def run() -> tuple[Tensor, Tensor]:
-        variance = x.reshape(shape).var(-1, unbiased=False, keepdim=True)
+        variance = x.reshape(operation.shape).var(operation.dims, unbiased=False, keepdim=True)
         return func(*args, **kwargs), (variance + (1e-5 if eps is None else eps)).rsqrt()
 
-    return _apply_norm(
-        mode,
-        FusedNorm(
-            func, args, kwargs, mode.absorber(bias),
-            input=x,
-            weight=None if weight is None else weight.reshape(channel),
-            bias=None if bias is None else bias.reshape(channel),
-            shape=shape, dims=(-1,), center=True, run=run,
-        ),
+    operation = FusedNorm(
+        func, args, kwargs, mode.absorber(bias),
+        input=x,
+        weight=None if weight is None else weight.reshape(channel),
+        bias=None if bias is None else bias.reshape(channel),
+        shape=(*x.shape[:2], -1), dims=(-1,), center=True, run=run,
     )  # fmt: skip
+    return operation
+
+
+def _cosine_similarity(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The product of two normalised vectors, as torch computes it."""
+    first, second, dim, eps = bind(("x1", "x2", "dim", "eps"), args, kwargs)
+    dim, eps = 1 if dim is None else dim, 1e-8 if eps is None else eps
+
+    def spelled(dtype: torch.dtype) -> Tensor:
+        shape = torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call]
+        units = []
+        for x in (first, second):
+            x = x.to(dtype).expand(shape)
+            norm = torch.linalg.vector_norm(x, 2, dim, True).clone()
+            with torch.no_grad():  # the gradient of a bounded norm is that of the norm in torch
+                norm.clamp_min_(eps)
+            with mode:
+                units.append(x / norm)
+        with mode:
+            result: Tensor = (units[0] * units[1]).sum(dim)
+        return result
+
+    return _spelled_out(mode, func, args, kwargs, spelled)
+
+
+def _pairwise_distance(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    first, second, p, eps, keepdim = bind(("x1", "x2", "p", "eps", "keepdim"), args, kwargs)
+
+    def spelled(dtype: torch.dtype) -> Tensor:
+        with mode:
+            difference = first - second + (1e-6 if eps is None else eps)
+            result: Tensor = torch.linalg.vector_norm(
+                difference, 2.0 if p is None else p, -1, bool(keepdim), dtype=dtype
+            )
+        return result
+
+    return _spelled_out(mode, func, args, kwargs, spelled)
+
+
+def _spelled_out(
+    mode: Interception,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    spelled: Callable[[torch.dtype], Tensor],
+) -> Any:
+    """What a function does in calls of its own, with the value of the function to the last bit."""
+    if not any(depends(x) for x in (*args, *kwargs.values())):
+        return func(*args, **kwargs)
+    with torch.no_grad():
+        value: Tensor = func(*args, **kwargs)
+    result = spelled(value.dtype)
+    return result if torch.equal(result.detach(), value) else Combine.call(value, result)
 
 
 def _apply_norm(mode: Interception, operation: FusedNorm) -> Any:
@@ -108,4 +223,7 @@ HANDLERS: dict[str, Handler] = {
     **by_name(_layer_norm, "layer_norm"),
     **by_name(_rms_norm, "rms_norm"),
     **by_name(_group_norm, "group_norm"),
+    **by_name(_instance_norm, "instance_norm"),
+    **by_name(_cosine_similarity, "cosine_similarity"),
+    **by_name(_pairwise_distance, "pairwise_distance"),
 }

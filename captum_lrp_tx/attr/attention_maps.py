@@ -21,11 +21,11 @@ from captum_lrp_tx.attr.base import (
     WithoutFutures,
     forward_of,
     select_target,
-    tell_once,
 )
 from captum_lrp_tx.attr.random import mask_of
 from captum_lrp_tx.attr.targets import indices_of
 from captum_lrp_tx.attr.tokens import pools_patches, prefix_tokens
+from captum_lrp_tx.attr.told import Subject, tell_once
 from captum_lrp_tx.errors import (
     InputError,
     LeftOutPatternWarning,
@@ -296,7 +296,7 @@ class MapMethod(WithoutFutures, Attribution):
         result = attention_maps(job, prepared, gradients=gradients, relevance=relevance)
         if result.left_out:
             tell_once(
-                self.forward_func, "left out",
+                Subject(forward, found), "left out",
                 "Not every softmax that weights a matrix product has a row and a column for each "
                 f"token: {', '.join(result.left_out)}. They are taken for routers and take no "
                 "part in methods that combine attention maps. If they are attention to pooled "

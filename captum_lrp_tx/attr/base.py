@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
-import warnings
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NoReturn, Union
 
-import captum
 import torch
 from captum._utils.common import _format_additional_forward_args
 from torch import Tensor
@@ -18,8 +13,10 @@ from torch import Tensor
 from captum_lrp_tx.attr.captum_rules import assigned_rules
 from captum_lrp_tx.attr.target_lists import TargetsType as TargetsType
 from captum_lrp_tx.attr.target_lists import select_targets
+from captum_lrp_tx.attr.targets import Target
 from captum_lrp_tx.attr.targets import TargetType as TargetType
 from captum_lrp_tx.attr.targets import select_target as select_target
+from captum_lrp_tx.attr.told import TOLD, Subject, tell_once
 from captum_lrp_tx.errors import (
     InputError,
     NoRuleAppliedWarning,
@@ -44,50 +41,8 @@ Positions = Literal["sum", "separate"]
 Memory = Literal["standard", "low"]
 
 
-class _Told:
-    """Which (model, rule set) pairs have been checked and warned about, weakly by model."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._told: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
-
-    def knows(self, model: Any, what: str) -> bool:
-        with self._lock:
-            try:
-                return what in self._told.get(model, ())
-            except TypeError:
-                return False
-
-    def first_time(self, model: Any, what: str) -> bool:
-        with self._lock:
-            try:
-                told = self._told.setdefault(model, set())
-            except TypeError:  # not weakly referable: tell every time
-                return True
-            if what in told:
-                return False
-            told.add(what)
-            return True
-
-
-_TOLD = _Told()
 #: Sum of |relevance| over |output| from which on an explanation is called unstable.
 _UNSTABLE = 1e5
-#: Warnings point at the first line outside these folders: the user's call.
-_INNER = tuple(
-    os.path.dirname(os.path.abspath(file)) + os.sep
-    for file in (os.path.dirname(__file__), captum.__file__, torch.__file__)
-)
-
-
-def tell_once(model: Any, what: str, message: str, category: type[Warning]) -> None:
-    """Warn about a model and rule set once per process."""
-    if not _TOLD.first_time(model, what):
-        return
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INNER):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
 
 
 class WithoutFutures:
@@ -217,45 +172,58 @@ class Conservative(WithoutFutures):
         """One forward pass, and relevance of each target."""
         prepared = Inputs(inputs)
         job = self._pass(forward, None, additional_forward_args, **more)
-        model: Any = job.modules[0][1] if job.modules else forward
-        layers = [id(layer) for layer in job.layers or ()]
-        checked = f"checked {self.composite!r} {layers} {job.at_layer_input}"
-        check = strict or not _TOLD.knows(model, checked)
+        subject = Subject(forward, job.modules)
+        layers = tuple(id(layer) for layer in job.layers or ())
+        given = targets if isinstance(targets, Sequence) else ()
+        kinds = tuple(type(t) for t in given if isinstance(t, Target))
+        checked = ("checked", repr(self.composite), layers, job.at_layer_input, kinds)
+        # names of modules cost hooks on all of them: the first time, they may be needed
+        job.trace = strict or not TOLD.knows(subject, checked)
         findings: list[Finding] = []
-        if check:
+
+        def inspect(scope: Scope, roots: list[Node], leaves: list[Tensor]) -> None:
+            ran = (*checked, scope.ran)
+            if not strict and TOLD.knows(subject, ran):
+                return
+            if type(forward).__module__.startswith("captum."):
+                roots = [_before_log_softmax(root) for root in roots]
+            findings.extend(uncovered(scope, roots, leaves, self.composite.base))
+            faults = [str(f) for f in findings if f.is_fault]
+            if strict and faults:
+                raise UncoveredOperationError(
+                    f"No rule of {self.composite!r} covers: {'; '.join(faults)}. Give these "
+                    "modules a rule in a Composite, choose another preset, or pass "
+                    "strict=False to accept their plain gradient.",
+                    tuple(faults),
+                )
+            if job.trace or not faults:
+                TOLD.first_time(subject, checked)
+                TOLD.first_time(subject, ran)
+
+        def select(output: Tensor) -> list[Tensor]:
+            return select_targets(output, targets)
+
+        job.inspect = inspect
+        results = propagate_targets(job, prepared, select, per_pass)
+        scope = results[0].scope
+        if not job.trace and any(f.is_fault for f in findings):
+            # the function went another way than before: once more, to name the modules
+            findings.clear()
             job.trace = True
-
-            def inspect(scope: Scope, roots: list[Node], leaves: list[Tensor]) -> None:
-                if type(forward).__module__.startswith("captum."):
-                    roots = [_before_log_softmax(root) for root in roots]
-                findings.extend(uncovered(scope, roots, leaves, self.composite.base))
-                faults = [str(f) for f in findings if f.is_fault]
-                if strict and faults:
-                    raise UncoveredOperationError(
-                        f"No rule of {self.composite!r} covers: {'; '.join(faults)}. Give these "
-                        "modules a rule in a Composite, choose another preset, or pass "
-                        "strict=False to accept their plain gradient.",
-                        tuple(faults),
-                    )
-
-            job.inspect = inspect
-        results = propagate_targets(
-            job, prepared, lambda output: select_targets(output, targets), per_pass
-        )
-        if check:
-            _TOLD.first_time(model, checked)
-        self._warn(model, results[0].scope, findings, "the layers" if layers else "the inputs")
+            with torch.random.fork_rng(enabled=bool(scope.random)):
+                propagate_targets(replace(job, backward=False), prepared.again(), select)
+        self._warn(subject, scope, findings, "the layers" if layers else "the inputs")
         for result in results:
-            self._warn_if_unstable(model, result)
+            self._warn_if_unstable(subject, result)
         return results, prepared
 
-    def _warn_if_unstable(self, model: Any, result: Propagated) -> None:
+    def _warn_if_unstable(self, subject: Subject, result: Propagated) -> None:
         """Divisions by almost zero show as relevance far beyond the output it came from."""
         output = float(result.output.abs().sum())
         relevance = sum(float(r.abs().sum()) for r in result.relevances)
         if output > 0 and relevance > _UNSTABLE * output:
             tell_once(
-                model,
+                subject,
                 f"unstable {self.composite!r}",
                 f"The magnitudes of the relevance under {self.composite!r} sum to {relevance:.1e} "
                 f"for an output of {output:.1e}: some rule divides by values close to zero. Raise "
@@ -263,12 +231,12 @@ class Conservative(WithoutFutures):
                 UnstableRelevanceWarning,
             )
 
-    def _warn(self, model: Any, scope: Scope, findings: list[Finding], start: str) -> None:
+    def _warn(self, subject: Subject, scope: Scope, findings: list[Finding], start: str) -> None:
         rule_set = repr(self.composite)
         faults = [str(f) for f in findings if f.is_fault]
         if faults:
             tell_once(
-                model,
+                subject,
                 f"uncovered {rule_set} {faults}",
                 f"{len(faults)} operation(s) on the path to {start} have no rule in "
                 f"{self.composite!r} and are left to the plain gradient, so relevance is not "
@@ -279,7 +247,7 @@ class Conservative(WithoutFutures):
         if self.composite.base and not scope.applied:
             kinds = ", ".join(sorted(kind.value for kind in self.composite.base))
             tell_once(
-                model,
+                subject,
                 f"nothing {rule_set} {start}",
                 f"No operation between {start} and the output matched a rule of "
                 f"{self.composite!r} (kinds: {kinds}); the result equals plain gradient x input.",
@@ -296,7 +264,7 @@ class Conservative(WithoutFutures):
             )
         if scope.random:
             tell_once(
-                model,
+                subject,
                 "random",
                 f"Active in this pass: {', '.join(sorted(scope.random))}. The explanation is "
                 "random; call model.eval() first.",

@@ -32,7 +32,13 @@ from captum_lrp_tx.propagation.obstacles import explained_failure
 from captum_lrp_tx.propagation.operations import RuleTable
 from captum_lrp_tx.propagation.packing import Gradients, gradients, pack_size
 from captum_lrp_tx.propagation.recomputation import Recomputation, repeated_blocks
-from captum_lrp_tx.propagation.scope import Boundary, Scope, relevance_sum, suspended
+from captum_lrp_tx.propagation.scope import (
+    Boundary,
+    Scope,
+    next_sequence_number,
+    relevance_sum,
+    suspended,
+)
 
 NamedModules = Sequence[tuple[str, nn.Module]]
 
@@ -166,6 +172,7 @@ def propagate_targets(
         else:
             with scope, saving, mode, _failures_explained():
                 returned = job.forward(*args, *additional, **kwargs)
+        _note_what_ran(scope, mode, inputs)
         output = output_tensor(returned)
         targets = [_selected(job, s, output, (args, kwargs)) for s in select(output)]
         jobs = [
@@ -174,15 +181,14 @@ def propagate_targets(
         del args, kwargs, returned  # not to be held during the backward pass
         leaves = _leaves(inputs, probe)
         if not job.backward:
+            _inspect(job, scope, targets, leaves)
             return [Propagated(selected.detach(), scope) for selected in targets]
         for i, selected in enumerate(targets):
             if not selected.requires_grad:
                 _check_reached(jobs[i], inputs, [[None] for _ in leaves], probe)
                 # nothing but rules cut the inputs off: no relevance reaches them
                 targets[i] = selected + sum(0.0 * leaf.sum() for leaf in leaves)
-        if job.inspect is not None:
-            roots = [selected.grad_fn for selected in targets]
-            job.inspect(scope, [root for root in roots if root is not None], leaves)
+        _inspect(job, scope, targets, leaves)
         count = pack_size(output, leaves, len(targets)) if per_pass is None else per_pass
         with _failures_explained():
             rows = gradients(output, targets, leaves, count, scope)
@@ -190,6 +196,22 @@ def propagate_targets(
                 _collected(one, inputs, probe, scope, selected, row)
                 for one, selected, row in zip(jobs, targets, rows, strict=True)
             ]
+
+
+def _inspect(job: Pass, scope: Scope, targets: list[Tensor], leaves: list[Tensor]) -> None:
+    if job.inspect is not None:
+        roots = [selected.grad_fn for selected in targets]
+        job.inspect(scope, [root for root in roots if root is not None], leaves)
+
+
+def _note_what_ran(scope: Scope, mode: Interception, inputs: Inputs) -> None:
+    """Fill :attr:`Scope.ran`: the calls of torch, and what they do not show."""
+    acted: dict[tuple[str, str], int] = {}
+    for (_, kind, rule), count in scope.applied.items():
+        acted[kind.value, rule] = acted.get((kind.value, rule), 0) + count
+    nodes = next_sequence_number() - inputs.first_node
+    cut = tuple(name for name, _ in scope.cut)
+    scope.ran = hash((mode.ran, nodes, frozenset(acted.items()), cut))
 
 
 def _nth(select: Callable[[Tensor], Sequence[Tensor]], index: int, output: Tensor) -> Tensor:

@@ -115,6 +115,8 @@ class Scope:
         #: Operations, by name and module, on values that lost their gradient under no_grad.
         self.cut: dict[tuple[str, str], None] = {}
         self.gives_to_zero_inputs = False
+        #: What tells passes apart that ran other operations, whatever the size of their inputs.
+        self.ran = 0
 
     # ---- rules -------------------------------------------------------------------------------
     def rule(self, kind: Kind) -> PropagationRule | None:
@@ -139,12 +141,10 @@ class Scope:
 
     def owner(self, sequence: int) -> str:
         """Name of the innermost traced module whose call made the node with this number."""
-        best: Call | None = None
-        for call in self.calls:
-            inside = call.start <= sequence < call.stop
-            if inside and (best is None or call.stop - call.start <= best.stop - best.start):
-                best = call
-        return best.module if best else ""
+        inside = [call for call in self.calls if call.start <= sequence < call.stop]
+        if not inside:
+            return ""
+        return min(inside, key=lambda call: (call.stop - call.start, -len(call.module))).module
 
     def tables(self) -> list[RuleTable]:
         """The rule tables in force, outermost first."""

@@ -41,6 +41,10 @@ _UNTOUCHED = frozenset(
 
 _is_grad_enabled = torch.is_grad_enabled
 _are_transforms_active = torch._C._are_functorch_transforms_active
+#: Calls whose numbers and flags decide what they are.
+_TOLD_BY_VALUE = frozenset(["batch_norm", "instance_norm", "einsum", "pow", "__pow__", "norm"])
+#: So many arguments are remembered by whether they depended on the inputs.
+_LAST = 0xFFFF
 #: The attribute of constants made from trainable parameters.
 _TRAINABLE = "_captum_lrp_tx_trainable"
 
@@ -62,6 +66,11 @@ class Interception(TorchFunctionMode):
         # what constants carry that were computed from parameters that require a gradient
         # outside of this mode; those that are not this pass's own are noted in the dictionary
         self._token = object()
+        #: Hash of the calls so far, in order, by name and by which arguments depended on the
+        #: inputs; no sizes, which differ from text to text.
+        self.ran = 0
+        #: Whether the last arguments depended on the inputs, one bit each.
+        self.live = 0
         self._trainable: WeakIdKeyDictionary = WeakIdKeyDictionary()
         #: Whether anything was computed from the inputs without a gradient, and what.
         self.has_cut = False
@@ -113,7 +122,9 @@ class Interception(TorchFunctionMode):
         """A parameter, or what was computed from one before this pass, as a constant."""
         if isinstance(x, Tensor):
             if x.requires_grad and not x.is_leaf and not self._is_foreign(x):
+                self.live = self.live << 1 & _LAST | 1
                 return x
+            self.live = self.live << 1 & _LAST
             if x.is_inference():  # made under inference_mode: autograd refuses to save it
                 x = x.clone()
             if x.requires_grad and self._is_foreign(x):
@@ -203,6 +214,9 @@ def _constant_call(
     args = tuple([constant(a) if isinstance(a, _HOLDS) else a for a in args])
     if kwargs:
         kwargs = {k: mode.constant(v) if isinstance(v, _HOLDS) else v for k, v in kwargs.items()}
+    mode.ran = hash((mode.ran, name, mode.live))
+    if name in _TOLD_BY_VALUE:
+        mode.ran = hash((mode.ran, *[a for a in args if isinstance(a, (int, float, str))]))
     handler = HANDLERS.get(name)
     if handler is not None:
         refuse_checkpointing()

@@ -61,8 +61,6 @@ _NORMS = frozenset(
     NativeBatchNormWithUpdate""".split()
 )
 
-_OUR_MODULE = functions.__name__
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -87,7 +85,7 @@ class Finding:
 def is_ours(node: Node) -> bool:
     """Whether a node belongs to one of this package's autograd functions."""
     forward = getattr(type(node), "_forward_cls", None)
-    return forward is not None and forward.__module__ == _OUR_MODULE
+    return forward is not None and issubclass(forward, functions.RuleFunction)
 
 
 def uncovered(

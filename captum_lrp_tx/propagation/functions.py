@@ -144,13 +144,19 @@ class Substitute(RuleFunction):
     def backward(ctx: Any, *grad: Any) -> Any:
         y, z, *rest = ctx.saved_tensors
         share = rest[0] if rest else ctx.share
-        if y.dtype not in _LOW:
-            return None, grad[0] * share * safe_ratio(y, z, ctx.epsilon), None, None
-        # y / epsilon is beyond float16 where z is 0; nothing can go to z there in any precision
-        ratio = safe_ratio(y.float(), z.float(), ctx.epsilon).masked_fill(z == 0, 0.0)
-        largest = torch.finfo(y.dtype).max
-        wide = (grad[0].float() * share * ratio).clamp(-largest, largest)
-        return None, wide.to(y.dtype), None, None
+        return None, share_of_way(grad[0], y, z, share, ctx.epsilon), None, None
+
+
+def share_of_way(
+    grad: Tensor, y: Tensor, z: Tensor, share: Tensor | float, epsilon: float
+) -> Tensor:
+    """``share * grad * y / z`` within the range of the gradient's dtype."""
+    if y.dtype not in _LOW:
+        return grad * share * safe_ratio(y, z, epsilon)
+    # y / epsilon is beyond float16 where z is 0; nothing can go to z there in any precision
+    ratio = safe_ratio(y.float(), z.float(), epsilon).masked_fill(z == 0, 0.0)
+    largest = torch.finfo(y.dtype).max
+    return (grad.float() * share * ratio).clamp(-largest, largest).to(y.dtype)
 
 
 class Combine(RuleFunction):

@@ -67,7 +67,8 @@ class LinearMap(Operation):
 
     ``bias`` is already in a shape that broadcasts against the output.  ``distribute(x, r)`` gives
     the gradient at ``x`` that carries the relevance ``r`` (output-shaped) in proportion to the
-    squares of the inputs that each output place sees.
+    squares of the inputs that each output place sees.  ``by_row`` says that every vector along the
+    last dimension of the input is mapped by itself, to one along the last dimension of the output.
     """
 
     input: Tensor = field(kw_only=True)
@@ -75,6 +76,7 @@ class LinearMap(Operation):
     bias: Tensor | None = field(kw_only=True)
     apply: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
     distribute: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
+    by_row: bool = field(kw_only=True, default=False)
 
 
 @dataclass

@@ -22,10 +22,15 @@ from captum_lrp_tx.propagation.functions import (
     SpreadBias,
     Stabilize,
     Substitute,
+    safe_ratio,
 )
 from captum_lrp_tx.propagation.operations import Kind, LinearMap
+from captum_lrp_tx.propagation.signed import Signed, Silent
 from captum_lrp_tx.rules.base import Bias, Rule, check_bias, check_number
 
+#: Signed sums that are so much smaller than the sum of magnitudes cannot be told from it and the
+#: plain sum: rounding errors grow by the inverse.
+_CANCELS = {torch.float64: 1e-6, torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.1}
 #: A way for relevance: pre-activation without bias, its bias, share of the output relevance.
 Way = tuple[Tensor, "Tensor | None", "Tensor | float"]
 
@@ -140,7 +145,48 @@ class GammaRule(LinearRule):
 
 
 @dataclass(frozen=True)
-class GeneralizedGammaRule(LinearRule):
+class SignedLinearRule(LinearRule):
+    """Base of rules that tell contributions by their sign (see :mod:`~.propagation.signed`).
+
+    :meth:`ways` says what the rule is, :meth:`factors` what it comes to with fewer products.  A
+    subclass with ways of its own goes by them.
+    """
+
+    @property
+    def counts_bias(self) -> bool:
+        """Whether biases are part of the denominators."""
+        return self.bias != "ignore"
+
+    @property
+    def spreads_bias(self) -> bool:
+        """Whether the relevance of biases goes to the inputs."""
+        return self.bias == "distribute"
+
+    @abstractmethod
+    def factors(
+        self, operation: LinearMap, output: Tensor, magnitudes: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """See :class:`~captum_lrp_tx.propagation.signed.SignedRule`."""
+
+    def propagate(self, operation: LinearMap) -> Tensor:
+        if _origin(self, "ways") is not _origin(self, "factors"):
+            return super().propagate(operation)
+        output = cast(Tensor, operation.plain())
+        books: Tensor | None = None
+        if operation.bias is not None and self.bias in (None, "absorb"):
+            books = Silent.call(operation.input)
+            operation.absorb(books, books.new_ones(()))
+            books = books if books._backward_hooks else None  # there is no ledger
+        return Signed.call(output, operation.input, books, operation, self)
+
+
+def _origin(rule: LinearRule, name: str) -> type:
+    """The class that a method of a rule was written in."""
+    return next(c for c in type(rule).__mro__ if name in vars(c))
+
+
+@dataclass(frozen=True)
+class GeneralizedGammaRule(SignedLinearRule):
     r"""Gamma rule for inputs and outputs of both signs.
 
     Contributions :math:`x_i w_{ij}` of the sign of the output :math:`z_j` are favoured by
@@ -168,9 +214,30 @@ class GeneralizedGammaRule(LinearRule):
             (z + gamma * negative, _shifted(b, gamma, False), (output <= 0).to(output.dtype)),
         ]
 
+    def factors(
+        self, operation: LinearMap, output: Tensor, magnitudes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        half, size = self.gamma / 2, output.to(magnitudes.dtype).abs()
+        if operation.bias is not None and self.bias == "ignore":
+            # the sign that decides is that of the output with its bias
+            z = operation.apply(operation.input, operation.weight).to(size.dtype)
+            side = torch.where(output > 0, half, -half).to(size.dtype)
+            ratio = safe_ratio(
+                output.to(size.dtype), z * (1 + half) + side * magnitudes, self.epsilon
+            )
+            return (1 + half) * ratio, side * ratio
+        if operation.bias is not None:
+            magnitudes += operation.bias.abs()
+        # all terms have the sign of the output, and no denominator is smaller than it
+        tiny = torch.finfo(size.dtype).tiny
+        denominator = magnitudes.mul_(half).add_(size, alpha=1 + half)
+        ratio = size.div_(denominator.add_(max(self.epsilon, tiny)))
+        agreeing = torch.copysign(ratio, output.to(ratio.dtype)).mul_(half)
+        return ratio.mul_(1 + half), agreeing
+
 
 @dataclass(frozen=True)
-class AlphaBetaRule(LinearRule):
+class AlphaBetaRule(SignedLinearRule):
     r"""Alpha-beta rule: positive contributions weighted by alpha, negative ones by -beta.
 
     Args:
@@ -200,6 +267,26 @@ class AlphaBetaRule(LinearRule):
         if self.beta:
             ways.append((negative, None if b is None else b.clamp(max=0), -self.beta))
         return ways
+
+    def factors(
+        self, operation: LinearMap, output: Tensor, magnitudes: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        y, b = output.to(magnitudes.dtype), operation.bias
+        z = y if b is None else y - b
+        counted = b.to(y.dtype) if b is not None and self.bias != "ignore" else y.new_zeros(())
+        bound = magnitudes if b is None else magnitudes + b.abs()
+        bound = bound * _CANCELS[output.dtype]
+        positive = (magnitudes + z) / 2 + counted.clamp(min=0)
+        if bool((positive < bound).any()):
+            return None
+        first = self.alpha / 2 * safe_ratio(y, positive, self.epsilon)
+        if not self.beta:
+            return first, first
+        negative = (z - magnitudes) / 2 + counted.clamp(max=0)
+        if bool((-negative < bound).any()):
+            return None
+        second = -self.beta / 2 * safe_ratio(y, negative, self.epsilon)
+        return first + second, first - second
 
 
 @dataclass(frozen=True)

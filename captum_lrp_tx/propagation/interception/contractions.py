@@ -55,8 +55,10 @@ def contraction(
         if "mul" in getattr(func, "__name__", ""):
             call = folded_product(mode, func, args[i], args[j], weight_first=j < i)
 
+        others = [None if k == i else a for k, a in enumerate(args)]  # rules may keep this
+
         def apply(x: Tensor, w: Tensor) -> Tensor:
-            called = list(args)
+            called = list(others)
             called[i], called[j] = x, w
             result: Tensor = func(*called, **kwargs)
             return result

@@ -57,7 +57,7 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
     operation = LinearMap(
         call, (x, weight, bias), {}, mode.absorber(bias),
         input=x, weight=weight, bias=bias,
-        apply=lambda i, w: func(i, w), distribute=spread_last,
+        apply=lambda i, w: func(i, w), distribute=spread_last, by_row=weight.dim() == 2,
     )  # fmt: skip
     return apply_linear(mode, operation)
 
@@ -95,7 +95,7 @@ def _addmm(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[st
     operation = LinearMap(
         func, args, kwargs, mode.absorber(bias),
         input=x, weight=weight, bias=bias,
-        apply=lambda i, w: i @ w, distribute=spread_last,
+        apply=lambda i, w: i @ w, distribute=spread_last, by_row=True,
     )  # fmt: skip
     return apply_linear(mode, operation)
 

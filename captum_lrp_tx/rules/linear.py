@@ -221,7 +221,7 @@ class GeneralizedGammaRule(SignedLinearRule):
         if operation.bias is not None and self.bias == "ignore":
             # the sign that decides is that of the output with its bias
             z = operation.apply(operation.input, operation.weight).to(size.dtype)
-            side = torch.where(output > 0, half, -half).to(size.dtype)
+            side = (output > 0).to(size.dtype) * self.gamma - half
             ratio = safe_ratio(
                 output.to(size.dtype), z * (1 + half) + side * magnitudes, self.epsilon
             )

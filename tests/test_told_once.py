@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from captum_lrp_tx import ConservativeGI, ConservativeLRP, LayerConservativeLRP
 from captum_lrp_tx.attr import base
 from captum_lrp_tx.attr.targets import Target
 from captum_lrp_tx.errors import UncoveredOperationWarning
-from torch import Tensor, nn
 
 Explained = Callable[..., Any]
 
@@ -176,7 +177,7 @@ def test_a_module_rule_that_takes_effect_is_another_way(inspections: list[int]) 
 
 def test_nothing_is_kept_of_a_model_that_is_gone() -> None:
     model = net()
-    warned(lambda x: torch.tan(model(x)))
+    warned(partial(lambda net, x: torch.tan(net(x)), model))
     gone = weakref.ref(model)
     del model
     gc.collect()

@@ -269,7 +269,7 @@ class MapMethod(WithoutFutures, Attribution):
         """One pass; ``unit`` starts the backward pass with relevance one."""
         forward = forward_of(self)
         found = find_modules(forward)
-        refuse_opaque(found)
+        refuse_opaque(found, forward)
         shape: list[int] = []
 
         def select(output: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NoReturn, Union
 
 import torch
 from captum._utils.common import _format_additional_forward_args
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_lrp_tx.attr.captum_rules import assigned_rules
 from captum_lrp_tx.attr.target_lists import TargetsType as TargetsType
@@ -97,18 +97,27 @@ class Conservative(WithoutFutures):
         With a preset that conserves relevance this is what biases and other additive constants
         have absorbed; :func:`captum_lrp_tx.audit.explainability` names them.
 
+        Where outputs and inputs have different numbers of rows (one output pooled from a batch or
+        a graph, pixel patches beside token ids) no row belongs to one output: the delta is then
+        one number, the sum of all outputs minus the sum of all relevance.
+
         Args:
             attributions (Tensor or tuple of Tensor): As :meth:`attribute` returned them.
             output (Tensor): The explained output, one value for each example.
 
         Returns:
-            Tensor: shape ``(batch,)``.
+            Tensor: shape ``(batch,)``, or ``(1,)`` if the numbers of rows differ.
+
+        Raises:
+            InputError: ``output`` has several values for each example.
         """
         parts = attributions if isinstance(attributions, tuple) else (attributions,)
-        # an output may have fewer examples than the inputs (a model that pools its batch)
-        total = sum((p.reshape(p.shape[0], -1).sum(1) for p in parts), torch.zeros(()))
-        assert isinstance(total, Tensor)
-        return output.flatten() - total.flatten()
+        if output.dim() > 1 and output[:1].numel() > 1:
+            raise InputError(
+                f"The output of shape {tuple(output.shape)} has several values for each example; "
+                "pass those that were explained, e.g. model(inputs)[:, target]."
+            )
+        return left_out(output, parts)
 
     # ---- one pass -----------------------------------------------------------------------------
     def _pass(
@@ -119,7 +128,7 @@ class Conservative(WithoutFutures):
         **more: Any,
     ) -> Pass:
         modules = find_modules(forward)
-        refuse_opaque(modules)
+        refuse_opaque(modules, forward)
         composite = self.composite
         if self._honours_module_rules:
             own = assigned_rules(modules)
@@ -128,6 +137,12 @@ class Conservative(WithoutFutures):
                        for m, t in own]  # fmt: skip
         else:
             own = []
+        owner = getattr(forward, "__self__", None)
+        if any(module is owner for module, _ in own):
+            raise RuleError(
+                f"{type(owner).__name__} has a rule, which holds while the module is called; pass "
+                "the module itself, not its method."
+            )
         if not composite.is_preset and not modules:
             raise RuleError(
                 "The composite has entries for modules, but no module was found behind the forward "
@@ -142,8 +157,23 @@ class Conservative(WithoutFutures):
             select=lambda output: select_target(output, target),
             additional_args=() if additional is None else additional,
             recompute=self._memory == "low",
+            meet=self._meet if self._honours_module_rules or not composite.is_preset else None,
             **more,
         )
+
+    def _meet(self, module: nn.Module) -> None:
+        """Refuse a module that would need a rule but was not found in time to get it."""
+        named = list(module.named_modules())
+        refuse_opaque(named)
+        if (self._honours_module_rules and assigned_rules(named)) or (
+            self.composite.matches_any(named)
+        ):
+            raise RuleError(
+                f"A rule is set for {type(module).__name__} (or a part of it), but the forward "
+                "function reaches this module in a way that cannot be followed, so the rule would "
+                "have no effect. Pass the model itself, or a function with the module in its "
+                "closure, its arguments or an attribute that nn.Module registers."
+            )
 
     def _propagate(
         self,
@@ -255,7 +285,7 @@ class Conservative(WithoutFutures):
             )
         if scope.mixes_examples:
             tell_once(
-                model,
+                subject,
                 "mixes examples",
                 "A batch norm without running statistics normalises over all examples of the "
                 "batch, so outputs and relevance of one example depend on the others. Explain "
@@ -282,6 +312,22 @@ def _before_log_softmax(root: Node) -> Node:
         node = parents(node)[0]
     before = parents(node) if node_name(node) == "LogSoftmax" else []
     return before[0] if before else root
+
+
+def left_out(output: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """Output minus the sum of relevance: by row where all have as many, else one number.
+
+    Args:
+        output (Tensor): The explained output, one value for each example.
+        parts (sequence of Tensor): Relevance of each input, examples in the first dimension.
+
+    Returns:
+        Tensor: shape ``(batch,)`` or ``(1,)``.
+    """
+    values = output.flatten()
+    if any(part.shape[:1] != values.shape for part in parts):
+        return values.sum(0, keepdim=True) - sum(part.sum() for part in parts)
+    return values - sum(part.reshape(len(values), -1).sum(1) for part in parts)
 
 
 def formatted(values: list[Tensor], as_tuple: bool) -> TensorOrTuple:

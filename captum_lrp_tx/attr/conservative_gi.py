@@ -160,7 +160,8 @@ class ConservativeGI(Conservative, GradientAttribution):
               input or, for token ids, of the embeddings. A tensor for a tensor, a tuple for a
               tuple; for a mapping a tensor, or a tuple in the order of its attributed entries.
             - **delta** (Tensor, shape ``(batch,)``): output minus the sum of relevance; what
-              biases and other constants absorbed, if the rules conserve.
+              biases and other constants absorbed, if the rules conserve. One number, of shape
+              ``(1,)``, where outputs and inputs have different numbers of rows.
 
         Raises:
             InputError, TargetError, OutputError: arguments that do not fit.
@@ -256,7 +257,7 @@ class ConservativeGI(Conservative, GradientAttribution):
             **delta**:
             - **attributions**: as :meth:`attribute` returns them, with the targets in a first
               dimension: ``(targets, batch, ...)``.
-            - **delta** (Tensor, shape ``(targets, batch)``).
+            - **delta** (Tensor, shape ``(targets, batch)``, or ``(targets, 1)``).
 
         Raises:
             TargetError: No targets, or one that does not fit the output.

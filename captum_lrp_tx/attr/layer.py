@@ -116,7 +116,8 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
             of **attributions**, **delta**:
             - **attributions**: in the shape of the activations; a tuple if the layer has several
               tensors there.
-            - **delta** (Tensor of shape ``(batch,)``, or a list with one for each layer).
+            - **delta** (Tensor of shape ``(batch,)``, or a list with one for each layer). One
+              number where outputs and activations have different numbers of rows.
 
         Raises:
             UnreachedInputError: the layer did not run or does not influence the output; otherwise

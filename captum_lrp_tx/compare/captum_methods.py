@@ -25,6 +25,7 @@ from captum_lrp_tx.attr.base import (
     TargetType,
     TensorOrTuple,
     WithoutFutures,
+    left_out,
     select_target,
 )
 from captum_lrp_tx.attr.targets import holds_target
@@ -205,13 +206,12 @@ class _OnTokens(WithoutFutures, GradientAttribution):
             ) from error
 
     def _delta(self, used: _Prepared, attributions: tuple[Tensor, ...], target: Any) -> Tensor:
-        """Difference of the outputs minus the sum of relevance, for each example."""
-        total = torch.stack([part.flatten(1).sum(1) for part in attributions]).sum(0)
+        """Difference of the outputs minus the sum of relevance, as of the other methods."""
         with torch.no_grad():
             extra = used.extra or ()
             start = select_target(used.forward(*used.baselines, *extra), target)
             end = select_target(used.forward(*used.values, *extra), target)
-        return end.flatten() - start.flatten() - total
+        return left_out(end.flatten() - start.flatten(), attributions)
 
 
 class TokenIntegratedGradients(_OnTokens):

@@ -251,14 +251,21 @@ def _sums(
     call = {"target": target, "additional_forward_args": batch.extra or None}
     first = at_layers.attribute(inputs, **call, attribute_to_layer_input=True)[0]
     outputs = at_layers.attribute(inputs, **call)
-    relevances = [at_input.attribute(inputs, **call), first, *outputs]
-    return [_total(relevance, len(batch)) for relevance in relevances]
+    at_inputs = _total(at_input.attribute(inputs, **call), len(batch), layer=False)
+    return [at_inputs, *(_total(relevance, len(batch)) for relevance in (first, *outputs))]
 
 
-def _total(relevance: Any, examples: int) -> Tensor:
-    # of several tensors the hidden states come first; others are masks and position biases
-    tensor = relevance[0] if isinstance(relevance, (tuple, list)) else relevance
-    total: Tensor = tensor.detach().reshape(examples, -1).double().sum(1).cpu()
+def _total(relevance: Any, examples: int, layer: bool = True) -> Tensor:
+    tensors = list(relevance) if isinstance(relevance, (tuple, list)) else [relevance]
+    # at layers the hidden states come first; others are masks and position biases
+    total = torch.zeros(examples, dtype=torch.float64)
+    for tensor in tensors[:1] if layer else tensors:
+        if examples > 1 and tensor.shape[:1] != (examples,):
+            raise InputError(
+                f"relevance of shape {tuple(tensor.shape)} has no row for each of the {examples} "
+                "examples, so conservation cannot be told by example; measure one at a time"
+            )
+        total += tensor.detach().reshape(examples, -1).double().sum(1).cpu()
     return total
 
 

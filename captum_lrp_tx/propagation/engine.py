@@ -39,6 +39,7 @@ from captum_lrp_tx.propagation.scope import (
     relevance_sum,
     suspended,
 )
+from captum_lrp_tx.propagation.strangers import Strangers
 
 NamedModules = Sequence[tuple[str, nn.Module]]
 
@@ -65,6 +66,8 @@ class Pass:
         zeros_if_unreached (bool): Zero relevance for layers that do not influence the output.
         backward (bool): Run the backward pass; without it the result has no relevance.
         recompute (bool): Keep the inputs of the model's blocks only, and run them twice.
+        meet (callable, optional): Told of every module with parameters that runs although it is
+            none of ``modules``; may raise.
         check_finite (bool): Raise if the output or the relevance is NaN or infinite.
     """
 
@@ -83,6 +86,7 @@ class Pass:
     zeros_if_unreached: bool = False
     backward: bool = True
     recompute: bool = False
+    meet: Callable[[nn.Module], None] | None = None
 
 
 @dataclass
@@ -153,13 +157,15 @@ def propagate_targets(
         name = names.get(tensor.data_ptr(), "embedding")
         return name.removesuffix(".weight")
 
-    with suspended(), isolated(job.modules), torch.inference_mode(False), torch.enable_grad():
+    isolation = isolated(job.modules)
+    with suspended(), isolation, torch.inference_mode(False), torch.enable_grad():
         args, kwargs = inputs.call_arguments()
         additional = [fresh(a) for a in job.additional_args]
         if probe is not None:
             args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
             kwargs = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
-        mode = Interception(scope, inputs, name_of)
+        strangers = Strangers(job.modules, job.meet) if job.meet is not None else None
+        mode = Interception(scope, inputs, name_of, isolation, strangers)
         saving = (
             Recomputation(repeated_blocks(job.modules), scope, inputs, mode.again)
             if job.recompute

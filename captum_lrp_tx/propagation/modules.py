@@ -13,17 +13,27 @@ from torch import nn
 from captum_lrp_tx.errors import UnsupportedModelError
 
 _DEPTH = 4
+#: Larger dictionaries (vocabularies, data) are not searched for modules.
+_SMALL = 256
+#: Where ``torch.compile`` keeps the function that it was given.
+_ORIGINAL = "_torchdynamo_orig_callable"
+_UNCOMPILED = (
+    f"Explain the function it was made from, which torch keeps as its attribute {_ORIGINAL}, or "
+    "compile after the explanation."
+)
 
 
 def find_modules(forward: Callable[..., Any]) -> list[tuple[str, nn.Module]]:
     """Named modules that a forward function runs, each once, outermost first.
 
     Looks at the callable itself, at what a method is bound to, and at the closure, defaults,
-    partial arguments and the globals that a function names.  One root keeps its plain names
+    partial arguments and the globals that a function names; if no module is there, into
+    dictionaries as well.  One root keeps its plain names
     (``"encoder.layer.0"``); with several roots each name is preceded by the root's position.
     """
     roots: list[nn.Module] = []
-    for module in _roots(forward, _DEPTH, set()):
+    found = list(_roots(forward, _DEPTH, set())) or list(_roots(forward, _DEPTH, set(), dicts=True))
+    for module in found:
         if not any(module is m for root in roots for m in root.modules()):
             roots = [r for r in roots if not any(r is m for m in module.modules())] + [module]
     named: list[tuple[str, nn.Module]] = []
@@ -33,31 +43,33 @@ def find_modules(forward: Callable[..., Any]) -> list[tuple[str, nn.Module]]:
     return named
 
 
-def _roots(value: Any, depth: int, seen: set[int]) -> Iterator[nn.Module]:
+def _roots(value: Any, depth: int, seen: set[int], dicts: bool = False) -> Iterator[nn.Module]:
     if depth == 0 or id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, nn.Module):
         yield value
     elif isinstance(value, types.MethodType):
-        yield from _roots(value.__self__, depth, seen)
+        yield from _roots(value.__self__, depth, seen, dicts)
     elif isinstance(value, functools.partial):
         for item in (value.func, *value.args, *value.keywords.values()):
-            yield from _roots(item, depth - 1, seen)
+            yield from _roots(item, depth - 1, seen, dicts)
     elif isinstance(value, types.FunctionType):
-        yield from _roots_of_function(value, depth, seen)
+        for item in _reached_by(value):
+            yield from _roots(item, depth - 1, seen, dicts)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _roots(item, depth - 1, seen)
+            yield from _roots(item, depth - 1, seen, dicts)
+    elif type(value) is dict:
+        for item in list(value.values()) if dicts and len(value) <= _SMALL else ():
+            yield from _roots(item, depth - 1, seen, dicts)
     elif hasattr(value, "__dict__") and not isinstance(value, (type, types.ModuleType)):
         for item in list(vars(value).values()):
-            yield from _roots(item, depth - 1, seen)
+            yield from _roots(item, depth - 1, seen, dicts)
 
 
-def _roots_of_function(
-    function: types.FunctionType, depth: int, seen: set[int]
-) -> Iterator[nn.Module]:
-    reached: list[Any] = list(function.__defaults__ or ())
+def _reached_by(function: types.FunctionType) -> list[Any]:
+    reached = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     for cell in function.__closure__ or ():
         try:
             reached.append(cell.cell_contents)
@@ -66,9 +78,7 @@ def _roots_of_function(
     reached += [
         function.__globals__[n] for n in _names(function.__code__) if n in function.__globals__
     ]
-    reached += [getattr(function, "__wrapped__", None)]
-    for item in reached:
-        yield from _roots(item, depth - 1, seen)
+    return [*reached, getattr(function, "__wrapped__", None)]
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -78,12 +88,21 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def refuse_opaque(modules: list[tuple[str, nn.Module]]) -> None:
-    """Raise for modules whose operations no function mode can see.
+def refuse_opaque(modules: list[tuple[str, nn.Module]], forward: Any = None) -> None:
+    """Raise for a function or modules whose operations no function mode can see.
+
+    Args:
+        modules (list of (str, Module)): The modules of the model.
+        forward (callable, optional): The forward function, where it is none of them.
 
     Raises:
         UnsupportedModelError: compiled, scripted or replicated modules, with the way out.
     """
+    if _is_compiled(forward) and not isinstance(forward, nn.Module):
+        raise UnsupportedModelError(
+            "The forward function is compiled by torch.compile, so rules cannot see its "
+            f"operations. {_UNCOMPILED}"
+        )
     for name, module in modules:
         if _is_plain(module):
             continue
@@ -92,6 +111,17 @@ def refuse_opaque(modules: list[tuple[str, nn.Module]]) -> None:
             raise UnsupportedModelError(
                 f"{where} is compiled by torch.compile, so rules cannot see its operations. "
                 "Explain the module it was made from: model._orig_mod."
+            )
+        if module._compiled_call_impl is not None:
+            raise UnsupportedModelError(
+                f"{where} was compiled in place by module.compile(), so rules cannot see its "
+                "operations. Explain copy.deepcopy(model), which is not compiled, or undo it: for "
+                "m in model.modules(): m._compiled_call_impl = None."
+            )
+        if _is_compiled(_forward_of(module)):
+            raise UnsupportedModelError(
+                f"{where} has a forward method compiled by torch.compile, so rules cannot see its "
+                f"operations. {_UNCOMPILED}"
             )
         if isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedModelError(
@@ -105,8 +135,21 @@ def refuse_opaque(modules: list[tuple[str, nn.Module]]) -> None:
             )
 
 
+def _is_compiled(function: Any) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    marks = getattr(function, "__dict__", {})
+    return _ORIGINAL in marks and "_torchdynamo_disable" not in marks
+
+
+def _forward_of(module: nn.Module) -> Any:
+    return vars(module).get("forward", type(module).forward)
+
+
 def _is_plain(module: nn.Module) -> bool:
     if isinstance(module, (torch.jit.ScriptModule, nn.DataParallel)):
+        return False
+    if module._compiled_call_impl is not None or _is_compiled(_forward_of(module)):
         return False
     return type(module).__name__ != "OptimizedModule"
 

@@ -176,6 +176,12 @@ class Composite:
         """The engine's view of the base."""
         return {kind: (float("inf"), rule) for kind, rule in self._base.items()}
 
+    def matches_any(self, modules: Sequence[tuple[str, nn.Module]]) -> bool:
+        """Whether an entry is for one of these modules."""
+        return any(
+            _matches(key, name, module) for key, _ in self._entries for name, module in modules
+        )
+
     def assign(
         self, modules: Sequence[tuple[str, nn.Module]]
     ) -> list[tuple[nn.Module, dict[Kind, tuple[float, PropagationRule | None]]]]:

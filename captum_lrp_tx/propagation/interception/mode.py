@@ -22,12 +22,14 @@ from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.interception.booking import AFFINE, book_affine, keep_names
 from captum_lrp_tx.propagation.interception.calls import depends, tensors_in
 from captum_lrp_tx.propagation.interception.handlers import HANDLERS
+from captum_lrp_tx.propagation.isolation import isolated
 from captum_lrp_tx.propagation.obstacles import refuse_checkpointing
 from captum_lrp_tx.propagation.operations import (
     Kind,
     Operation,
 )
 from captum_lrp_tx.propagation.scope import Scope
+from captum_lrp_tx.propagation.strangers import Strangers
 
 #: Queries and bookkeeping, which must see parameters as they are.
 _UNTOUCHED = frozenset(
@@ -39,6 +41,14 @@ _UNTOUCHED = frozenset(
 )
 
 
+#: Methods that write into their tensor.
+_WRITING = frozenset(
+    name
+    for name in dir(Tensor)
+    if name == "__setitem__"
+    or (name.startswith("__i") and f"__{name[3:]}" in dir(Tensor))
+    or (name.endswith("_") and not name.endswith("__") and name not in _UNTOUCHED)
+)
 _is_grad_enabled = torch.is_grad_enabled
 _are_transforms_active = torch._C._are_functorch_transforms_active
 #: Calls whose numbers and flags decide what they are.
@@ -52,8 +62,17 @@ _TRAINABLE = "_captum_lrp_tx_trainable"
 class Interception(TorchFunctionMode):
     """The function mode of one explained forward pass (see the module's description)."""
 
-    def __init__(self, scope: Scope, inputs: Inputs, name_of: Callable[[Tensor], str]) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        inputs: Inputs,
+        name_of: Callable[[Tensor], str],
+        isolation: isolated,
+        strangers: Strangers | None = None,
+    ) -> None:
         super().__init__()
+        self.isolation = isolation
+        self.strangers = strangers
         self.scope = scope
         self.inputs = inputs
         self.name_of = name_of
@@ -80,7 +99,7 @@ class Interception(TorchFunctionMode):
         """A mode for a second run of a part of the model, which finds no inputs of its own."""
         inputs = self.inputs.again()
         inputs.stop_looking_up()
-        mode = Interception(self.scope, inputs, self.name_of)
+        mode = Interception(self.scope, inputs, self.name_of, self.isolation, self.strangers)
         mode._token, mode._trainable = self._token, self._trainable
         return mode
 
@@ -94,6 +113,11 @@ class Interception(TorchFunctionMode):
         kwargs = kwargs or {}
         name: str = getattr(func, "__name__", "")
         grad_enabled = _is_grad_enabled()
+        if name in _WRITING:
+            self.isolation.before_write(args[0])
+        if kwargs and "out" in kwargs:
+            for target in tensors_in(kwargs["out"]):
+                self.isolation.before_write(target)
         if (
             name in _UNTOUCHED
             or not grad_enabled  # the model has decided that nothing propagates
@@ -125,6 +149,8 @@ class Interception(TorchFunctionMode):
                 self.live = self.live << 1 & _LAST | 1
                 return x
             self.live = self.live << 1 & _LAST
+            if type(x) is not Tensor and self.strangers is not None:
+                self.strangers.look(x)
             if x.is_inference():  # made under inference_mode: autograd refuses to save it
                 x = x.clone()
             if x.requires_grad and self._is_foreign(x):

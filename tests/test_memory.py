@@ -1,6 +1,7 @@
 """``memory="low"``: the same relevance from blocks that are run twice, or a refusal."""
 
 import functools
+import threading
 from typing import Any
 
 import pytest
@@ -201,12 +202,119 @@ class _nothing:
     def __exit__(self, *_: Any) -> None: ...
 
 
-def test_cache_is_refused() -> None:
-    config = transformers.LlamaConfig(**SMALL)  # use_cache by default
-    caching = transformers.LlamaForCausalLM(config).eval()
-    with pytest.raises(UnsupportedModelError, match="use_cache"):
-        ConservativeLRP(caching, memory="low").attribute(IDS, target=(2, 1))
-    assert ConservativeLRP(caching).attribute(IDS, target=(2, 1)).shape == IDS.shape
+CACHING: dict[str, Any] = {
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=30)
+    ),
+    "mistral": lambda: transformers.MistralForCausalLM(
+        transformers.MistralConfig(**SMALL, num_key_value_heads=1, sliding_window=3)
+    ),
+    "gemma": lambda: transformers.GemmaForCausalLM(
+        transformers.GemmaConfig(**SMALL, num_key_value_heads=1, head_dim=8)
+    ),
+}
+
+
+@pytest.mark.parametrize("preset", ["ah+ln", "lrp-gamma", "attnlrp"])
+@pytest.mark.parametrize("kind", CACHING)
+def test_language_models_that_fill_a_cache(kind: str, preset: str) -> None:
+    torch.manual_seed(0)
+    caching = CACHING[kind]().eval()
+    assert caching.config.use_cache, "as transformers makes it"
+    inputs = {"input_ids": IDS, "attention_mask": MASK}
+    want = ConservativeLRP(caching, preset).attribute(inputs, target=(2, 1))
+    low = ConservativeLRP(caching, preset, memory="low")
+    assert torch.equal(low.attribute(inputs, target=(2, 1)), want)
+
+
+def test_a_cache_that_is_handed_in() -> None:
+    caching = CACHING["llama"]().eval()
+    with torch.no_grad():
+        cache = caching(IDS).past_key_values
+    length = cache.get_seq_length()
+
+    def forward(ids: Tensor, past: Any) -> Tensor:
+        logits: Tensor = caching(input_ids=ids, past_key_values=past).logits
+        return logits
+
+    standard, low = (
+        ConservativeLRP(forward, memory=m).attribute(  # type: ignore[arg-type]
+            IDS[:, :3], target=(2, 1), additional_forward_args=(cache,)
+        )
+        for m in ("standard", "low")
+    )
+    assert torch.equal(low, standard)
+    assert cache.get_seq_length() == length
+
+
+class Notes:
+    """What blocks hand on beside their output."""
+
+    def __init__(self) -> None:
+        self.written: list[Tensor] = []
+        self.lock: Any = None
+
+
+class Noting(nn.Module):
+    """Blocks that write to an object, a list or a dictionary, and may read what others wrote."""
+
+    def __init__(self, reads: bool, kind: str, lock: Any = None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(NotingBlock(reads) for _ in range(3))
+        self.kind, self.lock = kind, lock
+
+    def forward(self, x: Tensor) -> Tensor:
+        notes = Notes()
+        notes.lock = self.lock
+        held: Any = {"object": notes, "list": notes.written, "dict": {"w": notes.written}}
+        for block in self.blocks:
+            x = block(x, held[self.kind])
+        return x
+
+
+class NotingBlock(nn.Module):
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        self.linear, self.reads = nn.Linear(4, 4), reads
+
+    def forward(self, x: Tensor, notes: Any) -> Tensor:
+        written = notes.written if isinstance(notes, Notes) else notes
+        written = written["w"] if isinstance(written, dict) else written
+        written.append(self.linear(x))
+        y = written[-1] * len(written)
+        return (y * written[0]).tanh() if self.reads else y.tanh()
+
+
+@pytest.mark.parametrize("kind", ["object", "list", "dict"])
+def test_what_blocks_write_is_theirs_alone_the_second_time(kind: str) -> None:
+    torch.manual_seed(0)
+    net = Noting(False, kind)
+    x = torch.randn(2, 4)
+    want = ConservativeGI(net, "gi").attribute(x, target=0)
+    assert torch.equal(ConservativeGI(net, "gi", memory="low").attribute(x, target=0), want)
+
+
+@pytest.mark.parametrize("kind", ["list", "dict"])
+def test_blocks_may_read_tensors_in_containers(kind: str) -> None:
+    torch.manual_seed(0)
+    net = Noting(True, kind)
+    x = torch.randn(2, 4)
+    want = ConservativeGI(net, "gi").attribute(x, target=0)
+    assert torch.equal(ConservativeGI(net, "gi", memory="low").attribute(x, target=0), want)
+
+
+def test_reading_what_other_blocks_wrote_to_an_object_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="other blocks have written"):
+        ConservativeGI(Noting(True, "object"), "gi", memory="low").attribute(
+            torch.randn(2, 4), target=0
+        )
+
+
+def test_objects_that_cannot_be_copied_are_refused() -> None:
+    net = Noting(False, "object", threading.Lock())
+    with pytest.raises(UnsupportedModelError, match="Notes, which cannot be copied"):
+        ConservativeGI(net, "gi", memory="low").attribute(torch.randn(2, 4), target=0)
 
 
 class Block(nn.Module):

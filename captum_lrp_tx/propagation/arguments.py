@@ -31,7 +31,7 @@ def fresh(value: Any) -> Any:
     elif isinstance(value, (Tensor, *_PLAIN)) or callable(value):
         return value
     tensors: list[Tensor] = []
-    _collect(value, tensors, set(), _DEPTH)
+    collect(value, tensors)
     if not tensors:
         return value
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in tensors if not t.is_leaf}
@@ -39,6 +39,16 @@ def fresh(value: Any) -> Any:
         return copy.deepcopy(value, memo)
     except (TypeError, copy.Error):  # something in it cannot be copied, a lock for instance
         return value
+
+
+def collect(value: Any, found: list[Tensor]) -> None:
+    """Add every tensor that an argument holds in containers and objects, but for models.
+
+    Args:
+        value (object): The argument.
+        found (list of Tensor): Gets the tensors.
+    """
+    _collect(value, found, set(), _DEPTH)
 
 
 def _collect(value: Any, found: list[Tensor], seen: set[int], depth: int) -> None:

@@ -32,6 +32,7 @@ from captum_lrp_tx.propagation.hooks import Hooks
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.operations import RuleTable
 from captum_lrp_tx.propagation.scope import Scope
+from captum_lrp_tx.propagation.snapshots import CannotCopy, Snapshot, reads_placeholder
 
 #: The state of the CPU's generator, and of those of devices.
 _Random = tuple[Tensor, list[int], list[Tensor]]
@@ -115,7 +116,7 @@ class _Call:
     Args:
         name (str): Of the block.
         module (Module): The block.
-        args (tuple), kwargs (dict): Its arguments.
+        args (tuple), kwargs (dict): Its arguments, as they were when it began.
         versions (list of int): Versions of the tensors among them.
         tables (list of RuleTable): The rules in force.
         random (optional): State of the random generators, if the block may draw from them.
@@ -157,6 +158,10 @@ class _Enough(BaseException):
     """All that a second run was needed for is there.  No ``Exception``: blocks may catch those."""
 
 
+class _Elsewhere(BaseException):
+    """A second run reads what is not there."""
+
+
 class Recomputation:
     """A context for the forward pass in which blocks keep their inputs only.
 
@@ -169,8 +174,8 @@ class Recomputation:
 
     Raises:
         UnsupportedModelError: while the model runs, if a block gets an object that it may change
-            (a cache of keys and values); while it runs again, if it changed its inputs in place or
-            does something else the second time.
+            and that cannot be copied; while it runs again, if it changed its inputs in place, reads
+            what other blocks wrote to such an object, or does something else the second time.
     """
 
     def __init__(
@@ -234,9 +239,10 @@ class Recomputation:
         self._hooks.after(block, leave, always_call=True)
 
     def _call(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> _Call:
-        tensors = _tensors((args, kwargs), name)
+        args, kwargs = _held(tuple(args), name), _held(dict(kwargs), name)
+        tensors = _tensors((args, kwargs))
         return _Call(
-            name, module, tuple(args), dict(kwargs), [t._version for t in tensors],
+            name, module, args, kwargs, [t._version for t in tensors],
             self._scope.tables(), _random_state(module, tensors), self._inputs.count_lookups(),
             _SMALL * max((t.numel() for t in tensors if t.is_floating_point()), default=0),
             set() if _is_wrapped(module) else _storages(module),
@@ -285,7 +291,7 @@ class Recomputation:
         return saved.tensor
 
     def _run_again(self, call: _Call) -> None:
-        tensors = _tensors((call.args, call.kwargs), call.name)
+        tensors = _tensors((call.args, call.kwargs))
         if [t._version for t in tensors] != call.versions:
             raise UnsupportedModelError(
                 f"{call_of(call.name)} changes its inputs in place, so it cannot be run a second "
@@ -298,6 +304,8 @@ class Recomputation:
 
         def keep(tensor: Tensor) -> None:
             index = len(seen)
+            if reads_placeholder(tensor):
+                raise _Elsewhere
             seen.append(_Sight.of(tensor))
             if index not in call.kept:
                 saved[index] = _Saved.of(tensor)
@@ -311,12 +319,20 @@ class Recomputation:
             self._scope.again(call.tables), self._rules(), saved_tensors_hooks(keep, _never),
         ):  # fmt: skip
             _set_random(call.random)
-            call.module(*args, **kwargs)
+            try:
+                call.module(*args, **kwargs)
+            except (_Elsewhere, RuntimeError, NotImplementedError) as error:
+                if not any(t.is_meta for t in _tensors((call.args, call.kwargs))):
+                    raise
+                raise UnsupportedModelError(
+                    f"{call_of(call.name)} cannot be run a second time: it reads what other blocks "
+                    "have written to an object that is handed to all of them, such as a cache, and "
+                    "that is not kept; use memory='standard'."
+                ) from error
         expected = call.seen[: last + 1] if stops else call.seen
         if len(seen) != len(expected) or not all(map(_Sight.is_of_same, seen, expected)):
             raise UnsupportedModelError(
-                f"{call_of(call.name)} does something else when it is run a second time. If it "
-                "fills a cache of keys and values, switch that off (use_cache=False); or use "
+                f"{call_of(call.name)} does something else when it is run a second time; use "
                 "memory='standard'."
             )
         call.saved.update(saved)
@@ -353,26 +369,41 @@ def _storages(block: nn.Module) -> set[int]:
     }
 
 
-def _tensors(value: Any, name: str) -> list[Tensor]:
-    """Every tensor in the arguments of a block.
+def _held(value: Any, name: str) -> Any:
+    """An argument of a block, in a form that what the block writes to it does not reach.
 
     Raises:
-        UnsupportedModelError: an argument that is none of the plain types.
+        UnsupportedModelError: an object that cannot be copied.
     """
+    is_cache = isinstance(value, nn.Module) and next(value.parameters(), None) is None
+    if isinstance(value, (Tensor, *_PLAIN)) or (callable(value) and not is_cache):
+        return value  # caches of earlier versions of transformers are modules
+    if type(value) in (tuple, list):
+        return type(value)([_held(item, name) for item in value])
+    if type(value) is dict:
+        return {k: _held(item, name) for k, item in value.items()}
+    if isinstance(value, (dict, tuple, list)):
+        return value
+    try:
+        return Snapshot(value)
+    except CannotCopy as error:
+        raise UnsupportedModelError(
+            f"memory='low' runs the blocks of the model twice, and {call_of(name)} gets an "
+            f"argument, which it may change, of type {error}; use memory='standard'."
+        ) from error
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Every tensor in the arguments of a block."""
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, Snapshot):
+        return value.tensors
     if isinstance(value, dict):
-        return [t for item in value.values() for t in _tensors(item, name)]
+        return [t for item in value.values() for t in _tensors(item)]
     if isinstance(value, (tuple, list)):
-        return [t for item in value for t in _tensors(item, name)]
-    if isinstance(value, _PLAIN) or callable(value):
-        return []
-    raise UnsupportedModelError(
-        f"memory='low' runs the blocks of the model twice, and {call_of(name)} gets an argument of "
-        f"type {type(value).__name__}, which it may change. If it is a cache of keys and values, "
-        "switch that off (use_cache=False, or model.config.use_cache = False); or use "
-        "memory='standard'."
-    )
+        return [t for item in value for t in _tensors(item)]
+    return []
 
 
 def call_of(name: str) -> str:
@@ -387,6 +418,8 @@ def _fresh(value: Any) -> Any:
             return value
         # no leaf: leaves are taken for parameters
         return value.detach().requires_grad_().view_as(value)
+    if isinstance(value, Snapshot):
+        return value.restored()
     if isinstance(value, dict):
         return {k: _fresh(v) for k, v in value.items()}
     if type(value) in (tuple, list):

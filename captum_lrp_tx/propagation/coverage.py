@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ _LINEAR = frozenset(
     """AccumulateGrad View UnsafeView Reshape ReshapeAlias Alias Expand Transpose T Permute Squeeze
     Unsqueeze Slice Select Index Narrow Split SplitWithSizes UnsafeSplit
     UnsafeSplitWithSizes Unbind
-    Unfold Clone ToCopy AsStrided AsStridedScatter Diagonal MaskedFill NanToNum Tril
+    Unfold Clone ToCopy AsStrided Diagonal MaskedFill NanToNum Tril
     Triu Repeat Roll Flip IndexSelect Gather Contiguous Copy Detach ConstantPadNd SwapAxes Chunk Neg
     Add Sub Rsub Sum Mean Cat Stack Cumsum NativeDropout Trace Movedim Flatten Unflatten
     AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D
@@ -37,28 +37,60 @@ _LINEAR = frozenset(
     ScatterAdd SliceScatter SelectScatter MaskedScatter MaskedSelect Embedding Put Take TakeAlongDim
     Kron Where ViewAsReal ViewAsComplex Real Imag FftR2C FftC2R FftC2C Conj ConjPhysical
     Lift LiftFresh CopySlices CopyBackwards ToDense Rot90 Nansum MkldnnReshape ChannelShuffle
-    GridSampler2D GridSampler3D Lerp Zero Fill""".split()
+    GridSampler2D GridSampler3D Lerp Zero Fill BlockDiag DiagEmbed DiagonalScatter Complex LuUnpack
+    NarrowCopy ToSparse UpsampleNearestExact1D UpsampleNearestExact3D UnsafeMaskedIndex
+    UnsafeMaskedIndexPutAccumulate Rad2Deg Deg2Rad NllLoss NllLoss2D NllLossNd
+    AffineGridGenerator""".split()
 )
 
 #: Positively homogeneous without bias: gradient x input conserves relevance exactly.
 _HOMOGENEOUS = frozenset(
-    """Relu LeakyRelu Prelu PreluKernel Rrelu RreluWithNoise Abs Max Min Amax Amin Aminmax Maximum
+    """Relu LeakyRelu Rrelu RreluWithNoise Abs Max Min Amax Amin Aminmax Maximum
     Minimum Fmax Fmin MaxPool1D MaxPool2D MaxPool2DWithIndices MaxPool3DWithIndices
     AdaptiveMaxPool2D AdaptiveMaxPool3D Topk Sort Kthvalue Median Mode Msort Cummax Cummin
-    FractionalMaxPool2D MaxUnpool2D""".split()
+    FractionalMaxPool2D FractionalMaxPool3D MaxUnpool2D MaxUnpool3D Nanmedian Copysign
+    Hypot""".split()
 )
 
+#: Affine in the arguments at these places, as long as no other depends on the inputs.
+_AFFINE_IN: dict[str, set[int]] = {
+    "NativeLayerNorm": {1, 2}, "NativeGroupNorm": {1, 2}, "FusedRmsNorm": {1},
+    "NativeBatchNorm": {1, 2}, "NativeBatchNormLegit": {1, 2}, "BatchNormWithUpdate": {1, 2},
+    "LinalgSolveEx": {1}, "LinalgSolveTriangular": {1}, "LinalgLuSolve": {1},
+    "TriangularSolve": {0}, "CholeskySolve": {0}, "Ormqr": {2}, "Copysign": {0}, "Ldexp": {0},
+    "Xlogy": {0}, "SpecialXlog1Py": {0}, "Polar": {0}, "Lerp": {2},
+}  # fmt: skip
+#: Reductions of several kinds: sum and mean are linear, amax and amin homogeneous.
+_REDUCING = frozenset({"ScatterReduce", "IndexReduce", "SegmentReduce", "SparseMmReduceImpl"})
+
 _PRODUCTS = frozenset(
-    """Mul Div Mm Bmm GroupedMm Addmm Baddbmm Addmv Mv Dot Vdot Inner Outer Ger Matmul Linear
+    """Mul Div Mm Bmm GroupedMm Addmm Baddbmm Addbmm Addmv Mv Dot Vdot Inner Outer Ger Matmul Linear
     Convolution ConvolutionOverrideable MkldnnConvolution Bilinear Addcmul Addcdiv Addr
-    LinalgCross Einsum Tensordot""".split()
+    LinalgCross Einsum Tensordot SparseAddmm SparseMm ConvTbc Trilinear EmbeddingBag Prelu
+    PreluKernel LinalgVecdot""".split()
 )
-_CONTRACTIONS = _PRODUCTS - {"Mul", "Div", "Addcmul", "Addcdiv", "LinalgCross"}
+#: Summands of products, which are no factors.
+_SUMMANDS = {
+    **dict.fromkeys("Addmm Baddbmm Addbmm Addmv Addcmul Addcdiv Addr SparseAddmm".split(), 0),
+    **dict.fromkeys(
+        "Linear Convolution ConvolutionOverrideable MkldnnConvolution ConvTbc".split(), 2
+    ),
+}
+_CONTRACTIONS = _PRODUCTS - {
+    "Mul",
+    "Div",
+    "Addcmul",
+    "Addcdiv",
+    "LinalgCross",
+    "Prelu",
+    "PreluKernel",
+}
 
 _NORMS = frozenset(
     """NativeLayerNorm NativeGroupNorm FusedRmsNorm RmsNorm LinalgVectorNorm LinalgNorm Norm Std
     StdMean Var VarMean CudnnBatchNorm NativeBatchNorm MiopenBatchNorm BatchNorm InstanceNorm
-    NativeBatchNormWithUpdate""".split()
+    NativeBatchNormWithUpdate NativeBatchNormLegit BatchNormWithUpdate Cdist EuclideanDist
+    Pdist""".split()
 )
 
 
@@ -130,6 +162,52 @@ def uncovered(
     return list(found.values())
 
 
+#: All kinds promised, none with a rule of its own.
+_EVERYTHING: dict[Kind, Any] = dict.fromkeys(Kind)
+
+
+def made_since(node: Node, start: int) -> set[Node]:
+    """The nodes behind this one that were made since autograd's counter stood at ``start``."""
+    made: set[Node] = set()
+    stack = [node]
+    while stack:
+        one = stack.pop()
+        if one in made or node_name(one) == "AccumulateGrad" or _sequence(one) < start:
+            continue
+        made.add(one)
+        stack.extend(parents(one))
+    return made
+
+
+def conserving(nodes: set[Node]) -> Literal["linear", "homogeneous"] | None:
+    """Whether these operations conserve relevance by their plain gradient, and why.
+
+    Args:
+        nodes (set of Node): What one call made; none may be of a rule.
+
+    Returns:
+        str or None: ``"linear"`` up to a constant, positively ``"homogeneous"`` in all operands,
+        constants included; or None if neither, or if a rule has acted.
+    """
+    used = {(e, i) for node in nodes for e, i in node.next_functions if e is not None}
+    on_path = {e for e, _ in used} | nodes
+    # what is used of the results is not known here: all may be
+    used |= {(node, i) for node in nodes for i in range(2)}
+    if any(is_ours(node) or _judge(node, on_path, used, _EVERYTHING) for node in nodes):
+        return None
+    return "homogeneous" if any(_is_homogeneous(node) for node in nodes) else "linear"
+
+
+def _is_homogeneous(node: Node) -> bool:
+    """Whether a node that conserves relevance is homogeneous, but not linear."""
+    name = node_name(node)
+    if name in _REDUCING:
+        return node._saved_reduce in ("amax", "amin", "max", "min")
+    # of an embedding bag the mode 2 is the maximum
+    largest = name == "EmbeddingBag" and node._saved_mode == 2
+    return name in _HOMOGENEOUS or name.startswith("Prelu") or largest
+
+
 def _sequence(node: Node) -> int:
     return int(node._sequence_nr())
 
@@ -191,32 +269,27 @@ def _judge(
     told = foreign(name)
     if told is not None:
         return told, bool(base)
-    if name == "Div" and live == [1]:
+    if name in _AFFINE_IN and _AFFINE_IN[name].issuperset(live):
+        return None
+    if name in _REDUCING and getattr(node, "_saved_reduce", "prod") != "prod":
+        return None
+    if getattr(node, "_saved_rounding_mode", None) is not None:
+        return "rounded, so that no gradient passes", full
+    exponent = getattr(node, "_saved_exponent", None)
+    if name == "Pow" and not isinstance(exponent, Tensor) and exponent in (0, 1):
+        return None
+    if (name, live) in (("Div", [1]), ("Addcdiv", [2])):
         return "division by an input-dependent tensor", full
     if name == "Lerp" and 2 in live:
         return "product of two input-dependent tensors", full
     if name == "LinalgSolveTriangular":
-        if 0 not in live:
-            return None  # linear in the right-hand side
         return "system of input-dependent equations", full or Kind.ATTENTION in base
-    if name == "ScatterReduce" and getattr(node, "_saved_reduce", "prod") != "prod":
-        return None  # sum, mean: linear; amax, amin: homogeneous
     if name.startswith("GridSampler") and 1 in live:
         return "sampling at input-dependent places", full
-    if name.startswith(("Add", "Baddbmm")) and name in _PRODUCTS:
-        live = [i for i in live if i != 0]  # the summand is no factor
-    if name in _PRODUCTS:
-        if len(live) < 2 or all(_is_shared_out(edges[i]) for i in live):
-            return None
-        if name in _CONTRACTIONS:
-            return (
-                "matrix product of two input-dependent tensors",
-                full or Kind.ATTENTION in base,
-            )
-        return "product of two input-dependent tensors", full
+    in_eval = "BatchNorm" in name and not getattr(node, "_saved_training", True)
+    if name in _PRODUCTS or in_eval:
+        return _judge_product(name, [e for i, e in enumerate(edges) if i in live], live, base)
     if name in _NORMS:
-        if "BatchNorm" in name and not getattr(node, "_saved_training", False):
-            return None
         if name in ("VarMean", "StdMean") and (node, 0) not in used:
             return None  # only the mean is used, to centre
         return "norm or statistic without a rule", full or Kind.NORM in base
@@ -226,9 +299,28 @@ def _judge(
         return "softmax that is no attention pattern", full
     if name in _LINEAR or name in _HOMOGENEOUS:
         return None
+    return _judge_unknown(node, name, base)
+
+
+def _judge_product(
+    name: str, factors: list[Node], live: list[int], base: Mapping[Kind, Any]
+) -> tuple[str, bool] | None:
+    """The same for products, from those of their arguments that depend on the inputs."""
+    summand = _SUMMANDS.get(name)
+    factors = [e for i, e in zip(live, factors, strict=True) if i != summand]
+    if len(factors) < 2 or all(_is_shared_out(e) for e in factors):
+        return None
+    full = Kind.ACTIVATION in base
+    if name in _CONTRACTIONS:
+        return "matrix product of two input-dependent tensors", full or Kind.ATTENTION in base
+    return "product of two input-dependent tensors", full
+
+
+def _judge_unknown(node: Node, name: str, base: Mapping[Kind, Any]) -> tuple[str, bool]:
+    """The same for what is not known to conserve relevance."""
     if name.startswith("Compiled"):
         return "compiled function; explain the module without torch.compile", bool(base)
     if hasattr(type(node), "_forward_cls"):
         what = "custom autograd function that no rule can see into; if it is an attention kernel, "
         return what + "load the model with attn_implementation='sdpa'", bool(base)
-    return "non-linear function", full
+    return "non-linear function", Kind.ACTIVATION in base

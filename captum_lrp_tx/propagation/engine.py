@@ -27,18 +27,12 @@ from captum_lrp_tx.propagation.inputs import Inputs, Leaf
 from captum_lrp_tx.propagation.interception import Interception
 from captum_lrp_tx.propagation.isolation import isolated
 from captum_lrp_tx.propagation.layers import LayerProbe
-from captum_lrp_tx.propagation.ledger import Ledger, encloses
+from captum_lrp_tx.propagation.ledger import Ledger, encloses, relevance_sum
 from captum_lrp_tx.propagation.obstacles import explained_failure
 from captum_lrp_tx.propagation.operations import RuleTable
 from captum_lrp_tx.propagation.packing import Gradients, gradients, pack_size
 from captum_lrp_tx.propagation.recomputation import Recomputation, repeated_blocks
-from captum_lrp_tx.propagation.scope import (
-    Boundary,
-    Scope,
-    next_sequence_number,
-    relevance_sum,
-    suspended,
-)
+from captum_lrp_tx.propagation.scope import Boundary, Scope, next_sequence_number, suspended
 from captum_lrp_tx.propagation.strangers import Strangers
 
 NamedModules = Sequence[tuple[str, nn.Module]]
@@ -194,6 +188,8 @@ def propagate_targets(
                 _check_reached(jobs[i], inputs, [[None] for _ in leaves], probe)
                 # nothing but rules cut the inputs off: no relevance reaches them
                 targets[i] = selected + sum(0.0 * leaf.sum() for leaf in leaves)
+                if ledger is not None:  # values that do not depend on the inputs, weighted
+                    ledger.absorb(targets[i], selected, None, "")
         _inspect(job, scope, targets, leaves)
         count = pack_size(output, leaves, len(targets)) if per_pass is None else per_pass
         with _failures_explained():

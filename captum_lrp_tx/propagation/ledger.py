@@ -7,7 +7,7 @@ can be checked to float precision and each absorber is named.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +61,42 @@ class Ledger:
         value = constant.detach()
 
         def book(grad: Tensor | None) -> None:
-            if grad is None:  # an undefined gradient is zero
+            if grad is not None:  # an undefined gradient is zero
+                entry.relevance += relevance_sum(value, grad)
+
+        output.register_hook(book)  # type: ignore[no-untyped-call]
+
+    def absorb_rest(
+        self,
+        output: Tensor,
+        run: Callable[[list[Tensor]], Tensor],
+        inputs: list[Tensor],
+        name: str | None,
+        module: str,
+    ) -> None:
+        """Book what the gradient of a call leaves of the relevance of its output.
+
+        Args:
+            output (Tensor): Result of the call.
+            run (callable): The call, from its operands that depend on the explained inputs.
+            inputs (list of Tensor): These operands.
+            name (str, optional): Of the constant that takes the rest.
+            module (str): The module that made the call.
+        """
+        entry = Absorbed(name or (f"{module}: constant" if module else "constant"), module)
+        self.entries.append(entry)
+        values = [x.detach().clone() for x in inputs]
+
+        def book(grad: Tensor | None) -> None:
+            if grad is None:
                 return
-            product = grad.double() * value.double()
-            # -inf of an attention mask meets a zero gradient
-            product = torch.where(grad == 0, torch.zeros_like(product), product)
-            entry.relevance += float(product.sum())
+            with torch.enable_grad():
+                leaves = [value.requires_grad_() for value in values]
+                again = run([leaf.clone() for leaf in leaves])  # it may write into them
+                passed = torch.autograd.grad(again, leaves, grad, allow_unused=True)
+            entry.relevance += relevance_sum(again, grad) - sum(
+                relevance_sum(x, g) for x, g in zip(leaves, passed, strict=True) if g is not None
+            )
 
         output.register_hook(book)  # type: ignore[no-untyped-call]
 
@@ -86,3 +116,12 @@ class Ledger:
 def encloses(outer: str, inner: str) -> bool:
     """Whether the module named ``inner`` is, or lies in, the module named ``outer``."""
     return not outer or inner == outer or inner.startswith(outer + ".")
+
+
+def relevance_sum(value: Tensor, grad: Tensor) -> float:
+    """``sum(value * grad)`` in double precision; a zero gradient is zero even at infinity."""
+    if value.is_complex() or grad.is_complex():  # real and imaginary parts are two numbers
+        value, grad = (torch.view_as_real(t.detach().to(torch.complex128)) for t in (value, grad))
+    product = value.detach().double() * grad.double()
+    # -inf of an attention mask meets a zero gradient
+    return float(torch.where(grad == 0, torch.zeros_like(product), product).sum())

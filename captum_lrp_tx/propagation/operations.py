@@ -45,6 +45,11 @@ class Operation:
     kwargs: dict[str, Any]
     absorb: AbsorbFn = field(default=_no_ledger, repr=False)
 
+    @property
+    def books(self) -> bool:
+        """Whether the pass keeps a ledger."""
+        return self.absorb is not _no_ledger
+
     def plain(self) -> Any:
         """The operation as the model wrote it: plain gradient."""
         return self.func(*self.args, **self.kwargs)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx.propagation.hooks import Hooks, guard
-from captum_lrp_tx.propagation.ledger import Ledger
+from captum_lrp_tx.propagation.ledger import Ledger, relevance_sum
 from captum_lrp_tx.propagation.operations import Kind, PropagationRule, RuleTable
 
 
@@ -109,6 +109,10 @@ class Scope:
         self.boundaries: list[Boundary] = []
         self.applied: dict[tuple[str, Kind, str], int] = {}
         self._texts: dict[int, str] = {}
+        #: How often a rule has acted.
+        self.noted = 0
+        #: Autograd's counter when a constant was booked last.
+        self.last_booked = -1
         self.random: set[str] = set()
         #: Whether a norm took its statistics over several examples.
         self.mixes_examples = False
@@ -129,6 +133,7 @@ class Scope:
         text = self._texts.get(id(rule))
         if text is None:  # rules live as long as the tables that they are in
             text = self._texts[id(rule)] = str(rule)
+        self.noted += 1
         key = (self.module, kind, text)
         self.applied[key] = self.applied.get(key, 0) + 1
         if getattr(rule, "gives_to_zero_inputs", False):
@@ -274,9 +279,3 @@ def _tap(x: Any, add: Callable[[float], None]) -> Any:
             lambda grad: add(0.0 if grad is None else relevance_sum(value, grad))
         )
     return alias
-
-
-def relevance_sum(value: Tensor, grad: Tensor) -> float:
-    """``sum(value * grad)`` in double precision; a zero gradient is zero even at infinity."""
-    product = value.detach().double() * grad.double()
-    return float(torch.where(grad == 0, torch.zeros_like(product), product).sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.functions import PassThrough
@@ -19,7 +20,7 @@ _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Prelu"})
 class IdentityRule(Rule):
     """An activation hands its relevance on unchanged: ``R(x) = R(f(x))``, factor ``f(x) / x``.
 
-    Where ``x`` is exactly zero no relevance passes (0/0 := 0).
+    Where ``x`` is exactly zero no relevance passes (0/0 := 0): the constant ``f(0)`` takes it.
 
     Source: Bach et al. 2015; Achtibat et al. 2024, eq. 9.
     """
@@ -29,4 +30,8 @@ class IdentityRule(Rule):
     def propagate(self, operation: Activation) -> Tensor:
         if operation.name in _HOMOGENEOUS:
             return cast(Tensor, operation.plain())
-        return PassThrough.call(operation.input, operation.value, operation.name)
+        output = PassThrough.call(operation.input, operation.value, operation.name)
+        if operation.books:
+            tiny = torch.finfo(operation.input.dtype).tiny
+            operation.absorb(output, output.detach() * (operation.input.detach().abs() < tiny))
+        return output

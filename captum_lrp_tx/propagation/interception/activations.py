@@ -61,8 +61,12 @@ def _activation(
         operation = Activation(
             out_of_place, (source, *args[1:]), kwargs, input=x, name=_ACTIVATIONS[bare]
         )
+        if mode.scope.ledger is not None:
+            operation.absorb = mode.absorber()
         return x.copy_(mode.apply(Kind.ACTIVATION, operation))
     operation = Activation(func, args, kwargs, input=x, name=_ACTIVATIONS[bare])
+    if mode.scope.ledger is not None:
+        operation.absorb = mode.absorber()
     return mode.apply(Kind.ACTIVATION, operation)
 
 

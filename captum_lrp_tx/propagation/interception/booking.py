@@ -1,24 +1,20 @@
-"""What a ledger notes of a call: names of constants, and what affine calls add."""
+"""What a ledger notes of a call: names of constants, and what they add to its result."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from captum_lrp_tx.propagation.coverage import conserving, made_since
+from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.interception.calls import depends, tensors_in
+from captum_lrp_tx.propagation.scope import next_sequence_number
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
-
-
-#: Linear in their input-dependent tensors up to an additive constant, which a ledger books.
-AFFINE = frozenset(
-    """add add_ sub sub_ subtract rsub __rsub__ __radd__ cat concat concatenate stack hstack vstack
-    where masked_fill masked_fill_ lerp index_put index_put_ masked_scatter masked_scatter_ scatter
-    scatter_ index_copy index_add addcmul index_fill __setitem__ copy_ pad""".split()
-)
 
 
 def keep_names(mode: Interception, originals: Any, constants: Any) -> None:
@@ -30,6 +26,99 @@ def keep_names(mode: Interception, originals: Any, constants: Any) -> None:
             ledger.inherit(after, before)
 
 
+#: Statements that write into their left-hand side.
+_STATEMENTS = frozenset("__setitem__ __iadd__ __isub__ __imul__ __idiv__ __itruediv__".split())
+
+
+class Pending:
+    """A call before it runs, to book what its constants add to the result afterwards.
+
+    Operations that conserve relevance (:mod:`~captum_lrp_tx.propagation.coverage` says which) are
+    linear or positively homogeneous in all their operands.  Of the former ``f(0, constants)`` is
+    what the constants add, of the latter they get what the operands that depend on the inputs
+    leave over.
+
+    Args:
+        mode, func, args, kwargs: The call, parameters already detached.
+        name (str): Its name, which tells whether it writes into its first argument.
+    """
+
+    def __init__(
+        self,
+        mode: Interception,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str,
+    ) -> None:
+        self.func, self.args, self.kwargs, self.name = func, args, kwargs, name
+        self.start, self.noted = next_sequence_number(), mode.scope.noted
+        #: What is written to, as a whole: the model may go on with another part of it.
+        self.base: Tensor | None = None
+        target = args[0] if args else None
+        in_place = name in _STATEMENTS or (name[-1:] == "_" != name[-2:-1])
+        if not in_place and not kwargs.get("inplace"):
+            return
+        if not isinstance(target, Tensor) or target.layout is not torch.strided:
+            return
+        self.target, self.base = target, target if target._base is None else target._base
+        with torch.no_grad():
+            self.before = torch.empty_strided(
+                self.base.size(), self.base.stride(), dtype=self.base.dtype,
+                device=self.base.device,
+            )  # fmt: skip
+            self.before.copy_(torch.zeros_like(self.base) if depends(self.base) else self.base)
+            self.args = (target.clone().requires_grad_(target.requires_grad), *args[1:])
+
+    def book(self, mode: Interception, result: Any) -> None:
+        """Book what the constants of the call take, unless a rule acted or has booked it."""
+        if mode.scope.last_booked > self.start or mode.scope.noted != self.noted:
+            return
+        if "dropout" in self.name:
+            return  # the next mask is drawn anew
+        outputs = tensors_in(result) if self.base is None else [self.base]
+        nodes: set[Node] = set()
+        for output in outputs:
+            if depends(output):
+                nodes |= made_since(output.grad_fn, self.start)
+        kind = conserving(nodes) if nodes else None
+        operands = tensors_in((self.args, self.kwargs))
+        sources = [t for t in operands if not t.requires_grad]
+        if kind == "linear":
+            for output, constant in zip(outputs, self._without_inputs(), strict=True):
+                if depends(output) and bool(constant.any()):
+                    mode.absorb(output, constant, *sources)
+        elif (
+            kind == "homogeneous"
+            and len(outputs) == 1
+            and (self.base is None or result is self.base)
+        ):
+            ledger = mode.scope.ledger
+            assert ledger is not None
+            values = [t for t in operands if t.requires_grad]
+            if sources or _has_number((self.args, self.kwargs)):
+                name = ledger.name_of(*sources)
+                ledger.absorb_rest(outputs[0], self._run, values, name, mode.scope.module)
+
+    def _without_inputs(self) -> list[Tensor]:
+        """``f(0, constants)``."""
+        with torch.no_grad():
+            args, kwargs = _replaced((self.args, self.kwargs), torch.zeros_like)
+            if self.base is None:
+                return tensors_in(self.func(*args, **kwargs))
+            offset = self.target.storage_offset() - self.base.storage_offset()
+            written = self.before.as_strided(self.target.size(), self.target.stride(), offset)
+            self.func(written, *args[1:], **kwargs)
+            return [self.before]
+
+    def _run(self, operands: list[Tensor]) -> Tensor:
+        """The call once more, on other operands that depend on the inputs."""
+        remaining = iter(operands)
+        args, kwargs = _replaced((self.args, self.kwargs), lambda _: next(remaining))
+        result: Tensor = self.func(*args, **kwargs)
+        return result
+
+
 def book_affine(
     mode: Interception,
     func: Any,
@@ -39,18 +128,14 @@ def book_affine(
     result: Any,
 ) -> None:
     """``f(0, constants)`` is what the constants add to the result of an affine call."""
-    output = args[0] if name == "__setitem__" else result
-    if not depends(output):
+    if not depends(result):
         return
-
     with torch.no_grad():
-        zero_args = tuple(_zeroed(a) for a in args)
-        constant = func(*zero_args, **{k: _zeroed(v) for k, v in kwargs.items()})
-        if name == "__setitem__":
-            constant = zero_args[0]
-    if isinstance(constant, Tensor) and bool(constant.any()):
+        zero_args, zero_kwargs = _replaced((args, kwargs), torch.zeros_like)
+        constant = func(*zero_args, **zero_kwargs)
+    if bool(constant.any()):
         sources = [t for t in tensors_in((args, kwargs)) if not t.requires_grad]
-        mode.absorb(output, constant, *sources)
+        mode.absorb(result, constant, *sources)
 
 
 def booked(
@@ -62,10 +147,21 @@ def booked(
     return result
 
 
-def _zeroed(x: Any) -> Any:
-    """Zeros in place of what depends on the inputs."""
-    if isinstance(x, Tensor) and x.requires_grad:
-        return torch.zeros_like(x)
-    if type(x) in (list, tuple) and any(isinstance(i, Tensor) for i in x):
-        return type(x)([_zeroed(i) for i in x])
-    return x
+def _replaced(value: Any, new: Callable[[Tensor], Tensor]) -> Any:
+    """Nested arguments with other tensors in place of those that depend on the inputs."""
+    if isinstance(value, Tensor):
+        return new(value) if value.requires_grad else value
+    if type(value) in (list, tuple):
+        return type(value)(_replaced(item, new) for item in value)
+    if type(value) is dict:
+        return {key: _replaced(item, new) for key, item in value.items()}
+    return value
+
+
+def _has_number(value: Any) -> bool:
+    """Whether there is a number other than the integers that name dimensions and sizes."""
+    if isinstance(value, (list, tuple)):
+        return any(_has_number(item) for item in value)
+    if isinstance(value, dict):
+        return any(_has_number(item) for item in value.values())
+    return isinstance(value, float)

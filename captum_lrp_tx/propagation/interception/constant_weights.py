@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
 from captum_lrp_tx.propagation import graph
-from captum_lrp_tx.propagation.functions import LinearValue
+from captum_lrp_tx.propagation.functions import Combine, LinearValue
 from captum_lrp_tx.propagation.interception.patterns import is_head
 from captum_lrp_tx.propagation.operations import (
     Kind,
@@ -54,6 +55,12 @@ def folded_product(
 
 def apply_linear(mode: Interception, operation: LinearMap) -> Any:
     """Let the rule for linear maps carry out the operation; book the bias where there is none."""
+    if operation.bias is not None and operation.bias.requires_grad:  # a summand, no constant
+        bare = replace(
+            operation, func=operation.apply, args=(operation.input, operation.weight), kwargs={},
+            bias=None,
+        )  # fmt: skip
+        return Combine.call(operation.value(), apply_linear(mode, bare) + operation.bias)
     if mode.scope.rule(Kind.LINEAR) is None:
         output = operation.plain()
         if operation.bias is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.functions import LinearValue
+from captum_lrp_tx.propagation.functions import Combine, LinearValue
 from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.constant_weights import (
@@ -39,7 +39,13 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
     else:
         x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
     if depends(weight):
-        return contraction(mode, func, (x, weight, bias), {})
+        product = contraction(mode, func, (x, weight), {})
+        if bias is None:
+            return product
+        with torch.no_grad():
+            value = func(x, weight, bias)
+        with mode:
+            return Combine.call(value, product + bias)
     if not depends(x):
         return func(x, weight, bias)
     call = func

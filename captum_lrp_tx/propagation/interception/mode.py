@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_lrp_tx.propagation.inputs import Inputs
-from captum_lrp_tx.propagation.interception.booking import AFFINE, book_affine, keep_names
+from captum_lrp_tx.propagation.interception import writing
+from captum_lrp_tx.propagation.interception.booking import Pending, keep_names
 from captum_lrp_tx.propagation.interception.calls import depends, tensors_in
 from captum_lrp_tx.propagation.interception.handlers import HANDLERS
 from captum_lrp_tx.propagation.isolation import isolated
@@ -28,7 +29,7 @@ from captum_lrp_tx.propagation.operations import (
     Kind,
     Operation,
 )
-from captum_lrp_tx.propagation.scope import Scope
+from captum_lrp_tx.propagation.scope import Scope, next_sequence_number
 from captum_lrp_tx.propagation.strangers import Strangers
 
 #: Queries and bookkeeping, which must see parameters as they are.
@@ -221,6 +222,7 @@ class Interception(TorchFunctionMode):
         """Book an additive constant in the ledger, if there is one."""
         ledger = self.scope.ledger
         if ledger is not None and isinstance(output, Tensor):
+            self.scope.last_booked = next_sequence_number()
             ledger.absorb(output, constant, ledger.name_of(*sources), self.scope.module)
 
     def absorber(self, *sources: Any) -> Callable[[Tensor, Tensor], None]:
@@ -243,8 +245,12 @@ def _constant_call(
     mode.ran = hash((mode.ran, name, mode.live))
     if name in _TOLD_BY_VALUE:
         mode.ran = hash((mode.ran, *[a for a in args if isinstance(a, (int, float, str))]))
+    ledger = mode.scope.ledger
+    pending = None if ledger is None else Pending(mode, func, args, kwargs, name)
     handler = HANDLERS.get(name)
-    if handler is not None:
+    if (handler is None or name == "exp_") and writing.hides(name, args):
+        result = writing.beside(func, args, kwargs)
+    elif handler is not None:
         refuse_checkpointing()
         if mode.scope.ledger is not None:
             keep_names(mode, originals, (args, kwargs))
@@ -256,12 +262,11 @@ def _constant_call(
         mode.mark_trainable(result)
     if mode.has_cut:
         mode.check_cut(name, (args, kwargs), result)
-    ledger = mode.scope.ledger
     if ledger is not None:
         keep_names(mode, originals, (args, kwargs))
         tensors = tensors_in(originals)
         if not any(t.requires_grad and not t.is_leaf for t in tensors):
             ledger.inherit(result, *tensors)
-        elif name in AFFINE:
-            book_affine(mode, func, args, kwargs, name, result)
+        elif pending is not None:
+            pending.book(mode, result)
     return result

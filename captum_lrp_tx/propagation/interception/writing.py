@@ -1,0 +1,46 @@
+"""Functions that write into a part of a tensor, of which autograd keeps one node without a name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_tx.propagation.interception.calls import tensors_in
+
+#: Linear, drawn at random, or changing the shape alone: what autograd keeps is enough.
+_PLAIN = frozenset(
+    """add_ sub_ copy_ fill_ zero_ masked_fill_ index_fill_ index_copy_ index_add_ index_put_
+    scatter_ scatter_add_ masked_scatter_ put_ neg_ random_ uniform_ normal_ bernoulli_
+    exponential_ geometric_ log_normal_ cauchy_ squeeze_ unsqueeze_ transpose_ t_ swapaxes_
+    swapdims_ resize_ resize_as_ as_strided_ set_ requires_grad_ detach_ rename_""".split()
+)
+
+
+def hides(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether a call writes into a view, so that the autograd graph does not say what it did.
+
+    Args:
+        name (str): Of the call.
+        args (tuple): Its arguments.
+    """
+    if name[-1:] != "_" or name[-2:-1] == "_" or name in _PLAIN or not args:
+        return False
+    target = args[0]
+    is_view = isinstance(target, Tensor) and target._base is not None
+    return is_view and any(t.requires_grad for t in tensors_in(args))
+
+
+def beside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The call on a copy of its target in the same layout, and the result copied into the target.
+
+    Returns:
+        Tensor: the target.
+    """
+    target: Tensor = args[0]
+    copied = torch.empty_strided(
+        target.size(), target.stride(), dtype=target.dtype, device=target.device
+    ).copy_(target)
+    func(copied, *args[1:], **kwargs)
+    return target.copy_(copied)

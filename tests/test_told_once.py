@@ -70,7 +70,7 @@ class Branching(nn.Module):
         elif how == "norm":
             h = torch.einsum("bi,bi->bi", h, self.table.expand_as(h))
         elif how == "first":
-            h = torch.nn.functional.batch_norm(h, None, None, training=True)
+            h = torch.native_batch_norm(h, None, None, None, None, True, 0.1, 1e-5)[0]
         return self.second(h)
 
 

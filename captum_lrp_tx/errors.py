@@ -76,6 +76,10 @@ class LeftOutPatternWarning(CaptumLRPWarning):
     """A softmax that may be attention takes no part in a method that combines attention maps."""
 
 
+class RepeatedLayerWarning(CaptumLRPWarning):
+    """A layer runs several times, and the relevance is not that of all its calls."""
+
+
 class UnstableRelevanceWarning(CaptumLRPWarning):
     """Relevance is larger than the explained output by orders of magnitude: divisions by ~0."""
 

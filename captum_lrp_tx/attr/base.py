@@ -20,6 +20,7 @@ from captum_lrp_tx.attr.told import TOLD, Subject, tell_once
 from captum_lrp_tx.errors import (
     InputError,
     NoRuleAppliedWarning,
+    RepeatedLayerWarning,
     RuleError,
     TrainingModeWarning,
     UncoveredOperationError,
@@ -243,6 +244,7 @@ class Conservative(WithoutFutures):
             with torch.random.fork_rng(enabled=bool(scope.random)):
                 propagate_targets(replace(job, backward=False), prepared.again(), select)
         self._warn(subject, scope, findings, "the layers" if layers else "the inputs")
+        _warn_of_calls(subject, results[0])
         for result in results:
             self._warn_if_unstable(subject, result)
         return results, prepared
@@ -300,6 +302,18 @@ class Conservative(WithoutFutures):
                 "random; call model.eval() first.",
                 TrainingModeWarning,
             )
+
+
+def _warn_of_calls(subject: Subject, result: Propagated) -> None:
+    for name, counting, calls in result.left_out:
+        tell_once(
+            subject,
+            f"repeated {name}",
+            f"The layer {name} runs {calls} times in one pass, on its own results. Relevance is "
+            f"given for the last call, as in Captum ({counting} of {calls} calls count); calls "
+            "that do not build on each other would be added up.",
+            RepeatedLayerWarning,
+        )
 
 
 def _before_log_softmax(root: Node) -> Node:

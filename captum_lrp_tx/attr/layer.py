@@ -23,6 +23,7 @@ from captum_lrp_tx.attr.base import (
 )
 from captum_lrp_tx.attr.captum_rules import assigned_rules
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.propagation.engine import Propagated
 from captum_lrp_tx.propagation.modules import find_modules
 from captum_lrp_tx.rules.base import Bias
 from captum_lrp_tx.rules.composite import Composite
@@ -115,13 +116,17 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
             Tensor or tuple of Tensor, or a list of these for a list of layers, or 2-element tuple
             of **attributions**, **delta**:
             - **attributions**: in the shape of the activations; a tuple if the layer has several
-              tensors there.
+              floating-point tensors there, in the order in which nested results hold them (an
+              LSTM: output, hidden and cell state; a packed sequence: its ``data``). If the layer
+              runs several times, the sum over its calls; of calls that build on each other the
+              last one, as in Captum, and a ``RepeatedLayerWarning`` says so.
             - **delta** (Tensor of shape ``(batch,)``, or a list with one for each layer). One
               number where outputs and activations have different numbers of rows.
 
         Raises:
             UnreachedInputError: the layer did not run or does not influence the output; otherwise
                 as :meth:`ConservativeGI.attribute`.
+            InputError: the layer runs several times side by side, on tensors of other shapes.
 
         Example::
 
@@ -138,9 +143,9 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
         )  # fmt: skip
         relevances: list[TensorOrTuple] = []
         deltas: list[Tensor] = []
-        for values, gradients in zip(result.layer_values, result.layer_gradients, strict=True):
-            products = self.multiply_gradient_acts(gradients, values)
-            relevances.append(formatted(list(products), as_tuple=False))
+        for index in range(len(layers)):
+            products = self._products(result, index)
+            relevances.append(formatted(products, as_tuple=False))
             if return_convergence_delta:
                 deltas.append(self.compute_convergence_delta(tuple(products), result.output))
         attributions: LayerAttributions = relevances[0] if single else relevances
@@ -190,10 +195,7 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
         relevances: list[TensorOrTuple] = []
         deltas: list[Tensor] = []
         for i in range(len(layers)):
-            rows = [
-                list(self.multiply_gradient_acts(r.layer_gradients[i], r.layer_values[i]))
-                for r in results
-            ]
+            rows = [self._products(result, i) for result in results]
             relevances.append(stacked(rows, as_tuple=False))
             found = [
                 self.compute_convergence_delta(tuple(row), r.output)
@@ -204,6 +206,18 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
         if return_convergence_delta:
             return attributions, deltas[0] if single else deltas
         return attributions
+
+    def _products(self, result: Propagated, index: int) -> list[Tensor]:
+        """Relevance of each tensor at one layer, summed over the calls that count."""
+        calls = [
+            self.multiply_gradient_acts(gradients, values)
+            for gradients, values in zip(
+                result.layer_gradients[index], result.layer_values[index], strict=True
+            )
+        ]
+        if len(calls) == 1:
+            return list(calls[0])
+        return [torch.stack(parts).sum(0) for parts in zip(*calls, strict=True)]
 
 
 class LayerConservativeLRP(LayerConservativeGI):

@@ -91,9 +91,11 @@ class Propagated:
         output (Tensor): The explained value of each example, detached.
         relevances (list of Tensor): One for each input, in its shape (layer mode: empty).
         parts (list of dict): For token ids the relevance by embedding; one for each input.
-        layer_relevances (list of tuple): One tuple of tensors for each layer (layer mode only).
-        layer_values (list of tuple): The layers' activations, likewise.
-        layer_gradients (list of tuple): The modified gradients there.
+        layer_values (list of list of tuple): The layers' activations: one tuple of tensors for
+            each call that counts, of each layer (layer mode only).
+        layer_gradients (list of list of tuple): The modified gradients there.
+        left_out (list of tuple): Layers some of whose calls do not count: class, number of calls
+            that do, number of all.
         scope (Scope): What was applied, traced and booked.
     """
 
@@ -101,8 +103,9 @@ class Propagated:
     scope: Scope
     relevances: list[Tensor] = field(default_factory=list)
     parts: list[dict[str, Tensor]] = field(default_factory=list)
-    layer_values: list[tuple[Tensor, ...]] = field(default_factory=list)
-    layer_gradients: list[tuple[Tensor, ...]] = field(default_factory=list)
+    layer_values: list[list[tuple[Tensor, ...]]] = field(default_factory=list)
+    layer_gradients: list[list[tuple[Tensor, ...]]] = field(default_factory=list)
+    left_out: list[tuple[str, int, int]] = field(default_factory=list)
 
 
 def propagate(job: Pass, inputs: Inputs) -> Propagated:
@@ -279,7 +282,7 @@ def _grouped(
 ) -> list[list[Tensor | None]]:
     """Gradients by input, or by layer."""
     sizes = (
-        [len(captured) for captured in probe.captured()]
+        [sum(map(len, calls)) for calls in probe.captured()]
         if probe is not None
         else [len(leaf.tensors()) for leaf in inputs.leaves]
     )
@@ -378,13 +381,16 @@ def _check_reached(
 def _collect_layers(
     result: Propagated, probe: LayerProbe, groups: list[list[Tensor | None]]
 ) -> None:
-    for captured, group in zip(probe.captured(), groups, strict=True):
-        result.layer_values.append(tuple(t.detach() for t in captured))
+    result.left_out = probe.left_out
+    for calls, group in zip(probe.captured(), groups, strict=True):
+        given = iter(group)
+        grads = [[next(given) for _ in call] for call in calls]
+        result.layer_values.append([tuple(t.detach() for t in call) for call in calls])
         result.layer_gradients.append(
-            tuple(
-                torch.zeros_like(t) if g is None else g
-                for t, g in zip(captured, group, strict=True)
-            )
+            [
+                tuple(torch.zeros_like(t) if g is None else g for t, g in zip(call, row))
+                for call, row in zip(calls, grads)
+            ]
         )
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.errors import UnreachedInputError
+from captum_lrp_tx.errors import InputError, UnreachedInputError
+from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.hooks import Hooks
+from captum_lrp_tx.propagation.nested import mapped
 
 
 class LayerProbe:
     """Captures the input or output tensors of layers during a forward pass of this thread.
 
     A tensor that nothing captured precedes becomes a leaf, so nothing below it is differentiated.
-    If a layer runs more than once, its last call counts, as in Captum.
+
+    Of a layer that runs several times those calls count that no later call of it builds on: the
+    last one of a chain (as in Captum), and each one of calls side by side (a table that is looked
+    up for source and target, an encoder for two texts), whose relevance is added up.
 
     Args:
         layers (sequence of Module): The layers, in the order of the result.
@@ -28,29 +33,52 @@ class LayerProbe:
     def __init__(self, layers: Sequence[nn.Module], at_input: bool) -> None:
         self._layers = list(layers)
         self._at_input = at_input
-        self._captured: list[list[Tensor]] = [[] for _ in self._layers]
+        self._calls: list[list[list[Tensor]]] = [[] for _ in self._layers]
         self._hooks = Hooks()
         self._thread = threading.get_ident()
+        #: Names of layers some of whose calls are left out, with how many of how many count.
+        self.left_out: list[tuple[str, int, int]] = []
 
-    def captured(self) -> list[list[Tensor]]:
-        """Captured tensors of each layer."""
-        return self._captured
+    def captured(self) -> list[list[list[Tensor]]]:
+        """The captured tensors of each call that counts, by layer."""
+        return self._calls
 
     def tensors(self) -> list[Tensor]:
-        """All captured tensors, layer by layer.
+        """All captured tensors that count, layer by layer and call by call.
 
         Raises:
             UnreachedInputError: a layer did not run or has no floating-point tensor there.
+            InputError: calls side by side with tensors of different shapes, which have no sum.
         """
-        for layer, captured in zip(self._layers, self._captured, strict=True):
-            if not captured:
+        for index, (layer, calls) in enumerate(zip(self._layers, self._calls, strict=True)):
+            if not any(calls):
                 what = "input" if self._at_input else "output"
                 raise UnreachedInputError(
                     f"No floating-point tensor was seen at the {what} of the layer "
                     f"{type(layer).__name__}: it did not run in the forward pass, or takes only "
                     "keyword or integer arguments (attribute to its output then)."
                 )
-        return [tensor for captured in self._captured for tensor in captured]
+            if len(calls) > 1:
+                self._calls[index] = self._counting(layer, calls)
+        return [tensor for calls in self._calls for call in calls for tensor in call]
+
+    def _counting(self, layer: nn.Module, calls: list[list[Tensor]]) -> list[list[Tensor]]:
+        """The calls that no later call builds on."""
+        calls = [call for call in calls if call]
+        owners = {_own(t): i for i, call in enumerate(calls) for t in call}
+        used = {i for n, call in enumerate(calls) for i in _reached(call, owners) - {n}}
+        counting = [call for i, call in enumerate(calls) if i not in used]
+        if len(counting) < len(calls):
+            self.left_out.append((type(layer).__name__, len(counting), len(calls)))
+        shapes = [[tuple(t.shape) for t in call] for call in counting]
+        if any(shape != shapes[0] for shape in shapes):
+            told = " and ".join(str(shape[0] if len(shape) == 1 else shape) for shape in shapes)
+            raise InputError(
+                f"The layer {type(layer).__name__} runs {len(calls)} times side by side, on "
+                f"tensors of shapes {told}, whose relevance cannot be added up. Attribute to "
+                "layers that run once, or to the inputs."
+            )
+        return counting
 
     def __enter__(self) -> LayerProbe:
         self._hooks.__enter__()
@@ -77,8 +105,8 @@ class LayerProbe:
         def capture(_module: nn.Module, args: Any) -> Any:
             if threading.get_ident() != self._thread:
                 return None
-            self._captured[position] = []
-            return tuple(self._capture(position, a) for a in args)
+            self._calls[position].append([])
+            return tuple(mapped(args, lambda tensor: self._capture(position, tensor)))
 
         return capture
 
@@ -86,27 +114,40 @@ class LayerProbe:
         def capture(_module: nn.Module, _args: Any, output: Any) -> Any:
             if threading.get_ident() != self._thread:
                 return None
-            self._captured[position] = []
-            if isinstance(output, Tensor):
-                return self._capture(position, output)
-            if isinstance(output, tuple) and not hasattr(output, "_fields"):
-                return tuple(self._capture(position, item) for item in output)
-            if isinstance(output, list):
-                return [self._capture(position, item) for item in output]
-            if isinstance(output, dict):  # a ModelOutput is an ordered dictionary
-                for key, item in output.items():
-                    output[key] = self._capture(position, item)
-                return output
-            return None
+            self._calls[position].append([])
+            return mapped(output, lambda tensor: self._capture(position, tensor))
 
         return capture
 
-    def _capture(self, position: int, value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+    def _capture(self, position: int, value: Tensor) -> Tensor:
+        if not value.is_floating_point():
             return value
         # this runs inside the model's forward pass, but is no operation of the model
         with torch._C.DisableTorchFunction():
             leaf = value if value.requires_grad else value.detach().clone().requires_grad_()
-            self._captured[position].append(leaf)
+            self._calls[position][-1].append(leaf)
             # a copy goes on, so that in-place operations cannot reach the captured values
             return leaf.clone()
+
+
+def _own(tensor: Tensor) -> Node:
+    """What stands for a captured tensor in the graph: its node, or itself if it is a leaf."""
+    return id(tensor) if tensor.grad_fn is None else tensor.grad_fn
+
+
+def _reached(call: list[Tensor], owners: Mapping[Node, int]) -> set[int]:
+    """Which calls the tensors of one call were computed from directly."""
+    ahead = [edge for t in call if t.grad_fn is not None for edge, _ in t.grad_fn.next_functions]
+    found: set[int] = set()
+    seen: set[Node] = set()
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        owner = owners.get(id(node.variable) if hasattr(node, "variable") else node)
+        if owner is None:
+            ahead += [edge for edge, _ in node.next_functions]
+        else:
+            found.add(owner)
+    return found

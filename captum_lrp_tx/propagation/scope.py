@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from captum_lrp_tx.propagation.hooks import Hooks, guard
 from captum_lrp_tx.propagation.ledger import Ledger, relevance_sum
+from captum_lrp_tx.propagation.nested import mapped
 from captum_lrp_tx.propagation.operations import Kind, PropagationRule, RuleTable
 
 
@@ -258,15 +259,7 @@ def _tap_input(x: Any, boundary: Boundary) -> Any:
 
 def _tap_outputs(output: Any, boundary: Boundary) -> Any:
     """Aliases of the outputs: their gradients count the uses outside this module only."""
-    if isinstance(output, Tensor):
-        return _tap(output, boundary.leave)
-    if isinstance(output, dict):  # Hugging Face's ModelOutput keeps its class this way
-        for key, item in output.items():
-            output[key] = _tap_outputs(item, boundary)
-        return output
-    if type(output) in (tuple, list):
-        return type(output)([_tap_outputs(item, boundary) for item in output])
-    return output
+    return mapped(output, lambda tensor: _tap(tensor, boundary.leave))
 
 
 def _tap(x: Any, add: Callable[[float], None]) -> Any:

@@ -17,6 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from captum_lrp_tx.propagation import compact
+from captum_lrp_tx.propagation.copies import kept, passed_on
 from captum_lrp_tx.propagation.pattern_product import LOW_PRECISION as _LOW
 from captum_lrp_tx.propagation.pattern_product import (
     attention_with_logsumexp,
@@ -92,17 +93,18 @@ class Stabilize(RuleFunction):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, epsilon: float) -> Tensor:
-        magnitude = z.abs() if z.dtype not in _LOW else z.abs().float()
-        where = None
+        where, part = None, z
         if z.numel() > Stabilize.SMALL:
             largest = epsilon / Stabilize._UNSEEN.get(z.dtype, 2.0**-22)
-            where = _true_entries((magnitude < largest).flatten())
+            is_close = (z < largest).logical_and_(z > -largest)
+            where = _true_entries(is_close.flatten())
             where = where if where.numel() * 8 < z.numel() else None
         if where is not None:
-            magnitude = magnitude.flatten()[where]
+            part = z.flatten()[where]
+        magnitude = part.abs() if z.dtype not in _LOW else part.abs().float()
         factor = magnitude / (magnitude + epsilon)
         ctx.save_for_backward(factor, where)
-        return z.clone()  # not a view: the model may go on in place
+        return passed_on(z)
 
     @staticmethod
     @once_differentiable
@@ -188,17 +190,25 @@ class SpreadBias(RuleFunction):
         x: Tensor,
         bias: Tensor,
         distribute: Callable[[Tensor, Tensor], Tensor],
+        by_row: bool = False,
     ) -> Tensor:
-        # a copy: the model may change x in place, as residual connections do
-        ctx.save_for_backward(x.clone(), bias)
-        ctx.distribute = distribute
-        return y.clone()
+        ctx.save_for_backward(kept(x), bias)
+        ctx.distribute, ctx.by_row = distribute, by_row
+        return passed_on(y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
         x, bias = ctx.saved_tensors
-        return grad[0], ctx.distribute(x, grad[0] * bias), None, None
+        relevance = relevance_of_bias(grad[0], bias, ctx.by_row)
+        return grad[0], ctx.distribute(x, relevance), None, None, None
+
+
+def relevance_of_bias(grad: Tensor, bias: Tensor, by_row: bool) -> Tensor:
+    """Relevance of a bias at every output; of a row of them the sum, where that is asked for."""
+    if by_row and bias.dim() == 1 and grad.dim() > 1 and grad.dtype not in _LOW:
+        return (grad @ bias).unsqueeze(-1)
+    return grad * bias
 
 
 class SignedPart(RuleFunction):

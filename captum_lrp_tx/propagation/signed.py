@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from captum_lrp_tx.propagation.functions import RuleFunction, share_of_way
+from captum_lrp_tx.propagation.copies import kept
+from captum_lrp_tx.propagation.functions import RuleFunction, relevance_of_bias, share_of_way
 from captum_lrp_tx.propagation.operations import LinearMap
-from captum_lrp_tx.propagation.rows import is_packed, rows_with_entries
+from captum_lrp_tx.propagation.rows import rows_with_entries
 
 Way = tuple[Tensor, "Tensor | None", "Tensor | float"]
 #: Magnitudes are a sum that may leave the range of float16 where the two signed sums do not.
 _SCALE = {torch.float16: 0.25}
-_COPY = "_captum_lrp_tx_copy"
 
 
 class SignedRule(Protocol):
@@ -122,19 +122,6 @@ class Silent(RuleFunction):
         return None
 
 
-def kept(x: Tensor) -> Tensor:
-    """A copy of ``x`` as it is now, one for all who ask before it changes.
-
-    Models may go on in place, as residual connections do.
-    """
-    known = getattr(x, _COPY, None)
-    if known is None or known[0] != x._version:
-        known = (x._version, x.detach().clone())
-        setattr(x, _COPY, known)
-    copy: Tensor = known[1]
-    return copy
-
-
 def _gone(*_: Any) -> Any:
     raise AssertionError("the operation has run")
 
@@ -171,16 +158,11 @@ def _shared(
         return None, *_by_ways(rule, operation, y, g)
     to_y, to_sizes = (_times(g, factor) for factor in factors)
     (at_sizes,) = torch.autograd.grad(total, sizes, to_sizes)
-    of_bias = None if bias is None else _relevance(bias, to_y, to_sizes, operation.by_row)
+    of_bias = None
+    if bias is not None:
+        of_bias = relevance_of_bias(to_y, bias, operation.by_row)
+        of_bias = of_bias + relevance_of_bias(to_sizes, bias.abs(), operation.by_row)
     return to_y, at_sizes * x.sign(), of_bias
-
-
-def _relevance(bias: Tensor, to_y: Tensor, to_sizes: Tensor, by_row: bool) -> Tensor:
-    """Relevance of the bias at every output; of a row the sum will do."""
-    is_plain = by_row and bias.dim() == 1 and not is_packed(to_y)
-    if is_plain and to_y.dtype in (torch.float32, torch.float64) and to_y.dim() > 1:
-        return (to_y @ bias + to_sizes @ bias.abs()).unsqueeze(-1)
-    return to_y * bias + to_sizes * bias.abs()
 
 
 def _by_ways(

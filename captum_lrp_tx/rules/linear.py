@@ -104,7 +104,7 @@ class EpsilonRule(LinearRule):
         if operation.bias is not None:
             if self.bias == "distribute":
                 output = SpreadBias.call(
-                    output, operation.input, operation.bias, operation.distribute
+                    output, operation.input, operation.bias, operation.distribute, operation.by_row
                 )
             else:
                 operation.absorb(output, operation.bias)

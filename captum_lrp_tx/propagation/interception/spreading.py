@@ -17,7 +17,8 @@ def spread_last(x: Tensor, relevance: Tensor) -> Tensor:
     """Bias relevance of a token to its features, in proportion to their squares."""
     wide = x.float() if x.dtype in _LOW else x  # squares exceed the range of float16
     total = relevance.to(wide.dtype).sum(-1, keepdim=True)
-    return (wide * safe_ratio(total, (wide * wide).sum(-1, keepdim=True))).to(x.dtype)
+    size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return (wide * safe_ratio(total, size.square())).to(x.dtype)
 
 
 def spread_through(

@@ -168,7 +168,7 @@ def test_texts_of_other_lengths_are_not_inspected_again(
 
 def test_each_way_is_inspected_once(inspections: list[int]) -> None:
     model, x = Branching().eval(), torch.randn(2, 6)
-    for how in ("plain", "first", "plain", "first", "norm", "norm"):
+    for how in ("plain", "constant", "plain", "constant", "norm", "norm"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ConservativeLRP(model).attribute(x, target=0, additional_forward_args=how)

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_lrp_tx import ConservativeGI, ConservativeLRP
-from captum_lrp_tx.errors import InputError
 
 TOKENS, WIDTH, WORDS = 6, 8, 20
 
@@ -117,19 +116,23 @@ def test_rotary_tables_take_no_part(rules: str) -> None:
     )
 
 
-def test_positions_that_enter_otherwise_than_by_addition_are_refused_in_a_batch() -> None:
+@pytest.mark.parametrize("batch", [1, 3])
+def test_positions_that_are_not_added_to_tokens_are_constants(batch: int) -> None:
     class Concatenated(Net):
         def forward(self, ids: Tensor) -> Tensor:
             places = self.places(torch.arange(ids.shape[1])).expand(len(ids), -1, -1)
             x = torch.cat([self.words(ids), places], 1)
-            return self.head(x.mean(1))
+            return self.head(torch.tanh(x).mean(1))
 
     net = Concatenated("flat").eval()
-    ids = torch.randint(0, WORDS, (3, TOKENS))
-    with pytest.raises(InputError, match="one example at a time"):
-        ConservativeGI(net, rules="gi").attribute(ids, target=0)
-    alone = ConservativeGI(net, rules="gi").attribute(ids[:1], target=0)
-    assert alone.shape == (1, TOKENS)
+    ids = torch.randint(0, WORDS, (batch, TOKENS))
+    embedded = net.words(ids).detach().requires_grad_()
+    places = net.places.weight.expand(batch, -1, -1)
+    net.head(torch.tanh(torch.cat([embedded, places], 1)).mean(1))[:, 0].sum().backward()
+    assert embedded.grad is not None
+    expected = (embedded * embedded.grad).sum(-1).detach()
+    got = ConservativeGI(net, rules="gi").attribute(ids, target=0)
+    torch.testing.assert_close(got, expected)
 
 
 def test_autocast() -> None:

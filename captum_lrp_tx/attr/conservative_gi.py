@@ -189,8 +189,9 @@ class ConservativeGI(Conservative, GradientAttribution):
         """
         if positions not in ("sum", "separate"):
             raise InputError(f"positions must be 'sum' or 'separate', not {positions!r}.")
+        more = {"trace": True} if positions == "separate" else {}  # names of the parts
         result, prepared = self._propagate(
-            forward_of(self), inputs, target, additional_forward_args, strict
+            forward_of(self), inputs, target, additional_forward_args, strict, **more
         )
         if positions == "separate":
             return single_parts(result, prepared)

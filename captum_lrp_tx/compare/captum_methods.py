@@ -1,14 +1,15 @@
 """Integrated Gradients, GradientShap and Saliency of Captum on token ids.
 
 Captum's gradient methods need float inputs.  Here the rows that the token ids are looked up in are
-the inputs: a function mode puts interpolated ones in their place while the model runs, so that any
-model is explained as it is, and masks and positions stay those of the text.
+the inputs: the ids are followed to their lookups, and interpolated rows put in the place of these
+while the model runs, so that any model is explained as it is, and masks and positions stay those of
+the text.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Union
 
@@ -18,7 +19,6 @@ from captum.attr import GradientShap, IntegratedGradients, Saliency
 from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from captum_lrp_tx.attr.base import (
     AttributionInputs,
@@ -31,63 +31,53 @@ from captum_lrp_tx.attr.base import (
 from captum_lrp_tx.attr.targets import holds_target
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.propagation.engine import output_tensor
-from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.inputs import Inputs, Looking
+from captum_lrp_tx.propagation.interception import Interception
+from captum_lrp_tx.propagation.isolation import isolated
 from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.propagation.scope import Scope
 
 Baseline = Union[int, float, Tensor, None]
-_LOOKUPS = {"embedding", "__getitem__", "index_select"}
 
 
-class _Lookups(TorchFunctionMode):
-    """Sees the rows that token ids are looked up in, and can put others in their place."""
+class _Rows(Inputs):
+    """Token ids whose rows are recorded, or replaced by others, where the model looks them up.
 
-    def __init__(self, ids: Tensor, baseline: Tensor | None, rows: tuple[Tensor, ...] = ()) -> None:
-        super().__init__()
-        self._ids = ids
-        self._baseline = baseline
-        self._replacements = iter(rows)
+    Args:
+        ids (Tensor): The token ids.
+        replacements (sequence of Tensor, optional): Rows for each lookup, in the shape of the ids
+            and one dimension more. Unless given, the rows are recorded.
+    """
+
+    def __init__(self, ids: Tensor, replacements: Sequence[Tensor] | None = None) -> None:
+        super().__init__(ids)
+        self._replacements = None if replacements is None else iter(replacements)
         self.rows: list[Tensor] = []
-        self.baseline_rows: list[Tensor] = []
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") not in _LOOKUPS:
-            return func(*args, **kwargs)
-        found = [a for a in (*_flat(args), *kwargs.values()) if self._is_ids(a)]
-        result = func(*args, **kwargs)
-        if len(found) != 1 or not isinstance(result, Tensor) or not result.is_floating_point():
-            return result
-        indices = found[0]
-        if result.shape[:-1] != indices.shape:
-            return result
-        if self._baseline is None:
-            replacement = next(self._replacements, None)
-            return result if replacement is None else replacement.reshape(result.shape)
-        other = self._baseline.reshape(indices.shape).to(indices)
-        shape = (*self._ids.shape, result.shape[-1])
-        self.rows.append(result.detach().reshape(shape))
-        swapped = (
-            _replaced(args, indices, other),
-            {key: other if value is indices else value for key, value in kwargs.items()},
-        )
-        self.baseline_rows.append(func(*swapped[0], **swapped[1]).detach().reshape(shape))
-        return result
+    def run(self, call: Callable[..., Tensor], *more: Any) -> Tensor:
+        """Call a function with the ids, which are followed to their lookups."""
+        (ids,), _ = self.call_arguments()
+        scope = Scope({})
+        with isolated([]) as kept, scope, Interception(scope, self, lambda _: "embedding", kept):
+            return call(ids, *more)
 
-    def _is_ids(self, value: Any) -> bool:
-        return (
-            isinstance(value, Tensor)
-            and not value.is_floating_point()
-            and value.dtype != torch.bool
-            and value.numel() == self._ids.numel()
-            and value.device == self._ids.device
-            and torch.equal(value.reshape(-1).long(), self._ids.reshape(-1).long())
-        )
+    def look_up(self, values: Tensor, trace: Tensor, name: str, mode: Looking) -> Tensor:
+        if trace.stride(-1) != 0 and trace.shape[-1] > 1:
+            if bool((trace == 0).any()):
+                raise InputError(
+                    "The model multiplies one-hot rows of its token ids, which Integrated "
+                    "Gradients, GradientShap and Saliency cannot replace; pass float inputs."
+                )
+            return self.look_up(values.unsqueeze(-1), trace.unsqueeze(-1), name, mode).squeeze(-1)
+        ids, places = self.leaves[0].original, trace[..., 0]
+        if self._replacements is None:
+            width = values.shape[-1]
+            rows = values.new_zeros(ids.numel() + 1, width)
+            rows.index_copy_(0, places.flatten(), values.detach().reshape(-1, width))
+            self.rows.append(rows[1:].view(*ids.shape, width))
+            return values
+        replaced = next(self._replacements).flatten(0, ids.dim() - 1)[(places - 1).clamp(min=0)]
+        return torch.where((places != 0).unsqueeze(-1), replaced, values)
 
 
 @dataclass
@@ -172,22 +162,27 @@ class _OnTokens(WithoutFutures, GradientAttribution):
             return _Prepared(
                 call, (given.detach(),), (base,), extra or None, False, prepared.is_tuple
             )
-        lookups = _Lookups(given, self._baseline_ids(given))
-        with torch.no_grad(), lookups:
-            call(given, *extra)
-        if not lookups.rows:
+        recorded, other = _Rows(given), _Rows(self._baseline_ids(given))
+        with torch.no_grad():
+            recorded.run(call, *extra)
+            other.run(call, *extra)
+        if not recorded.rows:
             raise InputError(
                 f"The model did not look up the token ids (shape {tuple(given.shape)}) in an "
                 "embedding; pass the embedded tokens as a float input instead."
             )
-        count = len(lookups.rows)
+        rows, baselines = tuple(recorded.rows), tuple(other.rows)
+        if [r.shape for r in rows] != [b.shape for b in baselines]:
+            raise InputError(
+                "The model looks up other things for the baseline than for the token ids, so there "
+                "is no path between them; give another baseline=."
+            )
+        count = len(rows)
 
         def forward(*values: Any) -> Tensor:
-            rows, ids, more = values[:count], values[count], values[count + 1 :]
-            with _Lookups(ids, None, rows):
-                return call(ids, *more)
+            ids, more = values[count], values[count + 1 :]
+            return _Rows(ids, values[:count]).run(call, *more)
 
-        rows, baselines = tuple(lookups.rows), tuple(lookups.baseline_rows)
         return _Prepared(forward, rows, baselines, (given, *extra), True, prepared.is_tuple)
 
     def _baseline_ids(self, ids: Tensor) -> Tensor:
@@ -439,21 +434,6 @@ def padding_id(model: Any) -> int:
         if isinstance(found, int) and found >= 0:
             return found
     return 0
-
-
-def _flat(args: tuple[Any, ...]) -> Iterator[Any]:
-    for item in args:
-        if isinstance(item, tuple):
-            yield from item
-        else:
-            yield item
-
-
-def _replaced(args: tuple[Any, ...], old: Tensor, new: Tensor) -> tuple[Any, ...]:
-    return tuple(
-        _replaced(item, old, new) if isinstance(item, tuple) else new if item is old else item
-        for item in args
-    )
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from captum_lrp_tx.propagation.interception import Interception
 from captum_lrp_tx.propagation.isolation import isolated
 from captum_lrp_tx.propagation.layers import LayerProbe
 from captum_lrp_tx.propagation.ledger import Ledger, encloses, relevance_sum
+from captum_lrp_tx.propagation.names import TableNames
 from captum_lrp_tx.propagation.obstacles import explained_failure
 from captum_lrp_tx.propagation.operations import RuleTable
 from captum_lrp_tx.propagation.packing import Gradients, gradients, pack_size
@@ -90,7 +91,8 @@ class Propagated:
     Attributes:
         output (Tensor): The explained value of each example, detached.
         relevances (list of Tensor): One for each input, in its shape (layer mode: empty).
-        parts (list of dict): For token ids the relevance by embedding; one for each input.
+        parts (list of dict): For token ids the relevance by embedding, if modules are traced; one
+            for each input.
         layer_values (list of list of tuple): The layers' activations: one tuple of tensors for
             each call that counts, of each layer (layer mode only).
         layer_gradients (list of list of tuple): The modified gradients there.
@@ -146,13 +148,11 @@ def propagate_targets(
     trace = list(job.modules) if job.trace or job.keep_ledger else []
     scope = Scope(job.base, job.assigned, trace, ledger)
     probe = LayerProbe(job.layers, job.at_layer_input) if job.layers is not None else None
-    names: dict[int, str] = {}
+    names = TableNames(job.modules)
 
-    def name_of(tensor: Tensor) -> str:
-        if not names:
-            names.update({t.data_ptr(): n for n, t in _named_tensors(job.modules)})
-        name = names.get(tensor.data_ptr(), "embedding")
-        return name.removesuffix(".weight")
+    def name_of(table: Tensor) -> str:
+        # nobody asks for the names of parts in a pass that records no modules
+        return names.of(table, scope.running()) if trace else "embedding"
 
     isolation = isolated(job.modules)
     with suspended(), isolation, torch.inference_mode(False), torch.enable_grad():

@@ -1,15 +1,15 @@
 """From what a user passes to the leaves that relevance is computed for, and back.
 
-Float tensors are leaves themselves.  For integer token ids the leaves are the results of the
-embedding lookups indexed by token positions (word, position, segment, ...), found while the model
-runs; a token's relevance is summed over them.
+Float tensors are leaves themselves.  For integer token ids the leaves are what is looked up for
+them while the model runs (words), and the rows of other tables that are added to it (positions,
+segments); the relevance of an id is the sum over everything that belongs to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,31 +17,66 @@ from torch import Tensor
 from captum_lrp_tx.errors import InputError, NonFiniteError
 from captum_lrp_tx.propagation.arguments import fresh
 from captum_lrp_tx.propagation.functions import nonzero
-from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
 from captum_lrp_tx.propagation.modules import refuse_transforms
-from captum_lrp_tx.propagation.scope import next_sequence_number
+from captum_lrp_tx.propagation.scope import Scope, next_sequence_number
+from captum_lrp_tx.propagation.tracing import WAY_OUT, Traces
 
 _FLOAT = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
+class Looking(Protocol):
+    """What runs while something is looked up."""
+
+    scope: Scope
+
+    def absorb(self, output: Tensor, constant: Tensor, *sources: Any, name: str) -> None:
+        """Book an additive constant."""
+
+
 @dataclass
 class Lookup:
-    """Embeddings looked up at token positions: ``leaf`` holds them, with a gradient."""
+    """What was looked up for ids: ``leaf`` holds it, with a gradient.
+
+    Attributes:
+        name (str): Of the table.
+        leaf (Tensor): The values, of any shape.
+        trace (Tensor): The number of the id that each entry belongs to, 0 for none; the last
+            dimension has size 1 if whole rows belong to one id.
+        first (int): The number of the first id of the input.
+        module (str): Traced module that was running.
+    """
 
     name: str
     leaf: Tensor
-    exact: bool  # indexed by the token ids themselves
-    shared: bool  # one row for the whole batch; split where it is added to per-example values
-    module: str  # traced module that was running
+    trace: Tensor
+    first: int
+    module: str
+
+    def relevance(self, grad: Tensor | None, count: int) -> Tensor:
+        """Relevance of each of the ``count`` ids of the input: what belongs to it, added up."""
+        value = self.leaf.detach()
+        if value.dtype in (torch.float16, torch.bfloat16):
+            value = value.float()  # the sum over the features, and over the parts
+        if grad is None:
+            return value.new_zeros(count)
+        share = value * grad
+        if self.trace.shape != share.shape:
+            share = share.sum(-1, keepdim=True)
+        places = (self.trace - (self.first - 1)).clamp_(min=0).flatten()
+        return value.new_zeros(count + 1).index_add(0, places, share.flatten())[1:]
 
 
 @dataclass(eq=False)
 class Leaf:
-    """One attributed input: a float tensor, or token ids with their lookups."""
+    """One attributed input: a float tensor, or token ids with their lookups.
+
+    The ids of an input have the numbers from ``first`` on in the traces of the pass.
+    """
 
     original: Tensor
     tensor: Tensor | None = None
+    first: int = 1
     lookups: list[Lookup] = field(default_factory=list)
 
     @property
@@ -50,6 +85,15 @@ class Leaf:
 
     def tensors(self) -> list[Tensor]:
         return [lookup.leaf for lookup in self.lookups] if self.tensor is None else [self.tensor]
+
+    def part_of(self, trace: Tensor) -> Tensor:
+        """The trace with nothing but the ids of this input."""
+        stop = self.first + self.original.numel()
+        return trace.masked_fill((trace < self.first) | (trace >= stop), 0)
+
+    def owns(self, trace: Tensor) -> bool:
+        """Whether any entry comes from an id of this input."""
+        return bool(self.part_of(trace).any())
 
 
 class Inputs:
@@ -95,7 +139,11 @@ class Inputs:
             )
         self.leaves = [self._leaf(t, i) for i, t in enumerate(tensors)]
         self._ids = [leaf for leaf in self.leaves if leaf.is_ids]
-        self._last_ids: Leaf | None = None
+        #: Where the entries of integers and of embedded tokens come from.
+        self.traces = Traces()
+        first = 1
+        for leaf in self._ids:
+            leaf.first, first = first, first + leaf.original.numel()
         #: Number of the first autograd node that can depend on the inputs.
         self.first_node = 0
 
@@ -132,10 +180,14 @@ class Inputs:
     def call_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments for the forward function."""
         self.first_node = next_sequence_number()
-        # the model gets copies, so that its in-place operations cannot reach the leaves
+        # the model gets copies: its in-place operations cannot reach the leaves, and ids are told
+        # from the same tensor that the function has by other ways
         values = [
-            leaf.original if leaf.tensor is None else leaf.tensor.clone() for leaf in self.leaves
+            (leaf.original if leaf.tensor is None else leaf.tensor).clone() for leaf in self.leaves
         ]
+        for leaf, value in zip(self.leaves, values, strict=True):
+            if any(leaf is ids for ids in self._ids):
+                self.traces.start(value, leaf.first)
         if self.keys is None:
             return tuple(values), {}
         rest = {key: fresh(value) for key, value in self._rest.items()}
@@ -146,38 +198,38 @@ class Inputs:
     def has_ids(self) -> bool:
         return bool(self._ids)
 
-    def lookup(self, indices: Any, result: Tensor, name: str, module: str, learned: bool) -> Tensor:
-        """Called for every embedding lookup: makes it a leaf if its indices are token positions.
+    def look_up(self, values: Tensor, trace: Tensor, name: str, mode: Looking) -> Tensor:
+        """Make leaves of what was looked up for explained ids.
 
-        Tables that are not ``learned`` count only if the token ids themselves are looked up.
+        Args:
+            values (Tensor): What was looked up, without a graph.
+            trace (Tensor): Which id each entry belongs to, in the shape of ``values``.
+            name (str): Of the table.
+            mode (Looking): What is running; books the entries that belong to no id.
+
+        Returns:
+            Tensor: The same values; entries of ids depend on leaves, the others are constants.
         """
-        if not isinstance(indices, Tensor) or result.requires_grad or result.dim() < 2:
-            return result
-        if not result.is_floating_point():
-            return result
-        leaf = self._owner(indices)
-        if leaf is None:
-            return result
-        ids = leaf.original
-        exact = indices is ids or _same(indices, ids)
-        if not exact and not learned:
-            return result
-        batch = ids.shape[0] if ids.dim() > 1 else 1
-        shared = batch > 1 and indices.numel() != ids.numel()
-        embedded = result.detach().clone().requires_grad_()
-        leaf.lookups.append(Lookup(name, embedded, exact, shared, module))
-        if exact:
-            self._last_ids = leaf
-        return embedded.clone()
-
-    def _owner(self, indices: Tensor) -> Leaf | None:
-        for leaf in self._ids:
-            if indices is leaf.original or _same(indices, leaf.original):
-                return leaf
-        candidates = [leaf for leaf in self._ids if _aligned(indices, leaf.original)]
-        if self._last_ids in candidates:
-            return self._last_ids
-        return candidates[0] if candidates else None
+        values = values.detach()
+        # rows of one id each are told by their first entries
+        heads = trace[..., :1] if trace.stride(-1) == 0 and trace.shape[-1:].numel() else trace
+        owners = (
+            [leaf for leaf in self._ids if leaf.owns(heads)] if len(self._ids) > 1 else self._ids
+        )
+        whole, result = bool(heads.all()) and len(owners) == 1, values
+        for leaf in owners:
+            embedded = values.clone().requires_grad_()
+            mine = heads if len(self._ids) == 1 else leaf.part_of(heads)
+            leaf.lookups.append(Lookup(name, embedded, mine, leaf.first, mode.scope.module))
+            result = embedded.clone() if whole else torch.where(mine != 0, embedded, result)
+        if not whole:
+            mode.absorb(
+                result,
+                values.masked_fill(heads != 0, 0.0),
+                name=f"{name} (rows of no explained id)",
+            )
+        self.traces.note_rows(result, trace)
+        return result
 
     def stop_looking_up(self) -> None:
         """Layer mode: the leaves are elsewhere, token ids are plain arguments."""
@@ -187,50 +239,36 @@ class Inputs:
         """How many embedding lookups have become leaves so far."""
         return sum(len(leaf.lookups) for leaf in self.leaves)
 
-    @property
-    def has_shared(self) -> bool:
-        """Whether a lookup has one row for the whole batch, to be split where it is added."""
-        return bool(self._ids) and any(k.shared for leaf in self._ids for k in leaf.lookups)
-
-    def split_shared(self, operand: Any, shape: torch.Size, module: str) -> Tensor | None:
-        """If ``operand`` is made of shared lookups only: a per-example leaf in its place."""
-        if not isinstance(operand, Tensor) or operand.grad_fn is None or operand.shape == shape:
-            return None
-        sources = _leaf_variables(operand.grad_fn)
-        if not sources:
-            return None
-        for leaf in self._ids:
-            found = [k for k in leaf.lookups if k.shared and any(k.leaf is s for s in sources)]
-            if found and len(found) == len(sources):
-                split = operand.detach().expand(shape).clone().requires_grad_()
-                name = " + ".join(k.name for k in found)
-                leaf.lookups.append(Lookup(name, split, exact=False, shared=False, module=module))
-                return split
-        return None
-
     # ---- results -----------------------------------------------------------------------------
     def check_lookups(self) -> None:
-        """Drop lookups of another width (e.g. relative position biases); complain if none is left.
+        """Complain if nothing was looked up for an input of token ids.
 
         Raises:
-            InputError: no embedding lookup of the token ids was seen.
+            InputError: no lookup of the token ids was seen, with what was done to them instead.
         """
+        if self.traces.unresolved:
+            raise InputError(
+                f"Rows were looked up for the distinct token ids that {self.traces.unresolved!r} "
+                "found, but not handed out again by its inverse, so what they are worth to each "
+                f"token cannot be told. {WAY_OUT}"
+            )
         for position, leaf in enumerate(self.leaves):
-            if not leaf.is_ids:
+            if not leaf.is_ids or leaf.lookups:
                 continue
-            per_example = [k for k in leaf.lookups if not k.shared]
-            if not per_example:
-                key = repr(self.keys[position]) if self.keys else f"number {position}"
-                raise InputError(
-                    f"Input {key} holds integers (shape {tuple(leaf.original.shape)}, dtype "
-                    f"{leaf.original.dtype}), but the model did not look them up in an embedding. "
-                    "Pass float inputs (pixels, embeddings), use LayerConservativeGI/LRP on the "
-                    "embedding module, or pass the tensor in additional_forward_args if it needs "
-                    "no relevance."
-                )
-            exact = [k for k in per_example if k.exact] or per_example
-            widths = {k.leaf.shape[-1] for k in exact}
-            leaf.lookups = [k for k in leaf.lookups if k.leaf.shape[-1] in widths]
+            key = repr(self.keys[position]) if self.keys else f"number {position}"
+            left = (
+                f" They were made Python numbers or arrays by {', '.join(self.traces.left)}, where "
+                "they cannot be followed."
+                if self.traces.left
+                else ""
+            )
+            raise InputError(
+                f"Input {key} holds integers (shape {tuple(leaf.original.shape)}, dtype "
+                f"{leaf.original.dtype}), but the model did not look them up in an embedding."
+                f"{left} Pass float inputs (pixels, embeddings), use LayerConservativeGI/LRP on "
+                "the embedding module, or pass the tensor in additional_forward_args if it needs "
+                "no relevance."
+            )
 
     def parts(
         self, leaf: Leaf, grads: list[Tensor | None], zero_inputs: bool
@@ -244,19 +282,7 @@ class Inputs:
             return [("", ((nonzero(x) if zero_inputs else x) * grad).to(x.dtype))]
         parts: dict[str, Tensor] = {}
         for lookup, grad in zip(leaf.lookups, grads, strict=True):
-            value = lookup.leaf.detach()
-            if lookup.shared:
-                if grad is not None and bool(grad.any()):
-                    raise InputError(
-                        f"The embedding {lookup.name!r} is shared by the examples of the batch and "
-                        "enters the model otherwise than by addition, so its relevance cannot be "
-                        "told apart. Explain one example at a time."
-                    )
-                continue
-            if value.dtype in (torch.float16, torch.bfloat16):
-                value = value.float()  # the sum over the features, and over the parts
-            part = torch.zeros_like(value) if grad is None else value * grad
-            part = part.sum(-1).reshape(leaf.original.shape)
+            part = lookup.relevance(grad, leaf.original.numel()).reshape(leaf.original.shape)
             parts[lookup.name] = parts[lookup.name] + part if lookup.name in parts else part
         return list(parts.items())
 
@@ -267,37 +293,3 @@ def _attributed(key: str, value: Any) -> bool:
     if key.endswith("input_ids"):
         return True
     return value.is_floating_point() and "mask" not in key and "label" not in key
-
-
-def _same(indices: Tensor, ids: Tensor) -> bool:
-    return (
-        indices.numel() == ids.numel()
-        and indices.device == ids.device
-        and (
-            indices.data_ptr() == ids.data_ptr()
-            or torch.equal(indices.reshape(-1).to(ids.dtype), ids.reshape(-1))
-        )
-    )
-
-
-def _aligned(indices: Tensor, ids: Tensor) -> bool:
-    tokens = ids.shape[-1]
-    if indices.shape[-1] != tokens:
-        return False
-    return indices.shape == ids.shape or indices.numel() == tokens
-
-
-def _leaf_variables(node: Node) -> list[Tensor]:
-    """Leaves that a tensor is a sum of (through views and copies); empty if it is anything else."""
-    name = node_name(node)
-    if name == "AccumulateGrad":
-        return [node.variable]
-    if name not in KEEP_ENTRIES and name not in {"Add", "Clone"}:
-        return []
-    found: list[Tensor] = []
-    for parent in parents(node):
-        leaves = _leaf_variables(parent)
-        if not leaves:
-            return []
-        found.extend(leaves)
-    return found

@@ -145,6 +145,10 @@ class Scope:
         """Name of the innermost traced module that is running."""
         return self._open[-1][0] if self._open else ""
 
+    def running(self) -> list[str]:
+        """Names of the traced modules that are running, outermost first."""
+        return [name for name, _ in self._open]
+
     def owner(self, sequence: int) -> str:
         """Name of the innermost traced module whose call made the node with this number."""
         inside = [call for call in self.calls if call.start <= sequence < call.stop]

@@ -1,58 +1,342 @@
-"""Embedding lookups, in any spelling."""
+"""What is looked up for explained ids, and the tables whose rows are added to it.
+
+Any constant table of floats counts, in any spelling: a lookup whose indices come from explained ids
+becomes a leaf, with the trace of the indices.  Rows of other tables (positions, segments) are
+constants until they are added to embedded tokens; there they become leaves of these tokens.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.propagation.functions import LinearValue
+from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
+from captum_lrp_tx.propagation.tracing import INTEGERS, WAY_OUT, Lost, united
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
 
-
-def _holds_parameter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a lookup is in a learned table; tables of sines and cosines are no evidence."""
-    return "weight" in kwargs or any(isinstance(a, nn.Parameter) for a in args)
+Arguments = tuple[Any, ...]
 
 
-def _embedding(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not mode.inputs.has_ids:
-        return func(*args, **kwargs)
-    learned = _holds_parameter(mode.as_called, kwargs)
-    result = func(*args, **kwargs)
-    first, second = bind(("input", "weight"), args[:2], kwargs)
-    # torch.embedding(weight, indices), F.embedding(indices, weight)
-    indices, weight = (second, first) if first.is_floating_point() else (first, second)
-    return mode.inputs.lookup(indices, result, mode.name_of(weight), mode.scope.module, learned)
+#: Calls that look up, also where gradients are switched off.
+_LOOKUPS = frozenset(("embedding", "__getitem__", "index_select", "gather", "embedding_bag"))
 
 
-def _getitem(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    learned = _holds_parameter(mode.as_called, {})
-    result = func(*args, **kwargs)
-    if mode.inputs.has_ids and len(args) == 2 and args[0].dim() == 2:
-        index = args[1][0] if isinstance(args[1], tuple) and len(args[1]) == 1 else args[1]
-        if isinstance(index, Tensor) and not index.is_floating_point() and index.dim() > 0:
-            return mode.inputs.lookup(
-                index, result, mode.name_of(args[0]), mode.scope.module, learned
-            )
-    return result
+def is_lookup(mode: Interception, name: str, args: Arguments) -> bool:
+    """Whether a call reads a constant table at explained ids."""
+    if name not in _LOOKUPS or not mode.inputs.has_ids:
+        return False
+    if any(depends(a) and not a.is_leaf for a in args):  # leaves are parameters here
+        return False
+    traces = mode.inputs.traces
+    indices = [i for a in args for i in (a if isinstance(a, tuple) else (a,))]
+    return name == "embedding" or any(traces.of(i) is not None for i in indices)
 
 
-def _index_select(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+def learned_tables(mode: Interception, original: Any, constant: Any) -> tuple[Tensor, ...]:
+    """The learned tables that an argument is, or was read from."""
+    if isinstance(original, nn.Parameter):
+        return (original,) if original.dim() > 1 else ()
+    return mode.inputs.traces.tables(constant)
+
+
+def _read(
+    mode: Interception, table: Any, original: Any, index: Any, result: Any, trace: Any
 ) -> Any:
-    learned = _holds_parameter(mode.as_called, {})
+    """The result of a lookup: a leaf if its indices come from explained ids.
+
+    Args:
+        mode (Interception): The mode.
+        table (Tensor): What was looked up in, as a constant.
+        original (Tensor): The same as the model passed it.
+        index (Tensor): The indices.
+        result (Tensor): What was read.
+        trace (callable): From the trace of the indices to that of the result.
+    """
+    traces = mode.inputs.traces
+    if depends(table) or not isinstance(result, Tensor):
+        return result
+    found = traces.of(index)
+    if found is None:
+        if result.is_floating_point():
+            traces.note_tables(result, learned_tables(mode, original, table))
+        return result
+    if isinstance(found, Tensor) and (result.is_floating_point() or result.dtype in INTEGERS):
+        traces.resolve(index)
+        found = trace(found)
+    if not result.is_floating_point():
+        if result.dtype in INTEGERS and traces.of(result) is None and traces.of(table) is None:
+            traces.note(result, found)  # a table that renumbers the vocabulary
+        return result
+    if isinstance(found, Lost):
+        if "unique" in found.operation:  # its inverse hands the rows out
+            traces.unresolved = found.operation
+            return result
+        raise InputError(
+            f"The token ids went through {found.operation!r} before they were looked up, so what "
+            f"was looked up belongs to no single token. {WAY_OUT}"
+        )
+    name = mode.name_of(original if isinstance(original, Tensor) else table)
+    return mode.inputs.look_up(result, found, name, mode)
+
+
+def _embedding(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
     result = func(*args, **kwargs)
+    if not mode.inputs.has_ids:
+        return result
+    first, second = bind(("input", "weight"), args[:2], kwargs)
+    given = bind(("input", "weight"), mode.as_called[:2], mode.named_as_called)
+    # torch.embedding(weight, indices), F.embedding(indices, weight)
+    swapped = first.is_floating_point()
+    indices, weight = (second, first) if swapped else (first, second)
+    return _read(
+        mode, weight, given[0] if swapped else given[1], indices, result,
+        lambda trace: trace.unsqueeze(-1).expand(result.shape),
+    )  # fmt: skip
+
+
+def _getitem(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
+    result = func(*args, **kwargs)
+    if not mode.inputs.has_ids or len(args) != 2 or depends(args[0]):
+        return result
+    table, index = args
+    items = index if isinstance(index, tuple) else (index,)
+    held = [i for i in items if mode.inputs.traces.of(i) is not None]
+    if not held:
+        return _read(mode, table, mode.as_called[0], None, result, None)
+    return _read(
+        mode, table, mode.as_called[0], held[0], result,
+        lambda trace: _indexed(mode, table, items, result.shape),
+    )  # fmt: skip
+
+
+def _indexed(
+    mode: Interception, table: Tensor, items: Arguments, shape: torch.Size
+) -> Tensor | Lost:
+    """The trace of ``table[items]``: every index in turn reads its own trace."""
+    traces = mode.inputs.traces
+    taken = sum(_dimensions(i) for i in items)
+    found, dim = [], 0
+    for position, item in enumerate(items):
+        if item is Ellipsis:
+            dim += table.dim() - taken
+            continue
+        trace = traces.of(item)
+        if isinstance(trace, Tensor):
+            sizes = [*table.shape]
+            sizes[dim] = trace.numel()
+            places = [1] * table.dim()
+            places[dim] = trace.numel()
+            source = trace.reshape(places).expand(sizes)
+            own = torch.arange(trace.numel(), device=trace.device).view(trace.shape)
+            found.append(source[(*items[:position], own, *items[position + 1 :])])
+        dim += _dimensions(item)
+    trace = united(found, shape)
+    return Lost("indexing by several ids") if trace is None else trace
+
+
+def _dimensions(item: Any) -> int:
+    """How many dimensions of a table an index takes."""
+    if item is None or item is Ellipsis or isinstance(item, bool):
+        return 0
+    is_mask = isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8)
+    return item.dim() if is_mask else 1
+
+
+def _index_select(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
+    result = func(*args, **kwargs)
+    if not mode.inputs.has_ids:
+        return result
     source, dim, index = bind(("input", "dim", "index"), args, kwargs)
-    if mode.inputs.has_ids and dim == 0 and source.dim() == 2:
-        return mode.inputs.lookup(index, result, mode.name_of(source), mode.scope.module, learned)
+    shape = [1] * source.dim()
+    shape[dim] = -1
+    return _read(
+        mode, source, mode.as_called[0] if mode.as_called else source, index, result,
+        lambda trace: trace.reshape(shape).expand(result.shape),
+    )  # fmt: skip
+
+
+def _gather(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
+    result = func(*args, **kwargs)
+    if not mode.inputs.has_ids:
+        return result
+    if "take" in func.__name__:
+        source, index, _ = bind(("input", "index", "dim"), args, kwargs)
+        index = kwargs.get("indices", index)
+    else:
+        source, _, index = bind(("input", "dim", "index"), args, kwargs)
+    return _read(
+        mode, source, mode.as_called[0] if mode.as_called else source, index, result,
+        lambda trace: trace.expand(result.shape),
+    )  # fmt: skip
+
+
+# ---- rows with a single one ------------------------------------------------------------------
+def _one_hot(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
+    result = func(*args, **kwargs)
+    if mode.inputs.has_ids:
+        trace = mode.inputs.traces.of(args[0] if args else kwargs.get("tensor"))
+        if isinstance(trace, Tensor):
+            trace = trace.unsqueeze(-1) * result
+        if trace is not None:
+            mode.inputs.traces.note(result, trace, is_one_hot=True)
     return result
+
+
+def _equal(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
+    """Ids compared with all numbers of a vocabulary, along an axis of their own."""
+    result = func(*args, **kwargs)
+    if not mode.inputs.has_ids or kwargs or len(args) != 2 or not isinstance(result, Tensor):
+        return result
+    traces = mode.inputs.traces
+    held = [(a, t) for a in args if isinstance(t := traces.of(a), Tensor)]
+    if len(held) != 1 or result.dim() == 0:
+        return result
+    ids, trace = held[0]
+    widened = [i for i in range(-result.dim(), 0)
+               if result.shape[i] > 1 and (-i > ids.dim() or ids.shape[i] == 1)]  # fmt: skip
+    if len(widened) == 1 and bool((result.sum(widened[0]) == 1).all()):
+        traces.note(result, trace * result, is_one_hot=True)
+    return result
+
+
+def _scatter(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
+    """Ones written at ids into zeros."""
+    target, dim, index, value = bind(("input", "dim", "index", "value"), args, kwargs)
+    value = kwargs.get("src", value)
+    traces = mode.inputs.traces
+    trace = traces.of(index) if mode.inputs.has_ids else None
+    empty = (
+        isinstance(trace, Tensor)
+        and not depends(target)
+        and "reduce" not in kwargs
+        and not bool(target.any())
+    )
+    result = func(*args, **kwargs)
+    if not isinstance(trace, Tensor) or not empty or depends(value):
+        return result
+    with torch.no_grad():
+        places = torch.zeros(result.shape, dtype=torch.int64, device=result.device)
+        if isinstance(value, Tensor):
+            trace = trace * (value.expand(trace.shape) != 0)
+        places.scatter_(dim, index.long(), trace)
+    if not result.is_floating_point():
+        traces.note(result, places, is_one_hot=True)
+        return result
+    rows = mode.inputs.look_up(result, places, "one-hot rows", mode)
+    return target.copy_(rows) if func.__name__.endswith("_") else rows
+
+
+def as_floats(mode: Interception, args: Arguments) -> Arguments:
+    """Operands of a product, rows with a single one as floats if the other one is of floats."""
+    traces = mode.inputs.traces
+    if len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
+        return args
+    result = []
+    for this, other in (args, args[::-1]):
+        if not this.is_floating_point() and other.is_floating_point() and traces.is_one_hot(this):
+            trace = traces.of(this)
+            assert isinstance(trace, Tensor)
+            this = mode.inputs.look_up(this.to(other.dtype), trace, "one-hot rows", mode)
+        result.append(this)
+    return tuple(result)
+
+
+# ---- bags ------------------------------------------------------------------------------------
+_BAG = ("input", "weight", "offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode",
+        "sparse", "per_sample_weights", "include_last_offset", "padding_idx")  # fmt: skip
+
+
+def _embedding_bag(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
+    """Sums, means or maxima of rows: each row is a leaf, the value is the stock kernel's."""
+    result = func(*args, **kwargs)
+    given = dict(zip(_BAG, bind(_BAG, args, kwargs), strict=True))
+    ids, weight = given["input"], given["weight"]
+    if not mode.inputs.has_ids or not isinstance(result, Tensor) or not isinstance(ids, Tensor):
+        return result
+    if ids.is_floating_point():  # the old order of arguments
+        ids, weight = weight, ids
+    trace = mode.inputs.traces.of(ids)
+    if trace is None or depends(weight):
+        return result
+    flat = ids.reshape(-1)
+    read = weight[flat]
+    original = mode.as_called[1] if len(mode.as_called) > 1 else weight
+    rows = _read(
+        mode, weight, original, ids, read,
+        lambda t: t.reshape(-1, 1).expand(read.shape),
+    )  # fmt: skip
+    bags = _bags(ids, given["offsets"], result.shape[0])
+    weights = given["per_sample_weights"]
+    shares = read.new_ones(len(flat)) if weights is None else weights.reshape(-1).detach()
+    if given["padding_idx"] is not None:
+        shares = shares * (flat != given["padding_idx"] % len(weight))
+    how = given["mode"] or "mean"
+    if how == "mean":
+        counts = torch.zeros(len(result), dtype=shares.dtype, device=shares.device)
+        shares = shares / counts.index_add(0, bags, (shares != 0).to(shares.dtype))[bags].clamp(1)
+    if how == "max":
+        return _largest(rows, bags, shares != 0, result)
+    return LinearValue.call(
+        rows, lambda: result, lambda grad: grad[bags] * shares.unsqueeze(-1).to(grad.dtype)
+    )
+
+
+def _bags(ids: Tensor, offsets: Tensor | None, count: int) -> Tensor:
+    """Which bag each id is in."""
+    if ids.dim() == 2:
+        return torch.arange(count, device=ids.device).repeat_interleave(ids.shape[1])
+    assert offsets is not None
+    places = torch.arange(len(ids), device=ids.device)
+    return torch.searchsorted(offsets[:count].contiguous(), places, right=True) - 1
+
+
+def _largest(rows: Tensor, bags: Tensor, counts: Tensor, result: Tensor) -> Tensor:
+    """Maxima of bags: the gradient goes to the first row that has the value."""
+    chosen = torch.zeros_like(rows)
+    for bag in range(len(result)):
+        members = ((bags == bag) & counts).nonzero().squeeze(1)
+        if len(members):
+            best = members[rows.detach()[members].argmax(0)]
+            chosen.scatter_(0, best.unsqueeze(0), 1.0)
+    return LinearValue.call(rows, lambda: result, lambda grad: grad[bags] * chosen)
+
+
+# ---- rows that are added to embedded tokens --------------------------------------------------
+def with_added_rows(mode: Interception, args: Arguments) -> Arguments:
+    """Operands of a sum; rows of learned tables that meet embedded tokens become leaves."""
+    traces = mode.inputs.traces
+    for i in (0, 1):
+        trace, other = traces.rows(args[i]), args[1 - i]
+        if trace is None or not isinstance(other, Tensor) or other.requires_grad:
+            continue
+        original = mode.as_called[1 - i] if len(mode.as_called) > 1 else other
+        tables = learned_tables(mode, original, other)
+        if not tables or not other.is_floating_point():
+            return args
+        shape = torch.broadcast_shapes(trace.shape, other.shape)  # type: ignore[no-untyped-call]
+        names = dict.fromkeys(mode.name_of(table) for table in tables)
+        leaf = mode.inputs.look_up(
+            other.expand(shape), trace.expand(shape), " + ".join(names), mode
+        )
+        replaced = [*args]
+        replaced[1 - i] = leaf
+        return tuple(replaced)
+    return args
 
 
 HANDLERS: dict[str, Handler] = {
     **by_name(_embedding, "embedding"),
     **by_name(_getitem, "__getitem__"),
     **by_name(_index_select, "index_select"),
+    **by_name(_gather, "gather take take_along_dim"),
+    **by_name(_one_hot, "one_hot"),
+    **by_name(_equal, "eq __eq__"),
+    **by_name(_scatter, "scatter scatter_"),
+    **by_name(_embedding_bag, "embedding_bag"),
 }

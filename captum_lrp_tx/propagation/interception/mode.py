@@ -22,7 +22,9 @@ from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.interception import writing
 from captum_lrp_tx.propagation.interception.booking import Pending, keep_names
 from captum_lrp_tx.propagation.interception.calls import depends, tensors_in
+from captum_lrp_tx.propagation.interception.following import follow
 from captum_lrp_tx.propagation.interception.handlers import HANDLERS
+from captum_lrp_tx.propagation.interception.lookups import as_floats, is_lookup, learned_tables
 from captum_lrp_tx.propagation.isolation import isolated
 from captum_lrp_tx.propagation.obstacles import refuse_checkpointing
 from captum_lrp_tx.propagation.operations import (
@@ -50,6 +52,9 @@ _WRITING = frozenset(
     or (name.startswith("__i") and f"__{name[3:]}" in dir(Tensor))
     or (name.endswith("_") and not name.endswith("__") and name not in _UNTOUCHED)
 )
+#: What makes Python numbers of tensors.
+_PYTHON = frozenset("item tolist __int__ __index__ numpy".split())
+
 _is_grad_enabled = torch.is_grad_enabled
 _are_transforms_active = torch._C._are_functorch_transforms_active
 #: Calls whose numbers and flags decide what they are.
@@ -79,6 +84,7 @@ class Interception(TorchFunctionMode):
         self.name_of = name_of
         #: Positional arguments of the call being handled, parameters as they are.
         self.as_called: tuple[Any, ...] = ()
+        self.named_as_called: dict[str, Any] = {}
         #: Whether there was a softplus: no step size, no state space model.
         self.has_steps = False
         #: Whether a delta rule has been seen, whose sums of values are told by their origin.
@@ -113,6 +119,8 @@ class Interception(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name: str = getattr(func, "__name__", "")
+        if "." in name:  # an operation of torch.ops.aten
+            name = name.partition(".")[0]
         grad_enabled = _is_grad_enabled()
         if name in _WRITING:
             self.isolation.before_write(args[0])
@@ -125,22 +133,45 @@ class Interception(TorchFunctionMode):
             or _are_transforms_active()  # where rules cannot be expressed
             or not self.scope.is_current()
         ):
-            if not grad_enabled and name == "embedding" and self.scope.is_current():
-                # a table of positions that is not trained: still looked up at each token
+            if not grad_enabled and self.scope.is_current() and is_lookup(self, name, args):
+                # a table that is not trained: still looked up at each token
                 with torch.enable_grad():
-                    return _constant_call(self, func, args, kwargs, name)
+                    return self._followed(func, name, args, kwargs)
             result = func(*args, **kwargs)
             if name not in _UNTOUCHED:
                 if self.scope.is_current():
                     self._note_cut((args, kwargs), result)
+                    if self.inputs.has_ids:
+                        return follow(self, func, name, args, kwargs, result)
                 return result
-            if name == "__get__" and isinstance(result, Tensor) and result.requires_grad:
-                # weight.T and the like: a view of a parameter is a constant, too
-                (owner,) = args[:1]
-                if self._is_foreign(owner) and self.scope.is_current():
-                    return self._trainable_constant(result)
+            if name == "__get__" and isinstance(result, Tensor) and self.scope.is_current():
+                return self._property(func, args[0], result)
+            if (
+                name in _PYTHON
+                and self.inputs.has_ids
+                and self.inputs.traces.of(args[0]) is not None
+            ):
+                self.inputs.traces.left[name] = None
             return result
-        return _constant_call(self, func, args, kwargs, name)
+        return self._followed(func, name, args, kwargs)
+
+    def _followed(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = _constant_call(self, func, args, kwargs, name)
+        if self.inputs.has_ids:
+            return follow(self, func, name, args, kwargs, result)
+        return result
+
+    def _property(self, func: Any, owner: Any, result: Tensor) -> Any:
+        """weight.T and the like: a view of a parameter is a constant, too."""
+        if result.requires_grad and self._is_foreign(owner):
+            result = self._trainable_constant(result)
+        if self.inputs.has_ids:
+            traces = self.inputs.traces
+            traces.note_tables(result, learned_tables(self, owner, owner))
+            rows = traces.rows(owner)
+            if rows is not None and result.is_floating_point():
+                traces.note_rows(result, func(rows))
+        return result
 
     # ---- parameters as constants --------------------------------------------------------------
     def constant(self, x: Any) -> Any:
@@ -218,12 +249,15 @@ class Interception(TorchFunctionMode):
         self.scope.note(kind, rule)
         return rule.propagate(operation)
 
-    def absorb(self, output: Tensor, constant: Tensor, *sources: Any) -> None:
-        """Book an additive constant in the ledger, if there is one."""
+    def absorb(
+        self, output: Tensor, constant: Tensor, *sources: Any, name: str | None = None
+    ) -> None:
+        """Book an additive constant in the ledger, if there is one, by its name or its source's."""
         ledger = self.scope.ledger
         if ledger is not None and isinstance(output, Tensor):
             self.scope.last_booked = next_sequence_number()
-            ledger.absorb(output, constant, ledger.name_of(*sources), self.scope.module)
+            name = name or ledger.name_of(*sources)
+            ledger.absorb(output, constant, name, self.scope.module)
 
     def absorber(self, *sources: Any) -> Callable[[Tensor, Tensor], None]:
         """``absorb`` bound to the named tensors that an operation took its constants from."""
@@ -245,6 +279,8 @@ def _constant_call(
     mode.ran = hash((mode.ran, name, mode.live))
     if name in _TOLD_BY_VALUE:
         mode.ran = hash((mode.ran, *[a for a in args if isinstance(a, (int, float, str))]))
+    if mode.inputs.traces.has_one_hot and name in ("mul", "__mul__", "__rmul__", "multiply"):
+        args = as_floats(mode, args)
     ledger = mode.scope.ledger
     pending = None if ledger is None else Pending(mode, func, args, kwargs, name)
     handler = HANDLERS.get(name)
@@ -254,7 +290,7 @@ def _constant_call(
         refuse_checkpointing()
         if mode.scope.ledger is not None:
             keep_names(mode, originals, (args, kwargs))
-        mode.as_called = originals[0]
+        mode.as_called, mode.named_as_called = originals
         result = handler(mode, func, args, kwargs)
     else:
         result = func(*args, **kwargs)

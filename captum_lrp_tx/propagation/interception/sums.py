@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from captum_lrp_tx.propagation import recurrence
 from captum_lrp_tx.propagation.interception.calls import Handler, by_name, depends
+from captum_lrp_tx.propagation.interception.lookups import with_added_rows
 from captum_lrp_tx.propagation.operations import (
     Kind,
     Residual,
@@ -19,14 +19,10 @@ if TYPE_CHECKING:
 
 
 def _addition(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if mode.inputs.has_shared and len(args) >= 2:
-        shapes = [a.shape for a in args[:2] if isinstance(a, Tensor)]
-        if len(shapes) == 2 and shapes[0] != shapes[1]:
-            shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
-            module = mode.scope.module
-            split = [mode.inputs.split_shared(a, shape, module) for a in args[:2]]
-            args = (*(s if s is not None else a for s, a in zip(split, args[:2], strict=True)),
-                    *args[2:])  # fmt: skip
+    if mode.inputs.has_ids and len(args) >= 2:
+        before, args = args, with_added_rows(mode, args)
+        if _is_inplace(func) and args[0] is not before[0]:  # embedded tokens added to positions
+            return before[0].copy_(torch.add(*args, **kwargs))
     initial = None if kwargs else _initial_state(mode, args)
     if initial is not None:
         # out of place first: the constant is booked as it is before an in-place sum

@@ -209,7 +209,7 @@ class Conservative(WithoutFutures):
         kinds = tuple(type(t) for t in given if isinstance(t, Target))
         checked = ("checked", repr(self.composite), layers, job.at_layer_input, kinds)
         # names of modules cost hooks on all of them: the first time, they may be needed
-        job.trace = strict or not TOLD.knows(subject, checked)
+        job.trace = job.trace or strict or not TOLD.knows(subject, checked)
         findings: list[Finding] = []
 
         def inspect(scope: Scope, roots: list[Node], leaves: list[Tensor]) -> None:

@@ -36,6 +36,7 @@ from captum_lrp_tx.propagation.interception import Interception
 from captum_lrp_tx.propagation.isolation import isolated
 from captum_lrp_tx.propagation.modules import find_modules
 from captum_lrp_tx.propagation.scope import Scope
+from captum_lrp_tx.propagation.tracing import by_rows
 
 Baseline = Union[int, float, Tensor, None]
 
@@ -62,7 +63,8 @@ class _Rows(Inputs):
             return call(ids, *more)
 
     def look_up(self, values: Tensor, trace: Tensor, name: str, mode: Looking) -> Tensor:
-        if trace.stride(-1) != 0 and trace.shape[-1] > 1:
+        trace = by_rows(trace)
+        if trace.shape[-1] > 1:
             if bool((trace == 0).any()):
                 raise InputError(
                     "The model multiplies one-hot rows of its token ids, which Integrated "

@@ -19,7 +19,7 @@ from captum_lrp_tx.propagation.arguments import fresh
 from captum_lrp_tx.propagation.functions import nonzero
 from captum_lrp_tx.propagation.modules import refuse_transforms
 from captum_lrp_tx.propagation.scope import Scope, next_sequence_number
-from captum_lrp_tx.propagation.tracing import WAY_OUT, Traces
+from captum_lrp_tx.propagation.tracing import WAY_OUT, Traces, by_rows
 
 _FLOAT = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -211,8 +211,7 @@ class Inputs:
             Tensor: The same values; entries of ids depend on leaves, the others are constants.
         """
         values = values.detach()
-        # rows of one id each are told by their first entries
-        heads = trace[..., :1] if trace.stride(-1) == 0 and trace.shape[-1:].numel() else trace
+        heads = by_rows(trace)
         owners = (
             [leaf for leaf in self._ids if leaf.owns(heads)] if len(self._ids) > 1 else self._ids
         )

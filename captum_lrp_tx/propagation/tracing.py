@@ -156,6 +156,14 @@ class Traces:
             setattr(x, _TABLES, (self, tables))
 
 
+def by_rows(trace: Tensor) -> Tensor:
+    """A trace with a last dimension of size 1 if every row of entries comes from one id."""
+    if trace.dim() == 0 or trace.shape[-1] == 0:
+        return trace
+    first = trace[..., :1]
+    return first if trace.stride(-1) == 0 or bool((trace == first).all()) else trace
+
+
 def united(traces: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
     """The trace of entries made of several others, of which one at most comes from an id.
 

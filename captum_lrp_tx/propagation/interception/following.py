@@ -30,9 +30,9 @@ _MOVES: dict[str, tuple[int, ...]] = {
         tensor_split hsplit vsplit dsplit flip fliplr flipud roll rot90 repeat tile
         repeat_interleave index_select gather take take_along_dim getitem masked_select tril triu
         diag diag_embed clone contiguous detach alias cpu cuda pin_memory cat concat concatenate
-        stack hstack vstack dstack column_stack row_stack atleast_1d atleast_2d atleast_3d broadcast_tensors
-        pixel_shuffle channel_shuffle block_diag cartesian_prod combinations resize_as
-        constant_pad_nd pack_padded_sequence pad_packed_sequence""".split(),
+        stack hstack vstack dstack column_stack row_stack atleast_1d atleast_2d atleast_3d
+        broadcast_tensors pixel_shuffle channel_shuffle block_diag cartesian_prod combinations
+        resize_as constant_pad_nd pack_padded_sequence pad_packed_sequence""".split(),
         (0,),
     ),
     "pad": (0, 3), "where": (1, 2), "masked_fill": (0, 2), "setitem": (0, 2), "copy": (0, 1),

@@ -341,45 +341,6 @@ class LinearValue(RuleFunction):
         return ctx.back(grad[0]), None, None
 
 
-class UniformAttention(RuleFunction):
-    """Fused attention whose gradient is halved at each of its two products (AttnLRP).
-
-    The backward pass runs the stock kernel again and scales what its own backward pass gives.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> Tensor:
-        ctx.save_for_backward(query, key, value, mask)
-        ctx.kwargs = kwargs
-        return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, **kwargs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad: Any) -> Any:
-        shares = (0.25, 0.25, 0.5, 0.5)  # query, key, value, additive mask
-        tensors = ctx.saved_tensors
-        with torch.enable_grad():
-            leaves: list[Any] = [
-                t.detach().requires_grad_(needed) if t is not None else None
-                for t, needed in zip(tensors, ctx.needs_input_grad[:4], strict=True)
-            ]
-            output = torch.nn.functional.scaled_dot_product_attention(*leaves, **ctx.kwargs)
-        wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-        grads = iter(torch.autograd.grad(output, wanted, grad[0]))
-        scaled = [
-            share * next(grads) if leaf is not None and leaf.requires_grad else None
-            for leaf, share in zip(leaves, shares, strict=True)
-        ]
-        return *scaled, None
-
-
 class GatedLinearUnit(RuleFunction):
     """``F.glu`` with the gate ``sigmoid(b)`` constant."""
 

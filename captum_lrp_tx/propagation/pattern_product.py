@@ -70,11 +70,11 @@ def attention_with_logsumexp(
     ):
         out = plain(query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, **kwargs)
         return out, None
-    additive = _additive(mask, query.dtype) if mask is not None else None
+    added = additive(mask, query.dtype) if mask is not None else None
     # spelled out: not every version's kernel shares heads
     key, value = (heads_of(query, t).expand(*query.shape[:2], -1, -1) for t in (key, value))
     result: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, is_causal, attn_mask=additive, scale=scale
+        query, key, value, 0.0, is_causal, attn_mask=added, scale=scale
     )
     return result
 
@@ -93,7 +93,8 @@ def _chosen(
     return SDPBackend.FLASH_ATTENTION if choice == SDPBackend.FLASH_ATTENTION.value else None
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as what is added to the scores."""
     if mask.dtype != torch.bool:
         return mask.detach()
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
@@ -202,14 +203,14 @@ def _swapped(
             attn_mask=shift.unsqueeze(-2).to(query.dtype), scale=scale,
         )  # fmt: skip
         if mask is not None:
-            weight = weight + _additive(mask, query.dtype)[..., 0, :]
+            weight = weight + additive(mask, query.dtype)[..., 0, :]
     else:
         keys = torch.cat([key, torch.ones_like(key[..., :1])], -1)
         lowest = torch.finfo(shift.dtype).min
         column = shift.clamp(min=lowest).unsqueeze(-1).to(query.dtype)
         queries = torch.cat([query * scale, column], -1)
         padded = torch.nn.functional.pad(grad, (0, 1))
-        turned = _additive(mask, query.dtype).transpose(-2, -1)
+        turned = additive(mask, query.dtype).transpose(-2, -1)
         turned = turned.contiguous() if _IS_OLD_KERNEL else turned
         out, weight = kernel(
             keys, queries, padded, 0.0, False, attn_mask=turned, scale=1.0

@@ -11,10 +11,10 @@ from torch import Tensor
 from captum_lrp_tx.propagation.functions import (
     ConstantPattern,
     ScaleGradient,
-    UniformAttention,
 )
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct
 from captum_lrp_tx.propagation.pattern_product import heads_of
+from captum_lrp_tx.propagation.uniform_attention import UniformAttention
 from captum_lrp_tx.rules.base import Rule
 
 
@@ -104,12 +104,6 @@ class UniformAttentionRule(Rule):
             share = 1.0 / len(operation.operands)
             scaled = {i: ScaleGradient.call(operation.args[i], share) for i in operation.operands}
             return cast(Tensor, operation.with_operands(scaled))
-        kwargs = {
-            "dropout_p": operation.dropout_p,
-            "is_causal": operation.is_causal,
-            "scale": operation.scale,
-            **operation.rest,
-        }
         if operation.dropout_p:  # a second run of the kernel would drop other entries
             query, key, value = (
                 ScaleGradient.call(tensor, share)
@@ -120,8 +114,10 @@ class UniformAttentionRule(Rule):
                 )
             )
             return torch.nn.functional.scaled_dot_product_attention(
-                query, key, value, operation.mask, **kwargs
-            )
+                query, key, value, operation.mask, operation.dropout_p, operation.is_causal,
+                scale=operation.scale, **operation.rest,
+            )  # fmt: skip
         return UniformAttention.call(
-            operation.query, operation.key, operation.value_, operation.mask, kwargs
-        )
+            operation.query, operation.key, operation.value_, operation.mask, operation.is_causal,
+            operation.scale, operation.rest,
+        )  # fmt: skip

@@ -148,10 +148,13 @@ def uncovered(
             is_fault, what = False, what + "; plain gradient was chosen"
         finding = Finding(_display_name(node), module, what, is_fault)
         found.setdefault((finding.operation, module, what), finding)
-    for (operation, module), _ in scope.cut.items():
+    reached = {_sequence(node) for node in walk(roots)} if scope.cut else set()
+    for (operation, module, how), numbers in scope.cut.items():
+        if not numbers & reached:
+            continue  # a side output
         what = (
-            "uses what was computed from the inputs under torch.no_grad(), so part of the "
-            "relevance is lost; compute it with gradients"
+            f"uses what was computed from the inputs and cut off from them ({how}), so part of "
+            "the relevance is lost; compute it with gradients"
         )
         found.setdefault((operation, module, what), Finding(operation, module, what, bool(base)))
     for node in walk(roots):

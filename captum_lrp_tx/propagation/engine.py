@@ -215,7 +215,7 @@ def _note_what_ran(scope: Scope, mode: Interception, inputs: Inputs) -> None:
     for (_, kind, rule), count in scope.applied.items():
         acted[kind.value, rule] = acted.get((kind.value, rule), 0) + count
     nodes = next_sequence_number() - inputs.first_node
-    cut = tuple(name for name, _ in scope.cut)
+    cut = tuple(name for name, *_ in scope.cut)
     scope.ran = hash((mode.ran, nodes, frozenset(acted.items()), cut))
 
 

@@ -117,8 +117,9 @@ class Scope:
         self.random: set[str] = set()
         #: Whether a norm took its statistics over several examples.
         self.mixes_examples = False
-        #: Operations, by name and module, on values that lost their gradient under no_grad.
-        self.cut: dict[tuple[str, str], None] = {}
+        #: Operations on values that lost their gradient, by name, module and what cut them off,
+        #: and autograd's numbers of their nodes.
+        self.cut: dict[tuple[str, str, str], set[int]] = {}
         self.gives_to_zero_inputs = False
         #: What tells passes apart that ran other operations, whatever the size of their inputs.
         self.ran = 0

@@ -22,6 +22,7 @@ from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.interception import writing
 from captum_lrp_tx.propagation.interception.booking import Pending, keep_names
 from captum_lrp_tx.propagation.interception.calls import depends, tensors_in
+from captum_lrp_tx.propagation.interception.cuts import CUTTING, READING, Cuts
 from captum_lrp_tx.propagation.interception.following import follow
 from captum_lrp_tx.propagation.interception.handlers import HANDLERS
 from captum_lrp_tx.propagation.interception.lookups import as_floats, is_lookup, learned_tables
@@ -38,6 +39,7 @@ from captum_lrp_tx.propagation.strangers import Strangers
 _UNTOUCHED = frozenset(
     """__get__ __set__ __delete__ requires_grad_ backward register_hook retain_grad size dim stride
     is_floating_point is_complex numel __len__ __hash__ __repr__ __format__ data_ptr item tolist
+    __float__
     __bool__ is_contiguous element_size get_device storage_offset untyped_storage is_inference
     register_post_accumulate_grad_hook is_shared is_nonzero __deepcopy__
     __reduce_ex__""".split()
@@ -98,9 +100,8 @@ class Interception(TorchFunctionMode):
         #: Whether the last arguments depended on the inputs, one bit each.
         self.live = 0
         self._trainable: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        #: Whether anything was computed from the inputs without a gradient, and what.
-        self.has_cut = False
-        self._cut: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        #: What was computed from the inputs and has lost its gradient.
+        self.cuts = Cuts(scope)
 
     def again(self) -> Interception:
         """A mode for a second run of a part of the model, which finds no inputs of its own."""
@@ -140,12 +141,14 @@ class Interception(TorchFunctionMode):
             result = func(*args, **kwargs)
             if name not in _UNTOUCHED:
                 if self.scope.is_current():
-                    self._note_cut((args, kwargs), result)
+                    self.cuts.without_gradients(name, (args, kwargs), result)
                     if self.inputs.has_ids:
                         return follow(self, func, name, args, kwargs, result)
                 return result
             if name == "__get__" and isinstance(result, Tensor) and self.scope.is_current():
                 return self._property(func, args[0], result)
+            if name in READING and self.scope.is_current():
+                self.cuts.read(args[0], result)
             if (
                 name in _PYTHON
                 and self.inputs.has_ids
@@ -165,6 +168,8 @@ class Interception(TorchFunctionMode):
         """weight.T and the like: a view of a parameter is a constant, too."""
         if result.requires_grad and self._is_foreign(owner):
             result = self._trainable_constant(result)
+        elif not result.requires_grad:
+            self.cuts.follow(self.cuts.origin("data", (owner,)), result)
         if self.inputs.has_ids:
             traces = self.inputs.traces
             traces.note_tables(result, learned_tables(self, owner, owner))
@@ -210,27 +215,6 @@ class Interception(TorchFunctionMode):
         elif isinstance(x, (list, tuple)):
             for item in x:
                 self.mark_trainable(item)
-
-    def _note_cut(self, arguments: Any, result: Any) -> None:
-        """Without gradients: remember values that were computed from the inputs."""
-        known = tensors_in(arguments)
-        if any((t.requires_grad and not t.is_leaf) or t in self._cut for t in known):
-            self.has_cut = True
-            for t in tensors_in(result):
-                if t.is_floating_point():
-                    self._cut[t] = True
-
-    def check_cut(self, name: str, arguments: Any, result: Any) -> None:
-        """With gradients again: note the first operations that such values go into."""
-        if not any(t in self._cut and not t.requires_grad for t in tensors_in(arguments)):
-            return
-        outputs = tensors_in(result)
-        if any(t.requires_grad for t in outputs):
-            self.scope.cut[name, self.scope.module] = None
-            return
-        for t in outputs:
-            if t.is_floating_point():
-                self._cut[t] = True
 
     def is_trainable(self, x: Any) -> bool:
         """Whether a constant would require a gradient in the plain model."""
@@ -283,7 +267,9 @@ def _constant_call(
         args = as_floats(mode, args)
     ledger = mode.scope.ledger
     pending = None if ledger is None else Pending(mode, func, args, kwargs, name)
-    handler = HANDLERS.get(name)
+    handler, origin = HANDLERS.get(name), None
+    if name in CUTTING:
+        origin = mode.cuts.origin(name, originals)
     if (handler is None or name == "exp_") and writing.hides(name, args):
         result = writing.beside(func, args, kwargs)
     elif handler is not None:
@@ -296,8 +282,10 @@ def _constant_call(
         result = func(*args, **kwargs)
     if not depends(result) and any(mode.is_trainable(a) for a in args):
         mode.mark_trainable(result)
-    if mode.has_cut:
-        mode.check_cut(name, (args, kwargs), result)
+    if name in CUTTING:
+        mode.cuts.follow(origin, result)
+    elif mode.cuts.any:
+        mode.cuts.check(mode, name, (args, kwargs), result)
     if ledger is not None:
         keep_names(mode, originals, (args, kwargs))
         tensors = tensors_in(originals)

@@ -20,10 +20,10 @@ from captum_lrp_tx.cli.subject import (
     Subject,
     _check_length,
     _run,
-    _scheme,
     _subject,
     _token_index,
     _TokenNames,
+    _tokens,
     class_index,
     load_subject,
 )
@@ -35,7 +35,7 @@ from captum_lrp_tx.visualization import summary, supports_colour
 from captum_lrp_tx.visualization.comparison import TextComparison, numbers_table
 from captum_lrp_tx.visualization.comparison_page import comparison_html
 from captum_lrp_tx.visualization.figures import require_matplotlib
-from captum_lrp_tx.visualization.wording import Scheme, printable
+from captum_lrp_tx.visualization.wording import Scheme, printable, scheme_of
 
 DESCRIPTION = "Explain a prediction by several methods, one below the other."
 EXAMPLES = f"""methods: {", ".join(method.name for method in METHODS)}
@@ -122,7 +122,7 @@ class TextModel:
         source = find(name, "sentiment")
         self.kind, self._config = kind_of(source, ("text", "next token"))
         self.tokenizer: Any = source.load("tokenizer", transformers().AutoTokenizer.from_pretrained)
-        self.scheme = _scheme(self.tokenizer)
+        self.scheme = scheme_of(self.tokenizer)
         self._model = load_model(source, self.kind)
 
     def subject(self, text: str, target: str | None) -> Subject:
@@ -147,12 +147,10 @@ class TextModel:
         else:
             names = labels_of(self._config, logits.numel())
             index = None if target is None else class_index(target, names)
-        special_ids = {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}
         return _subject(
             self.kind, self._model, inputs, logits, names, index,
             position=(len(ids) - 1,) if self.kind == "next token" else (),
-            tokens=tuple(self.tokenizer.convert_ids_to_tokens(ids)),
-            special=tuple(i in special_ids for i in ids), scheme=self.scheme,
+            **_tokens(self.tokenizer, ids),
         )  # fmt: skip
 
     def baseline(self) -> tuple[int | None, str]:

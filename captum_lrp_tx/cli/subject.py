@@ -91,11 +91,13 @@ def _text(text: str, name: str | None, target: str | None) -> Subject:
 
 def _tokens(tokenizer: Any, ids: list[int]) -> dict[str, Any]:
     """What a :class:`Subject` says about the tokens of a text."""
-    special_ids = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    from captum_lrp_tx.visualization.wording import scheme_of, special_ids
+
+    hidden = special_ids(tokenizer)
     return {
         "tokens": tuple(map(str, tokenizer.convert_ids_to_tokens(ids))),
-        "special": tuple(i in special_ids for i in ids),
-        "scheme": _scheme(tokenizer),
+        "special": tuple(i in hidden for i in ids),
+        "scheme": scheme_of(tokenizer),
     }
 
 
@@ -214,15 +216,3 @@ def _token_index(target: str, tokenizer: Any, logits: Tensor) -> int:
         if len(encoded[0]) > 1
         else f"the target {target!r} is not in the vocabulary of the model"
     )
-
-
-def _scheme(tokenizer: Any) -> Scheme:
-    """How the tokenizer marks the borders of words, by what its decoder undoes."""
-    decoder = repr(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None))
-    if "ByteLevel" in decoder:
-        return "bytes"
-    if "WordPiece" in decoder:
-        return "wordpiece"
-    if "Metaspace" in decoder or "\u2581" in decoder:
-        return "sentencepiece"
-    return "auto"

@@ -30,11 +30,11 @@ from captum_lrp_tx.attr.base import (
 )
 from captum_lrp_tx.attr.targets import holds_target
 from captum_lrp_tx.errors import InputError, TargetError
-from captum_lrp_tx.propagation.engine import output_tensor
 from captum_lrp_tx.propagation.inputs import Inputs, Looking
 from captum_lrp_tx.propagation.interception import Interception
 from captum_lrp_tx.propagation.isolation import isolated
 from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.propagation.outputs import output_tensor
 from captum_lrp_tx.propagation.scope import Scope
 from captum_lrp_tx.propagation.tracing import by_rows
 

@@ -19,8 +19,8 @@ from captum_lrp_tx.compare.captum_methods import Baseline, padding_id
 from captum_lrp_tx.compare.comparison import Comparison, Row
 from captum_lrp_tx.compare.registry import METHODS, Method, find_method
 from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, TargetError
-from captum_lrp_tx.propagation.engine import output_tensor
 from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.outputs import output_tensor
 from captum_lrp_tx.visualization.patch_heatmap import token_grid
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
 

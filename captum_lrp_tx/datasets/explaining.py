@@ -14,7 +14,7 @@ from captum_lrp_tx.attr.base import Conservative
 from captum_lrp_tx.attr.targets import Target, TargetType, select_target
 from captum_lrp_tx.datasets.encoding import Example
 from captum_lrp_tx.errors import InputError, OutputError, TargetError
-from captum_lrp_tx.propagation.engine import output_tensor
+from captum_lrp_tx.propagation.outputs import output_tensor
 
 #: What is explained of one example: a target as ``attribute`` takes it; ``None``: the prediction.
 Wanted = Any

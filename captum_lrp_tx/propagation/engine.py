@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from captum_lrp_tx.errors import (
     CaptumLRPError,
     NonFiniteError,
-    OutputError,
     TargetError,
     UnreachedInputError,
 )
@@ -31,6 +30,7 @@ from captum_lrp_tx.propagation.ledger import Ledger, encloses, relevance_sum
 from captum_lrp_tx.propagation.names import TableNames
 from captum_lrp_tx.propagation.obstacles import explained_failure
 from captum_lrp_tx.propagation.operations import RuleTable
+from captum_lrp_tx.propagation.outputs import call_explained, output_tensor
 from captum_lrp_tx.propagation.packing import Gradients, gradients, pack_size
 from captum_lrp_tx.propagation.recomputation import Recomputation, repeated_blocks
 from captum_lrp_tx.propagation.scope import Boundary, Scope, next_sequence_number, suspended
@@ -163,6 +163,7 @@ def propagate_targets(
             kwargs = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
         strangers = Strangers(job.modules, job.meet) if job.meet is not None else None
         mode = Interception(scope, inputs, name_of, isolation, strangers)
+        explained = call_explained(job.forward, (*args, *job.additional_args), kwargs)
         saving = (
             Recomputation(repeated_blocks(job.modules), scope, inputs, mode.again)
             if job.recompute
@@ -170,10 +171,10 @@ def propagate_targets(
         )
         if probe is not None:
             inputs.stop_looking_up()
-            with scope, probe, saving, mode, _failures_explained():
+            with scope, probe, saving, mode, _failures_explained(), explained:
                 returned = job.forward(*args, *additional, **kwargs)
         else:
-            with scope, saving, mode, _failures_explained():
+            with scope, saving, mode, _failures_explained(), explained:
                 returned = job.forward(*args, *additional, **kwargs)
         _note_what_ran(scope, mode, inputs)
         output = output_tensor(returned)
@@ -288,33 +289,6 @@ def _grouped(
     )
     remaining = iter(grads)
     return [list(itertools.islice(remaining, size)) for size in sizes]
-
-
-def output_tensor(returned: Any) -> Tensor:
-    """The tensor in what a forward function returned: itself, or ``.logits`` of a model output.
-
-    Raises:
-        OutputError: no floating-point tensor can be told.
-    """
-    if isinstance(returned, Tensor):
-        tensor = returned
-    elif isinstance(getattr(returned, "logits", None), Tensor):
-        tensor = returned.logits
-    elif isinstance(returned, Mapping) and isinstance(returned.get("logits"), Tensor):
-        tensor = returned["logits"]
-    elif isinstance(returned, (tuple, list)) and len(returned) == 1:
-        return output_tensor(returned[0])
-    else:
-        raise OutputError(
-            f"The forward function returned {type(returned).__name__} without .logits; wrap it so "
-            "that it returns one tensor, e.g. lambda x: model(x).last_hidden_state[:, 0]."
-        )
-    if not tensor.is_floating_point():
-        raise OutputError(
-            f"The forward function returned a tensor of dtype {tensor.dtype}; only floating-point "
-            "scores can be explained (return logits, not predicted classes)."
-        )
-    return tensor
 
 
 def _selected(job: Pass, selected: Tensor, output: Tensor, called: tuple[Any, Any]) -> Tensor:

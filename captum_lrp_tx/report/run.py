@@ -17,9 +17,9 @@ from tqdm import tqdm
 from captum_lrp_tx.attr.base import AttributionInputs
 from captum_lrp_tx.compare.captum_methods import padding_id
 from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, OutputError
-from captum_lrp_tx.propagation.engine import output_tensor
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.propagation.outputs import output_tensor
 from captum_lrp_tx.report.explaining import (
     DEFAULT_METHODS,
     Chosen,

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from captum_lrp_tx.visualization.wording import (
     Scheme,
@@ -13,10 +14,19 @@ from captum_lrp_tx.visualization.wording import (
     guess_scheme,
     printable,
     raw_text,
+    scheme_of,
+    special_ids,
 )
 
+#: Names that are special tokens in every model known; ``[UNK]`` stands for text.
 _SPECIAL = re.compile(
-    r"\[(CLS|SEP|PAD|MASK|BOS|EOS)\]|</?s>|<(pad|mask|bos|eos|cls|sep)>|<\|[^|<>]*\|>"
+    r"""\[(?!UNK\])/?[A-Z][A-Z_]+\]            # [CLS], [INST], [/INST], [TOOL_CALLS]
+    | </?s> | <</?SYS>>
+    | </?(pad|mask|bos|eos|cls|sep|eod|endoftext|extra_id_\d+|fim_[a-z]+)>
+    | <(start|end)_of_[a-z]+>               # Gemma
+    | <\|[^|<>]*\|> | <\uff5c[^\uff5c<>]*\uff5c>  # <|im_start|>, and DeepSeek's wide bars
+    """,
+    re.VERBOSE,
 )
 _BLANK = "\u2423"
 
@@ -58,7 +68,9 @@ class TokenHeatmap:
         special (sequence of bool, optional): Which tokens are special and drawn dimmed; guessed
             from their names unless given.
         scheme (str): How tokens mark the borders of words: ``"wordpiece"``, ``"sentencepiece"``,
-            ``"bytes"`` (byte-level BPE), ``"words"`` (not at all), or ``"auto"``.
+            ``"bytes"`` (byte-level BPE), ``"end-of-word"`` (``</w>``), ``"continued"`` (``@@``),
+            ``"words"`` (not at all), or ``"auto"``, by the marks that occur. A text of one word
+            may have no mark; then :meth:`from_ids` asks the tokenizer.
 
     Raises:
         ValueError: If the lengths differ or a relevance is not finite.
@@ -102,6 +114,29 @@ class TokenHeatmap:
         object.__setattr__(self, "tokens", tokens)
         object.__setattr__(self, "relevance", relevance)
         object.__setattr__(self, "special", tuple(bool(item) for item in special))
+
+    @classmethod
+    def from_ids(cls, tokenizer: Any, ids: Any, relevance: Any, **more: Any) -> TokenHeatmap:
+        """The tokens of one text, with what their tokenizer knows of them.
+
+        Args:
+            tokenizer: A tokenizer of transformers.
+            ids (sequence of int, or Tensor): Token ids of one text, shape ``(tokens,)``.
+            relevance (sequence of float, or Tensor): One number for each token.
+            **more: Further arguments of the class; they go before what the tokenizer says.
+
+        Returns:
+            TokenHeatmap: With the tokenizer's special tokens and marks of words.
+
+        Example::
+
+            >>> TokenHeatmap.from_ids(tokenizer, inputs["input_ids"][0], relevance[0])
+        """
+        numbers = [int(i) for i in ids]
+        hidden = special_ids(tokenizer)
+        known = {"special": [i in hidden for i in numbers], "scheme": scheme_of(tokenizer)}
+        tokens = [str(token) for token in tokenizer.convert_ids_to_tokens(numbers)]
+        return cls(tokens, relevance, **{**known, **more})
 
     @property
     def total(self) -> float:
@@ -149,11 +184,12 @@ class TokenHeatmap:
         assert self.special is not None
         groups: list[tuple[bytes, bool, bool, list[int]]] = []  # text, special, space, tokens
         for index, (token, special) in enumerate(zip(self.tokens, self.special, strict=True)):
-            raw, space = raw_text(token, "words" if special else scheme)
             last = groups[-1] if groups else None
+            before = self.tokens[index - 1] if last and not last[1] else ""
+            raw, space = raw_text(token, "words" if special else scheme, before)
             if (
                 merge and last and not special and not last[1] and not space
-                and belong_together(last[0], raw, token, scheme)
+                and belong_together(last[0], raw, token, scheme, before)
             ):  # fmt: skip
                 groups[-1] = (last[0] + raw, False, last[2], [*last[3], index])
             else:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-Scheme = Literal["auto", "wordpiece", "sentencepiece", "bytes", "words"]
+Scheme = Literal["auto", "wordpiece", "sentencepiece", "bytes", "end-of-word", "continued", "words"]
 
+#: Marks of CLIP and GPT-1 at the end of a word, and of fastBPE where a word goes on.
+_END, _GOES_ON = "</w>", "@@"
+_MARKED_AT_THE_END = {"end-of-word": _END, "continued": _GOES_ON}
 _CLOSING = frozenset(".,;:!?)]}%…")
 
 
@@ -28,22 +31,65 @@ def guess_scheme(tokens: Sequence[str]) -> Scheme:
         return "bytes"
     if any(token.startswith("\u2581") for token in tokens):  # ▁
         return "sentencepiece"
+    if any(token.endswith(_END) and token != _END for token in tokens):
+        return "end-of-word"
+    if any(token.endswith(_GOES_ON) and token != _GOES_ON for token in tokens):
+        return "continued"
     return "wordpiece"
 
 
-def raw_text(token: str, scheme: Scheme) -> tuple[bytes, bool]:
-    """Text of a token in bytes, and whether it begins with a space."""
+def scheme_of(tokenizer: Any) -> Scheme:
+    """How a tokenizer marks the borders of words, by what its decoder undoes.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if getattr(getattr(backend, "model", None), "end_of_word_suffix", None) == _END:
+        return "end-of-word"
+    decoder = repr(getattr(backend, "decoder", None))
+    if "ByteLevel" in decoder:
+        return "bytes"
+    if "WordPiece" in decoder:
+        return "wordpiece"
+    if "Metaspace" in decoder or "\u2581" in decoder:
+        return "sentencepiece"
+    return "auto"
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of the special tokens of a tokenizer, those of chats included.
+
+    The unknown token is none of them: it stands for text.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    of_chats = {i for i, token in added.items() if getattr(token, "special", False)}
+    return {*tokenizer.all_special_ids, *of_chats} - {tokenizer.unk_token_id}
+
+
+def raw_text(token: str, scheme: Scheme, before: str = "") -> tuple[bytes, bool]:
+    """Text of a token in bytes, and whether it begins with a space.
+
+    Args:
+        token (str): As the tokenizer names it.
+        scheme (str): How borders of words are marked.
+        before (str): The token before it, if that is part of a word.
+    """
     if scheme == "wordpiece":
         if token.startswith("##") and len(token) > 2:
             return token[2:].encode("utf-8", "replace"), False
         return token.encode("utf-8", "replace"), token not in _CLOSING
+    if scheme in _MARKED_AT_THE_END:
+        text = token.removesuffix(_MARKED_AT_THE_END[scheme]) or token
+        raw = _from_bytes(text) if scheme == "end-of-word" else text.encode("utf-8", "replace")
+        return raw, not _goes_on(before, scheme) and text not in _CLOSING
     if scheme == "words":
         return token.encode("utf-8", "replace"), True
     if scheme == "bytes":
-        raw = b"".join(
-            bytes([_BYTES[char]]) if char in _BYTES else char.encode("utf-8", "replace")
-            for char in token
-        )
+        raw = _byte_text(token)
     elif re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
         raw = bytes([int(token[3:5], 16)])
     else:
@@ -52,8 +98,37 @@ def raw_text(token: str, scheme: Scheme) -> tuple[bytes, bool]:
     return raw[space:], space
 
 
-def belong_together(left: bytes, right: bytes, token: str, scheme: Scheme) -> bool:
+def _byte_text(token: str) -> bytes:
+    return b"".join(
+        bytes([_BYTES[char]]) if char in _BYTES else char.encode("utf-8", "replace")
+        for char in token
+    )
+
+
+def _from_bytes(text: str) -> bytes:
+    """CLIP writes bytes as characters before ``</w>``, GPT-1 the characters themselves."""
+    raw = _byte_text(text)
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        if text.isalpha() and max(text) < "\u0100":
+            return text.encode()
+    return raw
+
+
+def _goes_on(before: str, scheme: Scheme) -> bool:
+    """Whether the word of the token before goes on, where its end tells."""
+    if scheme == "continued":
+        return before.endswith(_GOES_ON)
+    return bool(before) and not before.endswith(_END)
+
+
+def belong_together(
+    left: bytes, right: bytes, token: str, scheme: Scheme, before: str = ""
+) -> bool:
     """Whether two neighbours without a space between them are parts of one word."""
+    if scheme in _MARKED_AT_THE_END:
+        return _goes_on(before, scheme)
     if scheme == "wordpiece":
         return token.startswith("##") and len(token) > 2
     try:

@@ -26,11 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from methods import REFERENCE, Method
 from operators import peak_memory
-from speed import HEADS, REFERENCE, Clock, Method, rows, table
+from speed import HEADS, Clock, rows, table
 from torch import Tensor, nn
-from workloads import GI, LRP, bert, llama
+from workloads import bert, llama
 
+GI, LRP = "ConservativeGI", "ConservativeLRP"
 ATTNLRP, LXT = "ConservativeLRP, rules='attnlrp'", "lxt (AttnLRP)"
 #: Model, and the batch and tokens it is called with.
 CASES: dict[str, tuple[Callable[[int, int], tuple[nn.Module, Tensor]], int, int, int]] = {

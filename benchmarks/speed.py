@@ -9,7 +9,10 @@ handed out during the call, on top of what was held before it, by torch's profil
 
 ``operations`` is the number of floating point operations in matrix products (torch's counter, which
 leaves out fused attention kernels): what the time could come down to if nothing else cost any.
-Below each table is where the time goes, and the bound that follows from it on this machine.
+``bound`` is the time that these products, the forward pass's attention and its other operators take
+at the speed measured for ``InputXGradient``: what no implementation of the rules can go below here.
+The first table has all presets and options on all inputs, beside integrated gradients with 5 to 50
+steps; below each input's own table is where the time goes.
 ``--clock cpu`` takes the processor time of the process instead of the wall clock, for machines
 that do something else meanwhile.
 
@@ -32,66 +35,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import captum
 import torch
 import transformers
-from captum.attr import InputXGradient, IntegratedGradients
+from methods import FORWARD, REFERENCE, Method, methods, options
 from operators import Shares, peak_memory, shares
-from torch import Tensor, nn
-from workloads import GI, LOW, LRP, WORKLOADS, Workload
+from workloads import WORKLOADS
 
-from captum_lrp_tx import ConservativeGI, ConservativeLRP
-
-REFERENCE = "InputXGradient"
+#: Whose time is looked into, operator by operator.
+PROFILED = (REFERENCE, "ah+ln", "lrp", "lrp-gamma", "attnlrp")
 Clock = Callable[[], float]
 HEADS = (
     "method", "seconds", f"time / {REFERENCE}", "peak MiB", f"memory / {REFERENCE}",
-    f"operations / {REFERENCE}", "goal (time / memory)",
+    f"operations / {REFERENCE}", "bound", "goal (time / memory)",
 )  # fmt: skip
-
-
-@dataclass
-class Method:
-    """Something to measure: ``call()`` does ``1 / times`` of the work, and is run ``turns`` times.
-
-    ``turns`` is ``None`` for what is measured in every turn; ``memory()`` tells the bytes of a call
-    that runs in another process.
-    """
-
-    call: Callable[[], Any]
-    times: float = 1.0
-    turns: int | None = None
-    memory: Callable[[], int] | None = None
-
-
-def methods(workload: Workload, model: nn.Module, x: Tensor) -> dict[str, Method]:
-    """What is compared."""
-    target = torch.zeros(x.shape[0], dtype=torch.long)
-
-    def forward() -> None:
-        with torch.no_grad():
-            model(x)
-
-    found = {"forward": Method(forward)}
-    explained: list[tuple[str, Any]] = [
-        (REFERENCE, InputXGradient(model)),
-        (GI, ConservativeGI(model)),
-        (LRP, ConservativeLRP(model)),
-    ]
-    if LOW in workload.goals:
-        explained.append((LOW, ConservativeGI(model, memory="low")))
-    for name, method in explained:
-        found[name] = Method(functools.partial(method.attribute, x, target=target))
-    steps = workload.ig_steps
-    integrated = functools.partial(
-        IntegratedGradients(model).attribute, x, target=target, n_steps=steps,
-        internal_batch_size=x.shape[0],
-    )  # fmt: skip
-    name = "IG, 50 steps" if steps == 50 else f"IG, 50 steps ({steps} measured)"
-    found[name] = Method(integrated, 50 / steps, turns=1)
-    return found
 
 
 def measure(found: dict[str, Method], repeats: int, clock: Clock) -> dict[str, list[float]]:
@@ -119,21 +77,26 @@ class Row:
     mebibytes: float
     memory: float
     operations: float
-    goal: tuple[float, float] | None
+    goal: tuple[float, float | None] | None
+    bound: float = float("nan")
 
     def cells(self) -> list[str]:
         low, high = self.time_range
-        goal = "" if self.goal is None else f"{self.goal[0]:.2f} / {self.goal[1]:.2f}"
+        goal = " / ".join(_number(part) for part in self.goal or ())
         return [
             self.method, f"{self.seconds:.3f}", f"{self.time:.2f} ({low:.2f} to {high:.2f})",
             f"{self.mebibytes:.0f}", f"{self.memory:.2f}",
-            "" if math.isnan(self.operations) else f"{self.operations:.2f}", goal,
+            _number(self.operations), _number(self.bound), goal,
         ]  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 def rows(
     found: dict[str, Method],
-    goals: dict[str, tuple[float, float]],
+    goals: dict[str, tuple[float, float | None]],
     repeats: int,
     clock: Clock,
 ) -> list[Row]:
@@ -170,8 +133,8 @@ def table(heads: tuple[str, ...], lines: list[list[str]]) -> list[str]:
 
 
 def profiled(found: dict[str, Method], measured: list[Row], repeats: int) -> list[str]:
-    """Where the time of gradient x input and of ``ConservativeGI`` goes, and what bounds it."""
-    spent = {name: shares(found[name].call, repeats) for name in (REFERENCE, GI)}
+    """Where the time goes; notes the bound that follows for each method."""
+    spent = {name: shares(found[name].call, repeats) for name in PROFILED if name in found}
     heads = (
         "seconds in", "products, forward", "products, backward", "attention, forward",
         "attention, backward", "other operators, forward", "other operators, backward",
@@ -181,23 +144,32 @@ def profiled(found: dict[str, Method], measured: list[Row], repeats: int) -> lis
         [name, *(f"{value:.3f}" for value in (*vars(s).values(), s.total))]
         for name, s in spent.items()
     ]
-    return [*table(heads, lines), "", bound(spent, {row.method: row for row in measured})]
+    ours = options()
+    for row in measured:
+        if row.method in ours:
+            row.bound = bound(spent[REFERENCE], row)
+    return table(heads, lines)
 
 
-def bound(spent: dict[str, Shares], measured: dict[str, Row]) -> str:
-    """The least time under the AH- and LN-rules, at the speed measured for each operator."""
-    plain, ours = spent[REFERENCE], spent[GI]
-    forward = measured["forward"].operations
-    needed = (measured[GI].operations - forward) / (1.0 - forward)
-    least = (
-        plain.forward_products + plain.forward_attention + plain.forward_others
-        + needed * plain.backward_products + ours.backward_attention
-    )  # fmt: skip
-    return (
-        f"Bound of {GI}: the forward pass, {needed:.0%} of the products of the backward pass and "
-        f"its attention kernel take {least:.3f} s at this speed, **{least / plain.total:.2f}** of "
-        f"{REFERENCE}; all other operators of the backward pass and Python not counted."
+def bound(plain: Shares, row: Row) -> float:
+    """The least time of a method over that of the reference, at the speed measured for that."""
+    products = plain.forward_products + plain.backward_products
+    others = plain.forward_attention + plain.forward_others
+    return (row.operations * products + others) / plain.total
+
+
+def summary(measured: dict[str, list[Row]]) -> list[str]:
+    """All methods on all inputs: time and memory over the reference."""
+    names = list(
+        dict.fromkeys(row.method.split(" (")[0] for rows in measured.values() for row in rows)
     )
+    by_input = [
+        {row.method.split(" (")[0]: f"{row.time:.2f} / {row.memory:.2f}" for row in rows}
+        for rows in measured.values()
+    ]
+    lines = [[name, *(found.get(name, "") for found in by_input)] for name in names]
+    heads = (f"time / memory over {REFERENCE}", *(WORKLOADS[key].name for key in measured))
+    return [*table(heads, lines), ""]
 
 
 def conditions(args: argparse.Namespace) -> str:
@@ -210,26 +182,35 @@ def conditions(args: argparse.Namespace) -> str:
     )
 
 
-def section(key: str, args: argparse.Namespace, clock: Clock) -> list[str]:
-    """Tables of one workload."""
+def section(
+    key: str, args: argparse.Namespace, clock: Clock, measured: dict[str, list[Row]]
+) -> list[str]:
+    """Tables of one workload; notes its rows in ``measured``."""
     workload = WORKLOADS[key]
     torch.manual_seed(0)
     model, x = workload.build()
-    found = methods(workload, model, x)
-    if not args.ig:
-        found = {name: method for name, method in found.items() if not name.startswith("IG")}
+    found = methods(model, x, workload.ig_steps)
+    wanted = {FORWARD, REFERENCE, *(args.methods or found)}
+    found = {
+        name: method
+        for name, method in found.items()
+        if name in wanted or (args.ig and name.startswith("IG"))
+        if args.ig or not name.startswith("IG")
+    }
     repeats = args.repeats or workload.turns
-    measured = rows(found, workload.goals, repeats, clock)
-    turns = f"{repeats} turn{'s' * (repeats != 1)}."
-    lines = [f"## {workload.name}", "", turns, "", *table(HEADS, [r.cells() for r in measured])]
+    measured[key] = rows(found, workload.goals, repeats, clock)
+    spent: list[str] = []
     if args.profile:
-        lines += ["", *profiled(found, measured, 1 if workload.turns < 10 else 10)]
-    return [*lines, ""]
+        spent = ["", *profiled(found, measured[key], 1 if workload.turns < 10 else 10)]
+    turns = f"{repeats} turn{'s' * (repeats != 1)}."
+    cells = [row.cells() for row in measured[key]]
+    return [f"## {workload.name}", "", turns, "", *table(HEADS, cells), *spent, ""]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--methods", nargs="+", help="presets and options, by their names here")
     parser.add_argument("--repeats", type=int, help="turns (default: by the cost of a workload)")
     parser.add_argument(
         "--ig", action=argparse.BooleanOptionalAction, default=True, help="integrated gradients"
@@ -248,6 +229,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     clock = time.perf_counter if args.clock == "wall" else time.process_time
     title = "Time and memory"
+    measured: dict[str, list[Row]] = {}
     parts: list[Callable[[], list[str]]]
     if args.lengths:
         import lengths
@@ -260,15 +242,18 @@ def main() -> None:
         title = "Beside lxt"
         parts = against_lxt.sections(args.repeats, clock)
     else:
-        parts = [functools.partial(section, key, args, clock) for key in args.workloads]
+        parts = [functools.partial(section, key, args, clock, measured) for key in args.workloads]
     lines = [f"# {title}", "", conditions(args), ""]
     print("\n".join(lines), flush=True)
     for part in parts:
         made = part()
         print("\n".join(made), flush=True)
         lines += made
+        page = [*lines[:4], *(summary(measured) if measured else []), *lines[4:]]
         if args.output is not None:  # what there is, should the rest not come to an end
-            args.output.write_text("\n".join(lines), encoding="utf-8")
+            args.output.write_text("\n".join(page), encoding="utf-8")
+    if measured:
+        print("\n".join(summary(measured)), flush=True)
 
 
 if __name__ == "__main__":

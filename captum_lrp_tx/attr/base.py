@@ -289,9 +289,9 @@ class Conservative(WithoutFutures):
             tell_once(
                 subject,
                 "mixes examples",
-                "A batch norm without running statistics normalises over all examples of the "
-                "batch, so outputs and relevance of one example depend on the others. Explain "
-                "examples one at a time where that is not meant.",
+                "A batch norm without running statistics takes batch statistics, so outputs and "
+                "relevance of one example depend on the others. Explain examples one at a time "
+                "where that is not meant.",
                 TrainingModeWarning,
             )
         if scope.random:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import os
 import sys
@@ -88,6 +89,8 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments and arguments[0] in COMMANDS:
         name = arguments.pop(0)
         program += f" {name}"
+    elif any(not argument.startswith("-") for argument in arguments[1:]):
+        _refuse_near_miss(arguments[0])
     module: Any = importlib.import_module(COMMANDS[name][0])
     others = "\n".join(f"  {key:<15} {text}" for key, (_, text) in COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -101,6 +104,17 @@ def _dispatch(arguments: list[str]) -> int:
     module.add_arguments(parser)
     status: int = module.run(parser, parser.parse_args(arguments))
     return status
+
+
+def _refuse_near_miss(word: str) -> None:
+    """Ask back where the first of several words is almost the name of a command."""
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.81)
+    if near:
+        _complain(
+            f"there is no command {word!r}; did you mean {near[0]!r}? (To explain a text that "
+            "begins with this word, put it in quotes.)"
+        )
+        raise SystemExit(2)
 
 
 def _complain(text: str) -> None:

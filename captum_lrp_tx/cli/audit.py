@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from captum_lrp_tx.audit import explainability
 from captum_lrp_tx.cli.options import add_rules, add_subject, bias_of, composite_of, text_of
@@ -10,7 +11,12 @@ from captum_lrp_tx.cli.status import status
 from captum_lrp_tx.cli.subject import load_subject
 
 DESCRIPTION = "Say how far the explanation of a prediction can be trusted."
+#: How a word begins that can only be meant as a folder.
+_PATHS = ("./", "../", "/", "~/")
+#: What a model is audited on that is given no text.
+_SENTENCE = "a charming and funny film"
 EXAMPLES = """examples:
+  python -m captum_lrp_tx audit ./my-model "the text"
   python -m captum_lrp_tx audit "a charming and funny film" --rules ah+ln"""
 
 
@@ -18,6 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     add_subject(parser)
     add_rules(parser)
+
+
+def _take_folder(arguments: argparse.Namespace) -> None:
+    """``audit FOLDER`` is about the model in the folder, not about a text of that name."""
+    if arguments.model is not None or not arguments.text:
+        return
+    first = arguments.text[0]
+    is_folder = os.path.isdir(os.path.expanduser(first))
+    if not first or " " in first or not (is_folder or first.startswith(_PATHS)):
+        return
+    arguments.model = arguments.text.pop(0)
+    if not arguments.text and arguments.image is None:
+        arguments.text = [_SENTENCE]
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -30,6 +49,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     Returns:
         int: Exit status.
     """
+    _take_folder(arguments)
     text = text_of(parser, arguments)
     composite, bias = composite_of(arguments), bias_of(arguments)
     subject = load_subject(text, arguments)

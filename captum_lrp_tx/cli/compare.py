@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from captum_lrp_tx.cli.files import check_writable, write_atomically
-from captum_lrp_tx.cli.models import find, kind_of, labels_of, load_model, transformers
+from captum_lrp_tx.cli.models import find, kind_of, labels_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.options import add_subject, text_of
 from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.cli.subject import (
@@ -94,9 +94,10 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         if arguments.limit is not None:
             parser.error("--limit is for --file")
         text = text_of(parser, arguments)
-    for path in (arguments.html, arguments.png):
-        if path is not None:
-            check_writable(path)
+    if arguments.html is not None:
+        check_writable(arguments.html, ".html", ".htm")
+    if arguments.png is not None:
+        check_writable(arguments.png, ".png")
     if arguments.png is not None or (arguments.image is not None and arguments.html is not None):
         require_matplotlib()
     if arguments.file is not None:
@@ -121,7 +122,7 @@ class TextModel:
     def __init__(self, name: str | None) -> None:
         source = find(name, "sentiment")
         self.kind, self._config = kind_of(source, ("text", "next token"))
-        self.tokenizer: Any = source.load("tokenizer", transformers().AutoTokenizer.from_pretrained)
+        self.tokenizer: Any = load_tokenizer(source)
         self.scheme = scheme_of(self.tokenizer)
         self._model = load_model(source, self.kind)
 

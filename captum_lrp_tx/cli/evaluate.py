@@ -11,7 +11,7 @@ from typing import Any
 
 from captum_lrp_tx.cli.files import write_atomically
 from captum_lrp_tx.cli.images import read_image
-from captum_lrp_tx.cli.models import Source, find, kind_of, labels_of, load_model, transformers
+from captum_lrp_tx.cli.models import Source, find, kind_of, labels_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.status import note, status
 from captum_lrp_tx.compare.registry import METHODS, find_method
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
@@ -176,7 +176,7 @@ def _texts(
     path: Path, arguments: argparse.Namespace, source: Source, config: Any, model: Any
 ) -> tuple[TextExamples, Masker]:
     texts, labels = read_texts(path)
-    tokenizer = source.load("tokenizer", transformers().AutoTokenizer.from_pretrained)
+    tokenizer = load_tokenizer(source)
     numbers = None
     if labels is not None and arguments.target == "label":
         numbers = class_numbers(labels, labels_of(config, int(model.config.num_labels)))

@@ -71,9 +71,10 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     text = text_of(parser, arguments)
     if text is None and arguments.positions:
         parser.error("--positions is for texts")
-    for path in (arguments.html, arguments.png):
-        if path is not None:
-            check_writable(path)
+    if arguments.html is not None:
+        check_writable(arguments.html, ".html", ".htm")
+    if arguments.png is not None:
+        check_writable(arguments.png, ".png")
     if arguments.png is not None or (text is None and arguments.html is not None):
         with status("importing matplotlib"):
             require_matplotlib()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
-from captum_lrp_tx.cli.models import find, kind_of, labels_of, load_model, transformers
+from captum_lrp_tx.cli.models import find, kind_of, labels_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.options import add_rules, bias_of, composite_of
 from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.cli.subject import class_index
@@ -91,7 +91,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     texts, labels = read_texts(arguments.data)
     source = find(arguments.model, "sentiment")
     kind, config = kind_of(source, ("text", "next token"))
-    tokenizer = source.load("tokenizer", transformers().AutoTokenizer.from_pretrained)
+    tokenizer = load_tokenizer(source)
     model = load_model(source, kind).to(_device())
     names = [] if kind == "next token" else labels_of(config, int(model.config.num_labels))
     target: Any = arguments.target

@@ -11,15 +11,19 @@ from pathlib import Path
 from captum_lrp_tx.errors import InputError
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, *suffixes: str) -> None:
     """Complains about an output file before the work is done rather than after it.
 
     Args:
         path (Path): File that will be written.
+        *suffixes (str): How its name may end, if it has a suffix.
 
     Raises:
-        InputError: If its folder does not exist or is not writable, or it is a folder.
+        InputError: If its folder does not exist or is not writable, it is a folder, or its name
+            says that it is something else.
     """
+    if suffixes and path.suffix and path.suffix.lower() not in suffixes:
+        raise InputError(f"cannot write {path}: the name must end in {' or '.join(suffixes)}")
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder")
     folder = path.resolve().parent

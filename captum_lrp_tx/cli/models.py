@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import json
 import re
@@ -98,6 +99,13 @@ class Source:
             ) from error
 
 
+#: Files of which every tokenizer has at least one.
+_TOKENIZER_FILES = (
+    "tokenizer*", "vocab*", "merges.txt", "tekken.json", "*.model", "*.tiktoken", "*.vocab",
+    "*.bpe",
+)  # fmt: skip
+
+
 def transformers() -> Any:
     """The module transformers, told to keep quiet.
 
@@ -179,6 +187,25 @@ def kind_of(source: Source, wanted: tuple[Kind, ...]) -> tuple[Kind, Any]:
         other = "images: give --image FILE" if kind == "image" else "text: give TEXT"
         raise InputError(f"{source.name} is a {names[0]}, which takes {other}")
     return kind, config
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The tokenizer of a model.
+
+    Raises:
+        InputError: If it cannot be loaded, or a folder has no files of one: transformers makes an
+            empty one then, to which every word is unknown.
+    """
+    if source.is_local and not any(
+        fnmatch.fnmatch(file.name, pattern)
+        for file in Path(source.name).iterdir()
+        for pattern in _TOKENIZER_FILES
+    ):
+        raise InputError(
+            f"the folder {source.name} holds no tokenizer; save it there with "
+            "tokenizer.save_pretrained(folder)"
+        )
+    return source.load("tokenizer", transformers().AutoTokenizer.from_pretrained)
 
 
 def load_model(source: Source, kind: Kind) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from typing import NoReturn
 
@@ -100,6 +101,9 @@ def text_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> s
     if not arguments.text:
         parser.print_help(sys.stderr)
         raise SystemExit(2)
+    config = os.path.join(os.path.expanduser(text.strip()), "config.json")
+    if arguments.model is None and text.strip() and os.path.isfile(config):
+        _refuse(parser, f"{text} is the folder of a model; write --model {text} and a text")
     if text == "-":
         try:
             text = sys.stdin.read()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_lrp_tx.cli.files import check_writable
 from captum_lrp_tx.cli.images import read_image
-from captum_lrp_tx.cli.models import Source, find, kind_of, labels_of, load_model, transformers
+from captum_lrp_tx.cli.models import Source, find, kind_of, labels_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.compare.registry import METHODS, find_method
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
@@ -126,7 +126,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         parser.error("give one of --file, --images and --digits")
     if arguments.labels is not None and arguments.images is None and arguments.file is None:
         parser.error("--labels is for --file and --images")
-    check_writable(arguments.html)
+    check_writable(arguments.html, ".html", ".htm")
     is_text = arguments.images is None and not arguments.digits
     source = find(arguments.model, "sentiment" if is_text else "digits")
     kind, config = kind_of(source, ("text", "next token") if is_text else ("image",))
@@ -137,7 +137,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     limit = arguments.limit or _LIMIT
     tokenizer = None
     if is_text:
-        tokenizer = source.load("tokenizer", transformers().AutoTokenizer.from_pretrained)
+        tokenizer = load_tokenizer(source)
         data = _texts(arguments.file, limit, arguments.limit is None)
     else:
         data = _images(arguments.images, limit, arguments.limit is None, source, config)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.cli.images import read_image
-from captum_lrp_tx.cli.models import Kind, find, kind_of, labels_of, load_model, transformers
+from captum_lrp_tx.cli.models import Kind, find, kind_of, labels_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.status import status
 from captum_lrp_tx.errors import InputError, OutputError, TargetError
 
@@ -69,7 +69,7 @@ def load_subject(text: str | None, arguments: argparse.Namespace) -> Subject:
 def _text(text: str, name: str | None, target: str | None) -> Subject:
     source = find(name, "sentiment")
     kind, config = kind_of(source, ("text", "next token"))
-    tokenizer = source.load("tokenizer", transformers().AutoTokenizer.from_pretrained)
+    tokenizer = load_tokenizer(source)
     inputs = source.use("tokenizer", lambda: tokenizer(text, return_tensors="pt"))
     ids = inputs["input_ids"][0].tolist()
     _check_length(len(ids), tokenizer, config)

@@ -291,14 +291,24 @@ def _grouped(
     return [list(itertools.islice(remaining, size)) for size in sizes]
 
 
+def _wanted(output: Tensor) -> str:
+    """What a target for this output looks like."""
+    if output.dim() < 3:
+        return "Pass target=, e.g. target=output.argmax(-1)."
+    indices = "(position, token)" if output.dim() == 3 else f"a tuple of {output.dim() - 1} indices"
+    return (
+        f"Pass target={indices}, e.g. target={(*(-1,) * (output.dim() - 2), 0)}, or a list with "
+        "one such tuple for each example."
+    )
+
+
 def _selected(job: Pass, selected: Tensor, output: Tensor, called: tuple[Any, Any]) -> Tensor:
     """The values of a target, if there is one for each example and all are finite."""
     per_example = selected[0] if selected.dim() > 0 and selected.shape[0] > 0 else selected
     if per_example.numel() != 1:
         raise TargetError(
             f"Target not provided when necessary: the output has shape {tuple(output.shape)} and "
-            f"{per_example.numel()} values per example are left to explain. Pass target=, e.g. "
-            "target=output.argmax(-1)."
+            f"{per_example.numel()} values per example are left to explain. {_wanted(output)}"
         )
     if job.check_finite and not bool(torch.isfinite(selected).all()):
         args, kwargs = called

@@ -112,6 +112,11 @@ def refuse_opaque(modules: list[tuple[str, nn.Module]], forward: Any = None) -> 
                 f"{where} is compiled by torch.compile, so rules cannot see its operations. "
                 "Explain the module it was made from: model._orig_mod."
             )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                f"{where} is a TorchScript module, so rules cannot see its operations. Explain "
+                "the Python module it was made from."
+            )
         if module._compiled_call_impl is not None:
             raise UnsupportedModelError(
                 f"{where} was compiled in place by module.compile(), so rules cannot see its "
@@ -122,11 +127,6 @@ def refuse_opaque(modules: list[tuple[str, nn.Module]], forward: Any = None) -> 
             raise UnsupportedModelError(
                 f"{where} has a forward method compiled by torch.compile, so rules cannot see its "
                 f"operations. {_UNCOMPILED}"
-            )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UnsupportedModelError(
-                f"{where} is a TorchScript module, so rules cannot see its operations. Explain "
-                "the Python module it was made from."
             )
         if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
             raise UnsupportedModelError(

@@ -46,14 +46,6 @@ SEARCHES: dict[str, tuple[Callable[[Tensor], Any], Callable[[int], Tensor], int]
     "sink gate": (
         graph.is_sink_gate, lambda n: moved(leaf().logsumexp(-1, keepdim=True).sigmoid(), n), 38,
     ),
-    "normaliser": (graph.is_normalizer, lambda n: moved(leaf().norm(dim=-1, keepdim=True), n), 39),
-    "root of a statistic": (
-        graph.is_normalizer, lambda n: moved(leaf().var(-1, keepdim=True), n).rsqrt(), 38,
-    ),
-    "root of a sum of statistics": (
-        graph.is_normalizer,
-        lambda n: (moved(leaf().var(-1, keepdim=True), n - 1) + leaf().mean(-1)).sqrt(), 38,
-    ),
     "gate": (graph.gate_strength, lambda n: moved(leaf().sigmoid(), n), 39),
     "feature map": (graph.gate_strength, lambda n: moved(leaf().relu(), n), 39),
     "reciprocal": (

@@ -27,14 +27,6 @@ KEEP_ENTRIES = frozenset(
     ScaleGradient""".split()
 )
 
-#: Element-wise functions that bound or shift a statistic but leave it a statistic.
-_KEEP_STATISTIC = KEEP_ENTRIES | frozenset(
-    {"Add", "Sub", "Clamp", "ClampMin", "ClampMax", "Maximum", "Where", "Reciprocal", "Mul", "Div"}
-)
-_ROOTS = frozenset({"Rsqrt", "Sqrt"})
-_NORMS = frozenset({"Std", "StdMean", "LinalgVectorNorm", "Norm"})
-_REDUCTIONS = _NORMS | frozenset({"Mean", "Sum", "Var", "VarMean", "NativeBatchNorm"})
-
 #: How strongly a factor looks like a gate: bounded functions first, then self-gated activations.
 _GATE_STRENGTH = {
     "Softmax": 3,
@@ -196,51 +188,6 @@ def is_sink_gate(tensor: Tensor) -> bool:
         if len(before) != 1 or not (name in KEEP_ENTRIES or name in {"Sigmoid", "Add", "Sub"}):
             return False
         node = before[0]
-    return False
-
-
-def is_normalizer(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is a root of a reduced statistic: 1/rms, std + eps, an l2 norm, ..."""
-    return tensor.grad_fn is not None and _normalizer(tensor.grad_fn, _MAX_DEPTH)
-
-
-def _normalizer(node: Node, depth: int) -> bool:
-    while depth > 0:
-        depth -= 1
-        name = node_name(node)
-        if name in _NORMS:
-            return True
-        if name in _ROOTS or (name == "Pow" and _is_root(node)):
-            return any(_statistic(edge, depth) for edge in parents(node))
-        if name not in _KEEP_STATISTIC and name not in _REDUCTIONS:
-            return False
-        edges = parents(node)
-        if len(edges) != 1:
-            # norms compared with their own mean (global response norm)
-            ratio = name in {"Div", "Mul"} and len(edges) == 2
-            return ratio and all(_normalizer(edge, depth) for edge in edges)
-        node = edges[0]
-    return False
-
-
-def _is_root(node: Node) -> bool:
-    exponent = getattr(node, "_saved_exponent", None)
-    return isinstance(exponent, float) and exponent in (0.5, -0.5)
-
-
-def _statistic(node: Node, depth: int) -> bool:
-    while depth > 0:
-        depth -= 1
-        name = node_name(node)
-        if name in _REDUCTIONS:
-            return True
-        if name not in _KEEP_STATISTIC:
-            return False
-        edges = parents(node)
-        if len(edges) != 1:
-            # E[x^2] - E[x]^2 and the like: a combination of statistics is a statistic
-            return bool(edges) and all(_statistic(edge, depth) for edge in edges)
-        node = edges[0]
     return False
 
 

@@ -17,6 +17,7 @@ from captum_lrp_tx.propagation.operations import (
     Activation,
     Kind,
 )
+from captum_lrp_tx.propagation.recognition import homogeneity
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
@@ -48,8 +49,11 @@ def _activation(
     if rule is None or not isinstance(x, Tensor) or not x.requires_grad:
         return func(*args, **kwargs)
     bare = name.rstrip("_")
-    if bare == "pow" and not _positive_power(args[1] if len(args) > 1 else kwargs.get("exponent")):
-        return func(*args, **kwargs)
+    exponent: Any = 2 if bare == "square" else None
+    if bare == "pow":
+        exponent = args[1] if len(args) > 1 else kwargs.get("exponent")
+        if not _positive_power(exponent):
+            return func(*args, **kwargs)
     inplace = name.endswith("_") or bool(kwargs.get("inplace"))
     if inplace:
         # out of place first, then into the argument, so that aliases see the new value
@@ -63,11 +67,11 @@ def _activation(
         )
         if mode.scope.ledger is not None:
             operation.absorb = mode.absorber()
-        return x.copy_(mode.apply(Kind.ACTIVATION, operation))
+        return x.copy_(homogeneity.with_exponent(mode.apply(Kind.ACTIVATION, operation), exponent))
     operation = Activation(func, args, kwargs, input=x, name=_ACTIVATIONS[bare])
     if mode.scope.ledger is not None:
         operation.absorb = mode.absorber()
-    return mode.apply(Kind.ACTIVATION, operation)
+    return homogeneity.with_exponent(mode.apply(Kind.ACTIVATION, operation), exponent)
 
 
 def _gelu_slope(x: Tensor, **kwargs: Any) -> Tensor:

@@ -16,8 +16,10 @@ from captum_lrp_tx.propagation.interception.spreading import spread_through
 from captum_lrp_tx.propagation.operations import (
     Kind,
     LinearMap,
+    NormalizerProduct,
     PatternProduct,
 )
+from captum_lrp_tx.propagation.recognition import homogeneity
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
@@ -100,6 +102,11 @@ def _dependent_contraction(
             )
             graph.mark(result, graph.Role.SUMMARY)
             return result
+    if mode.scope.rule(Kind.NORM) is not None:
+        for i in reversed(dependent):
+            others = [args[j] for j in dependent if j != i]
+            if homogeneity.is_norm(args[i], others, quotient=False):
+                return mode.apply(Kind.NORM, NormalizerProduct(func, args, kwargs, normalizer=i))
     result = unweighted(mode, func, args, kwargs, dependent)
     if features:
         graph.mark(result, graph.Role.PATTERN)

@@ -17,6 +17,7 @@ from captum_lrp_tx.propagation.operations import (
     PatternProduct,
     Product,
 )
+from captum_lrp_tx.propagation.recognition import homogeneity
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
@@ -26,7 +27,7 @@ _OPERANDS = ("input", "other")
 
 
 def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    name: str = func.__name__
+    name: str = func.__name__.partition(".")[0]  # of an overload, what it is of
     inplace = name.endswith("_") and not name.startswith("__")
     if kwargs and all(k in _OPERANDS or value is None for k, value in kwargs.items()):
         args, kwargs = tuple(bind(_OPERANDS, args, kwargs)), {}
@@ -60,6 +61,12 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
             )
     if quotient and graph.is_quotient_by_own_sum(args[0], args[1]):
         return func(target, args[1])  # a softmax by hand: what is done with it decides
+    if (
+        quotient
+        and mode.scope.rule(Kind.NORM) is not None
+        and homogeneity.is_ratio(args[0], args[1])
+    ):
+        return func(target, args[1])  # what the ratio multiplies decides
     if result is None and mode.scope.rule(Kind.ATTENTION) is not None:
         rescaling = linear_attention.renormalizer(args, quotient)
         if rescaling is not None:
@@ -71,7 +78,7 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
             )
     if result is None and mode.scope.rule(Kind.NORM) is not None:
         for i in (1,) if quotient else (1, 0):
-            if graph.is_normalizer(args[i]):
+            if homogeneity.is_norm(args[i], (args[1 - i],), quotient):
                 operation = NormalizerProduct(plain, args, {}, normalizer=i)
                 result = mode.apply(Kind.NORM, operation)
                 break
@@ -85,6 +92,21 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     return target.copy_(result) if inplace else result
 
 
+def _added_product(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """``input + value * tensor1 * tensor2``, or ``tensor1 / tensor2``: a norm with its bias."""
+    summand, first, second = bind(("input", "tensor1", "tensor2"), args, kwargs)
+    rest = {k: v for k, v in kwargs.items() if k == "value"}
+    if mode.scope.rule(Kind.NORM) is None or not (depends(first) and depends(second)):
+        return func(*args, **kwargs)
+    operands, quotient = (summand, first, second), func.__name__ == "addcdiv"
+    for i in (2,) if quotient else (2, 1):
+        if homogeneity.is_norm(operands[i], (operands[3 - i],), quotient):
+            return mode.apply(Kind.NORM, NormalizerProduct(func, operands, rest, normalizer=i))
+    return func(*args, **kwargs)
+
+
 def _glu(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x, dim = bind(("input", "dim"), args, kwargs)
     if not depends(x):
@@ -96,5 +118,7 @@ def _glu(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 
 HANDLERS: dict[str, Handler] = {
     **by_name(_product, "mul mul_ multiply multiply_ div div_ divide divide_ true_divide"),
+    **by_name(_product, "mul.Tensor mul_.Tensor div.Tensor div_.Tensor"),
+    **by_name(_added_product, "addcmul addcdiv"),
     **by_name(_glu, "glu"),
 }

@@ -13,12 +13,17 @@ from captum_lrp_tx.propagation.operations import (
     Kind,
     Residual,
 )
+from captum_lrp_tx.propagation.recognition import homogeneity
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
 
 
 def _addition(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if len(args) == 2 and isinstance(args[1], (int, float)) and not kwargs:
+        result = func(*args)
+        homogeneity.note_shift(result, args[1])
+        return result
     if mode.inputs.has_ids and len(args) >= 2:
         before, args = args, with_added_rows(mode, args)
         if _is_inplace(func) and args[0] is not before[0]:  # embedded tokens added to positions

@@ -1,0 +1,112 @@
+"""Norms in every spelling: the statistic is constant if it makes the degree zero, else plain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_lrp_tx import ConservativeGI
+
+EPS, WIDTH, TOKENS = 1e-5, 8, 6
+Freeze = Callable[[Tensor], Tensor]
+
+
+def mean_square(x: Tensor) -> Tensor:
+    return x.square().mean(-1, keepdim=True) + EPS
+
+
+SAME: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
+    "rsqrt": lambda x, n: x * n(mean_square(x).rsqrt()),
+    "power": lambda x, n: x * n(mean_square(x).pow(-0.5)),
+    "power by a tensor": lambda x, n: x * n(mean_square(x).pow(torch.tensor(-0.5))),
+    "exponential of a logarithm": lambda x, n: x * n((-0.5 * mean_square(x).log()).exp()),
+    "division": lambda x, n: x / n(mean_square(x).sqrt()),
+    "sum in a loop": lambda x, n: x
+    / n((sum(x[..., i : i + 1] ** 2 for i in range(WIDTH)) / WIDTH + EPS).sqrt()),
+    "einsum": lambda x, n: x
+    * n((torch.einsum("btd,btd->bt", x, x)[..., None] / WIDTH + EPS).rsqrt()),
+    "matrix product": lambda x, n: x
+    * n((x.square() @ torch.full((WIDTH, 1), 1 / WIDTH) + EPS).rsqrt()),
+    "applied by einsum": lambda x, n: torch.einsum(
+        "btd,bt->btd", x, n(mean_square(x).squeeze(-1).rsqrt())
+    ),
+    "applied by an overload": lambda x, n: torch.ops.aten.mul.Tensor(x, n(mean_square(x).rsqrt())),
+    "applied by addcdiv": lambda x, n: torch.addcdiv(
+        torch.zeros(WIDTH), x, n(mean_square(x).sqrt())
+    ),
+}
+OTHERS: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
+    "sum of moduli": lambda x, n: x / n(x.abs().sum(-1, keepdim=True)),
+    "greatest modulus": lambda x, n: x / n(x.abs().amax(-1, keepdim=True)),
+    "running mean": lambda x, n: x / n((x.square().sum(-1, keepdim=True).cumsum(1) + EPS).sqrt()),
+    "neighbours": lambda x, n: x
+    * n((F.conv1d(x.square(), torch.full((TOKENS, 1, 3), 1 / 3), padding=1, groups=TOKENS) + EPS)
+        .rsqrt()),
+    "cubes": lambda x, n: x / n(x.abs().pow(3).sum(-1, keepdim=True).pow(1 / 3)),
+    "variance by moments": lambda x, n: (x - x.mean(-1, keepdim=True))
+    / n((x.square().mean(-1, keepdim=True) - x.mean(-1, keepdim=True).square() + EPS).sqrt()),
+    "complex": lambda x, n: torch.view_as_real(
+        (lambda z: z / n(z.abs() + EPS))(torch.view_as_complex(x.unflatten(-1, (-1, 2))))
+    ).flatten(2),
+    "of a linear map": lambda x, n: (x @ MATRIX) / n(mean_square(x).sqrt()),
+    # what is no norm
+    "multiplied": lambda x, n: x * x.norm(dim=-1, keepdim=True),
+    "scaled back": lambda x, n: (x / n(x.std(1, keepdim=True))).tanh() * x.std(1, keepdim=True),
+    "of something else": lambda x, n: x / (x.tanh().norm(dim=-1, keepdim=True) + 1e-3),
+    "distances": lambda x, n: x / (1 + x.norm(dim=-1, keepdim=True)),
+    "weights by their sum": lambda x, n: (lambda p: p / p.sum(-1, keepdim=True))(
+        x.softmax(-1)[..., :4]),
+    "weights by their norm": lambda x, n: (lambda p: p / p.norm(dim=-1, keepdim=True))(
+        x.softmax(-1)[..., :4]),
+}  # fmt: skip
+MATRIX = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(2))
+WEIGHT = torch.randn(TOKENS * WIDTH, generator=torch.Generator().manual_seed(3))
+
+
+def inputs() -> Tensor:
+    return torch.randn(2, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def source(x: Tensor) -> Tensor:
+    return x * (1.5 + (x @ MATRIX).sin())
+
+
+def read(y: Tensor) -> Tensor:
+    y = y.flatten(1)
+    return (y * WEIGHT[: y.shape[1]]).sum(1, keepdim=True)
+
+
+def expected(spelling: Callable[[Tensor, Freeze], Tensor], preset: str) -> Tensor:
+    freeze: Freeze = (lambda t: t.detach()) if "ln" in preset else (lambda t: t)
+    x = inputs().requires_grad_()
+    (gradient,) = torch.autograd.grad(read(spelling(source(x), freeze)).sum(), x)
+    return (x * gradient).detach()
+
+
+def relevance(spelling: Callable[[Tensor, Freeze], Tensor], preset: Any) -> Tensor:
+    explainer = ConservativeGI(lambda x: read(spelling(source(x), lambda t: t)), rules=preset)
+    result = explainer.attribute(inputs(), target=0)
+    assert isinstance(result, Tensor)
+    return result
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("preset", ["ah", "ln", "ah+ln"])
+@pytest.mark.parametrize("name", [*SAME, *OTHERS])
+def test_the_statistic_of_a_norm_is_constant_and_nothing_else(name: str, preset: str) -> None:
+    spelling = {**SAME, **OTHERS}[name]
+    want = expected(spelling, preset)
+    assert (relevance(spelling, preset) - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("preset", ["ln", "ah+ln"])
+@pytest.mark.parametrize("name", SAME)
+def test_one_norm_in_every_spelling(name: str, preset: str) -> None:
+    want = relevance(SAME["rsqrt"], preset)
+    assert (relevance(SAME[name], preset) - want).abs().max() <= 1e-5 * want.abs().max()

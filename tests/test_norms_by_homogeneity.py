@@ -26,12 +26,15 @@ SAME: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
     "power by a tensor": lambda x, n: x * n(mean_square(x).pow(torch.tensor(-0.5))),
     "exponential of a logarithm": lambda x, n: x * n((-0.5 * mean_square(x).log()).exp()),
     "division": lambda x, n: x / n(mean_square(x).sqrt()),
-    "sum in a loop": lambda x, n: x
-    / n((sum(x[..., i : i + 1] ** 2 for i in range(WIDTH)) / WIDTH + EPS).sqrt()),
-    "einsum": lambda x, n: x
-    * n((torch.einsum("btd,btd->bt", x, x)[..., None] / WIDTH + EPS).rsqrt()),
-    "matrix product": lambda x, n: x
-    * n((x.square() @ torch.full((WIDTH, 1), 1 / WIDTH) + EPS).rsqrt()),
+    "sum in a loop": lambda x, n: (
+        x / n((sum(x[..., i : i + 1] ** 2 for i in range(WIDTH)) / WIDTH + EPS).sqrt())
+    ),
+    "einsum": lambda x, n: (
+        x * n((torch.einsum("btd,btd->bt", x, x)[..., None] / WIDTH + EPS).rsqrt())
+    ),
+    "matrix product": lambda x, n: (
+        x * n((x.square() @ torch.full((WIDTH, 1), 1 / WIDTH) + EPS).rsqrt())
+    ),
     "applied by einsum": lambda x, n: torch.einsum(
         "btd,bt->btd", x, n(mean_square(x).squeeze(-1).rsqrt())
     ),

@@ -129,7 +129,8 @@ def is_ratio(numerator: Tensor, divisor: Tensor) -> bool:
     if not (below.is_nonlinear and below.is_reduced):
         return False
     above = search.degree(numerator.grad_fn, 0)
-    return above.is_nonlinear and above.is_reduced and not _differs(above, below)
+    lengths = all(abs(d - 1) < 1e-3 for d in above.of.values())  # not scores and their sums
+    return lengths and above.is_nonlinear and above.is_reduced and not _differs(above, below)
 
 
 def _cancels(numerator: float, divisor: float, found: Degree) -> bool:

@@ -69,7 +69,9 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
         return func(target, args[1])  # what the ratio multiplies decides
     if result is None and mode.scope.rule(Kind.ATTENTION) is not None:
         rescaling = linear_attention.renormalizer(args, quotient)
-        if rescaling is not None:
+        if rescaling is not None and not homogeneity.is_norm(
+            args[rescaling], (args[1 - rescaling],), quotient
+        ):  # o / rms(o) is a norm of the values, not a row sum
             result = mode.apply(
                 Kind.ATTENTION,
                 PatternProduct(

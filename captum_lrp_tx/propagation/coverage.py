@@ -40,7 +40,7 @@ _LINEAR = frozenset(
     GridSampler2D GridSampler3D Lerp Zero Fill BlockDiag DiagEmbed DiagonalScatter Complex LuUnpack
     NarrowCopy ToSparse UpsampleNearestExact1D UpsampleNearestExact3D UnsafeMaskedIndex
     UnsafeMaskedIndexPutAccumulate Rad2Deg Deg2Rad NllLoss NllLoss2D NllLossNd
-    AffineGridGenerator""".split()
+    AffineGridGenerator PackPaddedSequence""".split()
 )
 
 #: Positively homogeneous without bias: gradient x input conserves relevance exactly.

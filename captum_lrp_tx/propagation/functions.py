@@ -175,6 +175,21 @@ class Combine(RuleFunction):
         return (None, *(grad[0] for _ in range(ctx.count)))
 
 
+class WithValue(RuleFunction):
+    """Value of ``y``, gradient to ``z``: one function computed in two ways."""
+
+    stands_for = "Alias"
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, z: Tensor) -> Tensor:
+        return y.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        return None, grad[0]
+
+
 class SpreadBias(RuleFunction):
     """``z + b``; the relevance of ``b`` goes to the inputs ``x`` of the layer, as their squares.
 

@@ -11,6 +11,7 @@ from captum_lrp_tx.propagation.interception import (
     lookups,
     norms,
     products,
+    recurrent_layers,
     sums,
 )
 from captum_lrp_tx.propagation.interception.calls import Handler
@@ -25,4 +26,5 @@ HANDLERS: dict[str, Handler] = {
     **lookups.HANDLERS,
     **sums.HANDLERS,
     **composites.HANDLERS,
+    **recurrent_layers.HANDLERS,
 }

@@ -1,0 +1,315 @@
+"""Biases outside of the call: a constant added to, or multiplied into, the result of a linear map.
+
+``x @ W + b``, a batch norm behind a convolution, ``conv(x) * scale + shift``: one linear map with
+a bias, whose rule is that of ``F.linear(x, W, b)``.  The last maps of a forward pass are
+remembered by their autograd node.  A constant that meets one of them, with nothing between but
+views, casts and constant factors, is handed to the rule as the bias of that map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_tx.propagation.functions import safe_ratio
+from captum_lrp_tx.propagation.graph import Node, node_name
+from captum_lrp_tx.propagation.interception.calls import depends
+from captum_lrp_tx.propagation.interception.spreading import spread_last, spread_through
+from captum_lrp_tx.propagation.operations import Kind, LinearMap
+from captum_lrp_tx.propagation.scope import TAP, tap
+
+if TYPE_CHECKING:
+    from captum_lrp_tx.propagation.interception.mode import Interception
+
+#: Numbers that remembered maps may hold (their inputs and outputs) beside the newest map: enough
+#: for whatever else is computed between a map and its bias, and little beside a large model.
+_HELD = 1 << 23
+#: How many views and factors are followed.
+_MAX_STEPS = 100
+
+Replay = Callable[[Tensor, Node, int], Tensor]
+
+
+def _signed(number: int) -> int:
+    """Autograd shows negative dimensions as unsigned numbers."""
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _shape(node: Node, number: int = 0) -> Any:
+    return node._input_metadata[number].shape
+
+
+def _reshape(x: Tensor, node: Node, number: int) -> Tensor:
+    return x.reshape(_shape(node))
+
+
+def _split(x: Tensor, node: Node, number: int) -> Tensor:
+    sizes = getattr(node, "_saved_split_sizes", None) or node._saved_split_size
+    return x.split(sizes, _signed(node._saved_dim))[number]
+
+
+def _slice(x: Tensor, node: Node, number: int) -> Tensor:
+    bounds = (node._saved_start, node._saved_end)
+    start, stop = (None if b is None else _signed(b) for b in bounds)
+    result: Tensor = torch.ops.aten.slice.Tensor(x, node._saved_dim, start, stop, node._saved_step)
+    return result
+
+
+#: Views, by the name of their autograd node: how to do the same to another tensor.
+_VIEWS: dict[str, Replay] = {
+    **dict.fromkeys("View UnsafeView ReshapeAlias Squeeze Unsqueeze".split(), _reshape),
+    **dict.fromkeys("Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes".split(), _split),
+    "Clone": lambda x, node, _: x,
+    "ToCopy": lambda x, node, _: x.to(node._input_metadata[0].dtype),
+    "Copy": lambda x, node, _: x.to(node._input_metadata[0].dtype).expand(_shape(node)),
+    "Expand": lambda x, node, _: x.expand(_shape(node)),
+    "T": lambda x, node, _: x.t(),
+    "Transpose": lambda x, node, _: x.transpose(
+        _signed(node._saved_dim0), _signed(node._saved_dim1)
+    ),
+    "Permute": lambda x, node, _: x.permute([_signed(d) for d in node._saved_dims]),
+    "Select": lambda x, node, _: x.select(_signed(node._saved_dim), _signed(node._saved_index)),
+    "Slice": _slice,
+    "Unbind": lambda x, node, number: x.unbind(_signed(node._saved_dim))[number],
+}
+
+
+def _factor(node: Node) -> Tensor | None:
+    """The constant that a node multiplies by, if it does nothing else."""
+    name = node_name(node)
+    if name == "Neg":
+        return torch.tensor(-1.0)
+    if name not in ("Mul", "Div"):
+        return None
+    is_live = [edge is not None for edge, _ in node.next_functions]
+    if is_live == [True, False] or is_live == [True]:
+        other: Tensor = node._saved_other
+        return other if name == "Mul" else other.reciprocal()
+    if is_live == [False, True] and name == "Mul":
+        this: Tensor = node._saved_self
+        return this
+    return None
+
+
+@dataclass
+class Step:
+    """What happened to the result of a map: a view, or a constant factor."""
+
+    view: Callable[[Tensor], Tensor] | None = None
+    factor: Tensor | None = None
+    #: Books the relevance that passes the boundary of a module here.
+    add: Callable[[float], None] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.view(x) if self.view is not None else x
+        y = y if self.factor is None else y * self.factor.to(y.device, y.dtype)
+        return y if self.add is None else tap(y, self.add)
+
+
+@dataclass
+class Found:
+    """A linear map that was remembered, its module, and what happened to its result since."""
+
+    operation: LinearMap
+    module: str
+    shape: Sequence[int]
+    steps: list[Step]
+
+
+class Maps:
+    """The last linear maps of a forward pass."""
+
+    def __init__(self) -> None:
+        self._made: OrderedDict[Node, tuple[LinearMap, str, int]] = OrderedDict()
+        self._held = 0
+
+    def remember(self, output: Any, operation: LinearMap, module: str) -> None:
+        """Keep a map whose result under the rule in force is ``output``."""
+        node = output.grad_fn if isinstance(output, Tensor) else None
+        if node is None:
+            return
+        made = operation.made
+        size = operation.input.numel() + (0 if made is None else made.numel())
+        self._made[node] = (operation, module, size)
+        self._held += size
+        while self._held > _HELD and len(self._made) > 1:
+            _, (_, _, size) = self._made.popitem(last=False)
+            self._held -= size
+
+    def forget(self) -> None:
+        """Let go of everything, once the forward pass is over."""
+        self._made.clear()
+        self._held = 0
+
+    def find(self, x: Tensor) -> Found | None:
+        """The map that ``x`` is the result of, through views and constant factors."""
+        if not self._made:
+            return None
+        node, number, steps = x.grad_fn, x.output_nr, list[Step]()
+        for _ in range(_MAX_STEPS):
+            if node is None:
+                return None
+            known = self._made.get(node)
+            if known is not None:
+                return Found(known[0], known[1], _shape(node, number), steps[::-1])
+            step = _step(node, number)
+            if step is None:
+                return None
+            steps.append(step)
+            node, number = [edge for edge in node.next_functions if edge[0] is not None][-1]
+        return None
+
+
+def _step(node: Node, number: int) -> Step | None:
+    """The step that a node stands for, or ``None`` if it is another kind of operation."""
+    is_own = hasattr(type(node), "_forward_cls")
+    view = None if is_own else _VIEWS.get(node_name(node))
+    if view is not None:
+        return Step(lambda x: view(x, node, number), add=node.metadata.get(TAP))
+    factor = None if is_own else _factor(node)
+    return None if factor is None else Step(factor=factor)
+
+
+def composed(
+    mode: Interception,
+    found: Found,
+    x: Tensor,
+    call: Callable[[Tensor], Tensor],
+    steps: list[Step],
+    constant: Tensor,
+    sources: Sequence[Any],
+) -> LinearMap:
+    """One linear map: the one found, the steps since and those given, and a constant added.
+
+    Args:
+        mode (Interception): The mode of the pass.
+        found (Found): What :meth:`Maps.find` found for ``x``.
+        x (Tensor): The result of that map as the model knows it.
+        call (callable): From ``x`` to the result that the model expects.
+        steps (list of Step): The factor or view in that call.
+        constant (Tensor): What it adds; broadcasts against the result.
+        sources (sequence): Tensors that give the constant its name.
+    """
+    inner = found.operation
+    weight, path = _folded(inner, [*found.steps, *steps])
+    made = inner.made
+
+    def replay(y: Tensor, steps: Sequence[Step]) -> Tensor:
+        for step in steps:
+            y = step(y)
+        return y
+
+    def apply(i: Tensor, w: Tensor) -> Tensor:
+        return replay(inner.apply(i, w), path)
+
+    bias, own = constant, None
+    if inner.bias is not None:
+        untapped = [Step(s.view, s.factor) for s in [*found.steps, *steps]]
+        own = replay(inner.bias.expand(found.shape) if untapped else inner.bias, untapped)
+        bias = own + constant
+    views = [Step(s.view) for s in path if s.view is not None]
+    if not views:
+        distribute = inner.distribute
+    else:
+        distribute = spread_through(lambda i, w: replay(inner.apply(i, w), views), weight)
+
+    def absorb(output: Tensor, taken: Any) -> None:
+        if mode.scope.ledger is None:
+            return
+        taken = taken() if callable(taken) else taken
+        if own is not None:
+            share = taken * safe_ratio(own.expand_as(bias), bias)
+            inner.absorb(output, share)
+            taken = taken - share
+        mode.absorb(output, taken, *sources)
+
+    return LinearMap(
+        call, (x if made is None else replay(made, found.steps),), {}, absorb,
+        input=inner.input, weight=weight, bias=bias, apply=apply,
+        distribute=_handed_over(mode, found.module, distribute), fold=None if path else inner.fold,
+    )  # fmt: skip
+
+
+def _folded(inner: LinearMap, steps: list[Step]) -> tuple[Tensor, list[Step]]:
+    """Factors that directly follow a map go into its weights, as rules for signs need it."""
+    weight = inner.weight
+    for position, step in enumerate(steps):
+        folded = None
+        if inner.fold is not None and step.factor is not None and step.add is None:
+            folded = inner.fold(weight, step.factor)
+        if folded is None:
+            return weight, steps[position:]
+        weight = folded
+    return weight, []
+
+
+def _handed_over(
+    mode: Interception, module: str, distribute: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """``distribute``; what one module spreads over the inputs of another is booked for both."""
+    ledger = mode.scope.ledger
+    if ledger is None or module == mode.scope.module:
+        return distribute
+    book = ledger.hand_over(mode.scope.module, module)
+
+    def spread(x: Tensor, relevance: Tensor) -> Tensor:
+        share = distribute(x, relevance)
+        book(float((x.double() * share.double()).sum()))
+        return share
+
+    return spread
+
+
+_ADD = "add add_ __add__ __radd__ __iadd__".split()
+_SUB = "sub sub_ subtract subtract_ __sub__ __isub__".split()
+#: What a call does with its operands, by its name and ``alpha``.
+SUMS: dict[str, Callable[[float], tuple[float, float]]] = {
+    **dict.fromkeys(_ADD, lambda alpha: (1, alpha)),
+    **dict.fromkeys(_SUB, lambda alpha: (1, -alpha)),
+    **dict.fromkeys(("rsub", "__rsub__"), lambda alpha: (-alpha, 1)),
+}
+
+
+def added_constant(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The sum of a linear map's result and a constant; ``None`` if this is another sum."""
+    name: str = func.__name__
+    if len(args) != 2 or kwargs.keys() - {"alpha"} or mode.scope.rule(Kind.LINEAR) is None:
+        return None
+    where = [i for i in (0, 1) if depends(args[i])]
+    if len(where) != 1:
+        return None
+    (i,) = where
+    x, constant = args[i], args[1 - i]
+    found = mode.maps.find(x)
+    if found is None:
+        return None
+    if not isinstance(constant, Tensor):
+        constant = torch.as_tensor(constant, dtype=x.dtype, device=x.device)
+    if not bool(torch.isfinite(constant).all()):  # a mask
+        return None
+    scales = SUMS[name](kwargs.get("alpha", 1))
+    shape = torch.broadcast_shapes(x.shape, constant.shape)  # type: ignore[no-untyped-call]
+    steps = [] if scales[i] == 1 else [Step(factor=torch.tensor(float(scales[i])))]
+    if shape != x.shape:
+        steps.append(Step(lambda y: y.expand(shape)))
+    inplace = name.endswith("_") and not name.startswith("__") or name.startswith("__i")
+    plain = getattr(torch, name.strip("_").removeprefix("i")) if inplace else func
+
+    def call(y: Tensor) -> Tensor:
+        operands = (y, args[1]) if i == 0 else (args[0], y)
+        result: Tensor = plain(*operands, **kwargs)
+        return result
+
+    bias = constant if scales[1 - i] == 1 else constant * scales[1 - i]
+    operation = composed(mode, found, x, call, steps, bias.to(x.dtype), [constant])
+    result = mode.apply(Kind.LINEAR, operation)
+    mode.maps.remember(result, operation, mode.scope.module)
+    return args[0].copy_(result) if inplace else result

@@ -139,7 +139,7 @@ def pair(name: str, lengths: list[int], given: bool) -> tuple[Reader, Reader, Te
 def test_layers_are_their_equations(name: str, lengths: list[int]) -> None:
     for given in (False, True):
         model, hand, x = pair(name, lengths, given)
-        for kw in PRESETS:
+        for kw in PRESETS[given::2]:
             found = ConservativeLRP(model, **kw).attribute(x, target=1)
             expected = ConservativeLRP(hand, **kw).attribute(x, target=1)
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8, msg=str(kw))
@@ -180,7 +180,7 @@ class Outputs(nn.Module):
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("rules", ["gi", "ah+ln", "lrp", "lrp-gamma"])
 def test_the_forward_result_is_that_of_the_kernel(name: str, rules: str) -> None:
-    for seed in range(8):
+    for seed in range(3):
         torch.manual_seed(seed)
         model = Outputs(LAYERS[name]()).eval()
         x = torch.randn(3, 4, 5)

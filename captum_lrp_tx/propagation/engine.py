@@ -177,6 +177,7 @@ def propagate_targets(
             with scope, saving, mode, _failures_explained(), explained:
                 returned = job.forward(*args, *additional, **kwargs)
         _note_what_ran(scope, mode, inputs)
+        mode.maps.forget()
         output = output_tensor(returned)
         targets = [_selected(job, s, output, (args, kwargs)) for s in select(output)]
         jobs = [

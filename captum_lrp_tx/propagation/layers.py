@@ -15,6 +15,9 @@ from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.hooks import Hooks
 from captum_lrp_tx.propagation.nested import mapped
 
+#: Tells the node of what goes on behind a captured layer: nothing is followed past it.
+LEAF = "captum_lrp_tx.leaf"
+
 
 class LayerProbe:
     """Captures the input or output tensors of layers during a forward pass of this thread.
@@ -127,7 +130,10 @@ class LayerProbe:
             leaf = value if value.requires_grad else value.detach().clone().requires_grad_()
             self._calls[position][-1].append(leaf)
             # a copy goes on, so that in-place operations cannot reach the captured values
-            return leaf.clone()
+            copy = leaf.clone()
+            node: Any = copy.grad_fn
+            node.metadata[LEAF] = True
+            return copy
 
 
 def _own(tensor: Tensor) -> Node:

@@ -100,6 +100,23 @@ class Ledger:
 
         output.register_hook(book)  # type: ignore[no-untyped-call]
 
+    def hand_over(self, module: str, other: str) -> Callable[[float], None]:
+        """Book relevance that one module's constants spread over the inputs of another.
+
+        Args:
+            module (str): Has the constants, and loses the relevance.
+            other (str): Gets it, beside what arrives at its outputs.
+        """
+        name = f"{module}: spread over the inputs of {other or 'the model'}"
+        lost, got = Absorbed(name, module), Absorbed(name, other)
+        self.entries += [lost, got]
+
+        def book(relevance: float) -> None:
+            lost.relevance += relevance
+            got.relevance -= relevance
+
+        return book
+
     def by_name(self) -> dict[str, float]:
         """Absorbed relevance summed by name, largest magnitude first, zeros left out."""
         totals: dict[str, float] = {}

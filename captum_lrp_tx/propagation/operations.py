@@ -10,7 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-AbsorbFn = Callable[[Tensor, Tensor], None]
+#: Takes an output and the constant in it, or a function that computes the constant if asked.
+AbsorbFn = Callable[[Tensor, "Tensor | Callable[[], Tensor]"], None]
 
 
 class Kind(str, Enum):
@@ -27,7 +28,7 @@ class Kind(str, Enum):
     RESIDUAL = "residual"  # sum of two input-dependent tensors of one shape
 
 
-def _no_ledger(output: Tensor, constant: Tensor) -> None:
+def _no_ledger(output: Tensor, constant: Tensor | Callable[[], Tensor]) -> None:
     return None
 
 
@@ -74,6 +75,8 @@ class LinearMap(Operation):
     the gradient at ``x`` that carries the relevance ``r`` (output-shaped) in proportion to the
     squares of the inputs that each output place sees.  ``by_row`` says that every vector along the
     last dimension of the input is mapped by itself, to one along the last dimension of the output.
+    ``fold(w, factor)`` gives the weights of the map whose outputs are multiplied by the factor,
+    ``None`` if no weights do that.
     """
 
     input: Tensor = field(kw_only=True)
@@ -82,6 +85,25 @@ class LinearMap(Operation):
     apply: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
     distribute: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
     by_row: bool = field(kw_only=True, default=False)
+    fold: Callable[[Tensor, Tensor], Tensor | None] | None = field(kw_only=True, default=None)
+    #: As ``apply`` with weights of one, where constant factors are no part of the weights.
+    energy: Callable[[Tensor, Tensor], Tensor] | None = field(kw_only=True, default=None)
+    #: What :meth:`plain` returned last.
+    made: Tensor | None = field(init=False, default=None)
+
+    def plain(self) -> Any:
+        result = super().plain()
+        if torch.is_grad_enabled():
+            self.made = result
+        return result
+
+    @torch.no_grad()
+    def stranded(self, bias: Tensor) -> Tensor:
+        """``bias`` at the output places that see nothing but zeros, where it cannot be spread."""
+        dtype = torch.promote_types(self.input.dtype, torch.float32)
+        ones = torch.ones_like(self.weight, dtype=dtype)
+        energy = (self.energy or self.apply)(self.input.detach().to(dtype).square(), ones)
+        return bias * (energy.abs() < torch.finfo(dtype).tiny)
 
 
 @dataclass

@@ -23,6 +23,10 @@ from captum_lrp_tx.propagation.nested import mapped
 from captum_lrp_tx.propagation.operations import Kind, PropagationRule, RuleTable
 
 
+#: Where the node of an alias keeps what its relevance is added to (see :func:`tap`).
+TAP = "captum_lrp_tx.tap"
+
+
 class _Active(threading.local):
     def __init__(self) -> None:
         self.scopes: list[Scope | None] = []
@@ -259,15 +263,16 @@ def next_sequence_number() -> int:
 
 def _tap_input(x: Any, boundary: Boundary) -> Any:
     """An alias of a tensor argument: its gradient counts the use inside this module only."""
-    return _tap(x, boundary.enter)
+    return tap(x, boundary.enter)
 
 
 def _tap_outputs(output: Any, boundary: Boundary) -> Any:
     """Aliases of the outputs: their gradients count the uses outside this module only."""
-    return mapped(output, lambda tensor: _tap(tensor, boundary.leave))
+    return mapped(output, lambda tensor: tap(tensor, boundary.leave))
 
 
-def _tap(x: Any, add: Callable[[float], None]) -> Any:
+def tap(x: Any, add: Callable[[float], None]) -> Any:
+    """An alias of a tensor, whose relevance ``add`` gets in the backward pass."""
     if not isinstance(x, Tensor) or not x.requires_grad or isinstance(x, nn.Parameter):
         return x  # a parameter handed to a module as an argument is a constant like any other
     with torch._C.DisableTorchFunction():  # our own calls are none of the model's
@@ -276,4 +281,5 @@ def _tap(x: Any, add: Callable[[float], None]) -> Any:
         alias.register_hook(  # type: ignore[no-untyped-call]
             lambda grad: add(0.0 if grad is None else relevance_sum(value, grad))
         )
+        alias.grad_fn.metadata[TAP] = add  # type: ignore[union-attr]
     return alias

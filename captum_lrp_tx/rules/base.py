@@ -85,7 +85,10 @@ class GradientRule(Rule):
     kinds = frozenset(Kind) - {Kind.SOFTMAX, Kind.RESIDUAL}
 
     def propagate(self, operation: Operation) -> Tensor:
-        return cast(Tensor, operation.plain())
+        output = cast(Tensor, operation.plain())
+        if isinstance(operation, (LinearMap, FusedNorm)) and operation.bias is not None:
+            operation.absorb(output, operation.bias)
+        return output
 
 
 @dataclass(frozen=True)

@@ -78,10 +78,15 @@ class LinearRule(Rule):
         if bias is None or self.bias == "ignore":
             return z
         biased = z + bias
-        if self.bias == "distribute":
-            return SpreadBias.call(biased, operation.input, bias, operation.distribute)
-        operation.absorb(biased, bias)
-        return biased
+        return self._accounted(operation, biased, bias)
+
+    def _accounted(self, operation: LinearMap, biased: Tensor, bias: Tensor) -> Tensor:
+        """``biased``, the relevance of the bias in it spread over the inputs, or booked."""
+        if self.bias != "distribute":
+            operation.absorb(biased, bias)
+            return biased
+        operation.absorb(biased, lambda: operation.stranded(bias))
+        return SpreadBias.call(biased, operation.input, bias, operation.distribute)
 
 
 @dataclass(frozen=True)
@@ -102,12 +107,7 @@ class EpsilonRule(LinearRule):
         # the stock operation and its own backward pass: nothing to substitute
         output = cast(Tensor, operation.plain())
         if operation.bias is not None:
-            if self.bias == "distribute":
-                output = SpreadBias.call(
-                    output, operation.input, operation.bias, operation.distribute, operation.by_row
-                )
-            else:
-                operation.absorb(output, operation.bias)
+            output = self._accounted(operation, output, operation.bias)
         return Stabilize.call(output, self.epsilon) if self.epsilon else output
 
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.functions import safe_ratio
+from captum_lrp_tx.propagation.functions import Join, safe_ratio
 from captum_lrp_tx.propagation.graph import Node, node_name
 from captum_lrp_tx.propagation.interception.calls import depends
-from captum_lrp_tx.propagation.interception.spreading import spread_last, spread_through
+from captum_lrp_tx.propagation.interception.spreading import spread_through
+from captum_lrp_tx.propagation.layers import LEAF
 from captum_lrp_tx.propagation.operations import Kind, LinearMap
 from captum_lrp_tx.propagation.scope import TAP, tap
 
@@ -105,6 +106,8 @@ class Step:
     factor: Tensor | None = None
     #: Books the relevance that passes the boundary of a module here.
     add: Callable[[float], None] | None = None
+    #: What a layer attribution captured here.
+    leaf: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self.view(x) if self.view is not None else x
@@ -120,6 +123,19 @@ class Found:
     module: str
     shape: Sequence[int]
     steps: list[Step]
+
+    def beside(self) -> Tensor | None:
+        """The result as it hangs on layers that were captured on the way, if there were any.
+
+        A map with its bias goes past such layers, which still get the relevance of their values.
+        """
+        found: Tensor | None = None
+        for step in self.steps:
+            if step.leaf is not None:
+                found = step.leaf if found is None else Join.call(step.leaf, found)
+            elif found is not None:
+                found = step(found)
+        return found
 
 
 class Maps:
@@ -172,6 +188,8 @@ def _step(node: Node, number: int) -> Step | None:
     view = None if is_own else _VIEWS.get(node_name(node))
     if view is not None:
         return Step(lambda x: view(x, node, number), add=node.metadata.get(TAP))
+    if LEAF in node.metadata:
+        return Step(leaf=node.metadata[LEAF])
     factor = None if is_own else _factor(node)
     return None if factor is None else Step(factor=factor)
 
@@ -214,10 +232,11 @@ def composed(
         own = replay(inner.bias.expand(found.shape) if untapped else inner.bias, untapped)
         bias = own + constant
     views = [Step(s.view) for s in path if s.view is not None]
-    if not views:
-        distribute = inner.distribute
-    else:
-        distribute = spread_through(lambda i, w: replay(inner.apply(i, w), views), weight)
+
+    def energy(i: Tensor, w: Tensor) -> Tensor:
+        return replay((inner.energy or inner.apply)(i, w), views)
+
+    distribute = spread_through(energy, weight) if views else inner.distribute
 
     def absorb(output: Tensor, taken: Any) -> None:
         if mode.scope.ledger is None:
@@ -225,7 +244,8 @@ def composed(
         taken = taken() if callable(taken) else taken
         if own is not None:
             share = taken * safe_ratio(own.expand_as(bias), bias)
-            inner.absorb(output, share)
+            if made is None:  # else it was booked where that was made
+                inner.absorb(output, share)
             taken = taken - share
         mode.absorb(output, taken, *sources)
 
@@ -233,6 +253,7 @@ def composed(
         call, (x if made is None else replay(made, found.steps),), {}, absorb,
         input=inner.input, weight=weight, bias=bias, apply=apply,
         distribute=_handed_over(mode, found.module, distribute), fold=None if path else inner.fold,
+        energy=energy,
     )  # fmt: skip
 
 
@@ -310,6 +331,8 @@ def added_constant(
 
     bias = constant if scales[1 - i] == 1 else constant * scales[1 - i]
     operation = composed(mode, found, x, call, steps, bias.to(x.dtype), [constant])
+    beside = found.beside()
     result = mode.apply(Kind.LINEAR, operation)
     mode.maps.remember(result, operation, mode.scope.module)
+    result = result if beside is None else Join.call(result, call(beside))
     return args[0].copy_(result) if inplace else result

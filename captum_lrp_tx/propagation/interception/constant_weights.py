@@ -67,6 +67,7 @@ def apply_linear(mode: Interception, operation: LinearMap) -> Any:
             operation.absorb(output, operation.bias)
     else:
         output = mode.apply(Kind.LINEAR, operation)
+        mode.maps.remember(output, operation, mode.scope.module)
     return mark_head(mode, operation.input, output)
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.functions import Combine, LinearValue
+from captum_lrp_tx.propagation.functions import Combine, Join, LinearValue, safe_ratio
+from captum_lrp_tx.propagation.interception.biases import Step, composed
 from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.constant_weights import (
@@ -18,7 +19,7 @@ from captum_lrp_tx.propagation.interception.constant_weights import (
 )
 from captum_lrp_tx.propagation.interception.contractions import contraction
 from captum_lrp_tx.propagation.interception.norms import batch_statistics
-from captum_lrp_tx.propagation.interception.spreading import spread_last, spread_through
+from captum_lrp_tx.propagation.interception.spreading import LOW, spread_last, spread_through
 from captum_lrp_tx.propagation.operations import (
     Kind,
     LinearMap,
@@ -64,8 +65,35 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
         call, (x, weight, bias), {}, mode.absorber(bias),
         input=x, weight=weight, bias=bias,
         apply=lambda i, w: func(i, w), distribute=spread_last, by_row=weight.dim() == 2,
+        fold=functools.partial(_fold, channel=-1, output=0, groups=None),
     )  # fmt: skip
     return apply_linear(mode, operation)
+
+
+def _fold(
+    weight: Tensor, factor: Tensor, *, channel: int, output: int, groups: int | None
+) -> Tensor | None:
+    """Weights times a factor for each output channel.
+
+    Args:
+        weight (Tensor): Of a linear layer or a convolution.
+        factor (Tensor): Broadcasts against the results.
+        channel (int): The dimension of the channels in the results, from the last.
+        output (int): The dimension of the weights that belongs to them.
+        groups (int, optional): Of a transposed convolution, which keeps its outputs by group.
+
+    Returns:
+        Tensor or None: the weights, or ``None`` if the factor differs elsewhere.
+    """
+    sizes = dict(zip(range(-1, -factor.dim() - 1, -1), reversed(factor.shape), strict=True))
+    if weight.dim() < 2 or any(n != 1 for d, n in sizes.items() if d != channel):
+        return None
+    factor = factor.reshape(-1).to(weight.dtype)
+    if groups is not None and factor.numel() > 1:  # weights (inputs, outputs / groups, ...)
+        factor = factor.view(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1)
+        factor = factor.reshape(*weight.shape[:2], *(1,) * (weight.dim() - 2))
+        return weight * factor
+    return weight * factor.view(-1, *(1,) * (weight.dim() - 1 - output))
 
 
 _CONVOLUTION = ("input", "weight", "bias")
@@ -85,11 +113,15 @@ def _convolution(
         result: Tensor = func(i, w, None, *rest, **more)
         return result
 
+    groups = None
+    if "transpose" in func.__name__:
+        groups = bind(("stride", "padding", "output_padding", "groups"), rest, more)[3] or 1
+    fold = functools.partial(_fold, channel=-spatial - 1, output=0, groups=groups)
     operation = LinearMap(
         func, (x, weight, bias, *rest), more, mode.absorber(bias),
         input=x, weight=weight,
         bias=None if bias is None else bias.reshape(-1, *(1,) * spatial),
-        apply=apply, distribute=spread_through(apply, weight),
+        apply=apply, distribute=spread_through(apply, weight), fold=fold,
     )  # fmt: skip
     return apply_linear(mode, operation)
 
@@ -135,24 +167,44 @@ def _batch_norm(
     shape = (-1, *(1,) * (x.dim() - 2))
     scale = (variance + (1e-5 if eps is None else eps)).rsqrt()
     scale = scale if weight is None else scale * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-
-    def apply(i: Tensor, w: Tensor) -> Tensor:
-        return i * w
-
+    shift = (-mean * scale if bias is None else bias - mean * scale).reshape(shape)
     factor = scale.reshape(shape)
 
-    def call(*_: Any, **__: Any) -> Tensor:
+    def call(y: Tensor, *_: Any, **__: Any) -> Tensor:
         fixed = {**kwargs, "input": x.detach()} if "input" in kwargs else kwargs
         run = functools.partial(func, *((x.detach(), *args[1:]) if args else ()), **fixed)
-        return LinearValue.call(x, run, lambda g: g * factor)
+        return LinearValue.call(y, run, lambda g: g * factor)
 
-    operation = LinearMap(
-        call, args, kwargs, mode.absorber(bias, mean),
-        input=x, weight=factor, bias=shift.reshape(shape),
-        apply=apply, distribute=spread_through(apply, factor),
-    )  # fmt: skip
-    return apply_linear(mode, operation)
+    def alone(y: Tensor) -> Any:
+        operation = LinearMap(
+            call, (y, *args[1:]), kwargs, mode.absorber(bias, mean),
+            input=y, weight=factor, bias=shift,
+            apply=torch.mul, distribute=_spread_over_channels, energy=_energy_of_channels,
+        )  # fmt: skip
+        return apply_linear(mode, operation)
+
+    found = None if mode.scope.rule(Kind.LINEAR) is None else mode.maps.find(x)
+    if found is None:
+        return alone(x)
+    # one map with the layer in front of it
+    operation = composed(mode, found, x, call, [Step(factor=factor)], shift, (bias, mean))
+    beside, result = found.beside(), apply_linear(mode, operation)
+    return result if beside is None else Join.call(result, alone(beside))
+
+
+def _energy_of_channels(squares: Tensor, _: Tensor) -> Tensor:
+    return squares.sum(1, keepdim=True)
+
+
+def _spread_over_channels(x: Tensor, relevance: Tensor) -> Tensor:
+    """The shift's relevance at a place to all channels there, as their squares.
+
+    The only input of an output is its own channel: to give it the whole shift divides by what may
+    be close to zero.
+    """
+    wide = x if x.dtype not in LOW else x.float()
+    total = relevance.to(wide.dtype).sum(1, keepdim=True)
+    return (wide * safe_ratio(total, wide.square().sum(1, keepdim=True))).to(x.dtype)
 
 
 HANDLERS: dict[str, Handler] = {

@@ -20,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.interception import writing
+from captum_lrp_tx.propagation.interception.biases import Maps
 from captum_lrp_tx.propagation.interception.booking import Pending, keep_names
 from captum_lrp_tx.propagation.interception.calls import depends, tensors_in
 from captum_lrp_tx.propagation.interception.cuts import CUTTING, READING, Cuts
@@ -29,6 +30,7 @@ from captum_lrp_tx.propagation.interception.lookups import as_floats, is_lookup,
 from captum_lrp_tx.propagation.isolation import isolated
 from captum_lrp_tx.propagation.obstacles import refuse_checkpointing
 from captum_lrp_tx.propagation.operations import (
+    AbsorbFn,
     Kind,
     Operation,
 )
@@ -84,6 +86,8 @@ class Interception(TorchFunctionMode):
         self.scope = scope
         self.inputs = inputs
         self.name_of = name_of
+        #: Linear maps whose bias may follow.
+        self.maps = Maps()
         #: Positional arguments of the call being handled, parameters as they are.
         self.as_called: tuple[Any, ...] = ()
         self.named_as_called: dict[str, Any] = {}
@@ -234,16 +238,21 @@ class Interception(TorchFunctionMode):
         return rule.propagate(operation)
 
     def absorb(
-        self, output: Tensor, constant: Tensor, *sources: Any, name: str | None = None
+        self,
+        output: Tensor,
+        constant: Tensor | Callable[[], Tensor],
+        *sources: Any,
+        name: str | None = None,
     ) -> None:
         """Book an additive constant in the ledger, if there is one, by its name or its source's."""
         ledger = self.scope.ledger
         if ledger is not None and isinstance(output, Tensor):
             self.scope.last_booked = next_sequence_number()
+            constant = constant() if callable(constant) else constant
             name = name or ledger.name_of(*sources)
             ledger.absorb(output, constant, name, self.scope.module)
 
-    def absorber(self, *sources: Any) -> Callable[[Tensor, Tensor], None]:
+    def absorber(self, *sources: Any) -> AbsorbFn:
         """``absorb`` bound to the named tensors that an operation took its constants from."""
         return lambda output, constant: self.absorb(output, constant, *sources)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from captum_lrp_tx.propagation import recurrence
+from captum_lrp_tx.propagation.interception.biases import SUMS, added_constant
 from captum_lrp_tx.propagation.interception.calls import Handler, by_name, depends
 from captum_lrp_tx.propagation.interception.lookups import with_added_rows
 from captum_lrp_tx.propagation.operations import (
@@ -35,9 +36,19 @@ def _addition(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict
         result = torch.add(args[1 - initial], constant)
         mode.absorb(result, constant.clone() if _is_inplace(func) else constant)
         return args[0].copy_(result) if _is_inplace(func) else result
+    biased = added_constant(mode, func, args, kwargs)
+    if biased is not None:
+        return biased
     if mode.scope.rule(Kind.RESIDUAL) is not None:
         return _residual(mode, func, args, kwargs)
     return func(*args, **kwargs)
+
+
+def _difference(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    biased = added_constant(mode, func, args, kwargs)
+    return func(*args, **kwargs) if biased is None else biased
 
 
 def _initial_state(mode: Interception, args: tuple[Any, ...]) -> int | None:
@@ -68,5 +79,6 @@ def _is_inplace(func: Any) -> bool:
 
 
 HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(SUMS, _difference),
     **by_name(_addition, "add add_ __add__ __radd__ __iadd__"),
 }

@@ -22,7 +22,6 @@ from captum_lrp_tx.propagation.ledger import Ledger, relevance_sum
 from captum_lrp_tx.propagation.nested import mapped
 from captum_lrp_tx.propagation.operations import Kind, PropagationRule, RuleTable
 
-
 #: Where the node of an alias keeps what its relevance is added to (see :func:`tap`).
 TAP = "captum_lrp_tx.tap"
 

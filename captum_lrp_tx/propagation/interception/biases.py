@@ -8,7 +8,6 @@ views, casts and constant factors, is handed to the rule as the bias of that map
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -321,7 +320,7 @@ def added_constant(
     steps = [] if scales[i] == 1 else [Step(factor=torch.tensor(float(scales[i])))]
     if shape != x.shape:
         steps.append(Step(lambda y: y.expand(shape)))
-    inplace = name.endswith("_") and not name.startswith("__") or name.startswith("__i")
+    inplace = (name.endswith("_") and not name.startswith("__")) or name.startswith("__i")
     plain = getattr(torch, name.strip("_").removeprefix("i")) if inplace else func
 
     def call(y: Tensor) -> Tensor:

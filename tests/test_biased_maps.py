@@ -1,0 +1,119 @@
+"""Biases of linear maps in every spelling against ``F.linear`` and the fused convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captum_lrp_tx import Composite, ConservativeLRP, audit, rules
+
+WAYS = [
+    {},
+    {"epsilon": 0.1},
+    {"bias": "distribute"},
+    {"bias": "distribute", "epsilon": 0.1},
+    {"bias": "ignore", "epsilon": 0.3},
+    {"rules": "lrp-gamma"},
+    {"rules": "lrp-gamma", "bias": "distribute"},
+    {"rules": Composite({nn.Module: rules.AlphaBetaRule()}, base="lrp"), "bias": "distribute"},
+    {"rules": Composite({nn.Module: rules.FlatRule()}, base="lrp"), "bias": "distribute"},
+]
+
+torch.manual_seed(0)
+W = nn.Parameter(torch.randn(6, 4, dtype=torch.float64))
+B = nn.Parameter(torch.randn(4, dtype=torch.float64))
+S = torch.rand(4, dtype=torch.float64) + 0.5
+
+
+def inplace(y: Tensor) -> Tensor:
+    y += B
+    return y
+
+
+def inplace_view(y: Tensor) -> Tensor:
+    y.transpose(0, 1).add_(B)
+    return y
+
+
+SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "matmul": lambda x: x @ W + B,
+    "bias first": lambda x: B + x @ W,
+    "in place": lambda x: inplace(x @ W),
+    "sub": lambda x: x @ W - (-B),
+    "rsub": lambda x: B - x @ (-W),
+    "alpha": lambda x: torch.add(x @ W, B / 2, alpha=2),
+    "alpha of the map": lambda x: torch.add(B, x @ W, alpha=1.0),
+    "two constants": lambda x: x @ W + B / 2 + B / 2,
+    "linear and a constant": lambda x: F.linear(x, W.T, B / 4) + B * 0.75,
+    "einsum": lambda x: torch.einsum("btd,do->bto", x, W) + B,
+    "bmm": lambda x: torch.bmm(x, W.expand(2, 6, 4)) + B,
+    "baddbmm": lambda x: torch.baddbmm(B.expand(2, 1, 4), x, W.expand(2, 6, 4)),
+    "baddbmm, beta": lambda x: torch.baddbmm(
+        2 * B.expand(2, 1, 4), x, W.expand(2, 6, 4) / 3, beta=0.5, alpha=3
+    ),
+    "addmm, beta": lambda x: torch.addmm(2 * B, x.flatten(0, 1), W, beta=0.5).view(2, 3, 4),
+    "addmm, kwargs": lambda x: torch.addmm(
+        input=B, mat1=x.flatten(0, 1), mat2=W / 2, alpha=2
+    ).view(2, 3, 4),
+    "addmv": lambda x: torch.stack(
+        [torch.stack([torch.addmv(B, W.T, v) for v in row]) for row in x]
+    ),
+    "views": lambda x: (x @ W).transpose(0, 1).flatten(0, 1).view(3, 2, 4).transpose(0, 1) + B,
+    "heads": lambda x: ((x @ W).view(2, 3, 2, 2).transpose(1, 2) + B.view(2, 1, 2))
+    .transpose(1, 2).reshape(2, 3, 4),
+    "parts": lambda x: torch.cat([p + b for p, b in zip((x @ W).chunk(2, -1), B.chunk(2))], -1),
+    "tokens": lambda x: torch.stack([t + B for t in (x @ W).unbind(1)], 1),
+    "slices": lambda x: torch.cat([(x @ W)[:, :1] + B, (x @ W)[:, 1:] + B], 1),
+    "scaled": lambda x: (x @ W) / S * S + B,
+    "negative": lambda x: -(x @ -W) + B,
+    "aten": lambda x: torch.ops.aten.linear.default(x, W.T.contiguous(), B),
+    "aten.addmm": lambda x: torch.ops.aten.addmm.default(B, x.flatten(0, 1), W).view(2, 3, 4),
+    "aten.matmul": lambda x: torch.ops.aten.add.Tensor(torch.ops.aten.matmul(x, W), B),
+    "tensordot": lambda x: torch.tensordot(x, W, dims=1) + B,
+    "inner": lambda x: torch.inner(x, W.T) + B,
+    "multi_dot": lambda x: torch.linalg.multi_dot([x.flatten(0, 1), W, torch.eye(4).double()]).view(
+        2, 3, 4
+    ) + B,
+    "convolution": lambda x: F.conv1d(x.transpose(1, 2), W.T[..., None], B).transpose(1, 2),
+    "torch.convolution": lambda x: torch.convolution(
+        x.transpose(1, 2), W.T[..., None], B, [1], [0], [1], False, [0], 1
+    ).transpose(1, 2),
+    "conv without bias": lambda x: (
+        F.conv1d(x.transpose(1, 2), W.T[..., None]) + B[:, None]
+    ).transpose(1, 2),
+}  # fmt: skip
+
+
+class Model(nn.Module):
+    def __init__(self, linear: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.last = nn.Linear(6, 6).double(), nn.Linear(4, 2).double()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.linear(torch.relu(self.first(x))))).sum(1)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_bias_is_a_bias_in_every_spelling(spelling: str) -> None:
+    model, plain = Model(SPELLINGS[spelling]), Model(lambda x: F.linear(x, W.T, B))
+    torch.manual_seed(2)
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    value = model(x)
+    torch.testing.assert_close(value, plain(x))
+    for kw in WAYS:
+        if "rules" in kw and spelling in ("negative", "rsub", "views", "multi_dot", "slices"):
+            continue  # rules that look at signs see other weights
+        found = ConservativeLRP(model, **kw).attribute(x, target=0)
+        expected = ConservativeLRP(plain, **kw).attribute(x, target=0)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7, msg=f"{kw}")
+    for bias in ("absorb", "distribute"):
+        report = audit.explainability(model, x, target=0, bias=bias, file=None)
+        written = audit.explainability(plain, x, target=0, bias=bias, file=None)
+        assert report.is_covered and abs(report.conservation_error) < 1e-6
+        assert sum(report.absorbed.values()) == pytest.approx(sum(written.absorbed.values()))

@@ -177,7 +177,11 @@ class SignedLinearRule(LinearRule):
             books = Silent.call(operation.input)
             operation.absorb(books, books.new_ones(()))
             books = books if books._backward_hooks else None  # there is no ledger
-        return Signed.call(output, operation.input, books, operation, self)
+        result = Signed.call(output, operation.input, books, operation, self)
+        if operation.bias is not None and self.bias == "distribute":
+            bias = operation.bias
+            operation.absorb(result, lambda: operation.stranded(bias))
+        return result
 
 
 def _origin(rule: LinearRule, name: str) -> type:

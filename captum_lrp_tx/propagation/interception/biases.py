@@ -177,7 +177,7 @@ class Maps:
             if step is None:
                 return None
             steps.append(step)
-            node, number = [edge for edge in node.next_functions if edge[0] is not None][-1]
+            (node, number) = [edge for edge in node.next_functions if edge[0] is not None][-1]
         return None
 
 
@@ -201,7 +201,7 @@ def composed(
     steps: list[Step],
     constant: Tensor,
     sources: Sequence[Any],
-) -> LinearMap:
+) -> LinearMap | None:
     """One linear map: the one found, the steps since and those given, and a constant added.
 
     Args:
@@ -212,9 +212,15 @@ def composed(
         steps (list of Step): The factor or view in that call.
         constant (Tensor): What it adds; broadcasts against the result.
         sources (sequence): Tensors that give the constant its name.
+
+    Returns:
+        LinearMap or None: ``None`` if there is no such map.
     """
     inner = found.operation
-    weight, path = _folded(inner, [*found.steps, *steps])
+    folded = _folded(found, [*found.steps, *steps])
+    if folded is None:
+        return None
+    weight, path = folded
     made = inner.made
 
     def replay(y: Tensor, steps: Sequence[Step]) -> Tensor:
@@ -239,34 +245,66 @@ def composed(
 
     def absorb(output: Tensor, taken: Any) -> None:
         if mode.scope.ledger is None:
-            return
+            return None
         taken = taken() if callable(taken) else taken
         if own is not None:
+            if taken.dim() < bias.dim():  # the sum of both: told apart by nothing
+                return inner.absorb(output, taken)
             share = taken * safe_ratio(own.expand_as(bias), bias)
             if made is None:  # else it was booked where that was made
                 inner.absorb(output, share)
             taken = taken - share
-        mode.absorb(output, taken, *sources)
+        return mode.absorb(output, taken, *sources)
 
     return LinearMap(
         call, (x if made is None else replay(made, found.steps),), {}, absorb,
         input=inner.input, weight=weight, bias=bias, apply=apply,
         distribute=_handed_over(mode, found.module, distribute), fold=None if path else inner.fold,
-        energy=energy,
+        energy=energy, by_row=inner.by_row and not path,
     )  # fmt: skip
 
 
-def _folded(inner: LinearMap, steps: list[Step]) -> tuple[Tensor, list[Step]]:
-    """Factors that directly follow a map go into its weights, as rules for signs need it."""
-    weight = inner.weight
-    for position, step in enumerate(steps):
-        folded = None
-        if inner.fold is not None and step.factor is not None and step.add is None:
-            folded = inner.fold(weight, step.factor)
+def _folded(found: Found, steps: list[Step]) -> tuple[Tensor, list[Step]] | None:
+    """The factors go into the weights, which rules for signs look at; what is left are views.
+
+    Returns:
+        tuple or None: weights and steps; ``None`` if no weights of this kind have some factor of
+        both signs.
+    """
+    weight, path = found.operation.weight, list[Step]()
+    for step in steps:
+        factor, folded = step.factor, None
+        if factor is None:
+            path.append(step)
+            continue
+        if factor.numel() == 1:
+            folded = weight * factor.to(weight.device, weight.dtype).reshape(())
+        elif found.operation.fold is not None:
+            folded = found.operation.fold(weight, _before_views(factor, found.shape, path))
+        if folded is None and bool((factor < 0).any()):
+            return None
         if folded is None:
-            return weight, steps[position:]
-        weight = folded
-    return weight, []
+            path.append(step)
+        else:
+            weight = folded
+            path += [] if step.add is None else [Step(add=step.add)]
+    return weight, path
+
+
+def _before_views(factor: Tensor, shape: Sequence[int], path: list[Step]) -> Tensor:
+    """A factor of the result of some views in the layout of what they were taken of."""
+    if not any(step.view is not None for step in path):
+        return factor
+    with torch.enable_grad():
+        start = torch.zeros(shape, dtype=factor.dtype, device=factor.device, requires_grad=True)
+        end = start
+        for step in path:
+            end = step.view(end) if step.view is not None else end
+        (moved,) = torch.autograd.grad(end, start, factor.expand_as(end))
+    for d in range(moved.dim()):
+        first = moved.narrow(d, 0, 1)
+        moved = first if bool((moved == first).all()) else moved
+    return moved
 
 
 def _handed_over(
@@ -330,6 +368,8 @@ def added_constant(
 
     bias = constant if scales[1 - i] == 1 else constant * scales[1 - i]
     operation = composed(mode, found, x, call, steps, bias.to(x.dtype), [constant])
+    if operation is None:
+        return None
     beside = found.beside()
     result = mode.apply(Kind.LINEAR, operation)
     mode.maps.remember(result, operation, mode.scope.module)

@@ -184,10 +184,11 @@ def _batch_norm(
         return apply_linear(mode, operation)
 
     found = None if mode.scope.rule(Kind.LINEAR) is None else mode.maps.find(x)
-    if found is None:
+    operation = None
+    if found is not None:  # one map with the layer in front of it
+        operation = composed(mode, found, x, call, [Step(factor=factor)], shift, (bias, mean))
+    if found is None or operation is None:
         return alone(x)
-    # one map with the layer in front of it
-    operation = composed(mode, found, x, call, [Step(factor=factor)], shift, (bias, mean))
     beside, result = found.beside(), apply_linear(mode, operation)
     return result if beside is None else Join.call(result, alone(beside))
 

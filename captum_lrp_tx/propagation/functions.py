@@ -190,21 +190,6 @@ class WithValue(RuleFunction):
         return None, grad[0]
 
 
-class Join(RuleFunction):
-    """One value that two graphs have, whose gradient goes to both."""
-
-    stands_for = "Alias"
-
-    @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
-        return first.clone()  # so that in-place operations cannot reach what was captured
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad: Any) -> Any:
-        return grad[0], grad[0]
-
-
 class SpreadBias(RuleFunction):
     """``z + b``; the relevance of ``b`` goes to the inputs ``x`` of the layer, as their squares.
 

@@ -67,6 +67,13 @@ class Operation:
         return self.func(*args, **self.kwargs)
 
 
+def connections(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """One for every weight, zero where a sparse matrix has none."""
+    if weight.layout == torch.strided:
+        return torch.ones_like(weight, dtype=dtype)
+    return weight.to(dtype).abs().sign()
+
+
 @dataclass
 class LinearMap(Operation):
     """``apply(input, weight, bias)``: linear in ``input`` and in ``weight``, plus ``bias``.
@@ -101,7 +108,7 @@ class LinearMap(Operation):
     def stranded(self, bias: Tensor) -> Tensor:
         """``bias`` at the output places that see nothing but zeros, where it cannot be spread."""
         dtype = torch.promote_types(self.input.dtype, torch.float32)
-        ones = torch.ones_like(self.weight, dtype=dtype)
+        ones = connections(self.weight, dtype)
         energy = (self.energy or self.apply)(self.input.detach().to(dtype).square(), ones)
         return bias * (energy.abs() < torch.finfo(dtype).tiny)
 

@@ -280,5 +280,6 @@ def tap(x: Any, add: Callable[[float], None]) -> Any:
         alias.register_hook(  # type: ignore[no-untyped-call]
             lambda grad: add(0.0 if grad is None else relevance_sum(value, grad))
         )
-        alias.grad_fn.metadata[TAP] = add  # type: ignore[union-attr]
+        node: Any = alias.grad_fn
+        node.metadata[TAP] = add
     return alias

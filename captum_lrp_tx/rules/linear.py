@@ -86,7 +86,9 @@ class LinearRule(Rule):
             operation.absorb(biased, bias)
             return biased
         operation.absorb(biased, lambda: operation.stranded(bias))
-        return SpreadBias.call(biased, operation.input, bias, operation.distribute)
+        return SpreadBias.call(
+            biased, operation.input, bias, operation.distribute, operation.by_row
+        )
 
 
 @dataclass(frozen=True)

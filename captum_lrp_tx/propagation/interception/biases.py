@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.functions import Join, safe_ratio
+from captum_lrp_tx.propagation.functions import WithValue, safe_ratio
 from captum_lrp_tx.propagation.graph import Node, node_name
 from captum_lrp_tx.propagation.interception.calls import depends
 from captum_lrp_tx.propagation.interception.spreading import spread_through
@@ -50,8 +50,9 @@ def _reshape(x: Tensor, node: Node, number: int) -> Tensor:
 
 
 def _split(x: Tensor, node: Node, number: int) -> Tensor:
-    sizes = getattr(node, "_saved_split_sizes", None) or node._saved_split_size
-    return x.split(sizes, _signed(node._saved_dim))[number]
+    """One part, by itself: torch forbids to change several views of one call in place."""
+    dim, shapes = _signed(node._saved_dim), [m.shape for m in node._input_metadata]
+    return x.narrow(dim, sum(s[dim] for s in shapes[:number]), shapes[number][dim])
 
 
 def _slice(x: Tensor, node: Node, number: int) -> Tensor:
@@ -76,7 +77,7 @@ _VIEWS: dict[str, Replay] = {
     "Permute": lambda x, node, _: x.permute([_signed(d) for d in node._saved_dims]),
     "Select": lambda x, node, _: x.select(_signed(node._saved_dim), _signed(node._saved_index)),
     "Slice": _slice,
-    "Unbind": lambda x, node, number: x.unbind(_signed(node._saved_dim))[number],
+    "Unbind": lambda x, node, number: x.select(_signed(node._saved_dim), number),
 }
 
 
@@ -105,8 +106,8 @@ class Step:
     factor: Tensor | None = None
     #: Books the relevance that passes the boundary of a module here.
     add: Callable[[float], None] | None = None
-    #: What a layer attribution captured here.
-    leaf: Tensor | None = None
+    #: Whether the value of the map changed here, in the last bits.
+    revalued: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self.view(x) if self.view is not None else x
@@ -122,19 +123,6 @@ class Found:
     module: str
     shape: Sequence[int]
     steps: list[Step]
-
-    def beside(self) -> Tensor | None:
-        """The result as it hangs on layers that were captured on the way, if there were any.
-
-        A map with its bias goes past such layers, which still get the relevance of their values.
-        """
-        found: Tensor | None = None
-        for step in self.steps:
-            if step.leaf is not None:
-                found = step.leaf if found is None else Join.call(step.leaf, found)
-            elif found is not None:
-                found = step(found)
-        return found
 
 
 class Maps:
@@ -188,7 +176,9 @@ def _step(node: Node, number: int) -> Step | None:
     if view is not None:
         return Step(lambda x: view(x, node, number), add=node.metadata.get(TAP))
     if LEAF in node.metadata:
-        return Step(leaf=node.metadata[LEAF])
+        return None  # the layer gets the relevance of its value, bias or not
+    if getattr(type(node), "_forward_cls", None) is WithValue:
+        return Step(revalued=True)
     factor = None if is_own else _factor(node)
     return None if factor is None else Step(factor=factor)
 
@@ -222,6 +212,11 @@ def composed(
         return None
     weight, path = folded
     made = inner.made
+    if any(step.revalued for step in found.steps):
+        value, run = call(x.detach()), call
+
+        def call(y: Tensor) -> Tensor:
+            return WithValue.call(value, run(y))
 
     def replay(y: Tensor, steps: Sequence[Step]) -> Tensor:
         for step in steps:
@@ -370,8 +365,6 @@ def added_constant(
     operation = composed(mode, found, x, call, steps, bias.to(x.dtype), [constant])
     if operation is None:
         return None
-    beside = found.beside()
     result = mode.apply(Kind.LINEAR, operation)
     mode.maps.remember(result, operation, mode.scope.module)
-    result = result if beside is None else Join.call(result, call(beside))
     return args[0].copy_(result) if inplace else result

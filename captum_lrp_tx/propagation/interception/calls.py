@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -20,6 +21,33 @@ def tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, dict):
         return [t for item in value.values() for t in tensors_in(item)]
     return []
+
+
+OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+
+
+def of_torch(func: Any, kwargs: dict[str, Any]) -> tuple[Any, str, dict[str, Any]]:
+    """The function of torch behind ``torch.ops.aten.linear.default`` and its like.
+
+    Args:
+        func (OpOverload or OpOverloadPacket): What was called.
+        kwargs (dict): The keyword arguments, which call the first argument ``self``.
+
+    Returns:
+        tuple: function, name and keyword arguments; as they were if there is no such function.
+    """
+    packet = getattr(func, "overloadpacket", func)
+    overload = getattr(func, "_overloadname", "default")
+    name: str = packet.__name__
+    home = next((m for m in (torch, torch._C._nn) if hasattr(m, name)), None)
+    is_same = packet._qualified_op_name.startswith("aten::") and "out" not in overload
+    if home is None or not is_same or "dtype" in overload:
+        return func, func.__name__, kwargs
+    return (
+        getattr(home, name),
+        name,
+        {"input" if k == "self" else k: v for k, v in kwargs.items()},
+    )
 
 
 def depends(x: Any) -> bool:

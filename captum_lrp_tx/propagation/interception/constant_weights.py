@@ -30,6 +30,16 @@ def folds(mode: Interception, x: Tensor, weight: Tensor) -> bool:
     return False
 
 
+def of_constants(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    """A product of constants, with the value that the plain model gives it."""
+    if not any(mode.is_trainable(a) for a in args):
+        return func(*args, **kwargs)
+    result = func(
+        *(a.detach().requires_grad_() if mode.is_trainable(a) else a for a in args), **kwargs
+    )
+    return result.detach()
+
+
 def folded_product(
     mode: Interception, func: Any, x: Tensor, weight: Tensor, weight_first: bool
 ) -> Callable[..., Any]:

@@ -9,7 +9,11 @@ from torch import Tensor
 from captum_lrp_tx.propagation import delta_rule, graph, linear_attention
 from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
-from captum_lrp_tx.propagation.interception.constant_weights import apply_linear, folded_product
+from captum_lrp_tx.propagation.interception.constant_weights import (
+    apply_linear,
+    folded_product,
+    of_constants,
+)
 from captum_lrp_tx.propagation.interception.patterns import is_head, unweighted, weighted_values
 from captum_lrp_tx.propagation.interception.scans import scan_product
 from captum_lrp_tx.propagation.interception.spreading import spread_through
@@ -71,7 +75,7 @@ def contraction(
             apply=apply, distribute=spread_through(apply, args[j]),
         )  # fmt: skip
         return apply_linear(mode, operation)
-    return func(*args, **kwargs)
+    return of_constants(mode, func, args, kwargs)
 
 
 def _dependent_contraction(
@@ -130,12 +134,11 @@ def _solve(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[st
     return result
 
 
-def _baddbmm(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``input + batch1 @ batch2``: a product with something added."""
-    if len(args) == 3 and depends(args[1]) and depends(args[2]):
-        result = _dependent_contraction(mode, func, args, kwargs, [1, 2])
-    else:
-        result = func(*args, **kwargs)
+def product_with_summand(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """``input + batch1 @ batch2`` of two tensors that depend on the inputs."""
+    result = _dependent_contraction(mode, func, args, kwargs, [1, 2])
     return booked(mode, func, args, kwargs, result)
 
 
@@ -146,8 +149,9 @@ def _einsum(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
 
 
 HANDLERS: dict[str, Handler] = {
-    **by_name(contraction, "matmul __matmul__ __rmatmul__ mm bmm mv dot inner tensordot"),
+    **by_name(
+        contraction, "matmul __matmul__ __rmatmul__ mm bmm mv dot inner tensordot _sparse_mm"
+    ),
     **by_name(_solve, "linalg_solve_triangular solve_triangular"),
-    **by_name(_baddbmm, "baddbmm addbmm"),
     **by_name(_einsum, "einsum"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from captum_lrp_tx.propagation.interception import (
     activations,
+    affine_products,
     composites,
     contractions,
     fused_attention,
@@ -27,4 +28,5 @@ HANDLERS: dict[str, Handler] = {
     **sums.HANDLERS,
     **composites.HANDLERS,
     **recurrent_layers.HANDLERS,
+    **affine_products.HANDLERS,
 }

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.functions import Combine, Join, LinearValue, safe_ratio
+from captum_lrp_tx.propagation.functions import Combine, LinearValue, safe_ratio
 from captum_lrp_tx.propagation.interception.biases import Step, composed
-from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.constant_weights import (
     apply_linear,
     folds,
     mark_head,
+    of_constants,
 )
 from captum_lrp_tx.propagation.interception.contractions import contraction
 from captum_lrp_tx.propagation.interception.norms import batch_statistics
@@ -48,7 +48,7 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
         with mode:
             return Combine.call(value, product + bias)
     if not depends(x):
-        return func(x, weight, bias)
+        return of_constants(mode, func, (x, weight, bias), {})
     call = func
     trainable = folds(mode, x, weight)
     rows = x.numel() // max(1, x.shape[-1]) if x.dim() > 1 else 1
@@ -114,7 +114,11 @@ def _convolution(
         return result
 
     groups = None
-    if "transpose" in func.__name__:
+    if func.__name__ == "convolution":  # stride, padding, dilation, transposed, ...
+        options = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+        *_, transposed, _, groups = bind(options, rest, more)
+        groups = groups if transposed else None
+    elif "transpose" in func.__name__:
         groups = bind(("stride", "padding", "output_padding", "groups"), rest, more)[3] or 1
     fold = functools.partial(_fold, channel=-spatial - 1, output=0, groups=groups)
     operation = LinearMap(
@@ -122,18 +126,6 @@ def _convolution(
         input=x, weight=weight,
         bias=None if bias is None else bias.reshape(-1, *(1,) * spatial),
         apply=apply, distribute=spread_through(apply, weight), fold=fold,
-    )  # fmt: skip
-    return apply_linear(mode, operation)
-
-
-def _addmm(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if len(args) < 3 or kwargs or not depends(args[1]) or depends(args[0]) or depends(args[2]):
-        return booked(mode, func, args, kwargs, func(*args, **kwargs))
-    bias, x, weight = args[:3]
-    operation = LinearMap(
-        func, args, kwargs, mode.absorber(bias),
-        input=x, weight=weight, bias=bias,
-        apply=lambda i, w: i @ w, distribute=spread_last, by_row=True,
     )  # fmt: skip
     return apply_linear(mode, operation)
 
@@ -175,22 +167,17 @@ def _batch_norm(
         run = functools.partial(func, *((x.detach(), *args[1:]) if args else ()), **fixed)
         return LinearValue.call(y, run, lambda g: g * factor)
 
-    def alone(y: Tensor) -> Any:
-        operation = LinearMap(
-            call, (y, *args[1:]), kwargs, mode.absorber(bias, mean),
-            input=y, weight=factor, bias=shift,
-            apply=torch.mul, distribute=_spread_over_channels, energy=_energy_of_channels,
-        )  # fmt: skip
-        return apply_linear(mode, operation)
-
     found = None if mode.scope.rule(Kind.LINEAR) is None else mode.maps.find(x)
     operation = None
     if found is not None:  # one map with the layer in front of it
         operation = composed(mode, found, x, call, [Step(factor=factor)], shift, (bias, mean))
-    if found is None or operation is None:
-        return alone(x)
-    beside, result = found.beside(), apply_linear(mode, operation)
-    return result if beside is None else Join.call(result, alone(beside))
+    if operation is None:
+        operation = LinearMap(
+            call, (x, *args[1:]), kwargs, mode.absorber(bias, mean),
+            input=x, weight=factor, bias=shift,
+            apply=torch.mul, distribute=_spread_over_channels, energy=_energy_of_channels,
+        )  # fmt: skip
+    return apply_linear(mode, operation)
 
 
 def _energy_of_channels(squares: Tensor, _: Tensor) -> Tensor:
@@ -212,8 +199,7 @@ HANDLERS: dict[str, Handler] = {
     **by_name(_linear, "linear"),
     **by_name(
         _convolution,
-        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution",
     ),
-    **by_name(_addmm, "addmm"),
     **by_name(_batch_norm, "batch_norm"),
 }

@@ -22,7 +22,12 @@ from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.interception import writing
 from captum_lrp_tx.propagation.interception.biases import Maps
 from captum_lrp_tx.propagation.interception.booking import Pending, keep_names
-from captum_lrp_tx.propagation.interception.calls import depends, tensors_in
+from captum_lrp_tx.propagation.interception.calls import (
+    OPERATORS,
+    depends,
+    of_torch,
+    tensors_in,
+)
 from captum_lrp_tx.propagation.interception.cuts import CUTTING, READING, Cuts
 from captum_lrp_tx.propagation.interception.following import follow
 from captum_lrp_tx.propagation.interception.handlers import HANDLERS
@@ -272,11 +277,14 @@ def _constant_call(
     mode.ran = hash((mode.ran, name, mode.live))
     if name in _TOLD_BY_VALUE:
         mode.ran = hash((mode.ran, *[a for a in args if isinstance(a, (int, float, str))]))
+    handler, origin = HANDLERS.get(name), None
+    if handler is None and isinstance(func, OPERATORS):
+        func, name, kwargs = of_torch(func, kwargs)
+        handler = HANDLERS.get(name)
     if mode.inputs.traces.has_one_hot and name in ("mul", "__mul__", "__rmul__", "multiply"):
         args = as_floats(mode, args)
     ledger = mode.scope.ledger
     pending = None if ledger is None else Pending(mode, func, args, kwargs, name)
-    handler, origin = HANDLERS.get(name), None
     if name in CUTTING:
         origin = mode.cuts.origin(name, originals)
     if (handler is None or name == "exp_") and writing.hides(name, args):

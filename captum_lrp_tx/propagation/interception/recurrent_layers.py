@@ -90,7 +90,7 @@ def _direction(
     w_ih, w_hh, *rest = weights
     b_ih, b_hh = rest[:2] if biases else (None, None)
     w_hr = rest[-1] if len(rest) % 2 else None
-    inputs = F.linear(data, w_ih, b_ih).split(sizes)
+    inputs = torch.split(F.linear(data, w_ih, b_ih), sizes)
     initial, ended = state, list[State]()
     state = tuple(s[:0] for s in initial)
     outputs: list[Tensor] = []
@@ -104,7 +104,9 @@ def _direction(
         begins = tuple(s[running : sizes[t]] for s in initial)
         parts = [
             _next(step, x, s, (w_hh, b_hh, w_hr))
-            for x, s in zip(inputs[t].split([running, sizes[t] - running]), (state, begins))
+            for x, s in zip(
+                torch.split(inputs[t], [running, sizes[t] - running]), (state, begins), strict=True
+            )
             if x.shape[0]
         ]
         state = parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import grad as autograd_grad
 
 from captum_lrp_tx.propagation.functions import safe_ratio
+from captum_lrp_tx.propagation.operations import connections
 
 LOW = (torch.float16, torch.bfloat16)
 
@@ -28,7 +29,7 @@ def spread_through(
 
     def spread(x: Tensor, relevance: Tensor) -> Tensor:
         dtype = torch.float32 if x.dtype in LOW else x.dtype
-        ones, wide = torch.ones_like(weight, dtype=dtype), x.detach().to(dtype)
+        ones, wide = connections(weight, dtype), x.detach().to(dtype)
         with torch.enable_grad():
             squares = (wide * wide).requires_grad_()
             energy = apply(squares, ones)

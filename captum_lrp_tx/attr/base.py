@@ -42,6 +42,11 @@ Positions = Literal["sum", "separate"]
 Memory = Literal["standard", "low"]
 
 
+#: What else to try against unstable relevance, by what is set.
+_OTHER_BIAS = {
+    "ignore": ", or use bias='absorb' or 'distribute'",
+    "distribute": ", or use bias='absorb'",
+}
 #: Sum of |relevance| over |output| from which on an explanation is called unstable.
 _UNSTABLE = 1e5
 
@@ -259,7 +264,8 @@ class Conservative(WithoutFutures):
                 f"unstable {self.composite!r}",
                 f"The magnitudes of the relevance under {self.composite!r} sum to {relevance:.1e} "
                 f"for an output of {output:.1e}: some rule divides by values close to zero. Raise "
-                "epsilon (0.1 to 0.3 with bias='ignore'), or use bias='absorb' or 'distribute'.",
+                f"epsilon{'' if self._bias != 'ignore' else ' (to 0.1 or 0.3)'}"
+                f"{_OTHER_BIAS.get(self._bias or 'absorb', '')}.",
                 UnstableRelevanceWarning,
             )
 

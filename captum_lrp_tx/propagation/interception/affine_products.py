@@ -69,8 +69,9 @@ def _with_summand(
         return apply_linear(mode, operation)
     value = operation.value()
     operation.func = lambda *_, **__: apply(operands[i], weight)
+    product = apply_linear(mode, operation)
     with mode:
-        return WithValue.call(value, summand * beta + apply_linear(mode, operation))
+        return WithValue.call(value, summand * beta + product)
 
 
 def _spelled(

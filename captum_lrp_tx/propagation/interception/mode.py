@@ -277,10 +277,9 @@ def _constant_call(
     mode.ran = hash((mode.ran, name, mode.live))
     if name in _TOLD_BY_VALUE:
         mode.ran = hash((mode.ran, *[a for a in args if isinstance(a, (int, float, str))]))
-    handler, origin = HANDLERS.get(name), None
-    if handler is None and isinstance(func, OPERATORS):
+    if isinstance(func, OPERATORS):
         func, name, kwargs = of_torch(func, kwargs)
-        handler = HANDLERS.get(name)
+    handler, origin = HANDLERS.get(name), None
     if mode.inputs.traces.has_one_hot and name in ("mul", "__mul__", "__rmul__", "multiply"):
         args = as_floats(mode, args)
     ledger = mode.scope.ledger

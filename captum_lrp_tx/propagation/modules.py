@@ -146,10 +146,18 @@ def _forward_of(module: nn.Module) -> Any:
     return vars(module).get("forward", type(module).forward)
 
 
+@functools.lru_cache(maxsize=1024)
+def _has_compiled_forward(kind: Any) -> bool:
+    return _is_compiled(kind.forward)
+
+
 def _is_plain(module: nn.Module) -> bool:
     if isinstance(module, (torch.jit.ScriptModule, nn.DataParallel)):
         return False
-    if module._compiled_call_impl is not None or _is_compiled(_forward_of(module)):
+    own = module.__dict__
+    if own.get("_compiled_call_impl") is not None or _is_compiled(own.get("forward")):
+        return False
+    if _has_compiled_forward(type(module)):
         return False
     return type(module).__name__ != "OptimizedModule"
 

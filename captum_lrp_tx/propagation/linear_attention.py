@@ -71,6 +71,13 @@ def renormalizer(args: Sequence[Any], quotient: bool) -> int | None:
     return None
 
 
+def is_weighed(tensor: Tensor) -> bool:
+    """Whether a tensor is what an attention head has read: values weighed by a pattern."""
+    return _is_sum_of_values(tensor) or _leads_to(
+        tensor, lambda node: node_name(node) in ("ConstantPattern", "UniformAttention")
+    )
+
+
 def _is_sum_of_values(tensor: Tensor) -> bool:
     return _leads_to(tensor, lambda node: has_role(node, Role.SUMMARY))
 

@@ -53,7 +53,11 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
             kept = weighted_values(mode, plain, args, {}, decays)
             return target.copy_(kept) if inplace else kept
     if mode.scope.rule(Kind.ATTENTION) is not None and not quotient:
-        sinks = tuple(i for i in (0, 1) if graph.is_sink_gate(args[i]))
+        sinks = tuple(
+            i
+            for i in (0, 1)
+            if graph.is_sink_gate(args[i]) and linear_attention.is_weighed(args[1 - i])
+        )
         if len(sinks) == 1:
             result = mode.apply(
                 Kind.ATTENTION,

@@ -157,7 +157,8 @@ def _is_plain(module: nn.Module) -> bool:
     own = module.__dict__
     if own.get("_compiled_call_impl") is not None or _is_compiled(own.get("forward")):
         return False
-    if _has_compiled_forward(type(module)):
+    kind: Any = type(module)
+    if _has_compiled_forward(kind):
         return False
     return type(module).__name__ != "OptimizedModule"
 

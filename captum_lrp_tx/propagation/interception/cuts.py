@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from captum_lrp_tx.propagation import graph
 from captum_lrp_tx.propagation.interception.calls import depends, tensors_in
 from captum_lrp_tx.propagation.operations import Kind
+from captum_lrp_tx.propagation.recognition import homogeneity
 from captum_lrp_tx.propagation.scope import Scope
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def _roles(source: Tensor) -> frozenset[str]:
     roles = set()
     if graph.is_pattern(source):
         roles.add("pattern")
-    if graph.is_normalizer(source):
+    if homogeneity.is_statistic(source):
         roles.add("norm")
     if graph.gate_strength(source):
         roles.add("gate")

@@ -120,6 +120,15 @@ def is_norm(statistic: Tensor, others: Sequence[Tensor], quotient: bool) -> bool
     return False
 
 
+def is_statistic(tensor: Tensor) -> bool:
+    """Whether a tensor is a norm, or one over a norm, of something; or a ratio of norms."""
+    if tensor.grad_fn is None:
+        return False
+    found = _Search(deep=False).degree(tensor.grad_fn, 0)
+    lengths = all(abs(abs(d) - 1) < 1e-3 for d in found.of.values())
+    return found.is_nonlinear and found.is_reduced and lengths
+
+
 def is_ratio(numerator: Tensor, divisor: Tensor) -> bool:
     """Whether norms are compared with their own mean, as global response norm does."""
     if numerator.grad_fn is None or divisor.grad_fn is None:

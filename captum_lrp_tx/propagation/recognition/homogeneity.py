@@ -40,7 +40,9 @@ _POOLS = frozenset("AvgPool1D AvgPool2D AvgPool3D".split())
 _LINEAR_MAPS = (
     _MATRIX_PRODUCTS
     | _POOLS
-    | frozenset("Convolution MkldnnConvolution LinearValue Substitute SpreadBias".split())
+    | frozenset(
+        "Convolution MkldnnConvolution LinearValue Substitute SpreadBias Stabilize Signed".split()
+    )
 )
 _SUMMAND_FIRST = frozenset("Addmm Baddbmm Addmv".split())
 _WEIGHTS = frozenset({"Sigmoid", "Hardsigmoid"})

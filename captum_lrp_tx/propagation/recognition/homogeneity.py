@@ -41,7 +41,8 @@ _LINEAR_MAPS = (
     _MATRIX_PRODUCTS
     | _POOLS
     | frozenset(
-        "Convolution MkldnnConvolution LinearValue Substitute SpreadBias Stabilize Signed".split()
+        """Convolution MkldnnConvolution LinearValue Substitute SpreadBias Stabilize
+        Signed""".split()
     )
 )
 _SUMMAND_FIRST = frozenset("Addmm Baddbmm Addmv".split())

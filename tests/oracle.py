@@ -35,6 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 import oracle_lrp
+from oracle_lookups import added_to, by_id, owners_of
 
 Rules = Literal["gi", "ah", "ln", "ah+ln", "lrp"]
 Select = Callable[[Tensor], Tensor]
@@ -151,6 +152,8 @@ class OracleTrace:
     patterns: list[fx.Node] = field(default_factory=list)
     normalisers: list[fx.Node] = field(default_factory=list)
     lookups: list[fx.Node] = field(default_factory=list)
+    #: Which id each row of a lookup belongs to, by its flat place; -1 for none.
+    owners: dict[fx.Node, Tensor] = field(default_factory=dict)
     other_softmaxes: list[fx.Node] = field(default_factory=list)
     #: Products and quotients of attention without a softmax, and which factor weighs the other.
     weights: dict[fx.Node, fx.Node] = field(default_factory=dict)
@@ -258,14 +261,15 @@ def oracle_lookup_relevance(
     whole = torch.autograd.grad(target.sum(), order, allow_unused=True, retain_graph=True)
     parts: list[Tensor] = []
     for index, leaf in enumerate(order):
+        owners = trace.owners[trace.lookups[index]]
         if not shared[index]:
-            parts.append(_times(whole[index], leaf).sum(-1).reshape(ids.shape))
+            parts.append(by_id(_times(whole[index], leaf).sum(-1), owners, ids))
             continue
         rows = []
         for row in target:  # one backward pass for each example: samples do not mix
             (grad,) = torch.autograd.grad(row.sum(), leaf, allow_unused=True, retain_graph=True)
             rows.append(_times(grad, leaf).sum(-1).reshape(-1))
-        parts.append(torch.stack(rows))
+        parts.append(by_id(torch.stack(rows), owners, ids))
     return tuple(parts)
 
 
@@ -319,7 +323,7 @@ def trace_function(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) 
     if not leaves:
         if len(inputs) != 1 or inputs[0].ndim != 2:
             raise OracleError("integer inputs: expected one tensor of ids (batch, tokens)")
-        trace.lookups = _lookups(trace, inputs[0])
+        trace.lookups, trace.owners = _lookups(trace, inputs[0])
         leaves = set(trace.lookups)
     depends = trace.depends = _dependents(graph.nodes, leaves)
     for node in graph.nodes:
@@ -446,24 +450,14 @@ def _writes(node: fx.Node) -> bool:
     return isinstance(target, torch._ops.OpOverload) and target._schema.name.endswith("_")
 
 
-def _lookups(trace: OracleTrace, ids: Tensor) -> list[fx.Node]:
-    shapes: dict[fx.Node, tuple[int, ...]] = {}
-
-    class Shapes(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            if _name(n) == "aten::embedding":
-                shapes[n] = tuple(result.shape)
-            return result
-
-    with torch.no_grad():
-        Shapes(trace.root, graph=trace.graph).run(ids)
-    batch, tokens = ids.shape
-    return [
-        node
-        for node, shape in shapes.items()
-        if shape[:-1] in {(batch, tokens), (1, tokens), (tokens,)}
-    ]
+def _lookups(trace: OracleTrace, ids: Tensor) -> tuple[list[fx.Node], dict[fx.Node, Tensor]]:
+    """Lookups that belong to ids, in the order of the model, and the ids of their rows."""
+    embeddings = [n for n in trace.graph.nodes if _name(n) == "aten::embedding"]
+    owners = owners_of(trace.root, trace.graph, embeddings, ids)
+    others = [n for n in embeddings if n not in owners]
+    depends = _dependents(trace.graph.nodes, set(embeddings))
+    owners |= added_to(trace.graph, owners, others, lambda node: _origins(node, depends, {}))
+    return [n for n in embeddings if n in owners], owners
 
 
 def _operands(node: fx.Node, depends: set[fx.Node]) -> list[fx.Node]:

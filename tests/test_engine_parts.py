@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -313,53 +314,61 @@ def test_packed_targets_are_single_targets() -> None:
 IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
 
 
-def test_lookups_at_token_positions_become_leaves() -> None:
-    inputs = Inputs(IDS)
-    table = torch.randn(9, WIDTH)
+class Looking:
+    """What look_up asks of the mode."""
 
-    def look(indices: Any, learned: bool = True, result: Tensor | None = None) -> bool:
-        before = inputs.count_lookups()
-        given = table[indices] if result is None else result
-        got = inputs.lookup(indices, given, "table", "module", learned)
-        assert torch.equal(got, given)
-        made = inputs.count_lookups() > before
-        assert got.requires_grad is made
-        return made
+    def __init__(self) -> None:
+        self.scope: Any = SimpleNamespace(module="here")
+        self.absorbed: list[tuple[str, Tensor]] = []
 
-    assert inputs.has_ids and not inputs.has_shared
-    assert look(IDS) and look(IDS.clone()) and look(IDS.int()) and look(IDS.flatten())
-    assert look(IDS, learned=False)  # the ids themselves
-    positions = torch.arange(3)
-    assert look(positions) and inputs.has_shared
-    assert not look(positions, learned=False)  # a table of sines
-    assert look(positions[None]) and look(torch.zeros_like(IDS))
-    assert not look(torch.arange(4)) and not look(torch.tensor(2))
-    assert not look(torch.zeros(2, 2, 3, dtype=torch.long))
-    assert not look(IDS, result=torch.ones(2, 3, 4, dtype=torch.long))
-    assert not look(IDS, result=torch.ones(6))
-    lookups = inputs.leaves[0].lookups
-    assert [k.exact for k in lookups] == [True] * 5 + [False] * 3
-    assert [k.shared for k in lookups] == [False] * 5 + [True, True, False]
+    def absorb(self, output: Tensor, constant: Tensor, *sources: Any, name: str) -> None:
+        self.absorbed.append((name, constant))
+
+
+def numbers(*given: int) -> Tensor:
+    return torch.tensor(given).unsqueeze(-1)
+
+
+def test_what_is_looked_up_becomes_a_leaf() -> None:
+    inputs, mode, table = Inputs(IDS), Looking(), torch.randn(20, WIDTH)
+    trace = torch.arange(1, 7).view(2, 3, 1).expand(2, 3, WIDTH)
+    assert inputs.has_ids and inputs.count_lookups() == 0
+    got = inputs.look_up(table[IDS], trace, "words", mode)
+    assert torch.equal(got, table[IDS]) and got.requires_grad and not mode.absorbed
+    (lookup,) = inputs.leaves[0].lookups
+    assert (lookup.name, lookup.module, lookup.first) == ("words", "here", 1)
+    assert lookup.leaf.is_leaf and lookup.trace.shape == (2, 3, 1)
     inputs.check_lookups()
-    assert len(lookups) == 8
     inputs.stop_looking_up()
-    assert not look(IDS) and not inputs.has_ids
+    assert not inputs.has_ids
 
 
-def test_lookups_of_another_width_are_dropped_and_none_is_refused() -> None:
+def test_rows_of_no_id_are_constants() -> None:
+    inputs, mode, rows = Inputs(IDS), Looking(), torch.randn(4, WIDTH)
+    got = inputs.look_up(rows, numbers(0, 3, 3, 0).expand(4, WIDTH), "words", mode)
+    assert torch.equal(got, rows)
+    ((name, constant),) = mode.absorbed
+    assert name == "words (rows of no explained id)"
+    assert torch.equal(constant[[0, 3]], rows[[0, 3]]) and not constant[1:3].any()
+    (lookup,) = inputs.leaves[0].lookups
+    (grad,) = torch.autograd.grad(got.sum(), lookup.leaf)
+    assert torch.equal(grad, numbers(0, 1, 1, 0).expand(4, WIDTH).float())
+    relevance = lookup.relevance(grad, 6)
+    torch.testing.assert_close(relevance[2], rows[1:3].sum())
+    assert not relevance[[0, 1, 3, 4, 5]].any()
+
+
+def test_ids_without_a_lookup_are_refused() -> None:
     inputs = Inputs(IDS)
     with pytest.raises(InputError, match="did not look them up"):
         inputs.check_lookups()
-    inputs.lookup(IDS, torch.randn(2, 3, WIDTH), "words", "", True)
-    inputs.lookup(torch.zeros_like(IDS), torch.randn(2, 3, 7), "biases", "", True)
-    inputs.check_lookups()
-    assert [k.name for k in inputs.leaves[0].lookups] == ["words"]
 
 
 def test_parts_of_one_input() -> None:
-    inputs = Inputs(IDS)
+    inputs, mode = Inputs(IDS), Looking()
+    trace = torch.arange(1, 7).view(2, 3, 1).expand(2, 3, WIDTH)
     for name in ("words", "positions", "words"):
-        inputs.lookup(IDS, torch.randn(2, 3, WIDTH), name, "", True)
+        inputs.look_up(torch.randn(2, 3, WIDTH), trace, name, mode)
     leaf = inputs.leaves[0]
     grads: list[Tensor | None] = [torch.randn(2, 3, WIDTH), None, torch.randn(2, 3, WIDTH)]
     parts = dict(inputs.parts(leaf, grads, False))
@@ -382,12 +391,17 @@ def test_parts_of_float_inputs() -> None:
 
 
 def test_two_inputs_of_ids_are_told_apart() -> None:
-    other = IDS + 10
-    inputs = Inputs((IDS, other))
-    table = torch.randn(20, WIDTH)
-    for indices in (IDS, torch.arange(3), other, torch.arange(3)):
-        inputs.lookup(indices, table[indices], "table", "", True)
-    assert [[k.exact for k in leaf.lookups] for leaf in inputs.leaves] == [[True, False]] * 2
+    inputs, mode = Inputs((IDS, IDS.clone())), Looking()
+    assert [leaf.first for leaf in inputs.leaves] == [1, 7]
+    rows = torch.randn(4, WIDTH)
+    got = inputs.look_up(rows, numbers(2, 8, 0, 12).expand(4, WIDTH), "words", mode)
+    assert torch.equal(got, rows)
+    first, second = (leaf.lookups[0] for leaf in inputs.leaves)
+    grads = torch.autograd.grad(got.sum(), (first.leaf, second.leaf))
+    one, other = (k.relevance(g, 6) for k, g in zip((first, second), grads, strict=True))
+    torch.testing.assert_close(one[1], rows[0].sum())
+    torch.testing.assert_close(other[[1, 5]], rows[[1, 3]].sum(-1))
+    assert one.count_nonzero() == 1 and other.count_nonzero() == 2
 
 
 def test_what_of_a_mapping_is_attributed_to() -> None:
@@ -400,27 +414,10 @@ def test_what_of_a_mapping_is_attributed_to() -> None:
     assert inputs.keys == ["input_ids", "decoder_input_ids", "pixels"]
     args, kwargs = inputs.call_arguments()
     assert args == () and set(kwargs) == set(given) and kwargs["count"] == 3
-    assert kwargs["input_ids"] is IDS and kwargs["pixels"] is not given["pixels"]
+    assert torch.equal(kwargs["input_ids"], IDS) and kwargs["input_ids"] is not IDS
+    assert (
+        kwargs["token_type_ids"] is given["token_type_ids"]
+        and kwargs["pixels"] is not given["pixels"]
+    )
     with pytest.raises(InputError, match=r"keys: \['attention_mask', 'count'\]"):
         Inputs({k: given[k] for k in ("attention_mask", "count")})
-
-
-@pytest.mark.parametrize("shape", [(2, 3, WIDTH), (2, 1, 3, WIDTH)])
-def test_a_shared_lookup_is_split_where_it_is_added(shape: tuple[int, ...]) -> None:
-    inputs = Inputs(IDS)
-    positions = inputs.lookup(torch.arange(3), torch.randn(3, WIDTH), "positions", "", True)
-    words = inputs.lookup(IDS, torch.randn(2, 3, WIDTH), "words", "", True)
-    size = torch.Size(shape)
-    split = inputs.split_shared(positions[None], size, "here")
-    assert split is not None and split.shape == size and split.is_leaf and split.requires_grad
-    torch.testing.assert_close(split.detach(), positions.detach().expand(size))
-    made = inputs.leaves[0].lookups[-1]
-    assert (made.name, made.module, made.shared, made.exact) == ("positions", "here", False, False)
-    kinds = inputs.lookup(torch.arange(3) * 0, torch.randn(3, WIDTH), "kinds", "", True)
-    both = inputs.split_shared((positions + kinds)[None], size, "")
-    assert both is not None and inputs.leaves[0].lookups[-1].name == "positions + kinds"
-    torch.testing.assert_close(both.detach(), (positions + kinds).detach().expand(size))
-    for other in (words, positions * 2, positions + words[0], torch.ones(3), 3.0,
-                  torch.ones(1, requires_grad=True) + positions):  # fmt: skip
-        assert inputs.split_shared(other, torch.Size((5, 2, 3, WIDTH)), "") is None
-    assert inputs.split_shared(positions, positions.shape, "") is None

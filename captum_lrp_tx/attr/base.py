@@ -214,7 +214,7 @@ class Conservative(WithoutFutures):
         kinds = tuple(type(t) for t in given if isinstance(t, Target))
         checked = ("checked", repr(self.composite), layers, job.at_layer_input, kinds)
         # names of modules cost hooks on all of them: the first time, they may be needed
-        job.trace = job.trace or strict or not TOLD.knows(subject, checked)
+        named = job.trace = job.trace or strict or not TOLD.knows(subject, checked)
         findings: list[Finding] = []
 
         def inspect(scope: Scope, roots: list[Node], leaves: list[Tensor]) -> None:
@@ -232,7 +232,7 @@ class Conservative(WithoutFutures):
                     "strict=False to accept their plain gradient.",
                     tuple(faults),
                 )
-            if job.trace or not faults:
+            if named or not faults:  # not job.trace: the job would lead to itself
                 TOLD.first_time(subject, checked)
                 TOLD.first_time(subject, ran)
 
@@ -245,7 +245,7 @@ class Conservative(WithoutFutures):
         if not job.trace and any(f.is_fault for f in findings):
             # the function went another way than before: once more, to name the modules
             findings.clear()
-            job.trace = True
+            named = job.trace = True
             with torch.random.fork_rng(enabled=bool(scope.random)):
                 propagate_targets(replace(job, backward=False), prepared.again(), select)
         self._warn(subject, scope, findings, "the layers" if layers else "the inputs")

@@ -189,16 +189,42 @@ def _cast(
     return result
 
 
+def _of_ids(traces: Traces, value: Any) -> Any:
+    """What stands for a value in a call on traces: its trace, or zeros."""
+    if isinstance(value, Tensor):
+        trace = traces.of(value)
+        if isinstance(trace, Tensor):
+            return trace
+        return torch.zeros((), dtype=torch.int64, device=value.device).expand(value.shape)
+    return _others_as(_of_ids, traces, value)
+
+
+def _of_rows(traces: Traces, value: Any) -> Any:
+    """The same for embedded tokens."""
+    if isinstance(value, Tensor):
+        trace = traces.rows(value)
+        if trace is None:
+            trace = torch.zeros((), dtype=torch.int64, device=value.device)
+        return trace.expand(value.shape)
+    return _others_as(_of_rows, traces, value)
+
+
+def _others_as(one: Callable[[Traces, Any], Any], traces: Traces, value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)([one(traces, item) for item in value])
+    return 0 if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
 def _replay(
     traces: Traces, func: Any, places: tuple[int, ...], args: tuple[Any, ...],
-    kwargs: dict[str, Any], first: Tensor | None = None, of: Callable[[Any], Any] | None = None,
+    kwargs: dict[str, Any], first: Tensor | None = None,
+    of: Callable[[Traces, Any], Any] = _of_ids,
 ) -> Any:  # fmt: skip
     """The same call on traces."""
-    one = _traced(traces) if of is None else of
-    called = [one(a) if i in places else a for i, a in enumerate(args)]
+    called = [of(traces, a) if i in places else a for i, a in enumerate(args)]
     if first is not None:
         called[0] = first
-    named = {k: one(v) if k in _VALUES else v for k, v in kwargs.items() if k != "out"}
+    named = {k: of(traces, v) if k in _VALUES else v for k, v in kwargs.items() if k != "out"}
     with torch.no_grad(), torch._C.DisableTorchFunction():
         try:
             return func(*called, **named)
@@ -206,22 +232,6 @@ def _replay(
             wide = [a.double() if i in places and isinstance(a, Tensor) else a
                     for i, a in enumerate(called)]  # fmt: skip
             return func(*wide, **named)
-
-
-def _traced(traces: Traces) -> Callable[[Any], Any]:
-    """What stands for a value in a call on traces: its trace, or zeros."""
-
-    def one(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            trace = traces.of(value)
-            if isinstance(trace, Tensor):
-                return trace
-            return torch.zeros((), dtype=torch.int64, device=value.device).expand(value.shape)
-        if isinstance(value, (list, tuple)):
-            return type(value)(map(one, value))
-        return 0 if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
-    return one
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -295,23 +305,13 @@ def _moved_rows(
     traces: Traces, func: Any, name: str, places: tuple[int, ...], args: tuple[Any, ...],
     kwargs: dict[str, Any], result: Any,
 ) -> None:  # fmt: skip
-    def one(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            trace = traces.rows(value)
-            if trace is None:
-                trace = torch.zeros((), dtype=torch.int64, device=value.device)
-            return trace.expand(value.shape)
-        if isinstance(value, (list, tuple)):
-            return type(value)(map(one, value))
-        return 0 if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
     if _is_inplace(func):  # so the trace must not overlap itself
-        written = one(args[0]).clone()
-        _replay(traces, func, places, (written, *args[1:]), kwargs, first=written, of=one)
+        written = _of_rows(traces, args[0]).clone()
+        _replay(traces, func, places, (written, *args[1:]), kwargs, first=written, of=_of_rows)
         traces.note_rows(args[0], written)
         traces.note_rows(result, written)
         return
-    replayed = _replay(traces, func, places, args, kwargs, of=one)
+    replayed = _replay(traces, func, places, args, kwargs, of=_of_rows)
     for tensor, trace in zip(_tensors(result), _tensors(replayed), strict=False):
         if tensor.shape == trace.shape:
             traces.note_rows(tensor, trace)

@@ -165,7 +165,7 @@ def propagate_targets(
         mode = Interception(scope, inputs, name_of, isolation, strangers)
         explained = call_explained(job.forward, (*args, *job.additional_args), kwargs)
         saving = (
-            Recomputation(repeated_blocks(job.modules), scope, inputs, mode.again)
+            Recomputation(repeated_blocks(job.modules), scope, inputs, lambda: _second_run(mode))
             if job.recompute
             else nullcontext()
         )
@@ -219,6 +219,17 @@ def _note_what_ran(scope: Scope, mode: Interception, inputs: Inputs) -> None:
     nodes = next_sequence_number() - inputs.first_node
     cut = tuple(name for name, *_ in scope.cut)
     scope.ran = hash((mode.ran, nodes, frozenset(acted.items()), cut))
+
+
+@contextlib.contextmanager
+def _second_run(mode: Interception) -> Iterator[None]:
+    """The rules for a second run of a part of the model; nothing of it is kept afterwards."""
+    again = mode.again()
+    try:
+        with again:
+            yield
+    finally:
+        again.maps.forget()  # which leads to the graph, and that leads to the mode
 
 
 def _nth(select: Callable[[Tensor], Sequence[Tensor]], index: int, output: Tensor) -> Tensor:

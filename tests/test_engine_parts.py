@@ -371,12 +371,15 @@ def test_parts_of_one_input() -> None:
         inputs.look_up(torch.randn(2, 3, WIDTH), trace, name, mode)
     leaf = inputs.leaves[0]
     grads: list[Tensor | None] = [torch.randn(2, 3, WIDTH), None, torch.randn(2, 3, WIDTH)]
-    parts = dict(inputs.parts(leaf, grads, False))
-    values = [k.leaf.detach() for k in leaf.lookups]
-    assert grads[0] is not None and grads[2] is not None
-    expected = (values[0] * grads[0] + values[2] * grads[2]).sum(-1)
-    torch.testing.assert_close(parts["words"], expected)
-    assert parts["positions"].shape == IDS.shape and not parts["positions"].any()
+    (first, words), (second, positions), (third, more) = inputs.parts(leaf, grads, False)
+    assert (first, second, third) == ("words", "positions", "words")
+    for part, lookup, grad in (
+        (words, leaf.lookups[0], grads[0]),
+        (more, leaf.lookups[2], grads[2]),
+    ):
+        assert grad is not None
+        torch.testing.assert_close(part, (lookup.leaf.detach() * grad).sum(-1))
+    assert positions.shape == IDS.shape and not positions.any()
 
 
 def test_parts_of_float_inputs() -> None:

@@ -255,7 +255,10 @@ def _collected(
         parts = inputs.parts(leaf, group, scope.gives_to_zero_inputs)
         if scope.ledger is not None and leaf.is_ids:
             _book_lookups(leaf, group, scope)
-        result.parts.append(dict(parts))
+        by_table: dict[str, Tensor] = {}
+        for name, part in parts:
+            by_table[name] = by_table[name] + part if name in by_table else part
+        result.parts.append(by_table)
         total = parts[0][1] if len(parts) == 1 else torch.stack([p for _, p in parts]).sum(0)
         if job.check_finite and not bool(torch.isfinite(total).all()):
             raise NonFiniteError(

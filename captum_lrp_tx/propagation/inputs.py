@@ -272,18 +272,18 @@ class Inputs:
     def parts(
         self, leaf: Leaf, grads: list[Tensor | None], zero_inputs: bool
     ) -> list[tuple[str, Tensor]]:
-        """Relevance of one input, by what it was looked up in (one part for float inputs)."""
+        """Relevance of one input, by what was looked up (one part for float inputs)."""
         if leaf.tensor is not None:
             grad = grads[0]
             x = leaf.tensor.detach()
             if grad is None:
                 return [("", torch.zeros_like(x))]
             return [("", ((nonzero(x) if zero_inputs else x) * grad).to(x.dtype))]
-        parts: dict[str, Tensor] = {}
-        for lookup, grad in zip(leaf.lookups, grads, strict=True):
-            part = lookup.relevance(grad, leaf.original.numel()).reshape(leaf.original.shape)
-            parts[lookup.name] = parts[lookup.name] + part if lookup.name in parts else part
-        return list(parts.items())
+        count, shape = leaf.original.numel(), leaf.original.shape
+        return [
+            (lookup.name, lookup.relevance(grad, count).reshape(shape))
+            for lookup, grad in zip(leaf.lookups, grads, strict=True)
+        ]
 
 
 def _attributed(key: str, value: Any) -> bool:

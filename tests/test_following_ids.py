@@ -344,6 +344,21 @@ def test_rows_added_to_a_token_count_for_it(how: str, batch: int, rules: str) ->
     torch.testing.assert_close(sum(parts.values()), got, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("watched", ["audit", "hook"])
+def test_positions_count_where_modules_are_watched(watched: str) -> None:
+    model, ids = Text(ADDED["one row for the batch"]).float(), distinct(1, 5)
+    expected = ConservativeLRP(model).attribute(ids, target=1)
+    if watched == "audit":
+        report = audit.explainability(model, ids, target=1, file=None)
+        assert all(name.endswith("bias") for name in report.absorbed)
+        assert report.output - sum(report.absorbed.values()) == pytest.approx(float(expected.sum()))
+        return
+    handle = model.words.register_full_backward_hook(lambda *_: None)
+    got = ConservativeLRP(model).attribute(ids, target=1)
+    handle.remove()
+    torch.testing.assert_close(got, expected)
+
+
 NOT_ADDED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "prompts": lambda m, i: torch.cat([m.places(torch.zeros_like(i)), m.words(i)], 1),
     "concatenated": lambda m, i: torch.cat(

@@ -21,6 +21,7 @@ from captum_lrp_tx.propagation.hooks import Hooks, guard
 from captum_lrp_tx.propagation.ledger import Ledger, relevance_sum
 from captum_lrp_tx.propagation.nested import mapped
 from captum_lrp_tx.propagation.operations import Kind, PropagationRule, RuleTable
+from captum_lrp_tx.propagation.tracing import carry
 
 #: Where the node of an alias keeps what its relevance is added to (see :func:`tap`).
 TAP = "captum_lrp_tx.tap"
@@ -282,4 +283,5 @@ def tap(x: Any, add: Callable[[float], None]) -> Any:
         )
         node: Any = alias.grad_fn
         node.metadata[TAP] = add
+    carry(x, alias)
     return alias

@@ -308,26 +308,39 @@ def _largest(rows: Tensor, bags: Tensor, counts: Tensor, result: Tensor) -> Tens
 
 
 # ---- rows that are added to embedded tokens --------------------------------------------------
-def with_added_rows(mode: Interception, args: Arguments) -> Arguments:
-    """Operands of a sum; rows of learned tables that meet embedded tokens become leaves."""
+ADDITIONS = frozenset("add add_ __add__ __radd__ __iadd__".split())
+
+
+def with_added_rows(
+    mode: Interception, func: Any, name: str, args: Arguments, originals: Arguments
+) -> tuple[Any, str, Arguments, Tensor | None]:
+    """A sum in which rows of learned tables that meet embedded tokens are leaves.
+
+    Returns:
+        tuple: function, name and arguments of the call, and the tensor that the result is to be
+        written into, where tokens are added in place to what was a constant.
+    """
     traces = mode.inputs.traces
     for i in (0, 1):
-        trace, other = traces.rows(args[i]), args[1 - i]
-        if trace is None or not isinstance(other, Tensor) or other.requires_grad:
+        rows, other = args[i], args[1 - i]
+        if not depends(rows) or not isinstance(other, Tensor) or other.requires_grad:
             continue
-        original = mode.as_called[1 - i] if len(mode.as_called) > 1 else other
-        tables = learned_tables(mode, original, other)
+        tables = learned_tables(mode, originals[1 - i], other)
         if not tables or not other.is_floating_point():
-            return args
+            break
+        trace = traces.rows(rows)
+        trace = traces.rows_behind(rows) if trace is None else trace
+        if trace is None:
+            break
         shape = torch.broadcast_shapes(trace.shape, other.shape)  # type: ignore[no-untyped-call]
-        names = dict.fromkeys(mode.name_of(table) for table in tables)
-        leaf = mode.inputs.look_up(
-            other.expand(shape), trace.expand(shape), " + ".join(names), mode
-        )
+        names = " + ".join(dict.fromkeys(mode.name_of(table) for table in tables))
+        leaf = mode.inputs.look_up(other.expand(shape), trace.expand(shape), names, mode)
         replaced = [*args]
         replaced[1 - i] = leaf
-        return tuple(replaced)
-    return args
+        if i == 1 and name in ("add_", "__iadd__"):
+            return torch.add, "add", tuple(replaced), other
+        return func, name, tuple(replaced), None
+    return func, name, args, None
 
 
 HANDLERS: dict[str, Handler] = {

@@ -31,7 +31,13 @@ from captum_lrp_tx.propagation.interception.calls import (
 from captum_lrp_tx.propagation.interception.cuts import CUTTING, READING, Cuts
 from captum_lrp_tx.propagation.interception.following import follow
 from captum_lrp_tx.propagation.interception.handlers import HANDLERS
-from captum_lrp_tx.propagation.interception.lookups import as_floats, is_lookup, learned_tables
+from captum_lrp_tx.propagation.interception.lookups import (
+    ADDITIONS,
+    as_floats,
+    is_lookup,
+    learned_tables,
+    with_added_rows,
+)
 from captum_lrp_tx.propagation.isolation import isolated
 from captum_lrp_tx.propagation.obstacles import refuse_checkpointing
 from captum_lrp_tx.propagation.operations import (
@@ -279,6 +285,9 @@ def _constant_call(
         mode.ran = hash((mode.ran, *[a for a in args if isinstance(a, (int, float, str))]))
     if isinstance(func, OPERATORS):
         func, name, kwargs = of_torch(func, kwargs)
+    written = None
+    if mode.inputs.has_ids and name in ADDITIONS and len(args) > 1:
+        func, name, args, written = with_added_rows(mode, func, name, args, originals[0])
     handler, origin = HANDLERS.get(name), None
     if mode.inputs.traces.has_one_hot and name in ("mul", "__mul__", "__rmul__", "multiply"):
         args = as_floats(mode, args)
@@ -296,6 +305,8 @@ def _constant_call(
         result = handler(mode, func, args, kwargs)
     else:
         result = func(*args, **kwargs)
+    if written is not None:
+        result = written.copy_(result)
     if not depends(result) and any(mode.is_trainable(a) for a in args):
         mode.mark_trainable(result)
     if name in CUTTING:

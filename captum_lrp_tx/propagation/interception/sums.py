@@ -9,7 +9,6 @@ import torch
 from captum_lrp_tx.propagation import recurrence
 from captum_lrp_tx.propagation.interception.biases import SUMS, added_constant
 from captum_lrp_tx.propagation.interception.calls import Handler, by_name, depends
-from captum_lrp_tx.propagation.interception.lookups import with_added_rows
 from captum_lrp_tx.propagation.operations import (
     Kind,
     Residual,
@@ -25,10 +24,6 @@ def _addition(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict
         result = func(*args)
         homogeneity.note_shift(result, args[1])
         return result
-    if mode.inputs.has_ids and len(args) >= 2:
-        before, args = args, with_added_rows(mode, args)
-        if _is_inplace(func) and args[0] is not before[0]:  # embedded tokens added to positions
-            return before[0].copy_(torch.add(*args, **kwargs))
     initial = None if kwargs else _initial_state(mode, args)
     if initial is not None:
         # out of place first: the constant is booked as it is before an in-place sum

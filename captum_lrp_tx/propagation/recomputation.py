@@ -431,7 +431,7 @@ def _random_state(module: nn.Module, tensors: list[Tensor]) -> _Random | None:
     """The state of the random generators, if the block may draw from them."""
     if not any(m.training for m in module.modules()):
         return None
-    devices, states = get_device_states(*tensors)
+    devices, states = get_device_states(*(t for t in tensors if not t.is_meta))
     return torch.get_rng_state(), list(devices), states
 
 

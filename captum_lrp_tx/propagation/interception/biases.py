@@ -3,7 +3,8 @@
 ``x @ W + b``, a batch norm behind a convolution, ``conv(x) * scale + shift``: one linear map with
 a bias, whose rule is that of ``F.linear(x, W, b)``.  The last maps of a forward pass are
 remembered by their autograd node.  A constant that meets one of them, with nothing between but
-views, casts and constant factors, is handed to the rule as the bias of that map.
+views, casts and constant factors, is handed to the rule as the bias of that map.  Before torch 2.5
+autograd did not show the shapes that this needs: there such constants are absorbed, and booked.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 #: Numbers that remembered maps may hold (their inputs and outputs) beside the newest map: enough
 #: for whatever else is computed between a map and its bias, and little beside a large model.
 _HELD = 1 << 23
+_SHOWS_SHAPES = hasattr(torch.autograd.graph.Node, "_input_metadata")
 #: How many views and factors are followed.
 _MAX_STEPS = 100
 
@@ -135,7 +137,7 @@ class Maps:
     def remember(self, output: Any, operation: LinearMap, module: str) -> None:
         """Keep a map whose result under the rule in force is ``output``."""
         node = output.grad_fn if isinstance(output, Tensor) else None
-        if node is None:
+        if node is None or not _SHOWS_SHAPES:
             return
         made = operation.made
         size = operation.input.numel() + (0 if made is None else made.numel())

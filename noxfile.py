@@ -13,13 +13,14 @@ nox.options.sessions = ["versions"]
 WHICH = ("lowest", "captum08", "captum09", "newest")
 #: Tests of rules, engine and files, which call Captum nowhere or as others do as well.
 ENGINE = (
-    "affine_calls", "bookkeeping", "compact", "conservation", "datasets", "decoders",
-    "elementwise_and_norm_calls", "engine_parts", "families", "faults", "foreign", "fuzz",
-    "fuzz_cli", "graphormer", "judgements", "low_precision", "many_targets", "memory", "numerics",
+    "affine_calls", "biased_maps", "bookkeeping", "compact", "conservation", "cut_off", "datasets",
+    "decoders", "elementwise_and_norm_calls", "engine_parts", "every_function", "families",
+    "faults", "following_ids", "foreign", "fuzz", "fuzz_cli", "graphormer", "ids_in_models",
+    "judgements", "low_precision", "many_targets", "memory", "norms_by_homogeneity", "numerics",
     "oracle", "oracle_agreement", "paths_less_travelled", "pattern_product", "recorder",
-    "recurrence", "roles_of_factors", "rows", "search_limits", "shortcuts", "spelled_attention",
-    "state_space", "threads",
-    "token_lookups", "torch_families", "unseen_architecture", "wild",
+    "recurrence", "recurrent_layers", "roles_of_factors", "rows", "search_limits", "shortcuts",
+    "signed_rules", "spelled_attention", "state_space", "threads", "token_lookups",
+    "torch_families", "unseen_architecture", "uniform_attention", "wild",
 )  # fmt: skip
 #: The walk over all families of transformers.
 FAMILIES = ("huggingface_families",)

@@ -32,10 +32,12 @@ def owners_of(
         if node not in needed:
             needed.add(node)
             todo.extend(node.all_input_nodes)
-    # in-place operations on what is needed are needed, too
-    ordered = [n for n in graph.nodes if n in needed or set(n.all_input_nodes) & needed]
-    last = max((list(graph.nodes).index(n) for n in wanted), default=-1)
-    kept = set(list(graph.nodes)[: last + 1]) & set(ordered) | needed
+    # what is written into views of what is needed is needed, too
+    nodes = list(graph.nodes)
+    kept = set(needed)
+    for node in nodes[: max((nodes.index(n) for n in wanted), default=-1) + 1]:
+        if node not in embeddings and set(node.all_input_nodes) & kept:
+            kept.add(node)
 
     def run(given: Tensor) -> dict[fx.Node, Tensor]:
         interpreter = fx.Interpreter(root, graph=graph)
@@ -60,7 +62,7 @@ def owners_of(
         shared = {n: torch.zeros(v.shape, dtype=torch.bool) for n, v in before.items()}
         for place in range(ids.numel()):
             other = ids.flatten().clone()
-            other[place] += 1
+            other[place] += 1 if other[place] < ids.max() else -1  # no special token
             for node, value in run(other.view(ids.shape)).items():
                 changed = value != before[node]
                 shared[node] |= changed & (owners[node] >= 0)

@@ -53,8 +53,8 @@ def owners_of(
                     continue  # works on what is not needed
                 interpreter.env[node] = value
                 if node in wanted:
-                    found[node] = value.clone()
-        return found
+                    found[node] = value
+        return {node: value.clone() for node, value in found.items()}  # written to meanwhile
 
     with torch.no_grad():
         before = run(ids)

@@ -87,6 +87,8 @@ class Traces:
         """The trace of ids, as a view into that of their storage; None if they are no ids."""
         if not self._stored or not self.may_hold(x) or x.layout is not torch.strided:
             return None
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):  # masks that are made by vmap
+            return None
         stored = self._stored.get(x.untyped_storage()._cdata)
         if stored is None or isinstance(stored.trace, Lost):
             return None if stored is None else stored.trace
@@ -96,6 +98,8 @@ class Traces:
 
     def note(self, x: Tensor, trace: Tensor | Lost, is_one_hot: bool = False) -> None:
         """Keep the trace of a tensor that has a storage of its own, or of a part of one."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+            return
         if isinstance(trace, Lost):
             key = x.untyped_storage()._cdata
             self._stored[key] = _Stored(x.detach(), trace, x.element_size())

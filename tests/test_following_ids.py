@@ -359,12 +359,24 @@ def test_positions_count_where_modules_are_watched(watched: str) -> None:
     torch.testing.assert_close(got, expected)
 
 
+def after_a_residual_in_place(m: Any, ids: Tensor) -> Tensor:
+    x = m.words(ids)
+    x += torch.tanh(x.flip(1))
+    return x + m.places(all_places(ids))
+
+
+def after_an_activation_in_place(m: Any, ids: Tensor) -> Tensor:
+    return m.words(ids).clone().tanh_() + m.places(all_places(ids))
+
+
 NOT_ADDED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "prompts": lambda m, i: torch.cat([m.places(torch.zeros_like(i)), m.words(i)], 1),
     "concatenated": lambda m, i: torch.cat(
         [m.words(i)[..., :3], m.places(all_places(i)).expand(len(i), -1, -1)[..., :2]], -1
     ),
     "multiplied": lambda m, i: m.words(i) * m.places(all_places(i)),
+    "after a residual in place": after_a_residual_in_place,
+    "after an activation in place": after_an_activation_in_place,
     "another text": lambda m, i: torch.cat([m.words(torch.full_like(i, 7)), m.words(i)], 1),
     "added later": lambda m, i: torch.tanh(m.mix(m.words(i))) + m.places(all_places(i)),
 }  # fmt: skip

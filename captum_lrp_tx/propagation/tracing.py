@@ -170,6 +170,11 @@ class Traces:
             if node is not None and x.output_nr == 0:
                 node.metadata[_ROWS] = (self, trace)
 
+    def forget_rows(self, x: Tensor) -> None:
+        """What a tensor holds now is no sum of embedded tokens any more."""
+        if hasattr(x, _ROWS):
+            delattr(x, _ROWS)
+
     def tables(self, x: Any) -> tuple[Tensor, ...]:
         """The learned tables that a constant was read from; none for any other tensor."""
         found = getattr(x, _TABLES, None)

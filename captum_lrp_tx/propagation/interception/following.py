@@ -110,6 +110,8 @@ def follow(
     if name in _LINEAR and _follow_sum(traces, args, result):
         return result
     if isinstance(result, Tensor):
+        if args and result is args[0]:  # overwritten by what is no sum of embedded tokens
+            traces.forget_rows(result)
         if result.dtype in INTEGERS or traces.has_floats:
             _computed(traces, name, args, kwargs, result)
     elif isinstance(result, tuple) and name not in _NONE:
@@ -322,8 +324,11 @@ def _follow_sum(traces: Traces, args: tuple[Any, ...], result: Any) -> bool:
     known = [t for a in args[:2] if (t := traces.rows(a)) is not None]
     if not known or not isinstance(result, Tensor):
         return False
-    if len(known) == sum(depends(a) for a in args[:2]):
-        traces.note_rows(result, united(known, result.shape))
+    are_all = len(known) == sum(depends(a) for a in args[:2])
+    trace = united(known, result.shape) if are_all else None
+    if trace is None:
+        traces.forget_rows(result)  # of the first summand, if it was added in place
+    traces.note_rows(result, trace)
     return True
 
 

@@ -56,6 +56,14 @@ OTHERS: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
     "complex": lambda x, n: torch.view_as_real(
         (lambda z: z / n(z.abs() + EPS))(torch.view_as_complex(x.unflatten(-1, (-1, 2))))
     ).flatten(2),
+    "of a gated map": lambda x, n: (lambda y: y * n(mean_square(y).rsqrt()))(
+        gated(x)),
+    "of a gated map, centred": lambda x, n: (lambda y: (y - y.mean(-1, keepdim=True))
+        / n(y.var(-1, keepdim=True).sqrt()))(gated(x)),
+    "of values with a sigmoid gate": lambda x, n: (lambda y: y * n(mean_square(y).rsqrt()))(
+        x * torch.sigmoid(x @ MATRIX)),
+    "of values mixed by a softmax": lambda x, n: (lambda y: y / n(mean_square(y).sqrt()))(
+        ((x @ MATRIX).softmax(-1)[..., :3, None] * torch.stack([x, x.sin(), x.cos()], -2)).sum(-2)),
     "of a linear map": lambda x, n: (x @ MATRIX) / n(mean_square(x).sqrt()),
     # what is no norm
     "multiplied": lambda x, n: x * x.norm(dim=-1, keepdim=True),
@@ -67,6 +75,14 @@ OTHERS: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
     "weights by their norm": lambda x, n: (lambda p: p / p.norm(dim=-1, keepdim=True))(
         x.softmax(-1)[..., :4]),
 }  # fmt: skip
+
+
+def gated(x: Tensor) -> Tensor:
+    """Both factors are parts of one map, so that their product is one of a thing with itself."""
+    gate, value = (x @ MATRIX).chunk(2, -1)
+    return (gate * value) @ MATRIX[: WIDTH // 2]
+
+
 MATRIX = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(2))
 WEIGHT = torch.randn(TOKENS * WIDTH, generator=torch.Generator().manual_seed(3))
 

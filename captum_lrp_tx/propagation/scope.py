@@ -275,6 +275,8 @@ def tap(x: Any, add: Callable[[float], None]) -> Any:
     """An alias of a tensor, whose relevance ``add`` gets in the backward pass."""
     if not isinstance(x, Tensor) or not x.requires_grad or isinstance(x, nn.Parameter):
         return x  # a parameter handed to a module as an argument is a constant like any other
+    if not torch.is_grad_enabled():
+        return x  # nothing of this module leads back to it
     with torch._C.DisableTorchFunction():  # our own calls are none of the model's
         alias = x.view_as(x)
         value = alias.detach()

@@ -100,6 +100,8 @@ def is_norm(statistic: Tensor, others: Sequence[Tensor], quotient: bool) -> bool
     """
     if statistic.grad_fn is None:
         return False
+    if len(others) == 1 and _is_of(statistic, others[0], quotient):
+        return True
     for deep in (False, True):
         search = _Search(deep)
         found = search.degree(statistic.grad_fn, 0)
@@ -112,7 +114,7 @@ def is_norm(statistic: Tensor, others: Sequence[Tensor], quotient: bool) -> bool
         if not found.of and found.is_reduced:
             return True  # norms compared with their own mean (global response norm)
         names = [node_name(n) for n in found.of]
-        if not names or any(is_softmax(name) or name in _WEIGHTS for name in names):
+        if all(is_softmax(name) or name in _WEIGHTS for name in names):
             return False  # weights of a mixture in units of their own size, sum or norm
         sign = 1.0 if quotient else -1.0
         factors = _product([search.degree(o.grad_fn, 0) for o in others if o.grad_fn is not None])
@@ -121,6 +123,43 @@ def is_norm(statistic: Tensor, others: Sequence[Tensor], quotient: bool) -> bool
         if all(_cancels(factors.of.get(n, 0.0), sign * d, found) for n, d in found.of.items()):
             return True
     return False
+
+
+def _is_of(statistic: Tensor, factor: Tensor, quotient: bool) -> bool:
+    """Whether a statistic is one of the very factor that it normalises, however that was made.
+
+    Seen from further back, a gated and projected factor (``(a * b) @ w``) is a statistic itself.
+    """
+    if factor.grad_fn is None or is_statistic(factor):
+        return False
+    behind = _Search(deep=False).degree(factor.grad_fn, factor.output_nr)
+    if all(is_softmax(name) or name in _WEIGHTS for name in map(node_name, behind.of)):
+        return False
+    source = _moved(factor.grad_fn, factor.output_nr)
+    sources = [source]
+    if node_name(source[0]) in ("Add", "Sub"):  # centred: of what the mean was taken
+        sources += [_moved(*edge) for edge in source[0].next_functions[:1] if edge[0] is not None]
+    sign = 1.0 if quotient else -1.0
+    for one in sources:
+        search, alone = _Search(deep=False, source=one), {one[0]}
+        own = search.degree(factor.grad_fn, factor.output_nr)
+        found = search.degree(statistic.grad_fn, statistic.output_nr)
+        reduced = found.is_reduced or statistic.numel() < factor.numel()
+        if set(own.of) != alone or own.is_nonlinear or set(found.of) != alone:
+            continue
+        if abs(found.of[one[0]] * sign - own.of[one[0]]) < 1e-3 and found.is_nonlinear and reduced:
+            return not found.is_shifted
+    return False
+
+
+def _moved(node: Node, output: int) -> tuple[Node, int]:
+    """Where a tensor comes from, before it was viewed or cast."""
+    while node_name(node) in KEEP_ENTRIES:
+        edges = [(e, i) for e, i in node.next_functions if e is not None]
+        if len(edges) != 1:
+            break
+        node, output = edges[0]
+    return node, output
 
 
 def is_statistic(tensor: Tensor) -> bool:
@@ -173,11 +212,16 @@ def _scaled(degree: Degree, power: float, **changed: bool) -> Degree:
 
 
 class _Search:
-    """``deep`` looks through linear maps of a source as well: ``(W x) / rms(x)``."""
+    """The degrees behind a tensor, up to ``source`` if one is given.
 
-    def __init__(self, deep: bool) -> None:
+    ``deep`` looks through linear maps of a source as well: ``(W x) / rms(x)``.
+    """
+
+    def __init__(self, deep: bool, source: tuple[Node, int] | None = None) -> None:
         self.deep = deep
         self.known: dict[tuple[Node, int], Degree] = {}
+        if source is not None:
+            self.known[source] = Degree({source[0]: 1.0})
 
     def degree(self, node: Node, output: int) -> Degree:
         """The degree of the result ``output`` of a node."""

@@ -393,6 +393,20 @@ def test_rows_that_are_not_added_are_constants(how: str) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-12)
 
 
+def test_a_deep_tower_of_constants_costs_nothing() -> None:
+    """Sums of constants with themselves would double what is remembered of their tables."""
+
+    def embed(m: Any, ids: Tensor) -> Tensor:
+        x = m.places(all_places(ids))
+        for _ in range(60):
+            x = x + torch.tanh(x) / 60
+        return m.words(ids) + x
+
+    model, ids = Text(embed), distinct(1, 5)
+    parts = ConservativeGI(model, rules="gi").attribute(ids, target=1, positions="separate")
+    assert set(parts) == {"words", "places"}
+
+
 def test_a_start_token_is_no_token_of_the_text() -> None:
     def embed(m: Any, ids: Tensor) -> Tensor:
         return m.words(shifted(ids)) + m.places(all_places(ids))

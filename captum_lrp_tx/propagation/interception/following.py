@@ -335,11 +335,11 @@ def _follow_sum(traces: Traces, args: tuple[Any, ...], result: Any) -> bool:
 def _follow_tables(traces: Traces, name: str, args: tuple[Any, ...], result: Tensor) -> None:
     """What is made of rows of learned tables, and of nothing that depends on the inputs."""
     sources = args[:2] if name in _LINEAR else args[:1]
-    found: list[Tensor] = []
+    found: dict[int, Tensor] = {}  # each once: residual sums of constants would double them
     for source in sources:
         for one in source if isinstance(source, (list, tuple)) else (source,):
             if isinstance(one, nn.Parameter):
-                found.extend([one] if one.dim() > 1 else [])
+                found.update({id(one): one} if one.dim() > 1 else {})
             else:
-                found.extend(traces.tables(one))
-    traces.note_tables(result, tuple(found))
+                found.update({id(table): table for table in traces.tables(one)})
+    traces.note_tables(result, tuple(found.values()))

@@ -363,6 +363,7 @@ class _Recorder(TorchDispatchMode):
         self.nodes[id(x)] = node
         self.alive.append(x)
         node.meta["float"] = x.is_floating_point() or x.is_complex()
+        node.meta["rows"] = x.shape[:-1].numel()
 
     def node_of(self, x: Any) -> Any:
         if not isinstance(x, Tensor):

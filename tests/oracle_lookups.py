@@ -86,8 +86,14 @@ def added_to(
         words = [n for n in sources if n in owners]
         if words and sources <= {*owners, *others}:
             for other in sources & set(others):
-                found.setdefault(other, owners[words[0]])
+                if _places(other) in (owners[words[0]].numel(), owners[words[0]].shape[-1]):
+                    found.setdefault(other, owners[words[0]])
     return found
+
+
+def _places(lookup: fx.Node) -> int:
+    """How many rows a lookup reads, as the trace saw it."""
+    return int(lookup.meta.get("rows", -1))
 
 
 def by_id(rows: Tensor, owners: Tensor, ids: Tensor) -> Tensor:

@@ -8,10 +8,13 @@ family may have become better, but is never explained wrongly.
 from __future__ import annotations
 
 import importlib.metadata
+from typing import Any
 
 import pytest
+from torch import Tensor
 
-from captum_lrp_tx import supported
+import oracle
+from captum_lrp_tx import ConservativeLRP, supported
 from families import common, huggingface
 
 pytest.importorskip("transformers")
@@ -20,18 +23,46 @@ TABLE = {f.family: f for f in supported() if f.library == "transformers"}
 INSTALLED = f"transformers {importlib.metadata.version('transformers')}"
 
 
-#: Open: since norms are told by homogeneity and ids are followed, the package and the oracle
-#: disagree here, and it has not been found out which of them is right.
-DISAGREE = {
-    "autoformer", "groupvit", "hy_v4", "kosmos-2.5", "lfm3", "lfm3_vl", "sam3_lite_text_text_model",
-    "time_series_transformer", "timesfm2_5", "udop",
+#: What the oracle does not know: divisions by a mean modulus or by a running deviation are norms,
+#: so only presets without a rule for norms are compared.
+OTHER_NORMS = ("autoformer", "time_series_transformer", "timesfm2_5")
+#: Rows that are added to words without having been looked up place by place (interpolated, one for
+#: all, behind a concatenation), so only the words are compared; by what their table is called.
+OTHER_ROWS = {
+    "kosmos-2.5": "embed_tokens", "sam3_lite_text_text_model": "token_embedding", "udop": "embed_tokens",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", OTHER_NORMS)
+def test_family_with_norms_that_the_oracle_does_not_know(family: str) -> None:
+    for case in _cases(family):
+        assert common.check(case, "ah").status in ("verified", "convention")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", OTHER_ROWS)
+@pytest.mark.parametrize("preset", common.PRESETS)
+def test_family_with_rows_that_the_oracle_does_not_know(family: str, preset: Any) -> None:
+    for case in _cases(family):
+        words = sum(oracle.oracle_lookup_relevance(case.forward, case.inputs, preset, case.select))
+        parts = ConservativeLRP(case.forward, preset).attribute(
+            case.inputs, target=case.target, strict=True, positions="separate"
+        )
+        got = sum(v for name, v in parts.items() if OTHER_ROWS[family] in name)
+        assert isinstance(got, Tensor) and isinstance(words, Tensor)
+        assert float((got - words).abs().max()) <= common.TOLERANCE * float(words.abs().max())
+
+
+def _cases(family: str) -> list[common.Case]:
+    if family not in huggingface.names():
+        pytest.skip(f"{INSTALLED} has no {family}")
+    return huggingface.cases(family)
 
 
 @pytest.mark.parametrize("family", sorted(TABLE))
 def test_family_is_what_the_table_says(family: str) -> None:
-    if family in DISAGREE:
-        pytest.xfail("the package and the oracle disagree: open")
+    if family in OTHER_NORMS or family in OTHER_ROWS:
+        pytest.skip("compared in part, see above")
     recorded = TABLE[family]
     measured_here = INSTALLED in recorded.measured_with
     if family not in huggingface.names():

@@ -29,7 +29,8 @@ OTHER_NORMS = ("autoformer", "time_series_transformer", "timesfm2_5")
 #: Rows that are added to words without having been looked up place by place (interpolated, one for
 #: all, behind a concatenation), so only the words are compared; by what their table is called.
 OTHER_ROWS = {
-    "kosmos-2.5": "embed_tokens", "sam3_lite_text_text_model": "token_embedding", "udop": "embed_tokens",
+    "kosmos-2.5": "embed_tokens", "sam3_lite_text_text_model": "token_embedding",
+    "udop": "embed_tokens",
 }  # fmt: skip
 
 

@@ -369,12 +369,21 @@ def after_an_activation_in_place(m: Any, ids: Tensor) -> Tensor:
     return m.words(ids).clone().tanh_() + m.places(all_places(ids))
 
 
+def features(m: Any, ids: Tensor) -> Tensor:
+    """A vector of another model that began with learned rows."""
+    x = torch.cat([m.kinds.weight[:1], torch.linspace(-1, 1, 4 * WIDTH).double().view(4, WIDTH)])
+    x = x + m.places.weight[:5]
+    x = x + (x @ x.mT).softmax(-1) @ x
+    return m.words(ids) + torch.tanh(m.mix(x))[:1]
+
+
 NOT_ADDED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "prompts": lambda m, i: torch.cat([m.places(torch.zeros_like(i)), m.words(i)], 1),
     "concatenated": lambda m, i: torch.cat(
         [m.words(i)[..., :3], m.places(all_places(i)).expand(len(i), -1, -1)[..., :2]], -1
     ),
     "multiplied": lambda m, i: m.words(i) * m.places(all_places(i)),
+    "features of an image": features,
     "after a residual in place": after_a_residual_in_place,
     "after an activation in place": after_an_activation_in_place,
     "another text": lambda m, i: torch.cat([m.words(torch.full_like(i, 7)), m.words(i)], 1),

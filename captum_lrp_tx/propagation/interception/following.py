@@ -61,6 +61,9 @@ _EACH = frozenset(
 _PRODUCTS = frozenset("mul multiply rmul imul and bitwise_and iand".split())
 #: Sums and products of embedded tokens with constants.
 _LINEAR = frozenset("add sub subtract radd iadd isub mul multiply rmul imul div divide".split())
+_SCALING = frozenset("mul multiply rmul imul div divide".split())
+#: Products that mix rows, as attention does.
+_MIXING = frozenset("matmul rmatmul mm bmm baddbmm einsum scaled_dot_product_attention".split())
 #: New tensors like one of ids, and places among ids: of no id themselves.
 _NONE = frozenset(
     """zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros
@@ -333,13 +336,16 @@ def _follow_sum(traces: Traces, args: tuple[Any, ...], result: Any) -> bool:
 
 
 def _follow_tables(traces: Traces, name: str, args: tuple[Any, ...], result: Tensor) -> None:
-    """What is made of rows of learned tables, and of nothing that depends on the inputs."""
-    sources = args[:2] if name in _LINEAR else args[:1]
-    found: dict[int, Tensor] = {}  # each once: residual sums of constants would double them
-    for source in sources:
-        for one in source if isinstance(source, (list, tuple)) else (source,):
-            if isinstance(one, nn.Parameter):
-                found.update({id(one): one} if one.dim() > 1 else {})
-            else:
-                found.update({id(table): table for table in traces.tables(one)})
+    """Constants that are rows of learned tables and of nothing else, row by row."""
+    if name in _MIXING:
+        return
+    first = args[:2] if name in _LINEAR else args[:1]
+    sources = [t for s in first for t in (s if isinstance(s, (list, tuple)) else (s,))]
+    found: dict[int, Tensor] = {}  # each once: sums of a constant with itself would double them
+    for one in sources:
+        of = (one,) if isinstance(one, nn.Parameter) else traces.tables(one)
+        of = tuple(table for table in of if table.dim() > 1)
+        if not of and name not in _SCALING and isinstance(one, Tensor) and one.dim() > 1:
+            return  # joined with, or added to, what comes from elsewhere: features of an image
+        found.update({id(table): table for table in of})
     traces.note_tables(result, tuple(found.values()))

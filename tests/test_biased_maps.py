@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -117,3 +118,36 @@ def test_a_bias_is_a_bias_in_every_spelling(spelling: str) -> None:
         written = audit.explainability(plain, x, target=0, bias=bias, file=None)
         assert report.is_covered and abs(report.conservation_error) < 1e-6
         assert sum(report.absorbed.values()) == pytest.approx(sum(written.absorbed.values()))
+
+
+PLACES = torch.randn(5, 4, dtype=torch.float64)
+SUMMANDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "matmul": lambda x: x @ W + PLACES[: x.shape[1]],
+    "linear": lambda x: F.linear(x, W.T, B) + PLACES[None, : x.shape[1]],
+    "einsum": lambda x: torch.einsum("btd,do->bto", x, W) + PLACES[: x.shape[1]],
+    "views": lambda x: (x @ W).transpose(0, 1) + PLACES[: x.shape[1], None],
+    "convolution": lambda x: F.conv1d(x.mT, W.T[..., None]).flatten(2).mT + PLACES[: x.shape[1]],
+    "of another model": lambda x: PLACES[: x.shape[1]].expand(len(x), -1, -1).sin() + x @ W,
+}
+
+
+@pytest.mark.parametrize("bias", ["absorb", "distribute"])
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+@pytest.mark.parametrize("spelling", SUMMANDS)
+def test_constants_of_their_own_for_rows_are_no_bias(spelling: str, tokens: int, bias: Any) -> None:
+    """They are absorbed, whatever becomes of biases: for texts of every length and in batches."""
+    x = torch.randn(2, tokens, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def forward(given: Tensor) -> Tensor:
+        y = SUMMANDS[spelling](given)
+        return (y.transpose(0, 1) if spelling == "views" else y).matmul(weights).sum(1)
+
+    def plain(given: Tensor) -> Tensor:
+        return (F.linear(given, W.T, B if spelling == "linear" else None) @ weights).sum(1)
+
+    explainers = [ConservativeLRP(f, bias=bias) for f in (forward, plain)]
+    got, want = (e.attribute(x) for e in explainers)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+    for i in range(2):
+        torch.testing.assert_close(explainers[0].attribute(x[i : i + 1]), got[i : i + 1])

@@ -147,11 +147,12 @@ def test_shifted_ids_are_those_of_an_explicit_decoder(rules: str) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-12)
 
 
-def test_labels_and_texts_of_the_function_are_constants() -> None:
+@pytest.mark.parametrize("bias", ["absorb", "distribute"])
+def test_labels_and_texts_of_the_function_are_constants(bias: Any) -> None:
     model = t5("T5ForConditionalGeneration")
     labels = torch.tensor([[20, 21, 22, 23, 24, 25, 26, 27]])
     decoder = torch.cat([torch.tensor([[0]]), labels[:, :-1]], 1)
-    expected = ConservativeLRP(model).attribute(
+    expected = ConservativeLRP(model, bias=bias).attribute(
         {"input_ids": IDS, "decoder_input_ids": decoder}, target=(7, 5)
     )[0]
     for inputs, forward, more in (
@@ -159,7 +160,7 @@ def test_labels_and_texts_of_the_function_are_constants() -> None:
         (IDS, lambda x: model(input_ids=x, decoder_input_ids=decoder), None),
         (IDS, lambda x, y: model(input_ids=x, decoder_input_ids=y), decoder),
     ):
-        got = ConservativeLRP(forward).attribute(
+        got = ConservativeLRP(forward, bias=bias).attribute(
             inputs, target=(7, 5), additional_forward_args=more
         )
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-12)

@@ -41,6 +41,7 @@ class isolated:
         self._hooks = Hooks(also=self._restore)
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._by_storage: dict[int, list[Tensor]] | None = None
+        self._copied: set[int] = set()
 
     def __enter__(self) -> isolated:
         self._stored = [
@@ -74,15 +75,25 @@ class isolated:
         """Keep a copy of the buffers and parameters in whose memory a call is about to write."""
         if not isinstance(target, Tensor) or (target.requires_grad and not target.is_leaf):
             return
+        place = _storage(target)
+        if place is not None and place not in self._copied:
+            self._copied.add(place)
+            self._copy(self._tensors_at(place))
+
+    def is_stored(self, x: Tensor) -> bool:
+        """Whether a tensor is the whole of a parameter or buffer of the model, or a view of it."""
+        place = _storage(x)
+        return place is not None and any(t.numel() == x.numel() for t in self._tensors_at(place))
+
+    def _tensors_at(self, place: int) -> list[Tensor]:
+        """The parameters and buffers that lie in a storage."""
         if self._by_storage is None:
             self._by_storage = {}
             for _, module in self._modules:
                 for tensor in (*module._parameters.values(), *module._buffers.values()):
-                    if tensor is not None and (place := _storage(tensor)) is not None:
-                        self._by_storage.setdefault(place, []).append(tensor)
-        place = _storage(target)
-        if place is not None:
-            self._copy(self._by_storage.pop(place, ()))
+                    if tensor is not None and (at := _storage(tensor)) is not None:
+                        self._by_storage.setdefault(at, []).append(tensor)
+        return self._by_storage.get(place, [])
 
     def _copy(self, tensors: Any) -> None:
         # what was made under inference_mode cannot be written to outside of it

@@ -92,6 +92,8 @@ class LinearMap(Operation):
     apply: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
     distribute: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
     by_row: bool = field(kw_only=True, default=False)
+    #: The dimension of the output that a bias runs along; None: what the weights do tells.
+    channel: int | None = field(kw_only=True, default=None)
     fold: Callable[[Tensor, Tensor], Tensor | None] | None = field(kw_only=True, default=None)
     #: As ``apply`` with weights of one, where constant factors are no part of the weights.
     energy: Callable[[Tensor, Tensor], Tensor] | None = field(kw_only=True, default=None)

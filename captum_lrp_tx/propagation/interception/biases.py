@@ -1,7 +1,9 @@
 """Biases outside of the call: a constant added to, or multiplied into, the result of a linear map.
 
 ``x @ W + b``, a batch norm behind a convolution, ``conv(x) * scale + shift``: one linear map with
-a bias, whose rule is that of ``F.linear(x, W, b)``.  The last maps of a forward pass are
+a bias, whose rule is that of ``F.linear(x, W, b)``.  A constant is a bias if it is the same for all
+rows that the same weights make; positions, or a residual stream that does not depend on the inputs,
+are summands of their own.  The last maps of a forward pass are
 remembered by their autograd node.  A constant that meets one of them, with nothing between but
 views, casts and constant factors, is handed to the rule as the bias of that map.  Before torch 2.5
 autograd did not show the shapes that this needs: there such constants are absorbed, and booked.
@@ -9,13 +11,14 @@ autograd did not show the shapes that this needs: there such constants are absor
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_lrp_tx.propagation.functions import WithValue, safe_ratio
 from captum_lrp_tx.propagation.graph import Node, node_name
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 #: Numbers that remembered maps may hold (their inputs and outputs) beside the newest map: enough
 #: for whatever else is computed between a map and its bias, and little beside a large model.
 _HELD = 1 << 23
+#: Attribute of constants that are one row, repeated, with their version.
+_ROW = "_captum_lrp_tx_row"
 _SHOWS_SHAPES = hasattr(torch.autograd.graph.Node, "_input_metadata")
 #: How many views and factors are followed.
 _MAX_STEPS = 100
@@ -257,7 +262,7 @@ def composed(
         call, (x if made is None else replay(made, found.steps),), {}, absorb,
         input=inner.input, weight=weight, bias=bias, apply=apply,
         distribute=_handed_over(mode, found.module, distribute), fold=None if path else inner.fold,
-        energy=energy, by_row=inner.by_row and not path,
+        energy=energy, by_row=inner.by_row and not path, channel=None if path else inner.channel,
     )  # fmt: skip
 
 
@@ -288,16 +293,85 @@ def _folded(found: Found, steps: list[Step]) -> tuple[Tensor, list[Step]] | None
     return weight, path
 
 
+def of_zeros(result: Tensor) -> Tensor:
+    """The result of a map of zeros (a first state, padding): its bias once for every row."""
+    setattr(result, _ROW, result._version)  # until something is written into it
+    return result
+
+
+def _is_same_for_all_rows(
+    mode: Interception, found: Found, x: Tensor, constant: Any, original: Any
+) -> bool:
+    """Whether a constant is a bias: told by its shape, so that no row has one of its own.
+
+    Constants of their own for tokens or examples (positions, what another model made) are summands
+    that have nothing to do with the map.  A dimension of size 1 does not show which it is: there a
+    bias is what had one dimension, or is the whole of what the model stores.
+    """
+    if not isinstance(constant, Tensor) or constant.numel() == 1:
+        return True
+    if any(getattr(t, _ROW, None) == constant._version for t in (constant, constant._base)):
+        constant = constant[(0,) * (constant.dim() - 1)]
+    shape = torch.broadcast_shapes(x.shape, constant.shape)  # type: ignore[no-untyped-call]
+    if shape.numel() != x.numel():
+        return False
+    views = [step for step in found.steps if step.view is not None]
+    if constant.dim() == 1 and found.operation.channel == -1 and not views:
+        return True
+    if 1 in x.shape[-constant.dim() :]:
+        base = constant if constant._base is None else constant._base
+        if not (base.dim() == 1 or isinstance(original, nn.Parameter) or mode.is_stored(constant)):
+            return False
+    rows = _rows_of(found)
+    ones = torch.ones((), dtype=torch.float64, device=x.device).expand(x.shape)
+    covered = _moved_back(ones, found.shape, views) != 0
+    numbers = _moved_back(_numbered(constant).expand(x.shape), found.shape, views)
+    least = numbers.masked_fill(~covered, math.inf).amin(rows)
+    most = numbers.masked_fill(~covered, -math.inf).amax(rows)
+    return bool(((most <= least) | (most == -math.inf)).all())
+
+
+def _rows_of(found: Found) -> list[int]:
+    """The dimensions of a map's output along which all entries are made by the same weights."""
+    operation, dims = found.operation, len(found.shape)
+    if operation.channel is not None:
+        return [d for d in range(dims) if d != dims + operation.channel]
+    with torch.no_grad():
+        weight = operation.weight.double()
+        weight = torch.linspace(1, 2, weight.numel(), out=torch.empty_like(weight).flatten())
+        made = operation.apply(
+            torch.ones_like(operation.input, dtype=torch.float64),
+            weight.view(operation.weight.shape),
+        )
+    return [d for d in range(dims) if torch.allclose(made, made.narrow(d, 0, 1), rtol=1e-12)]
+
+
+def _numbered(constant: Tensor) -> Tensor:
+    """A number of its own for each entry that a constant really has, however far it is expanded."""
+    shape = [1 if s == 0 else n for n, s in zip(constant.shape, constant.stride(), strict=True)]
+    count = torch.Size(shape).numel()
+    numbers = torch.arange(1, count + 1, dtype=torch.float64, device=constant.device)
+    return numbers.view(shape).expand(constant.shape)
+
+
+def _moved_back(values: Tensor, shape: Sequence[int], views: list[Step]) -> Tensor:
+    """Values of the result of some views where their entries were before."""
+    if not views:
+        return values.reshape(tuple(shape))
+    with torch.enable_grad():
+        start = torch.zeros(shape, dtype=values.dtype, device=values.device, requires_grad=True)
+        end = start
+        for step in views:
+            end = step.view(end) if step.view is not None else end
+        (moved,) = torch.autograd.grad(end, start, values.expand_as(end))
+    return moved
+
+
 def _before_views(factor: Tensor, shape: Sequence[int], path: list[Step]) -> Tensor:
     """A factor of the result of some views in the layout of what they were taken of."""
     if not any(step.view is not None for step in path):
         return factor
-    with torch.enable_grad():
-        start = torch.zeros(shape, dtype=factor.dtype, device=factor.device, requires_grad=True)
-        end = start
-        for step in path:
-            end = step.view(end) if step.view is not None else end
-        (moved,) = torch.autograd.grad(end, start, factor.expand_as(end))
+    moved = _moved_back(factor, shape, path)
     for d in range(moved.dim()):
         first = moved.narrow(d, 0, 1)
         moved = first if bool((moved == first).all()) else moved
@@ -344,7 +418,7 @@ def added_constant(
     (i,) = where
     x, constant = args[i], args[1 - i]
     found = mode.maps.find(x)
-    if found is None:
+    if found is None or not _is_same_for_all_rows(mode, found, x, constant, mode.as_called[1 - i]):
         return None
     if not isinstance(constant, Tensor):
         constant = torch.as_tensor(constant, dtype=x.dtype, device=x.device)

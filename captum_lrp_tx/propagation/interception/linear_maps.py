@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.functions import Combine, LinearValue, safe_ratio
-from captum_lrp_tx.propagation.interception.biases import Step, composed
+from captum_lrp_tx.propagation.interception.biases import Step, composed, of_zeros
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.constant_weights import (
     apply_linear,
@@ -48,7 +48,8 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
         with mode:
             return Combine.call(value, product + bias)
     if not depends(x):
-        return of_constants(mode, func, (x, weight, bias), {})
+        result = of_constants(mode, func, (x, weight, bias), {})
+        return result if bias is None or bool(x.any()) else of_zeros(result)
     call = func
     trainable = folds(mode, x, weight)
     rows = x.numel() // max(1, x.shape[-1]) if x.dim() > 1 else 1
@@ -65,7 +66,7 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
         call, (x, weight, bias), {}, mode.absorber(bias),
         input=x, weight=weight, bias=bias,
         apply=lambda i, w: func(i, w), distribute=spread_last, by_row=weight.dim() == 2,
-        fold=functools.partial(_fold, channel=-1, output=0, groups=None),
+        channel=-1, fold=functools.partial(_fold, channel=-1, output=0, groups=None),
     )  # fmt: skip
     return apply_linear(mode, operation)
 
@@ -126,6 +127,7 @@ def _convolution(
         input=x, weight=weight,
         bias=None if bias is None else bias.reshape(-1, *(1,) * spatial),
         apply=apply, distribute=spread_through(apply, weight), fold=fold,
+        channel=-spatial - 1,
     )  # fmt: skip
     return apply_linear(mode, operation)
 

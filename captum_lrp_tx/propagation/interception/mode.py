@@ -231,6 +231,10 @@ class Interception(TorchFunctionMode):
             for item in x:
                 self.mark_trainable(item)
 
+    def is_stored(self, x: Tensor) -> bool:
+        """Whether a constant is a parameter or buffer of the model; asked rarely."""
+        return self.isolation.is_stored(x)
+
     def is_trainable(self, x: Any) -> bool:
         """Whether a constant would require a gradient in the plain model."""
         if not isinstance(x, Tensor) or x.requires_grad:

@@ -18,7 +18,6 @@ REFUSED = {
     ("lambda_resnet26t", "ah+ln"): TWO_TENSORS,
     ("lambda_resnet26rpt_256", "ah+ln"): TWO_TENSORS,
     ("efficientvim_m1", "ah+ln"): TWO_TENSORS,
-    ("sequencer2d_s", "lrp"): "MkldnnRnnLayer",
 }
 NAMES = walker.names()
 

@@ -11,6 +11,8 @@ the second run gives gradient x input, which is the relevance:
   Gates, routers and output softmaxes stay as they are.
   Linear attention ``f(q) (f(k)^T v)`` never forms its pattern ``f(q) f(k)^T``; there the factors
   ``f(q)`` and ``f(k)`` are constants (:func:`_weights`).
+  A softmax that weighs entry by entry what is then summed along its axis is one, too, as are
+  activations divided by their own sum (:mod:`oracle_entrywise`).
 * ``ln``: the normaliser of every norm is a constant; the subtraction of the mean stays linear.
   Covered: ``native_layer_norm``, ``native_group_norm``, ``_fused_rms_norm``, and hand-written
   norms (``rsqrt``, ``sqrt``, ``std``, ``x ** 0.5``, ``x ** -0.5``, vector norms) whose value comes
@@ -34,6 +36,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+import oracle_entrywise
 import oracle_lrp
 from oracle_lookups import added_to, by_id, owners_of
 
@@ -331,12 +334,17 @@ def trace_function(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) 
             continue
         name = _name(node)
         if name in _SOFTMAX:
-            is_pattern = _feeds_product(node, depends)
+            is_pattern = oracle_entrywise.attends(node, depends) or (
+                _feeds_product(node, depends) and not oracle_entrywise.is_routed(node, depends)
+            )
             (trace.patterns if is_pattern else trace.other_softmaxes).append(node)
         elif name in _FUSED_NORM or _is_normaliser(node, depends):
             trace.normalisers.append(node)
         elif _is_sink(node, depends):
             trace.patterns.append(node)
+        elif name.startswith("aten::div") and oracle_entrywise.is_own_sum(node):
+            if _feeds_product(node, depends) and not oracle_entrywise.is_routed(node, depends):
+                trace.patterns.append(node)
         elif name.startswith("aten::grid_sampler") and node.args[1] in depends:
             trace.patterns.append(node.args[1])
     trace.weights = {**_weights(trace, depends), **_delta_rule(trace.graph.nodes, depends)}
@@ -363,6 +371,7 @@ class _Recorder(TorchDispatchMode):
         self.nodes[id(x)] = node
         self.alive.append(x)
         node.meta["float"] = x.is_floating_point() or x.is_complex()
+        node.meta["shape"] = tuple(x.shape)
         node.meta["rows"] = x.shape[:-1].numel()
 
     def node_of(self, x: Any) -> Any:
@@ -493,7 +502,7 @@ def _feeds_product(softmax: fx.Node, depends: set[fx.Node]) -> bool:
                     todo.append(user)
                 continue
             by_constant = name in _TRANSPARENT_BY_CONSTANT and _operands(user, depends) == [node]
-            if by_constant or name in _TRANSPARENT or name == "getitem":
+            if by_constant or name in _TRANSPARENT or name in ("getitem", "aten::cat"):
                 todo.append(user)
     return False
 
@@ -652,6 +661,13 @@ class _Attention:
         features = [bool(o) and all(_name(n) in _FEATURE_MAP for n in o) for o in origins]
         activated = [f and self._of_scores(o) for f, o in zip(features, origins, strict=True)]
         patterns = [bool(o) and o <= self.patterns for o in origins]
+        if patterns == [False, True]:  # q @ (f(k)^T f(v)): the rows that q reads are the keys'
+            for inner in origins[1]:
+                self.weights[inner] = inner.args[-2]
+                self.patterns.discard(inner)
+            self.weights[node] = factors[0]
+            self.sums.add(node)
+            return
         for signs in (patterns, summed[::-1], activated, features):
             if signs[0] != signs[1]:
                 side = signs.index(True)
@@ -683,6 +699,9 @@ def _origins(node: fx.Node, depends: set[fx.Node], weights: dict[fx.Node, fx.Nod
         if name in _SCALING and current in weights:
             operands = [o for o in operands if o is not weights[current]]
         elif name in ("aten::div", "aten::div_"):
+            if oracle_entrywise.is_own_sum(current):
+                found.add(current)
+                continue
             operands = [o for o in operands if o is current.args[0]]
         passes = name in _TRANSPARENT or name in ("getitem", "aten::cat", "aten::constant_pad_nd")
         passes = passes or name in _SUM

@@ -6,7 +6,8 @@ From the definitions, on aten operations and recorded values, sharing nothing wi
 * a product of two factors that depend on the inputs keeps the gate constant. The gate is the
   factor that comes, entry by entry, from a bounded function (softmax or sigmoid before tanh and
   the like), failing those from an activation; without such a difference each factor has half;
-* a divisor is a constant; a matrix product without an attention pattern gives half to each factor.
+* a divisor is a constant; a matrix product without an attention pattern gives half to each factor,
+  but to the experts alone if the other factor is a softmax that routes them.
 
 Linear maps are plain gradients: epsilon is 1e-9 in the presets.
 """
@@ -59,6 +60,8 @@ def gate_strength(node: Any, depends: set[fx.Node], depth: int = 60) -> int:
         return _BOUNDED[name]
     if name in _SELF_GATED:
         return 1
+    if name == "mul" and _is_self_gated(node, depends):
+        return 1
     if name not in _ENTRYWISE and name != "getitem":
         return 0
     parents = [n for n in node.all_input_nodes if n in depends]
@@ -70,6 +73,52 @@ def gate_strength(node: Any, depends: set[fx.Node], depth: int = 60) -> int:
     ):
         return 0  # a sum of self-gated values is a signal
     return strength
+
+
+def _is_self_gated(node: fx.Node, depends: set[fx.Node]) -> bool:
+    """Whether a product is ``x * f(x)`` with an activation in ``f``: one written by hand."""
+    first, second = node.args[:2]
+    for signal, gate in ((first, second), (second, first)):
+        if not isinstance(signal, fx.Node) or not isinstance(gate, fx.Node):
+            return False
+        while base_name(signal) in ("mul", "div") and len(_live(signal, depends)) == 1:
+            (signal,) = _live(signal, depends)
+        todo, seen, is_active = [gate], set(), False
+        while todo:
+            one = todo.pop()
+            if one is signal or one in seen:
+                continue
+            seen.add(one)
+            active = base_name(one) in _SELF_GATED or base_name(one) in _BOUNDED
+            known = active or base_name(one) in ("mul", "div", "add", "sub", "rsub", "pow", "neg")
+            before = _live(one, depends)
+            if not known or not before or "softmax" in base_name(one):
+                is_active = False
+                break
+            is_active = is_active or active
+            todo.extend(before)
+        if is_active:
+            return True
+    return False
+
+
+def _is_of_softmax(node: Any, depends: set[fx.Node]) -> bool:
+    """Whether the entries of a factor are those of a softmax, moved, scaled or renormalised."""
+    while isinstance(node, fx.Node) and node in depends:
+        name = base_name(node)
+        if "softmax" in name and "log" not in name:
+            return True
+        live = _live(node, depends)
+        if name == "div":
+            live = [n for n in node.args[:1] if n in depends]
+        if len(live) != 1 or (name not in _ENTRYWISE and name != "getitem"):
+            return False
+        (node,) = live
+    return False
+
+
+def _live(node: fx.Node, depends: set[fx.Node]) -> list[fx.Node]:
+    return [n for n in node.all_input_nodes if n in depends]
 
 
 def propagate(
@@ -128,7 +177,11 @@ def _product(
     first, second = args[:2]
     note = ""
     strengths = [gate_strength(a, depends) for a in node.args[:2]]
-    if name != "mul" or strengths[0] == strengths[1] or first is second:
+    softmaxes = [_is_of_softmax(a, depends) for a in node.args[:2]]
+    if name != "mul" and softmaxes[0] != softmaxes[1]:  # the router of a mixture
+        side = softmaxes.index(True)
+        replaced = (first.detach(), second) if side == 0 else (first, second.detach())
+    elif name != "mul" or strengths[0] == strengths[1] or first is second:
         replaced = (_half(first), _half(second))
         note = HALVES if name == "mul" else HALVES_OF_MATRICES
     elif strengths[0] > strengths[1]:

@@ -19,7 +19,7 @@ from captum_lrp_tx import ConservativeGI, ConservativeLRP, LayerConservativeGI, 
 from captum_lrp_tx.errors import UnreachedInputError, UnsupportedModelError
 from captum_lrp_tx.propagation import diagnosis, graph, obstacles
 from captum_lrp_tx.propagation.arguments import fresh
-from captum_lrp_tx.propagation.recognition import homogeneity
+from captum_lrp_tx.propagation.recognition import homogeneity, patterns
 from captum_lrp_tx.propagation.scope import Boundary
 
 TOKENS, WIDTH = 5, 4
@@ -334,8 +334,13 @@ def leaf(*shape: int) -> Tensor:
         (lambda s: s.exp() / s.exp().sum(-1, keepdim=True), False),  # two exponentials
         (lambda s: (e := s.exp()) / e.sum(-1, keepdim=True), True),
         (lambda s: (e := s.exp()) / (e.sum(-1, keepdim=True) + 1), True),
-        (lambda s: (e := s.exp()) / e.mean(-1, keepdim=True), False),
-        (lambda s: (e := s.sigmoid()) / e.sum(-1, keepdim=True), False),
+        (lambda s: (e := s.exp()) / e.mean(-1, keepdim=True), True),
+        (lambda s: (e := s.sigmoid()) / e.sum(-1, keepdim=True), True),
+        (lambda s: (e := s.exp()) * e.sum(-1, keepdim=True).reciprocal(), True),
+        (lambda s: (e := s.exp()) * (1 / e.sum(-1, keepdim=True)), True),
+        (lambda s: s.log_softmax(-1).exp(), True),
+        (lambda s: (s - s.logsumexp(-1, keepdim=True)).exp(), True),
+        (lambda s: (s - (s * 2).logsumexp(-1, keepdim=True)).exp(), False),
         (lambda s: 1 / s.softmax(-1), False),
         (lambda s: torch.zeros(3, 3).copy_(s.softmax(-1)), True),
         (lambda s: (s * 2).copy_(s.softmax(-1)), True),  # only what was copied is left
@@ -347,7 +352,7 @@ def leaf(*shape: int) -> Tensor:
     ],
 )
 def test_what_is_an_attention_pattern(make: Any, expected: bool) -> None:
-    assert graph.is_pattern(make(leaf(3, 3))) is expected
+    assert patterns.is_pattern(make(leaf(3, 3))) is expected
 
 
 @pytest.mark.parametrize(
@@ -407,7 +412,7 @@ def test_how_much_like_a_gate(make: Any, expected: int) -> None:
     ],
 )
 def test_what_is_the_gate_of_a_sink(make: Any, expected: bool) -> None:
-    assert graph.is_sink_gate(make(leaf(3, 3))) is expected
+    assert patterns.is_sink_gate(make(leaf(3, 3))) is expected
 
 
 # ---- where a NaN comes from ---------------------------------------------------------------------

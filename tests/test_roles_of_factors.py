@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,10 +11,44 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_lrp_tx.errors import UnsupportedModelError
-from captum_lrp_tx.propagation import delta_rule, graph, linear_attention, obstacles
-from captum_lrp_tx.propagation.graph import Role
+from captum_lrp_tx.propagation import delta_rule, graph, obstacles
+from captum_lrp_tx.propagation.recognition import axes, undecided, weighing
+from captum_lrp_tx.propagation.recognition.axes import Origin
+from captum_lrp_tx.propagation.recognition.contracted import contraction_of
 
 N = 4
+
+
+class Data:
+    """Linear maps of one sequence, whose first axis is of the data and last of parameters."""
+
+    def __init__(self) -> None:
+        self.x = torch.rand(N, N, requires_grad=True) * 1.0
+
+    def linear(self) -> Tensor:
+        weight = torch.rand(N, N)
+        result = self.x @ weight
+        axes.note(result, self.x, -1)
+        return result
+
+    def feature(self) -> Tensor:
+        return F.elu(self.linear()) + 1
+
+    def score(self) -> Tensor:
+        return self.linear() @ self.linear().mT
+
+    def softmax(self) -> Tensor:
+        return self.score().softmax(-1)
+
+    def router(self) -> Tensor:
+        return self.linear().softmax(-1)
+
+    def summed(self) -> Tensor:
+        """``f(k)^T v`` that is known to be such, moved and masked since."""
+        args = (self.linear().softmax(0).mT, self.linear())
+        result = args[0] @ args[1]
+        weighing.summarize(result, args, torch.matmul, (0,))
+        return result[None].squeeze(0) * 0.5
 
 
 def leaf(*shape: int) -> Tensor:
@@ -24,100 +59,159 @@ def linear() -> Tensor:
     return leaf() * 2
 
 
-def feature() -> Tensor:
-    return F.elu(leaf()) + 1
+def of(first: Tensor, second: Tensor) -> weighing.Weighing:
+    return weighing.weighing_of(torch.matmul, (first, second), [0, 1])
 
 
-def score() -> Tensor:
-    return (leaf() @ leaf()) / 2
+PRODUCTS: dict[str, tuple[Callable[[Data], tuple[Tensor, Tensor]], weighing.Weighing]] = {
+    "softmax attention": (
+        lambda d: (d.softmax(), d.linear()),
+        weighing.Weighing((0,), what="softmax attention")),
+    "values on the left": (
+        lambda d: (d.linear().mT, d.softmax().mT),
+        weighing.Weighing((1,), what="softmax attention")),
+    "pooling": (
+        lambda d: (d.linear().softmax(0).mT, d.linear()),
+        weighing.Weighing((0,), what="softmax attention")),
+    "a router and what parameters made": (
+        lambda d: (d.router(), d.linear().mT),
+        weighing.Weighing(mixes=0, what="mixture")),
+    "scores without a softmax": (
+        lambda d: (d.score().sigmoid(), d.linear()),
+        weighing.Weighing((0,), what="attention without a softmax (convention)")),
+    "keys and values": (
+        lambda d: (d.feature().mT, d.linear()), weighing.Weighing(proposed=(0,))),
+    "two maps over the tokens": (
+        lambda d: (d.feature().mT, d.feature()), weighing.Weighing(proposed=(0, 1))),
+    "queries and keys": (
+        lambda d: (d.feature(), d.feature().mT),
+        weighing.Weighing(is_pattern=True, what="pattern of feature maps")),
+    "a query reads": (
+        lambda d: (d.linear(), d.summed()),
+        weighing.Weighing((0,), what="linear attention (convention)")),
+    "two towers": (lambda d: (d.feature(), d.linear().mT), weighing.Weighing()),
+    "biaffine": (lambda d: (d.linear(), d.linear().mT), weighing.Weighing()),
+    "Gram matrix": (lambda d: (d.linear().mT, d.linear()), weighing.Weighing()),
+    "bare scores are no values": (lambda d: (d.feature().mT, d.score()), weighing.Weighing()),
+    "along another axis": (
+        lambda d: (d.linear(), d.summed().mT), weighing.Weighing()),
+    "a power of a softmax": (
+        lambda d: (d.softmax() ** 2, d.linear()), weighing.Weighing(is_untold=True)),
+}  # fmt: skip
 
 
-def summed() -> Tensor:
-    """Values that were summed with the weights of a pattern, moved and masked since."""
-    result = leaf() @ torch.rand(N, N)
-    graph.mark(result, Role.SUMMARY)
-    return result.mT[None].squeeze(0) * 0.5
-
-
-MAKE = {"linear": linear, "feature": feature, "score": score, "summed": summed,
-        "softmax": lambda: leaf().softmax(-1), "relu of scores": lambda: score().relu(),
-        "sigmoid of scores": lambda: (score() - 1).sigmoid() * 2,
-        "leaf": leaf}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "first, second, weights, is_pattern",
-    [
-        ("linear", "linear", (), False),
-        ("leaf", "linear", (), False),
-        ("feature", "linear", (0,), False),  # f(q) and a sum of values is yet to come
-        ("linear", "feature", (1,), False),
-        ("feature", "feature", (), True),  # f(q) f(k)^T
-        ("relu of scores", "linear", (0,), False),
-        ("linear", "sigmoid of scores", (1,), False),
-        ("relu of scores", "feature", (0,), False),  # scores come before feature maps
-        ("feature", "relu of scores", (1,), False),
-        ("relu of scores", "sigmoid of scores", (), True),
-        ("feature", "score", (), False),  # bare scores are no values
-        ("score", "feature", (), False),
-        ("score", "linear", (), False),
-        ("summed", "linear", (1,), False),
-        ("feature", "summed", (0,), False),
-        ("summed", "feature", (1,), False),
-        ("summed", "summed", (), False),
-        ("softmax", "linear", (0,), False),
-    ],
-)
-def test_weights_of_a_product(
-    first: str, second: str, weights: tuple[int, ...], is_pattern: bool
-) -> None:
-    args = (MAKE[first](), MAKE[second]())
-    assert linear_attention.weights(args, [0, 1]) == (weights, is_pattern)
-    moved = ("equation", *args)
-    shifted = tuple(i + 1 for i in weights)
-    assert linear_attention.weights(moved, [1, 2]) == (shifted, is_pattern)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_what_a_product_is(name: str) -> None:
+    make, expected = PRODUCTS[name]
+    assert of(*make(Data())) == expected
 
 
 def test_weights_of_products_of_three() -> None:
-    args = (feature(), linear(), linear())
-    assert linear_attention.weights(args, [0, 1, 2]) == ((), False)
-    args = (feature(), summed(), linear())
-    assert linear_attention.weights(args, [0, 1, 2]) == ((0, 2), False)
+    d = Data()
+    queries, keys, values = d.feature(), d.feature(), d.linear()
+    got = weighing.weighing_of(torch.einsum, ("ik,jk,jd->id", queries, keys, values), [1, 2, 3])
+    assert got.weights == (1, 2) and got.shares == {1: 0.25, 2: 0.25, 3: 0.5}
+    plain = weighing.weighing_of(
+        torch.einsum, ("ik,jk,jd->id", queries, d.linear(), values), [1, 2, 3]
+    )
+    assert plain == weighing.Weighing()
 
 
-@pytest.mark.parametrize(
-    "first, second, quotient, expected",
-    [
-        ("summed", "linear", True, 1),  # (sum of values) / z
-        ("summed", "linear", False, None),  # a gate
-        ("summed", "reciprocal", False, 1),  # (sum of values) * (1 / z)
-        ("reciprocal", "summed", False, 0),
-        ("linear", "summed", True, None),
-        ("linear", "summed", False, None),
-        ("reciprocal", "linear", False, None),
-        ("linear", "linear", True, None),
-    ],
-)
-def test_what_makes_weights_sum_to_one(
-    first: str, second: str, quotient: bool, expected: int | None
-) -> None:
-    make = {**MAKE, "reciprocal": lambda: (leaf() + 1).reciprocal()[None].squeeze(0) * 1.5}
-    assert linear_attention.renormalizer((make[first](), make[second]()), quotient) == expected
+def test_keys_and_values_are_attention_once_a_query_reads_them() -> None:
+    d = Data()
+    args = (d.feature().mT, d.linear())
+    plain = args[0] @ args[1]
+    told: list[int] = []
+    result = undecided.Undecided.call(plain.detach(), plain, plain * 1.0)
+    weighed = undecided.Weighed(result.grad_fn, None, (), told.append)
+    weighing.summarize(result, args, torch.matmul, (0,)).weighed = weighed
+    assert of(d.linear(), result) == weighing.Weighing(), "a bare factor is no query"
+    assert of(d.feature(), result.mT) == weighing.Weighing(), "along the channels of the values"
+    assert not told and graph.parents(result.grad_fn) == [plain.grad_fn]
+    assert of(d.feature(), result).weights == (0,)
+    assert told == [1] and graph.parents(result.grad_fn) != [plain.grad_fn]
 
 
-def test_no_path_is_walked_for_ever() -> None:
-    far = summed()
-    for _ in range(60):
-        far = far.view_as(far)
-    assert linear_attention.weights((far, feature()), [0, 1]) == ((1,), False)
-    pattern = leaf().softmax(-1)
-    for _ in range(60):
-        pattern = pattern.view_as(pattern)
-    assert not graph.is_pattern(pattern) and graph.gate_strength(pattern) == 0
-    sink = leaf().logsumexp(-1)
-    for _ in range(60):
-        sink = sink.view_as(sink)
-    assert not graph.is_sink_gate(sink.sigmoid())
+def test_what_divides_weighed_values() -> None:
+    d = Data()
+    weights = d.score().exp()
+    values = d.linear()
+    result = weights @ values
+    weighing.summarize(result, (weights, values), torch.matmul, (0,))
+    total = weights.sum(-1, keepdim=True)
+    assert weighing.renormalizer((result, total), True) == 1
+    assert weighing.renormalizer((result, total.reciprocal()), False) == 1
+    assert weighing.renormalizer((total.reciprocal(), result), False) == 0
+    assert weighing.renormalizer((result, total), False) is None, "no quotient"
+    for other in (d.linear(), result.square().mean(-1, keepdim=True).sqrt(), 1 + values.exp()):
+        assert weighing.renormalizer((result, other), True) is None
+    assert weighing.renormalizer((values, total), True) is None
+
+
+# ---- where an axis comes from -------------------------------------------------------------------
+AXES: dict[str, tuple[Callable[[Data], Tensor], int, Origin]] = {
+    "tokens": (lambda d: d.linear(), 0, Origin.DATA),
+    "channels": (lambda d: d.linear(), 1, Origin.PARAMETERS),
+    "channels, activated": (lambda d: d.feature() * 2, -1, Origin.PARAMETERS),
+    "transposed": (lambda d: d.linear().mT, 0, Origin.PARAMETERS),
+    "heads": (lambda d: d.linear().view(N, 2, N // 2), 1, Origin.PARAMETERS),
+    "joined with tokens": (lambda d: d.linear().view(1, N * N), 1, Origin.DATA),
+    "of the inputs": (lambda d: d.x, 1, Origin.DATA),
+    "keys": (lambda d: d.score(), 1, Origin.SCORES),
+    "keys of a constant query": (
+        lambda d: torch.rand(2, N) @ d.linear().mT, 1, Origin.DATA),
+    "constant queries": (lambda d: torch.rand(2, N) @ d.linear().mT, 0, Origin.PARAMETERS),
+    "experts": (lambda d: torch.stack([d.linear(), d.feature()], 1), 1, Origin.PARAMETERS),
+    "experts, joined": (
+        lambda d: torch.cat([d.linear()[:, None], d.feature()[:, None]], 1), 1, Origin.PARAMETERS),
+    "steps of time": (
+        lambda d: torch.stack([row.tanh() for row in d.linear().unbind(0)]), 0, Origin.DATA),
+    "channels one by one": (
+        lambda d: torch.stack([c.tanh() for c in d.linear().unbind(1)], 1), 1, Origin.PARAMETERS),
+    "with a class token": (
+        lambda d: torch.cat([torch.zeros(1, N), d.linear()]), 0, Origin.DATA),
+    "spread out": (lambda d: d.linear()[:, None].expand(N, 3, N), 1, Origin.PARAMETERS),
+    "pooled": (lambda d: d.linear().view(1, N, N).mean(1), 1, Origin.PARAMETERS),
+    "residual": (lambda d: d.x + d.linear(), 0, Origin.DATA),
+    "chosen places": (lambda d: d.linear()[torch.tensor([1, 0])], 0, Origin.DATA),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_where_an_axis_comes_from(name: str) -> None:
+    make, axis, expected = AXES[name]
+    assert axes.origin(make(Data()), axis) is expected
+
+
+def test_behind_scores_lie_the_tokens_of_the_keys() -> None:
+    score = Data().score()
+    assert axes.origin(score, 1, through_scores=True) is Origin.DATA
+    outer = Data().linear()[:1].mT @ Data().linear()[:1]
+    assert axes.origin(outer, 1, through_scores=True) is Origin.PARAMETERS
+
+
+def test_axes_of_products_meet_by_their_labels() -> None:
+    x, y = torch.rand(2, 3, 4), torch.rand(2, 4, 5)
+    for func, args in (
+        (torch.matmul, (x, y)), (torch.bmm, (x, y)),
+        (torch.Tensor.__rmatmul__, (y, x)), (torch.einsum, ("bij,bjk->bik", x, y)),
+        (torch.einsum, ("...ij,...jk", x, y)), (torch.baddbmm, (torch.rand(1), x, y)),
+    ):  # fmt: skip
+        how = contraction_of(func, args)
+        assert how is not None
+        left, right = (
+            (i for i, a in enumerate(args) if a is x),
+            (i for i, a in enumerate(args) if a is y),
+        )
+        i, j = next(left), next(right)
+        assert how.summed(i) == [-1] and how.summed(j) == [-2]
+        assert how.axis_in(i, j, -1) == -2
+        assert how.own(i) == [(-2, -2)] and how.own(j) == [(-1, -1)]
+    assert contraction_of(torch.tensordot, (x, y)) is None
+    entries = contraction_of(torch.einsum, ("bij,bj->bij", x, x[:, 0]))
+    assert entries is not None and entries.is_entrywise
+    vector = contraction_of(torch.mv, (x[0], x[0, 0]))
+    assert vector is not None and vector.summed(1) == [-1] and vector.own(0) == [(-2, -1)]
 
 
 # ---- the delta rule -----------------------------------------------------------------------------

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_lrp_tx.propagation import delta_rule, graph, linear_attention, recurrence
+from captum_lrp_tx.propagation import delta_rule, graph, recurrence
 from captum_lrp_tx.propagation.arguments import fresh
 from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.propagation.recognition import patterns, weighing
 
 
 def leaf() -> Tensor:
@@ -37,35 +38,29 @@ def added(x: Tensor, times: int) -> Tensor:
 
 #: The search, what it finds ``n`` operations later, and the greatest such ``n``.
 SEARCHES: dict[str, tuple[Callable[[Tensor], Any], Callable[[int], Tensor], int]] = {
-    "pattern": (graph.is_pattern, lambda n: moved(leaf().softmax(-1), n), 39),
-    "pattern, scaled": (graph.is_pattern, lambda n: moved(leaf().softmax(-1) / 2, n), 38),
+    "pattern": (patterns.is_pattern, lambda n: moved(leaf().softmax(-1), n), 39),
+    "pattern, scaled": (patterns.is_pattern, lambda n: moved(leaf().softmax(-1) / 2, n), 38),
     "sum of patterns": (
-        graph.is_pattern,
+        patterns.is_pattern,
         lambda n: moved(leaf().softmax(-1), n - 1) + leaf().softmax(-1), 39,
     ),
     "sink gate": (
-        graph.is_sink_gate, lambda n: moved(leaf().logsumexp(-1, keepdim=True).sigmoid(), n), 38,
+        patterns.is_sink_gate, lambda n: moved(leaf().logsumexp(-1, keepdim=True).sigmoid(), n), 38,
     ),
     "gate": (graph.gate_strength, lambda n: moved(leaf().sigmoid(), n), 39),
     "feature map": (graph.gate_strength, lambda n: moved(leaf().relu(), n), 39),
-    "reciprocal": (
-        lambda t: linear_attention.renormalizer([t, summary()], False) == 0,
-        lambda n: moved(leaf().reciprocal(), n), 39,
-    ),
     "step size": (recurrence.role, lambda n: moved(F.softplus(leaf()), n), 399),
     "decay by a step size": (
         lambda t: recurrence.role(t) == "decay", lambda n: moved(F.softplus(leaf()), n).exp(), 400,
     ),
-    "sum of values": (
-        lambda t: linear_attention.renormalizer([t, leaf()], True) == 1,
-        lambda n: moved(summary(), n), 39,
-    ),
+    "sum of values": (weighing.is_weighed, lambda n: moved(summary(), n), 39),
 }  # fmt: skip
 
 
 def summary() -> Tensor:
-    result = leaf() * 1.0
-    graph.mark(result, graph.Role.SUMMARY)
+    args = (leaf().softmax(-1), leaf())
+    result = args[0] @ args[1]
+    weighing.summarize(result, args, torch.matmul, (0,))
     return result
 
 

@@ -7,6 +7,7 @@ Operations are known to be harmless by name; whatever is not known is reported.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from captum_lrp_tx.propagation import functions
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, is_softmax, node_name, parents, walk
 from captum_lrp_tx.propagation.obstacles import foreign
 from captum_lrp_tx.propagation.operations import Kind
+from captum_lrp_tx.propagation.recognition import homogeneity
+from captum_lrp_tx.propagation.recognition.weighing import UNTOLD
 from captum_lrp_tx.propagation.recurrence import UNCLEAR, marked
 from captum_lrp_tx.propagation.scope import Scope
 
@@ -94,6 +97,14 @@ _NORMS = frozenset(
 )
 
 
+#: Those that give what they normalise, not a statistic.
+_WHOLE = frozenset(n for n in _NORMS if "Batch" in n or n.endswith(("LayerNorm", "GroupNorm"))) | {
+    "FusedRmsNorm",
+    "RmsNorm",
+    "InstanceNorm",
+}
+
+
 @dataclass(frozen=True)
 class Finding:
     """A non-linear operation that no rule covers.
@@ -136,10 +147,11 @@ def uncovered(
     """
     on_path = _on_path(roots, leaves)
     used = {(e, i) for node in on_path for e, i in node.next_functions if e is not None}
+    path = _Path(on_path, used)
     chosen = {module for module, _, rule in scope.applied if rule == "GradientRule()"}
     found: dict[tuple[str, str, str], Finding] = {}
     for node in sorted(on_path, key=_sequence):
-        judged = _judge(node, on_path, used, base)
+        judged = _judge(node, path, base)
         if judged is None:
             continue
         what, is_fault = judged
@@ -196,7 +208,8 @@ def conserving(nodes: set[Node]) -> Literal["linear", "homogeneous"] | None:
     on_path = {e for e, _ in used} | nodes
     # what is used of the results is not known here: all may be
     used |= {(node, i) for node in nodes for i in range(2)}
-    if any(is_ours(node) or _judge(node, on_path, used, _EVERYTHING) for node in nodes):
+    path = _Path(on_path, used)
+    if any(is_ours(node) or _judge(node, path, _EVERYTHING) for node in nodes):
         return None
     return "homogeneous" if any(_is_homogeneous(node) for node in nodes) else "linear"
 
@@ -255,9 +268,47 @@ def _is_shared_out(node: Node) -> bool:
     return True
 
 
-def _judge(
-    node: Node, on_path: set[Node], used: set[tuple[Node, int]], base: Mapping[Kind, Any]
-) -> tuple[str, bool] | None:
+@dataclass(frozen=True)
+class _Path:
+    """The nodes between the output and the leaves, and which of their results are used."""
+
+    nodes: set[Node]
+    used: set[tuple[Node, int]]
+
+    @functools.cached_property
+    def users(self) -> dict[Node, list[tuple[Node, int]]]:
+        """The nodes that use a node, and as which argument."""
+        users: dict[Node, list[tuple[Node, int]]] = {}
+        for node in self.nodes:
+            for position, (parent, _) in enumerate(node.next_functions):
+                if parent is not None:
+                    users.setdefault(parent, []).append((node, position))
+        return users
+
+    def divides(self, statistic: Node) -> bool:
+        """Whether a statistic divides something, behind operations entry by entry."""
+        todo, seen = [statistic], set[Node]()
+        while todo:
+            node = todo.pop()
+            for user, position in self.users.get(node, ()):
+                name = node_name(user)
+                exponent = getattr(user, "_saved_exponent", 1)
+                negative = name == "Pow" and isinstance(exponent, (int, float)) and exponent < 0
+                if name in ("Rsqrt", "Reciprocal") or negative or (name, position) == ("Div", 1):
+                    return True
+                if homogeneity.is_shifted(user):
+                    continue  # 1 + distance is no norm
+                if user not in seen and (name in _ENTRYWISE or name == "Pow"):
+                    seen.add(user)
+                    todo.append(user)
+        return False
+
+
+#: What keeps a statistic one, before it divides.
+_ENTRYWISE = KEEP_ENTRIES | frozenset("Add Sqrt Clamp ClampMin Maximum Mul".split())
+
+
+def _judge(node: Node, path: _Path, base: Mapping[Kind, Any]) -> tuple[str, bool] | None:
     """What is wrong with a node and whether it is a fault under these kinds; None if nothing."""
     if is_ours(node):
         return None
@@ -266,7 +317,7 @@ def _judge(
     if marked(node) == UNCLEAR and Kind.SCAN in base:
         return "product of a recurrence whose coefficients cannot be told from its signal", True
     edges = [e for e, _ in node.next_functions]
-    live = [i for i, e in enumerate(edges) if e is not None and e in on_path]
+    live = [i for i, e in enumerate(edges) if e is not None and e in path.nodes]
     if name.startswith("ScaledDotProduct") or "EfficientAttention" in name:
         return "fused attention without a rule", full or Kind.ATTENTION in base
     told = foreign(name)
@@ -289,13 +340,16 @@ def _judge(
         return "system of input-dependent equations", full or Kind.ATTENTION in base
     if name.startswith("GridSampler") and 1 in live:
         return "sampling at input-dependent places", full
+    if node.metadata.get(UNTOLD) and Kind.ATTENTION in base:
+        return "product of values with what a softmax became, which is no attention pattern", True
     in_eval = "BatchNorm" in name and not getattr(node, "_saved_training", True)
     if name in _PRODUCTS or in_eval:
         return _judge_product(name, [e for i, e in enumerate(edges) if i in live], live, base)
     if name in _NORMS:
-        if name in ("VarMean", "StdMean") and (node, 0) not in used:
+        if name in ("VarMean", "StdMean") and (node, 0) not in path.used:
             return None  # only the mean is used, to centre
-        return "norm or statistic without a rule", full or Kind.NORM in base
+        told = "norm or statistic without a rule"
+        return told, full or (Kind.NORM in base and (name in _WHOLE or path.divides(node)))
     if is_softmax(name):
         if getattr(base.get(Kind.ATTENTION), "covers_softmax", False):
             return None
@@ -315,7 +369,7 @@ def _judge_product(
         return None
     full = Kind.ACTIVATION in base
     if name in _CONTRACTIONS:
-        return "matrix product of two input-dependent tensors", full or Kind.ATTENTION in base
+        return "matrix product of two input-dependent tensors", full
     return "product of two input-dependent tensors", full
 
 

@@ -18,12 +18,11 @@ from torch import Tensor
 from captum_lrp_tx.propagation.graph import (
     KEEP_ENTRIES,
     Node,
-    Role,
-    has_role,
     node_name,
     parents,
     signals,
 )
+from captum_lrp_tx.propagation.recognition.weighing import is_summary
 
 _KEY, _VALUE = "captum_lrp_tx.delta_key", "captum_lrp_tx.delta_value"
 _PARTS = frozenset({"Split", "SplitWithSizes", "UnsafeSplit", "Unbind", "Chunk"})
@@ -81,7 +80,7 @@ def _score(node: Node | None) -> Node | None:
         if current is None or current in seen:
             continue
         seen.add(current)
-        weighted = weighted or has_role(current, Role.SUMMARY)
+        weighted = weighted or is_summary(current)
         if node_name(current) in ("Bmm", "Mm") and (weighted or len(parents(current)) == 2):
             return current
         if node_name(current) in _MOVED or node_name(current) in _SUMS | {"Combine", "Eye"}:

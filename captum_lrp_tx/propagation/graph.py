@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from enum import Enum
 from typing import Any
 
 from torch import Tensor
@@ -54,29 +53,6 @@ _KEEP_GATE = frozenset(
 )
 _SUMS = frozenset({"Sum", "Mean", "Cumsum"})
 _MAX_DEPTH = 40
-#: Where a node keeps the role that an operation gave to its result (see :func:`mark`).
-_ROLE = "captum_lrp_tx.role"
-
-
-class Role(str, Enum):
-    """What a tensor is for, where the operation that made it does not show that any more."""
-
-    #: Linear map of attention patterns alone (talking heads), or a product of feature maps.
-    PATTERN = "pattern"
-    #: Values summed with the weights of a pattern.
-    SUMMARY = "summary"
-
-
-def mark(tensor: Any, role: Role) -> None:
-    """Let the node of ``tensor`` remember its role."""
-    node: Node = getattr(tensor, "grad_fn", None)
-    if node is not None:
-        node.metadata[_ROLE] = role
-
-
-def has_role(node: Node, role: Role) -> bool:
-    """Whether the result of a node was given this role."""
-    return node.metadata.get(_ROLE) is role
 
 
 def node_name(node: Node) -> str:
@@ -101,16 +77,24 @@ def _short_name(full: str) -> str:
     return name.split("Backward")[0]
 
 
+def edges(node: Node) -> list[tuple[Node, int]]:
+    """The results that this node used and which depend on the inputs, in argument order.
+
+    Returns:
+        list of (Node, int): what made each of them, and which of its results it is.
+    """
+    name = node_name(node)
+    if name == "Undecided":  # the meaning that was chosen
+        meaning = node.next_functions[1 + node.chosen]
+        return [] if meaning[0] is None else [meaning]
+    used = [edge for edge in node.next_functions if edge[0] is not None]
+    # of x.copy_(y) only y is left
+    return used[-1:] if name == "Copy" else used
+
+
 def parents(node: Node) -> list[Node]:
     """Nodes whose results this node used and which depend on the inputs, in argument order."""
-    edges = [edge for edge, _ in node.next_functions if edge is not None]
-    # of x.copy_(y) only y is left
-    return edges[-1:] if node_name(node) == "Copy" else edges
-
-
-def _argument(node: Node, position: int) -> Node | None:
-    edges = node.next_functions
-    return edges[position][0] if position < len(edges) else None
+    return [edge for edge, _ in edges(node)]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -118,77 +102,6 @@ def is_softmax(name: str) -> bool:
     """Whether a node name is a softmax's, built in or of a custom function; not log-softmax."""
     lower = name.lower()
     return "softmax" in lower and "logsoftmax" not in lower and "log_softmax" not in lower
-
-
-def is_pattern(tensor: Tensor) -> bool:
-    """Whether every input-dependent part of ``tensor`` is an attention pattern (from a softmax)."""
-    return tensor.grad_fn is not None and _pattern(tensor.grad_fn, _MAX_DEPTH)
-
-
-def _pattern(node: Node, depth: int) -> bool:
-    if depth == 0:
-        return False
-    name = node_name(node)
-    if is_softmax(name) or has_role(node, Role.PATTERN):
-        return True
-    if name == "Div":  # a pattern renormalised by its own row sums, or a softmax by hand
-        numerator, divisor = _argument(node, 0), _argument(node, 1)
-        if numerator is None:
-            return False
-        return _pattern(numerator, depth - 1) or _is_own_sum(numerator, divisor)
-    # adding, subtracting or mixing patterns with constant weights gives a pattern again
-    if name in KEEP_ENTRIES or name in {"Add", "Sub", "Mul", "Cat", "Where"}:
-        edges = parents(node)
-        return bool(edges) and all(_pattern(edge, depth - 1) for edge in edges)
-    return False
-
-
-def is_quotient_by_own_sum(numerator: Tensor, divisor: Tensor) -> bool:
-    """Whether ``numerator / divisor`` is a softmax written by hand."""
-    return numerator.grad_fn is not None and _is_own_sum(numerator.grad_fn, divisor.grad_fn)
-
-
-def _is_own_sum(numerator: Node, divisor: Node | None) -> bool:
-    """Whether ``numerator / divisor`` is ``exp(s) / (exp(s).sum() + constant)``."""
-    exponential = _through(numerator, "Exp", KEEP_ENTRIES)
-    if exponential is None or divisor is None:
-        return False
-    total = _through(divisor, "Sum", KEEP_ENTRIES | {"Add", "Clamp", "ClampMin", "Maximum"})
-    return total is not None and _through(parents(total)[0], "Exp", KEEP_ENTRIES) is exponential
-
-
-def _through(node: Node, wanted: str, between: frozenset[str]) -> Node | None:
-    """The node of this name that ``node`` comes from, if only such operations lie between."""
-    for _ in range(_MAX_DEPTH):
-        if node_name(node) == wanted:
-            return node
-        before = parents(node)
-        if node_name(node) not in between or len(before) != 1:
-            return None
-        node = before[0]
-    return None
-
-
-def is_sink_gate(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is ``sigmoid(logsumexp(scores) - sink)``.
-
-    It is what the pattern loses to an attention sink, multiplied in after the values: part of the
-    pattern, not a gate of the values.
-    """
-    node = tensor.grad_fn
-    is_sigmoid = False
-    for _ in range(_MAX_DEPTH):
-        if node is None:
-            return False
-        name = node_name(node)
-        if name == "Logsumexp":
-            return is_sigmoid
-        is_sigmoid = is_sigmoid or name == "Sigmoid"
-        before = parents(node)
-        if len(before) != 1 or not (name in KEEP_ENTRIES or name in {"Sigmoid", "Add", "Sub"}):
-            return False
-        node = before[0]
-    return False
 
 
 def gate_strength(tensor: Tensor) -> int:
@@ -203,9 +116,9 @@ def is_activation(node: Node) -> bool:
 
 def signals(node: Node) -> list[Node]:
     """Those parents of a product that look least like gates."""
-    edges = parents(node)
-    strengths = [_gate(edge, _MAX_DEPTH) for edge in edges]
-    return [e for e, s in zip(edges, strengths, strict=True) if s == min(strengths)]
+    before = parents(node)
+    strengths = [_gate(one, _MAX_DEPTH) for one in before]
+    return [e for e, s in zip(before, strengths, strict=True) if s == min(strengths)]
 
 
 def _gate(node: Node, depth: int) -> int:
@@ -218,11 +131,11 @@ def _gate(node: Node, depth: int) -> int:
         return 3
     if name not in KEEP_ENTRIES and name not in _KEEP_GATE:
         return 0
-    edges = parents(node)
+    before = parents(node)
     if name == "Div":
-        edges = [e for e in (_argument(node, 0),) if e is not None]
-    strength = min((_gate(edge, depth - 1) for edge in edges), default=0)
-    if strength == 1 and (name in _SUMS or (len(edges) > 1 and name != "Cat")):
+        before = [e for e, _ in node.next_functions[:1] if e is not None]
+    strength = min((_gate(one, depth - 1) for one in before), default=0)
+    if strength == 1 and (name in _SUMS or (len(before) > 1 and name != "Cat")):
         return 0  # a sum of self-gated values is a signal
     return strength
 

@@ -120,11 +120,14 @@ class PatternProduct(Operation):
     """A product in which the operands at ``patterns`` weigh the others: attention.
 
     ``rescales`` marks the element-wise product or quotient that makes weights sum to one.
+    ``shares`` are those of operands in linear attention, whose pattern is never formed: as if it
+    were; without them all operands are alike.
     """
 
     patterns: tuple[int, ...] = field(kw_only=True)
     operands: tuple[int, ...] = field(kw_only=True)
     rescales: bool = field(kw_only=True, default=False)
+    shares: Mapping[int, float] | None = field(kw_only=True, default=None)
 
 
 @dataclass
@@ -176,13 +179,15 @@ class Activation(Operation):
 class Product(Operation):
     """Two input-dependent operands at positions ``first`` and ``second`` multiplied in any way.
 
-    ``elementwise`` tells ``a * b`` from a matrix product, ``quotient`` marks ``a / b``.
+    ``elementwise`` tells ``a * b`` from a matrix product, ``quotient`` marks ``a / b``; ``gate`` is
+    the position of what chooses among the entries of the other in a matrix product (a router).
     """
 
     first: int = field(kw_only=True)
     second: int = field(kw_only=True)
     elementwise: bool = field(kw_only=True)
     quotient: bool = field(kw_only=True, default=False)
+    gate: int | None = field(kw_only=True, default=None)
 
 
 @dataclass

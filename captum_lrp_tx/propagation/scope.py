@@ -134,13 +134,13 @@ class Scope:
         entry = self._stack[-1].get(kind)
         return None if entry is None else entry[1]
 
-    def note(self, kind: Kind, rule: PropagationRule) -> None:
+    def note(self, kind: Kind, rule: PropagationRule, module: str | None = None) -> None:
         """Remember that ``rule`` acted here (the audit and the 'no rule applied' warning ask)."""
         text = self._texts.get(id(rule))
         if text is None:  # rules live as long as the tables that they are in
             text = self._texts[id(rule)] = str(rule)
         self.noted += 1
-        key = (self.module, kind, text)
+        key = (self.module if module is None else module, kind, text)
         self.applied[key] = self.applied.get(key, 0) + 1
         if getattr(rule, "gives_to_zero_inputs", False):
             self.gives_to_zero_inputs = True

@@ -101,8 +101,11 @@ class UniformAttentionRule(Rule):
         if isinstance(operation, PatternProduct):
             if operation.rescales:
                 return _constant(operation)
-            share = 1.0 / len(operation.operands)
-            scaled = {i: ScaleGradient.call(operation.args[i], share) for i in operation.operands}
+            even = dict.fromkeys(operation.operands, 1.0 / len(operation.operands))
+            scaled = {
+                i: ScaleGradient.call(operation.args[i], share)
+                for i, share in (operation.shares or even).items()
+            }
             return cast(Tensor, operation.with_operands(scaled))
         if operation.dropout_p:  # a second run of the kernel would drop other entries
             query, key, value = (

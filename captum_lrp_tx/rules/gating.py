@@ -66,6 +66,8 @@ class GateRule(UniformRule):
     def propagate(self, operation: Product | FusedGate) -> Tensor:
         if isinstance(operation, FusedGate):
             return GatedLinearUnit.call(operation.input, operation.dim)
+        if operation.gate is not None:
+            return self._held(operation, operation.gate)
         if not operation.elementwise or operation.quotient:
             return super().propagate(operation)
         first, second = operation.args[operation.first], operation.args[operation.second]
@@ -73,4 +75,9 @@ class GateRule(UniformRule):
         if first is second or strengths[0] == strengths[1]:
             return super().propagate(operation)
         gate = operation.first if strengths[0] > strengths[1] else operation.second
-        return cast(Tensor, operation.with_operands({gate: operation.args[gate].detach()}))
+        return self._held(operation, gate)
+
+    @staticmethod
+    def _held(operation: Product, gate: int) -> Tensor:
+        constant = {gate: operation.args[gate].detach()}
+        return cast(Tensor, operation.with_operands(constant))

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from captum_lrp_tx.propagation import graph
 from captum_lrp_tx.propagation.functions import Combine, LinearValue
-from captum_lrp_tx.propagation.interception.patterns import is_head
 from captum_lrp_tx.propagation.operations import (
     Kind,
     LinearMap,
 )
+from captum_lrp_tx.propagation.recognition import axes, patterns
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
@@ -78,11 +77,29 @@ def apply_linear(mode: Interception, operation: LinearMap) -> Any:
     else:
         output = mode.apply(Kind.LINEAR, operation)
         mode.maps.remember(output, operation, mode.scope.module)
-    return mark_head(mode, operation.input, output)
+    return mapped(mode, operation.input, output, -1 if operation.by_row else operation.channel)
 
 
-def mark_head(mode: Interception, x: Tensor, output: Any) -> Any:
-    """``output``, known as a pattern if ``x`` is one: heads that talk to each other."""
-    if is_head(mode, x):
-        graph.mark(output, graph.Role.PATTERN)
+def mapped(mode: Interception, x: Tensor, output: Any, made: int | None) -> Any:
+    """``output``, which remembers what a map of ``x`` did to its axes.
+
+    A map of patterns along another axis than theirs, between heads, makes patterns again.
+
+    Args:
+        mode (Interception): Of the pass.
+        x (Tensor): What was mapped.
+        output: The result.
+        made (int, optional): The axis that the weights made, if it is one.
+    """
+    if mode.scope.rule(Kind.ATTENTION) is None:
+        return output
+    if made is not None:
+        axes.note(output, x, made)
+    found = patterns.pattern_of(x)
+    if found is None or found.is_entry:
+        return output
+    if made is None or found.axis is None:
+        patterns.mark(output, None)
+    elif found.axis != made % x.dim():  # else it is weighed itself
+        patterns.mark(output, found.axis)
     return output

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from captum_lrp_tx.propagation import delta_rule, graph, linear_attention
+from captum_lrp_tx.propagation import delta_rule
 from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.constant_weights import (
@@ -14,7 +14,12 @@ from captum_lrp_tx.propagation.interception.constant_weights import (
     folded_product,
     of_constants,
 )
-from captum_lrp_tx.propagation.interception.patterns import is_head, unweighted, weighted_values
+from captum_lrp_tx.propagation.interception.patterns import (
+    is_head,
+    proposed,
+    unweighted,
+    weighted_values,
+)
 from captum_lrp_tx.propagation.interception.scans import scan_product
 from captum_lrp_tx.propagation.interception.spreading import spread_through
 from captum_lrp_tx.propagation.operations import (
@@ -23,7 +28,8 @@ from captum_lrp_tx.propagation.operations import (
     NormalizerProduct,
     PatternProduct,
 )
-from captum_lrp_tx.propagation.recognition import homogeneity
+from captum_lrp_tx.propagation.recognition import axes, homogeneity, patterns, weighing
+from captum_lrp_tx.propagation.recognition.contracted import contraction_of
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
@@ -51,8 +57,9 @@ def contraction(
     if len(dependent) == 1 and len(tensors) == 2:
         (i,) = dependent
         j = tensors[1] if tensors[0] == i else tensors[0]
-        if args[i].dim() > 2 and args[j].dim() > 2 and is_head(mode, args[i]):
-            # values that do not depend on the inputs; a plain weight would have two dimensions
+        if is_head(mode, args[i]) and not mode.is_of_model(args[j]):
+            # values of another text, say: weighted as if they were explained.  What the model
+            # holds itself (memory slots, bases, places) is the weight of a linear map
             return mode.apply(
                 Kind.ATTENTION,
                 PatternProduct(func, args, kwargs, patterns=(i,), operands=(i,)),
@@ -74,7 +81,11 @@ def contraction(
             input=args[i], weight=args[j], bias=None,
             apply=apply, distribute=spread_through(apply, args[j]),
         )  # fmt: skip
-        return apply_linear(mode, operation)
+        result = apply_linear(mode, operation)
+        how = contraction_of(func, args)
+        if how is not None and mode.scope.rule(Kind.ATTENTION) is not None:
+            axes.note(result, args[i], how.sources(i))
+        return result
     return of_constants(mode, func, args, kwargs)
 
 
@@ -94,27 +105,46 @@ def _dependent_contraction(
         scanned = scan_product(mode, func, args, kwargs, dependent, elementwise=False)
         if scanned is not None:
             return scanned
-    features = False
+    what = weighing.Weighing()
     if mode.scope.rule(Kind.ATTENTION) is not None:
-        patterns = tuple(i for i in dependent if graph.is_pattern(args[i]))
-        if not patterns:
-            patterns, features = linear_attention.weights(args, dependent)
-        if patterns and len(patterns) < len(dependent):
+        what = weighing.weighing_of(func, args, dependent)
+        if what.weights:
             result = mode.apply(
                 Kind.ATTENTION,
-                PatternProduct(func, args, kwargs, patterns=patterns, operands=tuple(dependent)),
-            )
-            graph.mark(result, graph.Role.SUMMARY)
+                PatternProduct(
+                    func, args, kwargs, patterns=what.weights, operands=tuple(dependent),
+                    shares=what.shares,
+                ),
+            )  # fmt: skip
+            weighing.summarize(result, args, func, what.weights)
             return result
     if mode.scope.rule(Kind.NORM) is not None:
         for i in reversed(dependent):
             others = [args[j] for j in dependent if j != i]
             if homogeneity.is_norm(args[i], others, quotient=False):
                 return mode.apply(Kind.NORM, NormalizerProduct(func, args, kwargs, normalizer=i))
-    result = unweighted(mode, func, args, kwargs, dependent)
-    if features:
-        graph.mark(result, graph.Role.PATTERN)
+    result = unweighted(mode, func, args, kwargs, dependent, what.mixes)
+    node = getattr(result, "grad_fn", None)
+    if what.is_untold and node is not None:
+        node.metadata[weighing.UNTOLD] = True
+    if what.is_pattern:
+        patterns.mark(result, None)
+    if what.proposed:
+        operations = [_proposal(func, args, kwargs, dependent, i) for i in what.proposed]
+        result, weighed = proposed(mode, result, operations)
+        if weighed is not None:
+            weighing.summarize(result, args, func, what.proposed).weighed = weighed
     return result
+
+
+def _proposal(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], factors: list[int], keys: int
+) -> PatternProduct:
+    """Keys times values, whose pattern with the queries is never formed."""
+    shares = {j: 1 / 3 if j == keys else 2 / 3 for j in factors}
+    return PatternProduct(
+        func, args, kwargs, patterns=(keys,), operands=tuple(factors), shares=shares
+    )
 
 
 def _solve(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from captum_lrp_tx.propagation import graph
 from captum_lrp_tx.propagation.interception.calls import depends, tensors_in
 from captum_lrp_tx.propagation.operations import Kind
-from captum_lrp_tx.propagation.recognition import homogeneity
+from captum_lrp_tx.propagation.recognition import homogeneity, patterns
 from captum_lrp_tx.propagation.scope import Scope
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _roles(source: Tensor) -> frozenset[str]:
     if not depends(source) or source.grad_fn is None:
         return frozenset()
     roles = set()
-    if graph.is_pattern(source):
+    if patterns.is_pattern(source):
         roles.add("pattern")
     if homogeneity.is_statistic(source):
         roles.add("norm")
@@ -206,7 +206,7 @@ def _is_constant_anyway(
         return True  # an exponential divided by its sum does not change
     if name not in _WEIGHING:
         # a hard choice that takes its gradient from a soft one is used as the soft one is
-        return attention and graph.is_pattern(made)
+        return attention and patterns.is_pattern(made)
     if attention and "pattern" in roles:
         return True
     if mode.scope.rule(Kind.NORM) is not None and "norm" in roles:

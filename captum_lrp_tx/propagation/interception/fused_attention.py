@@ -6,11 +6,13 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
+from captum_lrp_tx.propagation.interception.patterns import proposed
 from captum_lrp_tx.propagation.operations import (
     FusedAttention,
     Kind,
     PatternProduct,
 )
+from captum_lrp_tx.propagation.recognition.undecided import remember
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
@@ -29,6 +31,8 @@ def _fused_attention(
         mode.scope.random.add("attention dropout")
     if not any(depends(t) for t in (query, key, value, mask)):
         return func(*args, **kwargs)
+    if not depends(value) and mode.is_of_model(value):
+        return func(*args, **kwargs)  # slots of a memory, which are weights of the model
     if mode.is_trainable(mask):
         # the kernel that torch picks depends on whether the mask requires a gradient
         mask = mask.detach().requires_grad_()
@@ -46,15 +50,23 @@ def _fused_attention(
 def _grid_sample(
     mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Values sampled at places that depend on the inputs: the places are a pattern."""
+    """Values sampled at places that depend on the inputs.
+
+    The places are part of a pattern if a pattern weighs what is found there (deformable attention);
+    else they are a factor of their own, constant like a gate where products have a rule.
+    """
     values, grid = bind(("input", "grid"), args, kwargs)
-    if not depends(grid):
+    if not depends(grid) or mode.scope.rule(Kind.ATTENTION) is None:
         return func(*args, **kwargs)
     rest = {k: v for k, v in kwargs.items() if k not in ("input", "grid")}
-    return mode.apply(
-        Kind.ATTENTION,
-        PatternProduct(func, (values, grid, *args[2:]), rest, patterns=(1,), operands=(0,)),
-    )
+    operation = PatternProduct(func, (values, grid, *args[2:]), rest, patterns=(1,), operands=(0,))
+    if mode.scope.rule(Kind.PRODUCT) is not None or not depends(values):
+        return mode.apply(Kind.ATTENTION, operation)
+    result, weighed = proposed(mode, operation.plain(), [operation])
+    if weighed is not None:
+        remember(result, weighed)
+        mode.has_undecided = True
+    return result
 
 
 HANDLERS: dict[str, Handler] = {

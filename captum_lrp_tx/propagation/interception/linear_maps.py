@@ -14,7 +14,7 @@ from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name,
 from captum_lrp_tx.propagation.interception.constant_weights import (
     apply_linear,
     folds,
-    mark_head,
+    mapped,
     of_constants,
 )
 from captum_lrp_tx.propagation.interception.contractions import contraction
@@ -61,7 +61,7 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
             return LinearValue.call(i, run, lambda g: product_of_rows(g, w))
 
     if mode.scope.ledger is None and mode.scope.rule(Kind.LINEAR) is None:
-        return mark_head(mode, x, call(x, weight, bias))
+        return mapped(mode, x, call(x, weight, bias), -1)
     operation = LinearMap(
         call, (x, weight, bias), {}, mode.absorber(bias),
         input=x, weight=weight, bias=bias,

@@ -45,6 +45,7 @@ from captum_lrp_tx.propagation.operations import (
     Kind,
     Operation,
 )
+from captum_lrp_tx.propagation.recognition import undecided
 from captum_lrp_tx.propagation.scope import Scope, next_sequence_number
 from captum_lrp_tx.propagation.strangers import Strangers
 
@@ -78,6 +79,8 @@ _TOLD_BY_VALUE = frozenset(["batch_norm", "instance_norm", "einsum", "pow", "__p
 _LAST = 0xFFFF
 #: The attribute of constants made from trainable parameters.
 _TRAINABLE = "_captum_lrp_tx_trainable"
+#: The attribute of constants that the model made of nothing but its own.
+_OF_MODEL = "_captum_lrp_tx_of_model"
 
 
 class Interception(TorchFunctionMode):
@@ -106,6 +109,8 @@ class Interception(TorchFunctionMode):
         self.has_steps = False
         #: Whether a delta rule has been seen, whose sums of values are told by their origin.
         self.has_memory = False
+        #: Whether there was a product that may turn out to be attention.
+        self.has_undecided = False
         # what constants carry that were computed from parameters that require a gradient
         # outside of this mode; those that are not this pass's own are noted in the dictionary
         self._token = object()
@@ -185,6 +190,8 @@ class Interception(TorchFunctionMode):
             result = self._trainable_constant(result)
         elif not result.requires_grad:
             self.cuts.follow(self.cuts.origin("data", (owner,)), result)
+        if not result.requires_grad and self.is_of_model(owner):
+            setattr(result, _OF_MODEL, self._token)
         if self.inputs.has_ids:
             traces = self.inputs.traces
             traces.note_tables(result, learned_tables(self, owner, owner))
@@ -220,7 +227,33 @@ class Interception(TorchFunctionMode):
     def _trainable_constant(self, x: Tensor) -> Tensor:
         constant = x.detach()
         setattr(constant, _TRAINABLE, self._token)  # nobody else has this tensor
+        if x.is_leaf:
+            setattr(constant, _OF_MODEL, self._token)
         return constant
+
+    def is_of_model(self, x: Any) -> bool:
+        """Whether a constant is the model's own: a parameter, a buffer or made of such alone.
+
+        Other constants are data: another text, what another model made.
+        """
+        return (
+            getattr(x, _OF_MODEL, None) is self._token
+            or isinstance(x, torch.nn.Parameter)
+            or self.is_stored(x)
+        )
+
+    def mark_of_model(self, x: Any, made_of: Any) -> None:
+        """Remember of a constant that only the model's own went into it."""
+        if isinstance(x, Tensor):
+            if (
+                x.dim()
+                and x.is_floating_point()
+                and all(map(self.is_of_model, tensors_in(made_of)))
+            ):
+                setattr(x, _OF_MODEL, self._token)
+        elif isinstance(x, (list, tuple)):
+            for item in x:
+                self.mark_of_model(item, made_of)
 
     def mark_trainable(self, x: Any) -> None:
         """Remember that a constant would require a gradient in the plain model."""
@@ -311,8 +344,12 @@ def _constant_call(
         result = func(*args, **kwargs)
     if written is not None:
         result = written.copy_(result)
-    if not depends(result) and any(mode.is_trainable(a) for a in args):
-        mode.mark_trainable(result)
+    if not depends(result):
+        if any(mode.is_trainable(a) for a in args):
+            mode.mark_trainable(result)
+        mode.mark_of_model(result, (args, kwargs))
+    elif mode.has_undecided:
+        undecided.settle(result)
     if name in CUTTING:
         mode.cuts.follow(origin, result)
     elif mode.cuts.any:

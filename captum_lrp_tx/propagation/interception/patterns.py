@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from captum_lrp_tx.propagation import delta_rule, graph
+from captum_lrp_tx.propagation import delta_rule
 from captum_lrp_tx.propagation.interception.calls import depends
 from captum_lrp_tx.propagation.operations import (
     Kind,
     PatternProduct,
     Product,
 )
+from captum_lrp_tx.propagation.recognition import patterns
+from captum_lrp_tx.propagation.recognition.contracted import contraction_of
+from captum_lrp_tx.propagation.recognition.undecided import Undecided, Weighed
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 def is_head(mode: Interception, pattern: Tensor) -> bool:
     """Whether a rule for attention is in force and the tensor is a pattern."""
-    return mode.scope.rule(Kind.ATTENTION) is not None and graph.is_pattern(pattern)
+    return mode.scope.rule(Kind.ATTENTION) is not None and patterns.is_pattern(pattern)
 
 
 def weighted_values(
@@ -45,11 +48,47 @@ def unweighted(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     dependent: list[int],
+    gate: int | None = None,
 ) -> Any:
     """A product of two input-dependent tensors neither of which is a pattern."""
-    if len(dependent) == 2 and mode.scope.rule(Kind.PRODUCT) is not None:
-        return mode.apply(
-            Kind.PRODUCT,
-            Product(func, args, kwargs, first=dependent[0], second=dependent[1], elementwise=False),
-        )
-    return func(*args, **kwargs)
+    if len(dependent) != 2 or mode.scope.rule(Kind.PRODUCT) is None:
+        return func(*args, **kwargs)
+    how = contraction_of(func, args)
+    # an einsum that sums over nothing and spreads out one factor only is a product of entries
+    entries = how is not None and how.is_entrywise
+    first, second = dependent
+    return mode.apply(
+        Kind.PRODUCT,
+        Product(func, args, kwargs, first=first, second=second, elementwise=entries, gate=gate),
+    )
+
+
+def proposed(
+    mode: Interception, plain: Tensor, operations: list[PatternProduct]
+) -> tuple[Tensor, Weighed | None]:
+    """A product that may turn out to be attention, computed for each meaning.
+
+    Args:
+        mode (Interception): Of the pass.
+        plain (Tensor): The product as it is if nothing turns out.
+        operations (list of PatternProduct): What it may be.
+
+    Returns:
+        tuple: the product, and the handle by which a meaning is confirmed; ``None`` if the rule in
+        force cannot wait (it records patterns).
+    """
+    rule = mode.scope.rule(Kind.ATTENTION)
+    if rule is None or getattr(rule, "records", False):
+        return plain, None
+    return undecided(mode, Kind.ATTENTION, plain, [rule.propagate(one) for one in operations])
+
+
+def undecided(
+    mode: Interception, kind: Kind, plain: Tensor, meanings: list[Tensor]
+) -> tuple[Tensor, Weighed]:
+    """One value with several meanings, and the handle by which one of them is confirmed."""
+    module, rule = mode.scope.module, mode.scope.rule(kind)
+    assert rule is not None
+    result = Undecided.call(plain.detach(), plain, *meanings)
+    node: Any = result.grad_fn
+    return result, Weighed(node, None, (), lambda _: mode.scope.note(kind, rule, module))

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from captum_lrp_tx.propagation import delta_rule, graph, linear_attention
+from captum_lrp_tx.propagation import delta_rule
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
-from captum_lrp_tx.propagation.interception.patterns import weighted_values
+from captum_lrp_tx.propagation.interception.patterns import proposed, undecided, weighted_values
 from captum_lrp_tx.propagation.interception.scans import scan_product
 from captum_lrp_tx.propagation.operations import (
+    Activation,
     FusedGate,
     Kind,
     NormalizerProduct,
     PatternProduct,
     Product,
 )
-from captum_lrp_tx.propagation.recognition import homogeneity
+from captum_lrp_tx.propagation.recognition import (
+    entrywise,
+    homogeneity,
+    patterns,
+    self_gated,
+    weighing,
+)
+from captum_lrp_tx.propagation.recognition.undecided import remember
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
@@ -54,16 +64,14 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
             return target.copy_(kept) if inplace else kept
     if mode.scope.rule(Kind.ATTENTION) is not None and not quotient:
         sinks = tuple(
-            i
-            for i in (0, 1)
-            if graph.is_sink_gate(args[i]) and linear_attention.is_weighed(args[1 - i])
+            i for i in (0, 1) if patterns.is_sink_gate(args[i]) and weighing.is_weighed(args[1 - i])
         )
         if len(sinks) == 1:
             result = mode.apply(
                 Kind.ATTENTION,
                 PatternProduct(plain, args, {}, patterns=sinks, operands=(0, 1)),
             )
-    if quotient and graph.is_quotient_by_own_sum(args[0], args[1]):
+    if patterns.is_normalised(args[0], args[1], quotient):
         return func(target, args[1])  # a softmax by hand: what is done with it decides
     if (
         quotient
@@ -72,7 +80,7 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     ):
         return func(target, args[1])  # what the ratio multiplies decides
     if result is None and mode.scope.rule(Kind.ATTENTION) is not None:
-        rescaling = linear_attention.renormalizer(args, quotient)
+        rescaling = weighing.renormalizer(args, quotient)
         if rescaling is not None and not homogeneity.is_norm(
             args[rescaling], (args[1 - rescaling],), quotient
         ):  # o / rms(o) is a norm of the values, not a row sum
@@ -88,14 +96,77 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
                 operation = NormalizerProduct(plain, args, {}, normalizer=i)
                 result = mode.apply(Kind.NORM, operation)
                 break
-    if result is None and mode.scope.rule(Kind.PRODUCT) is not None:
-        operation_ = Product(
-            plain, args, {}, first=0, second=1, elementwise=True, quotient=quotient
-        )
-        result = mode.apply(Kind.PRODUCT, operation_)
+    if result is not None:
+        return target.copy_(result) if inplace else result
+    if mode.scope.rule(Kind.ACTIVATION) is not None:
+        x = self_gated.activated(args[0], args[1], quotient)
+        if x is not None:
+            result = _as_activation(mode, plain, args, x)
+            return target.copy_(result) if inplace else result
+    if mode.scope.rule(Kind.PRODUCT) is not None:
+        result = _shared(mode, plain, args, quotient)
+    if mode.scope.rule(Kind.ATTENTION) is not None and not quotient:
+        result = _weighed_entries(mode, plain, args, result)
     if result is None:
         return func(target, args[1])
     return target.copy_(result) if inplace else result
+
+
+def _shared(mode: Interception, func: Any, args: tuple[Any, ...], quotient: bool) -> Any:
+    """A product or quotient under the rule for products.
+
+    Where both factors are spread out and what they have in common is summed over, it is a matrix
+    product written entry by entry.
+    """
+    operation = Product(func, args, {}, first=0, second=1, elementwise=True, quotient=quotient)
+    result = mode.apply(Kind.PRODUCT, operation)
+    common = () if quotient else _common_axes(*args)
+    rule = mode.scope.rule(Kind.PRODUCT)
+    if not common or rule is None:
+        return result
+    matrix = replace(operation, elementwise=False)
+    result, weighed = undecided(mode, Kind.PRODUCT, result, [rule.propagate(matrix)])
+    weighed.along = common
+    remember(result, weighed)
+    mode.has_undecided = True
+    return result
+
+
+def _common_axes(first: Tensor, second: Tensor) -> tuple[int, ...]:
+    """The axes that two factors have in common, from the right, if neither has all of both."""
+    shape = torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call]
+    if shape in (first.shape, second.shape):
+        return ()
+    shared = min(first.dim(), second.dim())
+    return tuple(d for d in range(-shared, 0) if first.shape[d] == second.shape[d] > 1)
+
+
+def _as_activation(mode: Interception, func: Any, args: tuple[Any, ...], x: int) -> Any:
+    """A product of ``x`` with a function of itself, as an activation of ``x``."""
+    with torch.no_grad():
+        value = func(*args)
+    operation = Activation(lambda _: value, (args[x],), {}, input=args[x], name="Silu")
+    if mode.scope.ledger is not None:
+        operation.absorb = mode.absorber()
+    return mode.apply(Kind.ACTIVATION, operation)
+
+
+def _weighed_entries(mode: Interception, plain: Any, args: tuple[Any, ...], product: Any) -> Any:
+    """A pattern times values, entry by entry: attention if it is summed along its axis."""
+    found = entrywise.weights(args[0], args[1])
+    if found is None:
+        return product
+    if product is None:
+        product = plain(*args)
+    operation = PatternProduct(plain, args, {}, patterns=(found.position,), operands=(0, 1))
+    product, weighed = proposed(mode, product, [operation])
+    if weighed is not None:
+        weighed.along = () if found.axis is None else (found.axis,)
+        weighed.group = found.source
+        weighed.values = args[1 - found.position]
+        remember(product, weighed)
+        mode.has_undecided = True
+    return product
 
 
 def _added_product(

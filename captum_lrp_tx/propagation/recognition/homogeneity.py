@@ -82,6 +82,11 @@ def note_shift(result: Any, number: Any) -> None:
             node.metadata[_SHIFT] = True
 
 
+def is_shifted(node: Node) -> bool:
+    """Whether a node adds a number that is no mere safeguard."""
+    return bool(node.metadata.get(_SHIFT))
+
+
 def with_exponent(result: Any, exponent: float | None) -> Any:
     """A result under a rule for activations, whose node does not tell the exponent of a power."""
     node: Node | None = getattr(result, "grad_fn", None)

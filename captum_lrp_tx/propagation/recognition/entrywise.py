@@ -1,0 +1,73 @@
+"""A pattern times values entry by entry: ``(p * v).sum(1)``, ``index_add``, a loop over tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
+from captum_lrp_tx.propagation.recognition import axes, patterns
+from captum_lrp_tx.propagation.recognition.axes import Origin
+
+_MAX_DEPTH = 40
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The factor that is a pattern.
+
+    Attributes:
+        position (int): 0 or 1.
+        axis (int, optional): The axis that it sums to one along, in the product, counted from the
+            right; ``None`` if this is one entry of it.
+        source (Node): The softmax.
+    """
+
+    position: int
+    axis: int | None
+    source: Node
+
+
+def weights(first: Tensor, second: Tensor) -> Weights | None:
+    """Which of two factors is a pattern that may weigh the other, if one is.
+
+    Weights along an axis that only parameters have, on both sides, are a mixture of experts.
+    """
+    found = [patterns.pattern_of(first), patterns.pattern_of(second)]
+    if (found[0] is None) == (found[1] is None):
+        return None
+    position = 0 if found[0] is not None else 1
+    pattern, one, other = found[position], (first, second)[position], (second, first)[position]
+    assert pattern is not None
+    axis = None if pattern.axis is None else pattern.axis - one.dim()
+    if pattern.is_entry or (axis is not None and one.shape[axis] == 1):
+        if pattern.is_made_by_parameters and not _is_part_of_data(other):
+            return None
+        return Weights(position, None, pattern.source)
+    if axis is None:
+        return None
+    has_axis = -axis <= other.dim() and other.shape[axis] > 1
+    if not has_axis:
+        return None  # one value spread out by weights: nothing is read
+    if pattern.is_made_by_parameters and axes.origin(other, axis, through_scores=True) is Origin.PARAMETERS:
+        return None
+    return Weights(position, axis, pattern.source)
+
+
+def _is_part_of_data(tensor: Tensor) -> bool:
+    """Whether a tensor was taken out of another along an axis of the data."""
+    node = tensor.grad_fn
+    for _ in range(_MAX_DEPTH):
+        if node is None:
+            return False
+        before = parents(node)
+        if len(before) != 1 or node_name(node) not in KEEP_ENTRIES:
+            return False
+        old, new = axes.shape_before(node), axes.shape(node)
+        if node_name(node) in ("Select", "Unbind", "Slice", "Narrow") and old != new:
+            at = axes.saved_axis(node, "dim", len(old))
+            if at is not None:
+                return axes.of_node(before[0], at) is Origin.DATA
+        (node,) = before
+    return False

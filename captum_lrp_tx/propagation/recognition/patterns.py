@@ -1,0 +1,233 @@
+"""Attention patterns: weights that sum to one along an axis, in whatever spelling.
+
+A pattern comes from a softmax (built in, a quotient ``w / w.sum()``, an exponential of a
+log-softmax) through operations that keep its entries.  Along which axis it sums to one is followed
+through views, so that what sums over another axis is no attention: see :mod:`~.weighing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from captum_lrp_tx.propagation.graph import (
+    KEEP_ENTRIES,
+    Node,
+    edges,
+    is_activation,
+    is_softmax,
+    node_name,
+    parents,
+)
+from captum_lrp_tx.propagation.recognition import axes
+
+_MARKED = "captum_lrp_tx.pattern"
+_MAX_DEPTH = 40
+#: Adding, scaling or joining patterns gives a pattern again.
+_COMBINED = frozenset({"Add", "Sub", "Mul", "Cat", "Where", "Rsub"})
+#: Between the weights and the sum that they are divided by.
+_SAFEGUARDS = KEEP_ENTRIES | frozenset("Add Clamp ClampMin Maximum".split())
+#: What sums weights; those by index are brought back to the entries by an index.
+_SUMS = frozenset("Sum Mean IndexAdd ScatterAdd ScatterReduce SegmentReduce IndexPut".split())
+#: Views that lay entries out in another way, and those that take one entry of an axis.
+_LAID_OUT = frozenset("AsStrided Unfold Index Gather Diagonal".split())
+_PICKS = frozenset("Select Unbind".split())
+_SCALED = KEEP_ENTRIES | frozenset({"Mul", "Add"})
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Weights that sum to one.
+
+    Attributes:
+        axis (int, optional): Along this axis, counted from the left; ``None`` if it is not known.
+        is_entry (bool): Whether one entry was taken of that axis.
+        logits (Node, optional): What the weights were made of, and
+        logits_axis (int, optional): the axis there.
+        source (Node): The softmax.
+    """
+
+    source: Node
+    axis: int | None = None
+    is_entry: bool = False
+    logits: Node | None = None
+    logits_axis: int | None = None
+
+    @property
+    def is_made_by_parameters(self) -> bool:
+        """Whether there is one weight for each of what parameters made (experts, bases)."""
+        if self.logits is None or self.logits_axis is None:
+            return False
+        made = axes.of_node(self.logits, self.logits_axis)
+        return made is axes.Origin.PARAMETERS
+
+
+def mark(tensor: Tensor, axis: int | None) -> None:
+    """Let a result be known as a pattern whose axis is this, counted from the left."""
+    node: Node | None = tensor.grad_fn
+    if node is not None:
+        node.metadata[_MARKED] = Pattern(node, axis)
+
+
+def pattern_of(tensor: Tensor) -> Pattern | None:
+    """The pattern that every input-dependent part of a tensor comes from, if there is one."""
+    return None if tensor.grad_fn is None else _pattern(tensor.grad_fn, _MAX_DEPTH)
+
+
+def is_pattern(tensor: Tensor) -> bool:
+    """Whether a tensor is a pattern."""
+    return pattern_of(tensor) is not None
+
+
+def _pattern(node: Node, depth: int) -> Pattern | None:
+    if depth == 0:
+        return None
+    name = node_name(node)
+    marked: Pattern | None = node.metadata.get(_MARKED)
+    if marked is not None:
+        return marked
+    if is_softmax(name):
+        (logits, *_) = parents(node)
+        axis = axes.saved_axis(node, "dim", len(axes.shape(node)))
+        return Pattern(node, axis, False, logits, axis)
+    if name == "Exp":
+        return _exponential(node)
+    if name in ("Div", "Mul"):
+        quotient = _quotient(node, name)
+        if quotient is not None:
+            return quotient
+    if name == "Div":
+        numerator = node.next_functions[0]
+        return None if numerator[0] is None else _moved(node, numerator, depth)
+    if name in KEEP_ENTRIES or name in _COMBINED:
+        before = edges(node)
+        if len(before) == 1:
+            return _moved(node, before[0], depth)
+        found = [_moved(node, edge, depth) for edge in before]
+        if not found or any(one is None for one in found):
+            return None
+        first = found[0]
+        same = all(one is not None and first and one.axis == first.axis for one in found)
+        return first if same or first is None else replace(first, axis=None)
+    return None
+
+
+def _moved(node: Node, edge: tuple[Node, int], depth: int) -> Pattern | None:
+    """The pattern that was used, as the axes of this node have it."""
+    found = _pattern(edge[0], depth - 1)
+    if found is None or found.axis is None:
+        return found
+    old, new = axes.shape(*edge), axes.shape(node)
+    name = node_name(node)
+    axis = None if name in _LAID_OUT else axes.forwards(node, found.axis, old, new)
+    is_entry = axis is None and name in _PICKS
+    return replace(found, axis=axis, is_entry=is_entry or found.is_entry)
+
+
+def _exponential(node: Node) -> Pattern | None:
+    """``exp(log_softmax(s))`` and ``exp(s - logsumexp(s))``."""
+    (before,) = parents(node)
+    dims = len(axes.shape(node))
+    if node_name(before) == "LogSoftmax":
+        axis = axes.saved_axis(before, "dim", dims)
+        return Pattern(node, axis, False, parents(before)[0], axis)
+    operands = parents(before)
+    if node_name(before) != "Sub" or len(operands) != 2:
+        return None
+    scores, total = axes.moved(operands[0]), axes.moved(operands[1])
+    if total is None or node_name(total) != "Logsumexp":
+        return None
+    summed = axes.summed_axes(total, dims)
+    if axes.moved(parents(total)[0]) is not scores or len(summed) != 1:
+        return None
+    (axis,) = summed
+    return Pattern(node, axis, False, operands[0], axis)
+
+
+def _quotient(node: Node, name: str) -> Pattern | None:
+    """``w / w.sum()`` for weights ``w`` that an activation made."""
+    first, second = ([edge for edge, _ in node.next_functions] + [None])[:2]
+    if first is None or second is None:
+        return None
+    for numerator, divisor in _divided(first, second, name == "Div"):
+        axis = _own_sum(numerator, divisor)
+        if axis is not None:
+            logits = parents(_root(numerator))
+            return Pattern(node, axis, False, logits[0] if logits else None, axis)
+    return None
+
+
+def _divided(first: Node, second: Node, quotient: bool) -> list[tuple[Node, Node]]:
+    """Dividend and divisor of a quotient, or of a product with a reciprocal."""
+    if quotient:
+        return [(first, second)]
+    pairs = []
+    for one, other in ((first, second), (second, first)):
+        inverse = _root(other)
+        is_quotient = node_name(inverse) == "Div" and inverse.next_functions[0][0] is None
+        if is_quotient or node_name(inverse) == "Reciprocal":
+            pairs.append((one, parents(inverse)[0]))
+    return pairs
+
+
+def is_normalised(first: Tensor, second: Tensor, quotient: bool) -> bool:
+    """Whether a quotient, or a product with a reciprocal, is a softmax written by hand."""
+    if first.grad_fn is None or second.grad_fn is None:
+        return False
+    pairs = _divided(first.grad_fn, second.grad_fn, quotient)
+    return any(_own_sum(*pair) is not None for pair in pairs)
+
+
+def _own_sum(numerator: Node, divisor: Node) -> int | None:
+    """The axis along which a divisor sums the weights that it divides; None if it does not."""
+    weights = _root(numerator)
+    made = weights
+    if node_name(made) in ("Sqrt", "Pow") and len(parents(made)) == 1:
+        made = _root(parents(made)[0])
+    if not is_activation(made) and _pattern(made, _MAX_DEPTH) is None:
+        return None
+    node: Node | None = divisor
+    for _ in range(_MAX_DEPTH):
+        if node is None:
+            return None
+        name, before = node_name(node), parents(node)
+        if name in _SUMS and len(before) == 1 and _root(before[0]) is weights:
+            dims = len(axes.shape_before(node))
+            if name in ("Sum", "Mean"):
+                summed = axes.summed_axes(node, dims)
+                return min(summed) if len(summed) == 1 else None
+            return axes.saved_axis(node, "dim", dims) or 0
+        if name not in _SAFEGUARDS or len(before) != 1:
+            return None
+        node = before[0]
+    return None
+
+
+def _root(node: Node) -> Node:
+    """Where weights come from, before they were moved, masked or scaled."""
+    while node_name(node) in _SCALED and len(parents(node)) == 1:
+        (node,) = parents(node)
+    return node
+
+
+def is_sink_gate(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is ``sigmoid(logsumexp(scores) - sink)``.
+
+    It is what the pattern loses to an attention sink, multiplied in after the values: part of the
+    pattern, not a gate of the values.
+    """
+    node = tensor.grad_fn
+    is_sigmoid = False
+    for _ in range(_MAX_DEPTH):
+        if node is None:
+            return False
+        name = node_name(node)
+        if name == "Logsumexp":
+            return is_sigmoid
+        is_sigmoid = is_sigmoid or name == "Sigmoid"
+        before = parents(node)
+        if len(before) != 1 or not (name in KEEP_ENTRIES or name in {"Sigmoid", "Add", "Sub"}):
+            return False
+        node = before[0]
+    return False

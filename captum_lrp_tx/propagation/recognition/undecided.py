@@ -1,0 +1,189 @@
+"""Products whose meaning shows only in what becomes of them.
+
+``p * v`` is attention if it is summed along the axis of ``p``, and a gate if not; ``f(k).T @ v`` is
+half of linear attention if a query reads it, and a product of two layers if not.  Such a product is
+computed once for each meaning, and :class:`Undecided` passes its gradient on to the meaning that
+was confirmed, at first the plain one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from captum_lrp_tx.propagation.functions import RuleFunction
+from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
+from captum_lrp_tx.propagation.recognition import axes
+
+_KEY = "captum_lrp_tx.undecided"
+_SCALED = KEEP_ENTRIES | frozenset({"Mul", "Div", "Add", "Sub", "Undecided"})
+_SUMS = frozenset("Sum Mean Cumsum Nansum".split())
+_SCATTERED = frozenset("IndexAdd ScatterAdd SegmentReduce ScatterReduce IndexPut".split())
+_MAX_NODES = 60
+
+
+class Undecided(RuleFunction):
+    """One value computed for several meanings; the gradient goes to the meaning ``chosen``."""
+
+    stands_for = "Undecided"
+    chosen: int
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *meanings: Tensor) -> Tensor:
+        ctx.chosen, ctx.count = 0, len(meanings)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        return (None, *(grad[0] if i == ctx.chosen else None for i in range(ctx.count)))
+
+
+@dataclass
+class Weighed:
+    """A product that may be values summed with weights.
+
+    Attributes:
+        node (Node): Of the product.
+        group (Node, optional): What made the weights; the summands of a loop share it.
+        along (tuple of int): The axes to sum along, one of them, counted from the right; none if
+            one entry was taken.
+        confirmed (callable): Called with the meaning once that is known.
+        is_settled (bool): Whether it is.
+    """
+
+    node: Node
+    group: Node | None
+    along: tuple[int, ...]
+    confirmed: Callable[[int], None] = field(repr=False)
+    values: Tensor | None = field(default=None, repr=False)
+    is_settled: bool = False
+
+    def confirm(self, meaning: int = 1) -> None:
+        """From now on the gradient goes to this meaning."""
+        if not self.is_settled:
+            self.is_settled = True
+            self.node.chosen = meaning
+            self.confirmed(meaning)
+            sampled = None if self.values is None else found(self.values)
+            if sampled is not None and sampled.group is None:
+                sampled.confirm()  # places in deformable attention
+            self.values = None
+        elif self.node.chosen != meaning:
+            self.node.chosen = 0  # read in two ways: neither
+
+
+def remember(result: Tensor, weighed: Weighed) -> None:
+    """Let the node of a product know what it may be."""
+    weighed.node.metadata[_KEY] = weighed
+
+
+def found(tensor: Any) -> Weighed | None:
+    """The undecided product that a tensor is, moved or scaled since."""
+    path = _path(getattr(tensor, "grad_fn", None))
+    return None if path is None else path[0]
+
+
+def settle(result: Any) -> bool:
+    """Whether a result sums what was undecided, which is then confirmed."""
+    node: Node | None = getattr(result, "grad_fn", None)
+    for _ in range(3):  # a sum may have been reshaped by the same call
+        if node is None:
+            return False
+        name = node_name(node)
+        if name in _SUMS or name in _SCATTERED or name == "Add":
+            break
+        before = parents(node)
+        if name not in KEEP_ENTRIES or len(before) != 1:
+            return False
+        node = before[0]
+    else:
+        return False
+    if name == "Add":
+        return _settle_loop(node)
+    source = parents(node)
+    return bool(source) and _settle_sum(node, name, source[-1])
+
+
+def _settle_sum(node: Node, name: str, source: Node) -> bool:
+    dims = len(axes.shape(source))
+    if name in ("Sum", "Mean", "Nansum"):
+        along = axes.summed_axes(node, dims)
+    else:
+        axis = axes.saved_axis(node, "dim", dims)
+        along = {0 if axis is None else axis}
+    if node_name(source) in ("Stack", "Cat"):  # a loop whose results were joined
+        joined = axes.saved_axis(source, "dim", dims)
+        ones = [p[0] for p in map(_path, parents(source)) if p is not None and not p[0].along]
+        groups = {id(one.group) for one in ones}
+        if joined in along and len(ones) > 1 and len(groups) == 1:
+            for one in ones:
+                one.confirm()
+            return True
+        return False
+    path = _path(source)
+    if path is None:
+        return False
+    weighed, steps = path
+    for axis in weighed.along:
+        if _followed(axis, weighed, steps, exactly=name not in _SCATTERED) in along:
+            weighed.confirm()
+            return True
+    return False
+
+
+def _followed(axis: int, weighed: Weighed, steps: list[Node], exactly: bool) -> int | None:
+    """Where an axis of a product is after the steps since, counted from the left."""
+    place: int | None = axis + len(axes.shape(weighed.node))
+    for step in reversed(steps):
+        if place is None:
+            return None
+        old, new = axes.shape_before(step), axes.shape(step)
+        place = axes.forwards(step, place, old, new, exactly)
+    return place
+
+
+def _settle_loop(node: Node) -> bool:
+    """``p[0] * v[0] + p[1] * v[1] + ...``"""
+    sides = [_first_of_sum(edge) for edge in parents(node)]
+    if len(sides) != 2 or any(s is None or s.along for s in sides):
+        return False
+    first, second = sides
+    assert first is not None and second is not None
+    if first is second or first.group is None or first.group is not second.group:
+        return False
+    first.confirm()
+    second.confirm()
+    return True
+
+
+def _first_of_sum(node: Node) -> Weighed | None:
+    for _ in range(_MAX_NODES):
+        path = _path(node)
+        if path is not None:
+            return path[0]
+        if node_name(node) != "Add":
+            return None
+        node = parents(node)[-1]  # what was added last
+    return None
+
+
+def _path(node: Node | None) -> tuple[Weighed, list[Node]] | None:
+    """The undecided product behind a node, and the nodes in between, the last first."""
+    steps: list[Node] = []
+    for _ in range(_MAX_NODES):
+        if node is None:
+            return None
+        weighed: Weighed | None = node.metadata.get(_KEY)
+        if weighed is not None:
+            return weighed, steps
+        before = parents(node)
+        if len(before) != 1 or node_name(node) not in _SCALED:
+            return None
+        steps.append(node)
+        node = before[0]
+    return None

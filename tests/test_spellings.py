@@ -1,0 +1,97 @@
+"""Invariance to spelling: one function, one relevance, however it is written."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import spellings
+from captum_lrp_tx import ConservativeLRP
+from captum_lrp_tx.errors import UncoveredOperationError
+
+#: The marks that the oracle freezes under the rules that are defined by them.
+FROZEN = {"gi": "", "ah": "p", "ln": "n", "ah+ln": "pn"}
+PRESETS = (*FROZEN, "lrp", "lrp-gamma", "attnlrp", "attnlrp-gamma")
+GAMMA = ("lrp-gamma", "attnlrp-gamma")
+ATTNLRP = ("attnlrp", "attnlrp-gamma")
+SCALING = "a product entry by entry with constants is a scaling, not a map with weights"
+#: Where a rule is defined by the operations themselves, so that the spelling is a choice of rules.
+DIFFERENT: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
+    ("sigmoid gate", "by its divisor"): (ATTNLRP, "a divisor is a constant, a gate shares"),
+    ("sigmoid gate", "half a tanh"): (ATTNLRP, "the constant summand takes its relevance"),
+    ("biased linear map", "product and sum"): (GAMMA, SCALING),
+    ("memory slots", "product and sum"): (GAMMA, SCALING),
+    ("memory slots", "fused"): (("attnlrp-gamma",), "the kernel holds no map with weights"),
+}  # fmt: skip
+#: What is refused by name instead.
+REFUSED: dict[tuple[str, str], tuple[str, ...]] = {
+    ("attention", "divided afterwards"): ATTNLRP,  # an exponential alone has no softmax rule
+    ("memory slots", "fused"): ("lrp", "lrp-gamma"),
+}
+ALL = [(part, name) for part, table in spellings.PARTS.items() for name in table]
+
+
+def relevance(part: str, name: str, preset: str, **options: Any) -> Tensor:
+    model = spellings.Model(spellings.PARTS[part][name]).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ConservativeLRP(model, preset).attribute(spellings.inputs(), target=1, **options)
+
+
+def first_of(part: str) -> str:
+    return next(iter(spellings.PARTS[part]))
+
+
+@pytest.mark.parametrize("part, name", ALL)
+def test_the_spellings_of_a_part_are_one_function(part: str, name: str) -> None:
+    values = [
+        spellings.Model(spellings.PARTS[part][n]).eval()(spellings.inputs())
+        for n in (name, first_of(part))
+    ]
+    torch.testing.assert_close(*values, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("part, name", ALL)
+def test_one_function_has_one_relevance(part: str, name: str, preset: str) -> None:
+    if preset in REFUSED.get((part, name), ()):
+        with pytest.raises(UncoveredOperationError):
+            relevance(part, name, preset, strict=True)
+        return
+    got, expected = relevance(part, name, preset), relevance(part, first_of(part), preset)
+    error = float((got - expected).abs().max() / expected.abs().max())
+    if preset in DIFFERENT.get((part, name), ((), ""))[0]:
+        assert error > 1e-3, "equal by now: take it off the list"
+    else:
+        assert error < 1e-6
+
+
+@pytest.mark.parametrize("preset", FROZEN)
+@pytest.mark.parametrize("part, name", ALL)
+def test_it_is_the_gradient_of_the_frozen_function(part: str, name: str, preset: str) -> None:
+    """The plain meaning of ``ah`` and ``ln``: patterns and divisors of norms are constants."""
+    model = spellings.Model(spellings.PARTS[part][name], FROZEN[preset]).eval()
+    x = spellings.inputs().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    expected = x.detach() * gradient
+    if preset in REFUSED.get((part, name), ()):
+        pytest.skip("refused by name, as the test above shows")
+    got = relevance(part, name, preset)
+    assert float((got - expected).abs().max() / expected.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("preset", ["ah", "ln", "ah+ln"])
+@pytest.mark.parametrize("part, name", ALL)
+def test_no_false_alarm(part: str, name: str, preset: str) -> None:
+    """What is right is not refused."""
+    if preset not in REFUSED.get((part, name), ()):
+        relevance(part, name, preset, strict=True)
+
+
+def test_every_part_has_at_least_four_spellings_and_most_have_six() -> None:
+    counts = sorted(len(table) for table in spellings.PARTS.values())
+    assert counts[0] >= 4 and sum(c >= 6 for c in counts) >= len(counts) - 1

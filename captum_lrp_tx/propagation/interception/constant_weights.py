@@ -44,7 +44,8 @@ def folded_product(
 ) -> Callable[..., Any]:
     """``func`` for the matrix product of ``x`` and a constant, with the plain model's value."""
     if weight_first:  # torch folds for trainable weights only, whatever the strides
-        if not x.dim() > 2 >= weight.dim() or not mode.is_trainable(weight):
+        is_matrix = weight.dim() <= 2 or (weight.dim() == 3 and weight.shape[0] == 1)
+        if not (is_matrix and x.dim() > 2) or not mode.is_trainable(weight):
             return cast(Callable[..., Any], func)
     elif not folds(mode, x, weight):
         return cast(Callable[..., Any], func)

@@ -24,6 +24,8 @@ from captum_lrp_tx.propagation.arguments import fresh
 from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.inputs import Inputs, Leaf
 from captum_lrp_tx.propagation.interception import Interception
+from captum_lrp_tx.propagation.interception.opaque_maps import OpaqueMaps, candidates
+from captum_lrp_tx.propagation.interception.underived import refuse_underived
 from captum_lrp_tx.propagation.isolation import isolated
 from captum_lrp_tx.propagation.layers import LayerProbe
 from captum_lrp_tx.propagation.ledger import Ledger, encloses, relevance_sum
@@ -163,22 +165,26 @@ def propagate_targets(
             kwargs = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
         strangers = Strangers(job.modules, job.meet) if job.meet is not None else None
         mode = Interception(scope, inputs, name_of, isolation, strangers)
+        opaque = OpaqueMaps(mode, candidates(job.modules))
         explained = call_explained(job.forward, (*args, *job.additional_args), kwargs)
         saving = (
-            Recomputation(repeated_blocks(job.modules), scope, inputs, lambda: _second_run(mode))
+            Recomputation(
+                repeated_blocks(job.modules), scope, inputs, lambda: _second_run(mode, opaque)
+            )
             if job.recompute
             else nullcontext()
         )
         if probe is not None:
             inputs.stop_looking_up()
-            with scope, probe, saving, mode, _failures_explained(), explained:
+            with scope, probe, saving, opaque, mode, _failures_explained(), explained:
                 returned = job.forward(*args, *additional, **kwargs)
         else:
-            with scope, saving, mode, _failures_explained(), explained:
+            with scope, saving, opaque, mode, _failures_explained(), explained:
                 returned = job.forward(*args, *additional, **kwargs)
         _note_what_ran(scope, mode, inputs)
         mode.maps.forget()
         output = output_tensor(returned)
+        refuse_underived(mode, [] if output.grad_fn is None else [output.grad_fn])
         targets = [_selected(job, s, output, (args, kwargs)) for s in select(output)]
         jobs = [
             replace(job, select=functools.partial(_nth, select, i)) for i in range(len(targets))
@@ -222,11 +228,11 @@ def _note_what_ran(scope: Scope, mode: Interception, inputs: Inputs) -> None:
 
 
 @contextlib.contextmanager
-def _second_run(mode: Interception) -> Iterator[None]:
+def _second_run(mode: Interception, opaque: OpaqueMaps) -> Iterator[None]:
     """The rules for a second run of a part of the model; nothing of it is kept afterwards."""
     again = mode.again()
     try:
-        with again:
+        with opaque.again(again), again:
             yield
     finally:
         again.maps.forget()  # which leads to the graph, and that leads to the mode

@@ -37,7 +37,8 @@ class isolated:
     """
 
     def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
-        self._modules = modules
+        #: The modules of the model, by name.
+        self.modules = modules
         self._hooks = Hooks(also=self._restore)
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._by_storage: dict[int, list[Tensor]] | None = None
@@ -46,13 +47,13 @@ class isolated:
     def __enter__(self) -> isolated:
         self._stored = [
             (module, _name_of(hook), vars(module)[_name_of(hook)])
-            for _, module in self._modules
+            for _, module in self.modules
             if module._forward_pre_hooks
             for hook in list(module._forward_pre_hooks.values())
             if type(hook).__module__ in _OLD_NORMS and _name_of(hook) in vars(module)
         ]
         self._cached = set(_cache())
-        with_buffers = [module for _, module in self._modules if module._buffers]
+        with_buffers = [module for _, module in self.modules if module._buffers]
         self._kept = [
             (module, dict(module._buffers), dict(vars(module)), set(_unsaved(module)))
             for module in with_buffers
@@ -89,7 +90,7 @@ class isolated:
         """The parameters and buffers that lie in a storage."""
         if self._by_storage is None:
             self._by_storage = {}
-            for _, module in self._modules:
+            for _, module in self.modules:
                 for tensor in (*module._parameters.values(), *module._buffers.values()):
                     if tensor is not None and (at := _storage(tensor)) is not None:
                         self._by_storage.setdefault(at, []).append(tensor)

@@ -48,3 +48,14 @@ class Strangers:
                     self._held.append(module)
                     self._meet(module)
             frame = frame.f_back
+
+
+def running(modules: Sequence[tuple[str, nn.Module]]) -> str:
+    """The name of the innermost of these modules that the stack is in; empty outside of all."""
+    names = {id(module): name for name, module in modules}
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _CALL and id(frame.f_locals["self"]) in names:
+            return names[id(frame.f_locals["self"])]
+        frame = frame.f_back
+    return ""

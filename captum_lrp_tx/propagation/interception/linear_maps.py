@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.functions import Combine, LinearValue, safe_ratio
+from captum_lrp_tx.propagation.functions import Combine, LinearValue, WithValue, safe_ratio
 from captum_lrp_tx.propagation.interception.biases import Step, composed, of_zeros
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.constant_weights import (
@@ -19,6 +20,14 @@ from captum_lrp_tx.propagation.interception.constant_weights import (
 )
 from captum_lrp_tx.propagation.interception.contractions import contraction
 from captum_lrp_tx.propagation.interception.norms import batch_statistics
+from captum_lrp_tx.propagation.interception.quantised import (
+    QuantisedMap,
+    check_wrapped,
+    constant_weight,
+    dequantised,
+    drawn,
+    is_wrapped,
+)
 from captum_lrp_tx.propagation.interception.spreading import LOW, spread_last, spread_through
 from captum_lrp_tx.propagation.operations import (
     Kind,
@@ -32,6 +41,8 @@ if TYPE_CHECKING:
 
 #: From so many tokens on, a backward pass that leaves out rows without gradient pays.
 _MANY_ROWS = 64
+#: On so many rows a layer with a quantised weight is tried.
+_TRIED = 8
 
 
 def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -39,6 +50,8 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
         x, weight, bias = args
     else:
         x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
+    if is_wrapped(weight):
+        return _wrapped_linear(mode, func, x, weight, bias)
     if depends(weight):
         product = contraction(mode, func, (x, weight), {})
         if bias is None:
@@ -66,7 +79,7 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
         call, (x, weight, bias), {}, mode.absorber(bias),
         input=x, weight=weight, bias=bias,
         apply=lambda i, w: func(i, w), distribute=spread_last, by_row=weight.dim() == 2,
-        channel=-1, fold=functools.partial(_fold, channel=-1, output=0, groups=None),
+        channel=-1, fold=fold_last,
     )  # fmt: skip
     return apply_linear(mode, operation)
 
@@ -97,6 +110,49 @@ def _fold(
     return weight * factor.view(-1, *(1,) * (weight.dim() - 1 - output))
 
 
+fold_last = functools.partial(_fold, channel=-1, output=0, groups=None)
+
+
+def _wrapped_linear(mode: Interception, func: Any, x: Tensor, weight: Tensor, bias: Any) -> Any:
+    """A linear layer whose weight is a tensor of another class: a product with its numbers."""
+    weight = constant_weight(weight)
+    if not depends(x) or depends(weight):
+        return func(x, weight, bias)
+
+    def plain() -> Tensor:
+        return dequantised(weight, x.dtype)
+
+    _check_once(
+        mode, weight, drawn(x.detach(), _TRIED),
+        lambda i: func(i, weight, bias), lambda i: func(i, plain(), bias),
+    )  # fmt: skip
+
+    def call(i: Tensor, *_: Any) -> Tensor:
+        run = functools.partial(func, i.detach(), weight, bias)
+        return LinearValue.call(i, run, lambda g: product_of_rows(g, plain().to(g.dtype)))
+
+    operation = QuantisedMap(
+        call, (x,), {}, mode.absorber(bias),
+        input=x, weight=plain, bias=bias,
+        apply=lambda i, w: func(i, w), distribute=spread_last, by_row=True,
+        channel=-1, fold=fold_last,
+    )  # fmt: skip
+    return apply_linear(mode, operation)
+
+
+def _check_once(
+    mode: Interception,
+    weight: Tensor,
+    probe: Tensor,
+    run: Callable[[Tensor], Tensor],
+    reference: Callable[[Tensor], Tensor],
+) -> None:
+    """:func:`~.quantised.check_wrapped`, once in a pass for each weight."""
+    if id(weight) not in mode.claims:
+        check_wrapped(run, reference, probe, mode.running(), type(weight).__name__)
+        mode.claims[id(weight)] = weight  # kept, so that no other takes its id
+
+
 _CONVOLUTION = ("input", "weight", "bias")
 
 
@@ -108,7 +164,19 @@ def _convolution(
     more = {k: v for k, v in kwargs.items() if k not in _CONVOLUTION}
     if not depends(x) or depends(weight):
         return func(*args, **kwargs)
-    spatial = weight.dim() - 2
+    spatial, call = weight.dim() - 2, func
+    if is_wrapped(weight):
+        wrapped, weight = weight, dequantised(weight, x.dtype)
+        _check_once(
+            mode, wrapped, drawn(x.detach()),
+            lambda i: func(i, wrapped, bias, *rest, **more),
+            lambda i: func(i, weight, bias, *rest, **more),
+        )  # fmt: skip
+
+        def call(i: Tensor, w: Tensor, *others: Any, **named: Any) -> Tensor:
+            with torch.no_grad():
+                value = func(i.detach(), wrapped, *others, **named)
+            return WithValue.call(value, func(i, w, *others, **named))
 
     def apply(i: Tensor, w: Tensor) -> Tensor:
         result: Tensor = func(i, w, None, *rest, **more)
@@ -123,7 +191,7 @@ def _convolution(
         groups = bind(("stride", "padding", "output_padding", "groups"), rest, more)[3] or 1
     fold = functools.partial(_fold, channel=-spatial - 1, output=0, groups=groups)
     operation = LinearMap(
-        func, (x, weight, bias, *rest), more, mode.absorber(bias),
+        call, (x, weight, bias, *rest), more, mode.absorber(bias),
         input=x, weight=weight,
         bias=None if bias is None else bias.reshape(-1, *(1,) * spatial),
         apply=apply, distribute=spread_through(apply, weight), fold=fold,

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.inputs import Inputs
-from captum_lrp_tx.propagation.interception import writing
+from captum_lrp_tx.propagation.interception import underived, writing
 from captum_lrp_tx.propagation.interception.biases import Maps
 from captum_lrp_tx.propagation.interception.booking import Pending, keep_names
 from captum_lrp_tx.propagation.interception.calls import (
@@ -47,7 +48,7 @@ from captum_lrp_tx.propagation.operations import (
 )
 from captum_lrp_tx.propagation.recognition import undecided
 from captum_lrp_tx.propagation.scope import Scope, next_sequence_number
-from captum_lrp_tx.propagation.strangers import Strangers
+from captum_lrp_tx.propagation.strangers import Strangers, running
 
 #: Queries and bookkeeping, which must see parameters as they are.
 _UNTOUCHED = frozenset(
@@ -122,6 +123,10 @@ class Interception(TorchFunctionMode):
         self._trainable: WeakIdKeyDictionary = WeakIdKeyDictionary()
         #: What was computed from the inputs and has lost its gradient.
         self.cuts = Cuts(scope)
+        #: What was found out about weights and modules in this pass, by ``id`` (they are kept).
+        self.claims: dict[int, Any] = {}
+        #: Calls without a derivative: their nodes, names and layers.
+        self.underived: list[tuple[Node | None, str, str]] = []
 
     def again(self) -> Interception:
         """A mode for a second run of a part of the model, which finds no inputs of its own."""
@@ -129,7 +134,12 @@ class Interception(TorchFunctionMode):
         inputs.stop_looking_up()
         mode = Interception(self.scope, inputs, self.name_of, self.isolation, self.strangers)
         mode._token, mode._trainable = self._token, self._trainable
+        mode.claims = self.claims
         return mode
+
+    def running(self) -> str:
+        """The name of the innermost module that is running; asked rarely."""
+        return self.scope.module or running(self.isolation.modules)
 
     def __torch_function__(
         self,
@@ -342,6 +352,7 @@ def _constant_call(
         result = handler(mode, func, args, kwargs)
     else:
         result = func(*args, **kwargs)
+        underived.note(mode, func, (args, kwargs), result)
     if written is not None:
         result = written.copy_(result)
     if not depends(result):

@@ -1,0 +1,300 @@
+"""Quantised layers are the linear maps of their dequantised weights, or refused by name.
+
+The oracle is the same model with plain ``nn.Linear`` layers of the dequantised weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import quantised
+import zoo
+from captum_lrp_tx import ConservativeGI, ConservativeLRP, LayerConservativeLRP, audit, rules
+from captum_lrp_tx.errors import UncoveredOperationError, UnsupportedModelError
+
+WIDTH = 32
+PRESETS = "gi ah ln ah+ln lrp lrp-gamma mambalrp attnlrp attnlrp-gamma".split()
+#: Presets with rules for linear layers, whose biases may be spread.
+SPREADING = PRESETS[4:]
+HAND_WRITTEN = ["function", "kernel without a derivative", "tensor"]
+
+
+class Block(nn.Module):
+    """An MLP on a residual stream, beside which a layer that loses relevance is not noticed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.norm(x + self.down(F.gelu(self.up(x))))).mean(1)
+        return result
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return zoo.randomise(Block().eval())
+
+
+def bert() -> Any:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=41, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=2 * WIDTH, max_position_embeddings=16, num_labels=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return zoo.randomise(transformers.BertForSequenceClassification(config).eval())
+
+
+def llama() -> Any:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=41, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=2 * WIDTH, max_position_embeddings=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return zoo.randomise(transformers.LlamaForCausalLM(config).eval())
+
+
+def floats() -> Tensor:
+    return torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def ids() -> Tensor:
+    return torch.randint(1, 41, (2, 6), generator=torch.Generator().manual_seed(1))
+
+
+Make = Callable[[nn.Linear], quantised.Made]
+
+
+def pair(build: Callable[[], nn.Module], make: Make) -> tuple[nn.Module, nn.Module]:
+    """A quantised model, and the same with plain layers."""
+    model, plain = build(), build()
+    weights = quantised.replace(model, make)
+    assert weights
+    for name, weight in weights.items():
+        plain.get_submodule(name).weight.data = weight.clone()
+    return model, plain
+
+
+def agree(got: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
+    error = (got - expected).abs().max() / expected.abs().max()
+    assert expected.abs().max() > 0 and error <= tolerance, f"{error:.1e}"
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], Any]] = {
+    "mlp": (mlp, floats, 1),
+    "bert": (bert, ids, 1),
+    "llama": (llama, ids, (-1, 3)),
+}
+
+
+@pytest.mark.parametrize("bias", ["absorb", "distribute"])
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("layer", quantised.WEIGHT_ONLY)
+def test_a_quantised_model_is_explained_as_the_dequantised_one(
+    layer: str, kind: str, bias: Any
+) -> None:
+    build, inputs, target = MODELS[kind]
+    model, plain = pair(build, quantised.WEIGHT_ONLY[layer])
+    x = inputs()
+    for preset in PRESETS if bias == "absorb" else SPREADING:
+        options: Any = {"rules": preset, "bias": bias}
+        given: Any = {"target": target, "strict": preset in ("lrp", "lrp-gamma", "mambalrp")}
+        got = ConservativeLRP(model, **options).attribute(x, **given)
+        expected = ConservativeLRP(plain, **options).attribute(x, **given)
+        if kind == "bert" and preset in ("gi", "ah"):
+            # a norm without a rule right behind the embeddings leaves rounding errors of them
+            assert max(got.abs().max(), expected.abs().max()) < 1e-5
+            (got, expected) = (
+                LayerConservativeLRP(m, m.bert.encoder.layer[0], **options).attribute(x, **given)
+                for m in (model, plain)
+            )
+        agree(got, expected)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("layer", quantised.STRAIGHT_THROUGH)
+def test_straight_through_derivatives_are_products(layer: str, kind: str) -> None:
+    """What rounding adds to the forward pass is no part of the map: the oracle has none."""
+    build, inputs, target = MODELS[kind]
+    model, plain = pair(build, quantised.STRAIGHT_THROUGH[layer])
+    for bias in ("absorb", "distribute"):
+        options: Any = {"rules": "lrp", "bias": bias}
+        got = ConservativeLRP(model, **options).attribute(inputs(), target=target, strict=True)
+        expected = ConservativeLRP(plain, **options).attribute(inputs(), target=target)
+        agree(got, expected, 0.1)
+
+
+@pytest.mark.parametrize("preset", ["lrp", "lrp-gamma"])
+@pytest.mark.parametrize("layer", [*quantised.WEIGHT_ONLY, *quantised.STRAIGHT_THROUGH])
+def test_the_audit_accounts_for_quantised_layers(layer: str, preset: str, capsys: Any) -> None:
+    make = {**quantised.WEIGHT_ONLY, **quantised.STRAIGHT_THROUGH}[layer]
+    model, _ = pair(mlp, make)
+    report = audit.explainability(model, floats(), target=1, rules=preset)
+    assert report.is_covered, str(report)
+    # what rounding adds is booked at the output, to first order in rules with signed parts
+    allowed = 1e-5 if layer in quantised.WEIGHT_ONLY else 5e-3 if "gamma" in preset else 1e-4
+    assert abs(report.conservation_error) < allowed * abs(report.output), str(report)
+    assert {"up.bias", "down.bias", "head.bias"} <= set(report.absorbed), str(report)
+    told = [name for name in report.absorbed if "rounding of its activations" in name]
+    assert bool(told) == (layer in quantised.STRAIGHT_THROUGH), str(report)
+
+
+@pytest.mark.parametrize("preset", ["gi", "ah+ln", "lrp", "lrp-gamma", "attnlrp"])
+@pytest.mark.parametrize("layer", quantised.DYNAMIC)
+def test_quantised_activations_are_refused_by_the_name_of_the_layer(
+    layer: str, preset: str
+) -> None:
+    """Beside a residual stream relevance would be lost without a word."""
+    model = mlp()
+    try:
+        model.down = quantised.DYNAMIC[layer](model.down)[0]
+        model(floats())
+    except (RuntimeError, AssertionError, ImportError) as error:
+        pytest.skip(f"does not run here: {error}")
+    for strict in (False, True):
+        with pytest.raises(UnsupportedModelError, match=r"Layer 'down'.*weight-only"):
+            ConservativeLRP(model, rules=preset).attribute(floats(), target=1, strict=strict)
+    with pytest.raises(UnsupportedModelError, match=r"Layer 'down'.*weight-only"):
+        ConservativeLRP(model, rules=preset, bias="distribute").attribute(floats(), target=1)
+
+
+def test_what_is_no_linear_map_is_no_linear_map() -> None:
+    """Codes and a derivative that looks like a product's are no proof."""
+    model = mlp()
+    model.down = quantised.BySquare(model.down)
+    with pytest.raises(UncoveredOperationError, match="Squared in down"):
+        ConservativeLRP(model).attribute(floats(), target=1, strict=True)
+
+
+RULES = {
+    "gamma": rules.GammaRule(gamma=0.3),
+    "z+": rules.ZPlusRule(),
+    "alpha-beta": rules.AlphaBetaRule(alpha=2.0, beta=1.0),
+    "flat": rules.FlatRule(),
+    "positive weights": rules.PositiveWeightRule(),
+    "ignored bias": rules.EpsilonRule(epsilon=0.1, bias="ignore"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("layer", [*HAND_WRITTEN, "bitsandbytes nf4", "quanto int8"])
+def test_rules_with_signed_parts_get_the_dequantised_weight(layer: str, rule: str) -> None:
+    from captum_lrp_tx import Composite
+
+    model, plain = pair(mlp, quantised.WEIGHT_ONLY[layer])
+    composite = Composite({"up": RULES[rule], "down": RULES[rule]}, base="lrp")
+    got = ConservativeLRP(model, rules=composite).attribute(floats(), target=1, strict=True)
+    agree(got, ConservativeLRP(plain, rules=composite).attribute(floats(), target=1), 1e-4)
+
+
+@pytest.mark.parametrize("layer", HAND_WRITTEN)
+def test_layers_targets_and_memory(layer: str) -> None:
+    model, plain = pair(mlp, quantised.WEIGHT_ONLY[layer])
+    for name in ("up", "down"):
+        got = LayerConservativeLRP(model, model.get_submodule(name)).attribute(floats(), target=1)
+        expected = LayerConservativeLRP(plain, plain.get_submodule(name)).attribute(
+            floats(), target=1
+        )
+        agree(got, expected)
+    explainer, reference = ConservativeLRP(model, memory="low"), ConservativeLRP(plain)
+    agree(explainer.attribute(floats(), target=1), reference.attribute(floats(), target=1))
+    agree(
+        ConservativeLRP(model).attribute_targets(floats(), "all"),
+        reference.attribute_targets(floats(), "all"),
+    )
+
+
+def test_memory_low_with_blocks_of_quantised_layers() -> None:
+    model, plain = pair(bert, quantised.WEIGHT_ONLY["function"])
+    got = ConservativeLRP(model, memory="low", rules="lrp-gamma").attribute(ids(), target=1)
+    agree(got, ConservativeLRP(plain, rules="lrp-gamma").attribute(ids(), target=1))
+
+
+@pytest.mark.parametrize("layer", ["function", "tensor", "bitsandbytes nf4", "torchao int8"])
+def test_models_in_bfloat16(layer: str) -> None:
+    def build() -> nn.Module:
+        return mlp().bfloat16()
+
+    def make(linear: nn.Linear) -> quantised.Made:
+        made, weight = quantised.WEIGHT_ONLY[layer](linear)
+        return made, weight.bfloat16()
+
+    model, plain = pair(build, make)
+    x = floats().bfloat16()
+    got = ConservativeLRP(model, bias="distribute").attribute(x, target=1, strict=True).float()
+    expected = ConservativeLRP(plain, bias="distribute").attribute(x, target=1).float()
+    agree(got, expected, 0.1)
+
+
+@pytest.mark.parametrize("layer", [*HAND_WRITTEN, "bitsandbytes nf4", "quanto int8"])
+def test_the_forward_result_stays_and_so_does_the_model(layer: str, untouched: Any) -> None:
+    model, _ = pair(mlp, quantised.WEIGHT_ONLY[layer])
+    x, seen = floats(), []
+    plain = model(x.clone().requires_grad_()).detach()
+
+    def forward(i: Tensor) -> Tensor:
+        result: Tensor = model(i)
+        seen.append(result.detach().clone())
+        return result
+
+    before = {k: copy.deepcopy(v) for k, v in model.state_dict().items()}
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    state = torch.get_rng_state()
+    ConservativeGI(forward).attribute(x, target=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(seen[-1], plain)
+    assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    for key, value in model.state_dict().items():
+        if type(value) is Tensor:
+            assert torch.equal(value, before[key]), key
+
+
+def test_convolutions_with_weights_of_another_class() -> None:
+    quanto = pytest.importorskip("optimum.quanto")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    plain = copy.deepcopy(model)
+    quanto.quantize(model, weights=quanto.qint8)
+    quanto.freeze(model)
+    for i in (0, 3):
+        plain[i].weight.data = model[i].weight.dequantize().detach().clone()
+    x = torch.randn(2, 3, 8, 8)
+    for preset in ("gi", "lrp", "lrp-gamma"):
+        for bias in ("absorb", "distribute"):
+            options: Any = {"rules": preset, "bias": bias}
+            got = ConservativeLRP(model, **options).attribute(x, target=1, strict=True)
+            agree(got, ConservativeLRP(plain, **options).attribute(x, target=1))
+
+
+def test_quantised_embeddings_are_looked_up() -> None:
+    quanto = pytest.importorskip("optimum.quanto")
+    model = bert()
+    quanto.quantize(model, weights=quanto.qint8)
+    quanto.freeze(model)
+    plain = bert()
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if hasattr(weight, "dequantize") and type(weight) not in (Tensor, nn.Parameter):
+            plain.get_submodule(name).weight.data = weight.dequantize().detach().clone()
+    got = ConservativeLRP(model).attribute(ids(), target=1, strict=True)
+    agree(got, ConservativeLRP(plain).attribute(ids(), target=1))
+
+
+def test_weights_quantised_in_every_call() -> None:
+    """Before ``quanto.freeze`` codes are computed from the parameters each time."""
+    quanto = pytest.importorskip("optimum.quanto")
+    model = mlp()
+    quanto.quantize(model, weights=quanto.qint8)
+    got = ConservativeLRP(model).attribute(floats(), target=1, strict=True)
+    quanto.freeze(model)
+    agree(got, ConservativeLRP(model).attribute(floats(), target=1, strict=True))

@@ -68,6 +68,21 @@ class RoundedProduct(Product):
         return Product.forward(ctx, rounded(x), codes, scale, bias)
 
 
+class NarrowProduct(Product):
+    """Computes in bfloat16, whatever it is given."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        bias = None if bias is None else bias.bfloat16()
+        scale = scale.bfloat16()
+        return Product.forward(ctx, x.bfloat16(), codes, scale, bias).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        back, *rest = Product.backward(ctx, grads[0].bfloat16())
+        return back.to(grads[0].dtype), *rest
+
+
 class Squared(Product):
     """No linear map, whatever its derivative says."""
 
@@ -86,6 +101,10 @@ class ByFunction(Coded):
 
 class ByRoundedFunction(ByFunction):
     function = RoundedProduct
+
+
+class ByNarrowFunction(ByFunction):
+    function = NarrowProduct
 
 
 class BySquare(ByFunction):
@@ -175,14 +194,14 @@ def _needs(package: str) -> None:
         pytest.skip(f"needs {package}")
 
 
-def _bitsandbytes_4bit(kind: str) -> Callable[[nn.Linear], Made]:
+def _bitsandbytes_4bit(kind: str, **options: Any) -> Callable[[nn.Linear], Made]:
     def make(linear: nn.Linear) -> Made:
         _needs("bitsandbytes")
         import bitsandbytes as bnb
 
         made = bnb.nn.Linear4bit(
-            linear.in_features, linear.out_features, bias=linear.bias is not None,
-            quant_type=kind, compute_dtype=linear.weight.dtype,
+            linear.in_features, linear.out_features, bias=linear.bias is not None, quant_type=kind,
+            **{"compute_dtype": linear.weight.dtype, **options},
         )  # fmt: skip
         made.load_state_dict(linear.state_dict())
         made = made.to("cpu")  # quantises
@@ -264,7 +283,7 @@ def _gguf(linear: nn.Linear) -> Made:
     return Blocks(), plain
 
 
-#: Weight-only quantisation, and what passes gradients straight through rounded activations.
+#: Weight-only quantisation.
 WEIGHT_ONLY: dict[str, Callable[[nn.Linear], Made]] = {
     "function": _coded(ByFunction),
     "kernel without a derivative": _coded(ByKernel),
@@ -279,9 +298,14 @@ WEIGHT_ONLY: dict[str, Callable[[nn.Linear], Made]] = {
     "torchao int8 groups": _torchao("Int8WeightOnlyConfig", granularity=("PerGroup", 8)),
     "gguf": _gguf,
 }
+#: Activations are rounded, to codes or to 16 bits, and gradients go straight through.
 STRAIGHT_THROUGH: dict[str, Callable[[nn.Linear], Made]] = {
     "rounding function": _coded(ByRoundedFunction),
+    "narrow function": _coded(ByNarrowFunction),
     "bitsandbytes int8": _bitsandbytes_8bit,
+    "bitsandbytes nf4 in bfloat16": _bitsandbytes_4bit(
+        "nf4", compute_dtype=torch.bfloat16, quant_storage=torch.bfloat16
+    ),
 }
 #: Activations are rounded, and there is no derivative, or a wrong one.
 DYNAMIC: dict[str, Callable[[nn.Linear], Made]] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import oracle
 import zoo
@@ -169,3 +169,47 @@ def test_batch_norm_before_a_transposition() -> None:
     for rules in ("gi", "lrp"):
         got = ConservativeGI(forward, rules=rules).attribute(x)
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+class Latents(nn.Module):
+    """Learned rows that look at the inputs: a batch of one, or expanded."""
+
+    def __init__(self, expand: bool) -> None:
+        super().__init__()
+        self.rows, self.expand = nn.Parameter(torch.randn(1, 3, 8)), expand
+        self.query, self.key, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.rows.expand(len(x), 3, 8) if self.expand else self.rows
+        scores = self.query(rows) @ self.key(x).mT
+        result: Tensor = self.out(scores.softmax(-1) @ x).mean(1)
+        return result
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.GRU(8, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.out(self.layer(x)[0]).mean(1)
+        return result
+
+
+@pytest.mark.parametrize("rules", ["gi", "ah+ln", "lrp"])
+@pytest.mark.parametrize("kind", ["latents", "expanded latents", "GRU"])
+def test_forward_is_bit_identical_where_torch_picks_kernels(kind: str, rules: str) -> None:
+    """Which matrix product torch takes depends on what requires a gradient, and on layouts."""
+    for seed in range(10):
+        torch.manual_seed(seed)
+        model = (Recurrent() if kind == "GRU" else Latents(kind != "latents")).eval()
+        x, seen = torch.randn(2, 6, 8), list[Tensor]()
+        plain = model(x).detach()
+
+        def recording(i: Tensor, model: nn.Module = model, seen: list[Tensor] = seen) -> Tensor:
+            result: Tensor = model(i)
+            seen.append(result.detach().clone())
+            return result
+
+        ConservativeLRP(recording, rules=rules).attribute(x, target=1)
+        assert torch.equal(seen[-1], plain), seed

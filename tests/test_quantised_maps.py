@@ -141,8 +141,10 @@ def test_the_audit_accounts_for_quantised_layers(layer: str, preset: str, capsys
     model, _ = pair(mlp, make)
     report = audit.explainability(model, floats(), target=1, rules=preset)
     assert report.is_covered, str(report)
-    # what rounding adds is booked at the output, to first order in rules with signed parts
-    allowed = 1e-5 if layer in quantised.WEIGHT_ONLY else 5e-3 if "gamma" in preset else 1e-4
+    # what rounding adds is booked at the output: to first order in rules with signed parts, and
+    # derivatives that are computed in 16 bits are rounded themselves
+    allowed = 1e-5 if layer in quantised.WEIGHT_ONLY else 1e-4
+    allowed = 5e-3 if allowed > 1e-5 and ("gamma" in preset or "int8" not in layer) else allowed
     assert abs(report.conservation_error) < allowed * abs(report.output), str(report)
     assert {"up.bias", "down.bias", "head.bias"} <= set(report.absorbed), str(report)
     told = [name for name in report.absorbed if "rounding of its activations" in name]

@@ -380,8 +380,8 @@ def _judge_unknown(node: Node, name: str, base: Mapping[Kind, Any]) -> tuple[str
     if hasattr(type(node), "_forward_cls"):
         what = (
             "custom autograd function that no rule can see into; if it is an attention kernel, "
-            "load the model with attn_implementation='sdpa', if it is a product with weights, let a "
-            "module of its own run it"
+            "load the model with attn_implementation='sdpa'; if it is a product with weights, let "
+            "a module of its own run it"
         )
         return what, bool(base)
     return "non-linear function", Kind.ACTIVATION in base

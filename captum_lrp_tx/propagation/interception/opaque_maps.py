@@ -1,13 +1,12 @@
 """Layers of quantised weights that run as one operation of a package's own.
 
 Function modes do not see ``torch.autograd.Function.apply``, so such a layer is known by its module:
-one that torch did not define, with nothing of torch's inside and weights or codes of its own.  What
-it does is then checked (:mod:`~.quantised`), and a linear map is handed to the rule in force.
+one that torch did not define, with nothing of torch's inside and codes of its own.  What it does is
+then checked (:mod:`~.quantised`), and a linear map is handed to the rule in force.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,9 @@ if TYPE_CHECKING:
 #: Numbers of these types are weights; others are codes.
 _NUMBERS = frozenset([torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool])
 
+#: Differences from a product that are the arithmetic's own, in units of its smallest step.
+_OWN_ROUNDING = 64
+
 
 def candidates(modules: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
     """Modules that may be a linear map of a package's own, by what they store."""
@@ -45,9 +47,8 @@ def candidates(modules: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, nn.M
     ]
 
 
-@functools.lru_cache(maxsize=1024)
-def _is_torchs(kind: Any) -> bool:
-    return str(kind.__module__).startswith("torch.nn.")
+def _is_torchs(kind: type) -> bool:
+    return kind.__module__.startswith("torch.nn.")
 
 
 def _is_leaf(module: nn.Module) -> bool:
@@ -59,17 +60,22 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def _stores(module: nn.Module | None) -> bool:
-    """Whether there are matrices, or codes, or an object of C++ that may hold some."""
+    """Whether there are codes, or what may hold some: a tensor of another class, a C++ object."""
     if module is None:
         return False
     for store in (module._parameters, module._buffers, module.__dict__):
         for value in store.values():
             if isinstance(value, Tensor):
-                if value.dim() > 1 or (value.dim() == 1 and value.dtype not in _NUMBERS):
+                if _is_code(value):
                     return True
             elif isinstance(value, torch.ScriptObject):
                 return True
     return False
+
+
+def _is_code(tensor: Tensor) -> bool:
+    # weights may be packed into tensors of any type
+    return tensor.dtype not in _NUMBERS or type(tensor) not in quantised.PLAIN
 
 
 class OpaqueMaps:
@@ -110,9 +116,8 @@ class OpaqueMaps:
         def enter(_module: nn.Module, args: Any, kwargs: Any) -> None:
             if mode.scope.is_current():
                 x = args[0] if len(args) == 1 and not kwargs else None
-                is_signal = isinstance(x, Tensor) and x.requires_grad and x.dim() > 0
-                underived = len(mode.underived)
-                started.append((x if is_signal else None, next_sequence_number(), underived))
+                start, underived = next_sequence_number(), len(mode.underived)
+                started.append((x if _is_signal(x) else None, start, underived))
 
         def leave(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             if not mode.scope.is_current():
@@ -120,7 +125,7 @@ class OpaqueMaps:
             x, start, underived = started.pop()
             if x is None or not isinstance(output, Tensor) or not torch.is_grad_enabled():
                 return None
-            if not output.is_floating_point() or not _is_opaque(output, start, module):
+            if not _is_opaque(output, start, module):
                 return None
             found = _claim(mode, name, module, x, output)
             if found is None:
@@ -132,14 +137,19 @@ class OpaqueMaps:
         self._hooks.after(module, leave, with_kwargs=True, always_call=True, prepend=True)
 
 
+def _is_signal(x: Any) -> bool:
+    with torch._C.DisableTorchFunction():  # not to be asked by the mode: this runs in every pass
+        return isinstance(x, Tensor) and x.requires_grad and x.dim() > 0
+
+
 def _is_opaque(output: Tensor, start: int, module: nn.Module) -> bool:
     """Whether an autograd function that nothing sees into made a result, or one without any."""
-    if not output.requires_grad:
-        return any(
-            t.dtype not in _NUMBERS or quantised.is_wrapped(t)
-            for t in (*module.parameters(), *module.buffers())
-        )
-    return any(_is_foreign(node) for node in made_since(output.grad_fn, start))
+    with torch._C.DisableTorchFunction():
+        if not output.is_floating_point():
+            return False
+        if output.requires_grad:
+            return any(_is_foreign(node) for node in made_since(output.grad_fn, start))
+        return any(_is_code(t) for t in (*module.parameters(), *module.buffers()))
 
 
 def _is_foreign(node: Node) -> bool:
@@ -190,7 +200,6 @@ def _as_linear_map(
         value = output.detach()
         bias = claim.constant.to(value.dtype) if bool(claim.constant.any()) else None
         source = None if bias is None else _source(module, bias)
-        bias = bias if source is None else source.detach().to(value.dtype)
 
     def back(grad: Tensor) -> Tensor:
         if claim.has_derivative and not is_packed(grad):
@@ -211,9 +220,11 @@ def _as_linear_map(
             apply=_product, distribute=spread_last, by_row=True, channel=-1, fold=fold_last,
         )  # fmt: skip
         result = apply_linear(mode, operation)
-        if mode.scope.ledger is not None and not claim.is_exact:
-            rest = value - torch.nn.functional.linear(x.detach(), weight(), bias)
-            mode.absorb(result, rest, name=f"{name or 'the model'}: rounding of its activations")
+        if mode.scope.ledger is not None:
+            plain = torch.nn.functional.linear(x.detach(), weight(), bias)
+            if quantised.differs(value, plain) > _OWN_ROUNDING * torch.finfo(value.dtype).eps:
+                name = f"{name or 'the model'}: rounding of its activations"
+                mode.absorb(result, value - plain, name=name)
     return result
 
 
@@ -222,10 +233,10 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _source(module: nn.Module, bias: Tensor) -> Tensor | None:
-    """The parameter or buffer that a bias is, which gives it its name and its last bits."""
+    """The parameter or buffer that a bias is, which gives it its name."""
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.shape != bias.shape or not tensor.is_floating_point():
             continue
-        if quantised.differs(bias, tensor.detach()) <= quantised.rounding(bias.dtype):
+        if quantised.differs(bias, tensor.detach()) <= quantised.DERIVATIVE:  # rounded, maybe
             return tensor
     return None

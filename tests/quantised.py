@@ -115,7 +115,8 @@ class ByKernel(Coded):
     """Torch's own kernel for codes of 8 bits, which has no derivative."""
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = torch._weight_int8pack_mm(x.flatten(0, -2), self.codes, self.scale.to(x.dtype))
+        rows = x.flatten(0, -2).contiguous()
+        flat = torch._weight_int8pack_mm(rows, self.codes, self.scale.to(x.dtype))
         made = flat.view(*x.shape[:-1], -1)
         return made if self.bias is None else made + self.bias
 

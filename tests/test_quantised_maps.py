@@ -178,6 +178,22 @@ def test_what_is_no_linear_map_is_no_linear_map() -> None:
         ConservativeLRP(model).attribute(floats(), target=1, strict=True)
 
 
+def test_a_kernel_without_a_derivative_among_other_operations() -> None:
+    """It cannot be tried by itself there; torch would name no layer, in the backward pass."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.coded = nn.LayerNorm(WIDTH), quantised.ByKernel(nn.Linear(WIDTH, WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.coded.forward(self.norm(x))  # the module itself does not run
+
+    model = nn.Sequential(Mixed(), nn.Flatten(), nn.Linear(5 * WIDTH, 4)).eval()
+    with pytest.raises(UnsupportedModelError, match=r"Layer '0' runs .*int8pack_mm.*own run it"):
+        ConservativeLRP(model).attribute(floats(), target=1)
+
+
 RULES = {
     "gamma": rules.GammaRule(gamma=0.3),
     "z+": rules.ZPlusRule(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -51,7 +51,10 @@ def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[s
     else:
         x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
     if is_wrapped(weight):
-        return _wrapped_linear(mode, func, x, weight, bias)
+        weight = constant_weight(weight)
+        is_told = id(weight) in mode.claims or dequantised(weight, x.dtype) is not None
+        if is_told and depends(x) and not depends(weight):
+            return _wrapped_linear(mode, func, x, weight, bias)
     if depends(weight):
         product = contraction(mode, func, (x, weight), {})
         if bias is None:
@@ -115,12 +118,9 @@ fold_last = functools.partial(_fold, channel=-1, output=0, groups=None)
 
 def _wrapped_linear(mode: Interception, func: Any, x: Tensor, weight: Tensor, bias: Any) -> Any:
     """A linear layer whose weight is a tensor of another class: a product with its numbers."""
-    weight = constant_weight(weight)
-    if not depends(x) or depends(weight):
-        return func(x, weight, bias)
 
     def plain() -> Tensor:
-        return dequantised(weight, x.dtype)
+        return cast(Tensor, dequantised(weight, x.dtype))
 
     _check_once(
         mode, weight, drawn(x.detach(), _TRIED),
@@ -165,8 +165,9 @@ def _convolution(
     if not depends(x) or depends(weight):
         return func(*args, **kwargs)
     spatial, call = weight.dim() - 2, func
-    if is_wrapped(weight):
-        wrapped, weight = weight, dequantised(weight, x.dtype)
+    plain = dequantised(weight, x.dtype) if is_wrapped(weight) else None
+    if plain is not None:
+        wrapped, weight = weight, plain
         _check_once(
             mode, wrapped, drawn(x.detach()),
             lambda i: func(i, wrapped, bias, *rest, **more),

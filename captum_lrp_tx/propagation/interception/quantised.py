@@ -75,8 +75,8 @@ def refuse(where: str, what: str) -> NoReturn:
     layer = f"Layer {where!r}" if where else "The forward function"
     raise UnsupportedModelError(
         f"{layer} {what}, so no relevance can pass it. If it quantises its activations while it "
-        "runs (dynamic or static quantisation), use weight-only quantisation, which needs no "
-        "other data, or explain the model as it was before."
+        "runs (dynamic or static quantisation), use weight-only quantisation, or explain the model "
+        "as it was before. If it is a product with weights, let a module of its own run it."
     )
 
 
@@ -127,17 +127,18 @@ def constant_weight(weight: Tensor) -> Tensor:
     return weight.detach()
 
 
-def dequantised(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def dequantised(weight: Tensor, dtype: torch.dtype) -> Tensor | None:
     """The ordinary tensor that a wrapped one stands for.
 
-    Raises:
-        NotImplementedError: its class does not say.
+    Returns:
+        Tensor or None: ``None`` if its class does not say, as of weights spread over machines.
     """
-    with torch.no_grad():
-        plain = weight.dequantize()
-    if is_wrapped(plain):
-        raise NotImplementedError(f"{type(weight).__name__}.dequantize() returns {type(plain)}")
-    return plain.detach().to(dtype)
+    try:
+        with torch.no_grad():
+            plain = weight.dequantize()
+    except (RuntimeError, NotImplementedError, TypeError, AttributeError):
+        return None
+    return None if is_wrapped(plain) else plain.detach().to(dtype)
 
 
 def check_wrapped(

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
-from captum_lrp_tx.attr.base import AttributionInputs, TargetType
+from captum_lrp_tx.attr.base import AttributionInputs, Strict, TargetType, refuse_conventions
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.errors import UncoveredOperationError
 from captum_lrp_tx.propagation.coverage import Finding, uncovered
@@ -27,7 +27,7 @@ from captum_lrp_tx.propagation.scope import Scope
 from captum_lrp_tx.rules.base import Bias
 from captum_lrp_tx.rules.composite import Composite
 
-__all__ = ["AppliedRule", "Finding", "LayerConservation", "Report", "explainability"]
+__all__ = ["AppliedRule", "Finding", "Found", "LayerConservation", "Report", "explainability"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,18 @@ class AppliedRule:
     module: str
     kind: str
     rule: str
+    operations: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was recognised in a module by what it computes, and how often.
+
+    ``what`` ends in ``(convention)`` where its rule is in none of the papers.
+    """
+
+    module: str
+    what: str
     operations: int
 
 
@@ -75,6 +87,7 @@ class Report:
         relevance (float): Relevance of the inputs, summed over the batch and all inputs.
         absorbed (dict of str to float): Relevance taken by biases and other additive constants, by
             name, the largest first.
+        found (tuple of Found): What was recognised, so that over-recognition can be seen.
         layers (tuple of LayerConservation): The modules with tensors in and out that depend on the
             inputs, in the order in which they finished.
     """
@@ -86,6 +99,7 @@ class Report:
     findings: tuple[Finding, ...] = ()
     absorbed: dict[str, float] = field(default_factory=dict)
     layers: tuple[LayerConservation, ...] = ()
+    found: tuple[Found, ...] = ()
 
     @property
     def is_covered(self) -> bool:
@@ -100,10 +114,14 @@ class Report:
     def __str__(self) -> str:
         lines = [f"Rules: {self.rules}", "", "Rules applied"]
         for (kind, rule), modules in _by_rule(self.applied).items():
-            shown = ", ".join(modules[:3]) + (f" ... ({len(modules)} modules)" * (len(modules) > 3))
-            lines.append(f"  {kind:<10} {rule:<40} {shown}")
+            lines.append(f"  {kind:<10} {rule:<40} {_shown(modules)}")
         if not self.applied:
             lines.append("  none: plain gradient x input")
+        lines += ["", "Recognised"]
+        for (what, _), modules in _by_rule(self.found).items():
+            lines.append(f"  {what:<51} {_shown(modules)}")
+        if not self.found:
+            lines.append("  nothing but linear maps and single functions")
         lines += ["", "Not covered by a rule"]
         for finding in self.findings:
             lines.append(f"  {'!' if finding.is_fault else '-'} {finding}")
@@ -139,11 +157,17 @@ class Report:
         return "\n".join(lines)
 
 
-def _by_rule(applied: tuple[AppliedRule, ...]) -> dict[tuple[str, str], list[str]]:
+def _by_rule(items: tuple[AppliedRule | Found, ...]) -> dict[tuple[str, str], list[str]]:
+    """Modules by kind and rule, or by what was recognised."""
     grouped: dict[tuple[str, str], list[str]] = {}
-    for item in applied:
-        grouped.setdefault((item.kind, item.rule), []).append(item.module or "(model)")
+    for item in items:
+        key = (item.what, "") if isinstance(item, Found) else (item.kind, item.rule)
+        grouped.setdefault(key, []).append(item.module or "(model)")
     return grouped
+
+
+def _shown(modules: list[str]) -> str:
+    return ", ".join(modules[:3]) + (f" ... ({len(modules)} modules)" * (len(modules) > 3))
 
 
 def explainability(
@@ -154,7 +178,7 @@ def explainability(
     *,
     rules: str | Composite = "lrp",
     bias: Bias = "absorb",
-    strict: bool = False,
+    strict: Strict = False,
     file: TextIO | None = sys.stdout,
 ) -> Report:
     """Explain one input and say how far the explanation can be trusted.
@@ -169,7 +193,8 @@ def explainability(
             :meth:`captum_lrp_tx.ConservativeLRP.attribute`. If the model has several outputs and
             ``target`` is None, the largest output of each example is explained.
         rules, bias: See :class:`captum_lrp_tx.ConservativeLRP`.
-        strict (bool): Raise if the rule set leaves an operation uncovered that it should cover.
+        strict (bool or "papers"): Raise if the rule set leaves an operation uncovered that it
+            should cover; with ``"papers"`` also for conventions that are in none of the papers.
         file (text stream, optional): Where to print; ``None`` prints nothing.
 
     Returns:
@@ -215,6 +240,9 @@ def explainability(
             for (module, kind, rule), count in result.scope.applied.items()
         ),
         findings=tuple(findings),
+        found=tuple(
+            Found(module, what, count) for (module, what), count in result.scope.found.items()
+        ),
         absorbed=ledger.by_name(),
         layers=tuple(
             LayerConservation(b.module, b.at_output, b.at_input, ledger.inside(b.module))
@@ -224,8 +252,10 @@ def explainability(
     )
     if file is not None:
         print(report, file=file)
-    if strict and not report.is_covered:
-        faults = tuple(str(f) for f in report.findings if f.is_fault)
+    if strict == "papers":
+        refuse_conventions(result.scope)
+    faults = tuple(str(f) for f in report.findings if f.is_fault)
+    if strict and faults:
         raise UncoveredOperationError(
             f"No rule of {report.rules} covers: {'; '.join(faults)}.", faults
         )

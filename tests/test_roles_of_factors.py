@@ -85,7 +85,7 @@ PRODUCTS: dict[str, tuple[Callable[[Data], tuple[Tensor, Tensor]], weighing.Weig
         lambda d: (d.feature().mT, d.feature()), weighing.Weighing(proposed=(0, 1))),
     "queries and keys": (
         lambda d: (d.feature(), d.feature().mT),
-        weighing.Weighing(is_pattern=True, what="pattern of feature maps")),
+        weighing.Weighing(is_pattern=True)),
     "a query reads": (
         lambda d: (d.linear(), d.summed()),
         weighing.Weighing((0,), what="linear attention (convention)")),

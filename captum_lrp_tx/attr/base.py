@@ -49,6 +49,8 @@ _OTHER_BIAS = {
 }
 #: Sum of |relevance| over |output| from which on an explanation is called unstable.
 _UNSTABLE = 1e5
+#: Whether to raise for what no rule covers, or also for conventions that are not in the papers.
+Strict = Union[bool, Literal["papers"]]
 
 
 class WithoutFutures:
@@ -187,7 +189,7 @@ class Conservative(WithoutFutures):
         inputs: AttributionInputs,
         target: TargetType,
         additional_forward_args: Any,
-        strict: bool,
+        strict: Strict,
         **more: Any,
     ) -> tuple[Propagated, Inputs]:
         (result,), prepared = self._propagate_targets(
@@ -201,7 +203,7 @@ class Conservative(WithoutFutures):
         inputs: AttributionInputs,
         targets: TargetsType,
         additional_forward_args: Any,
-        strict: bool,
+        strict: Strict,
         per_pass: int | None = None,
         **more: Any,
     ) -> tuple[list[Propagated], Inputs]:
@@ -214,7 +216,7 @@ class Conservative(WithoutFutures):
         kinds = tuple(type(t) for t in given if isinstance(t, Target))
         checked = ("checked", repr(self.composite), layers, job.at_layer_input, kinds)
         # names of modules cost hooks on all of them: the first time, they may be needed
-        named = job.trace = job.trace or strict or not TOLD.knows(subject, checked)
+        named = job.trace = job.trace or bool(strict) or not TOLD.knows(subject, checked)
         findings: list[Finding] = []
 
         def inspect(scope: Scope, roots: list[Node], leaves: list[Tensor]) -> None:
@@ -225,6 +227,8 @@ class Conservative(WithoutFutures):
                 roots = [_before_log_softmax(root) for root in roots]
             findings.extend(uncovered(scope, roots, leaves, self.composite.base))
             faults = [str(f) for f in findings if f.is_fault]
+            if strict == "papers":
+                refuse_conventions(scope)
             if strict and faults:
                 raise UncoveredOperationError(
                     f"No rule of {self.composite!r} covers: {'; '.join(faults)}. Give these "
@@ -308,6 +312,26 @@ class Conservative(WithoutFutures):
                 "random; call model.eval() first.",
                 TrainingModeWarning,
             )
+
+
+def refuse_conventions(scope: Scope) -> None:
+    """Raise if something was recognised whose rule is in none of the papers.
+
+    Raises:
+        UncoveredOperationError: with what was recognised, and where.
+    """
+    found = tuple(
+        f"{what} in {module or 'the forward function'}"
+        for module, what in scope.found
+        if what.endswith("(convention)")
+    )
+    if found:
+        raise UncoveredOperationError(
+            f"Rules that are in none of the papers would act here: {'; '.join(found)}. Pass "
+            "strict=True to accept these conventions of the package, which the documentation "
+            "of AHRule states.",
+            found,
+        )
 
 
 def _warn_of_calls(subject: Subject, result: Propagated) -> None:

@@ -15,6 +15,7 @@ from captum_lrp_tx.attr.base import (
     Conservative,
     Memory,
     Positions,
+    Strict,
     TargetsType,
     TargetType,
     TensorOrTuple,
@@ -91,7 +92,7 @@ class ConservativeGI(Conservative, GradientAttribution):
         additional_forward_args: Any = None,
         return_convergence_delta: Literal[False] = False,
         *,
-        strict: bool = False,
+        strict: Strict = False,
         positions: Literal["sum"] = "sum",
     ) -> TensorOrTuple: ...
 
@@ -103,7 +104,7 @@ class ConservativeGI(Conservative, GradientAttribution):
         additional_forward_args: Any = None,
         *,
         return_convergence_delta: Literal[True],
-        strict: bool = False,
+        strict: Strict = False,
         positions: Literal["sum"] = "sum",
     ) -> tuple[TensorOrTuple, Tensor]: ...
 
@@ -115,7 +116,7 @@ class ConservativeGI(Conservative, GradientAttribution):
         additional_forward_args: Any = None,
         *,
         return_convergence_delta: bool = False,
-        strict: bool = False,
+        strict: Strict = False,
         positions: Literal["separate"],
     ) -> dict[str, Tensor]: ...
 
@@ -127,7 +128,7 @@ class ConservativeGI(Conservative, GradientAttribution):
         additional_forward_args: Any = None,
         return_convergence_delta: bool = False,
         *,
-        strict: bool = False,
+        strict: Strict = False,
         positions: Positions = "sum",
     ) -> TensorOrTuple | tuple[TensorOrTuple, Tensor] | dict[str, Tensor]:
         r"""
@@ -148,8 +149,9 @@ class ConservativeGI(Conservative, GradientAttribution):
             additional_forward_args (Any, optional): Further positional arguments of the forward
                 function, a tuple if there are several. They get no relevance.
             return_convergence_delta (bool): Also return output minus sum of relevance.
-            strict (bool): Raise instead of warning if a non-linear operation on the path to the
-                inputs has no rule.
+            strict (bool or "papers"): Raise instead of warning if a non-linear operation on the
+                path to the inputs has no rule; with ``"papers"`` also for what is governed by a
+                convention that is in none of the papers (linear attention, say).
             positions (str): ``"sum"``, or ``"separate"`` for a dictionary with the relevance of
                 each embedding (word, position, segment, ...) of the token ids.
 
@@ -168,7 +170,7 @@ class ConservativeGI(Conservative, GradientAttribution):
             NonFiniteError: NaN or infinity in inputs, output or relevance.
             UnreachedInputError: the output does not depend on an input.
             UnsupportedModelError: compiled or scripted model.
-            UncoveredOperationError: with ``strict=True``.
+            UncoveredOperationError: with ``strict``.
             RuleError: a name pattern or ``module.rule`` that cannot be used.
 
         Example::
@@ -209,7 +211,7 @@ class ConservativeGI(Conservative, GradientAttribution):
         additional_forward_args: Any = None,
         return_convergence_delta: Literal[False] = False,
         *,
-        strict: bool = False,
+        strict: Strict = False,
         targets_per_pass: int | None = None,
     ) -> TensorOrTuple: ...
 
@@ -221,7 +223,7 @@ class ConservativeGI(Conservative, GradientAttribution):
         additional_forward_args: Any = None,
         *,
         return_convergence_delta: Literal[True],
-        strict: bool = False,
+        strict: Strict = False,
         targets_per_pass: int | None = None,
     ) -> tuple[TensorOrTuple, Tensor]: ...
 
@@ -233,7 +235,7 @@ class ConservativeGI(Conservative, GradientAttribution):
         additional_forward_args: Any = None,
         return_convergence_delta: bool = False,
         *,
-        strict: bool = False,
+        strict: Strict = False,
         targets_per_pass: int | None = None,
     ) -> TensorOrTuple | tuple[TensorOrTuple, Tensor]:
         r"""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from captum_lrp_tx.attr.base import (
     AttributionInputs,
     Conservative,
+    Strict,
     TargetsType,
     TargetType,
     TensorOrTuple,
@@ -98,7 +99,7 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
         return_convergence_delta: bool = False,
         *,
         grad_kwargs: Mapping[str, Any] | None = None,
-        strict: bool = False,
+        strict: Strict = False,
     ) -> LayerAttributions | tuple[LayerAttributions, Tensor | list[Tensor]]:
         r"""
         Relevance of the activations at the layer's output, or at its input.
@@ -162,7 +163,7 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
         attribute_to_layer_input: bool = False,
         return_convergence_delta: bool = False,
         *,
-        strict: bool = False,
+        strict: Strict = False,
         targets_per_pass: int | None = None,
     ) -> LayerAttributions | tuple[LayerAttributions, Tensor | list[Tensor]]:
         r"""

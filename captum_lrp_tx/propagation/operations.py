@@ -94,6 +94,8 @@ class LinearMap(Operation):
     by_row: bool = field(kw_only=True, default=False)
     #: The dimension of the output that a bias runs along; None: what the weights do tells.
     channel: int | None = field(kw_only=True, default=None)
+    #: For every axis of the output the axis of the input that it was, None if the weights made it.
+    sources: tuple[int | None, ...] | None = field(kw_only=True, default=None)
     fold: Callable[[Tensor, Tensor], Tensor | None] | None = field(kw_only=True, default=None)
     #: As ``apply`` with weights of one, where constant factors are no part of the weights.
     energy: Callable[[Tensor, Tensor], Tensor] | None = field(kw_only=True, default=None)

@@ -114,6 +114,8 @@ class Scope:
         self.boundaries: list[Boundary] = []
         self.applied: dict[tuple[str, Kind, str], int] = {}
         self._texts: dict[int, str] = {}
+        #: What was recognised, by module, and how often; see :meth:`find`.
+        self.found: dict[tuple[str, str], int] = {}
         #: How often a rule has acted.
         self.noted = 0
         #: Autograd's counter when a constant was booked last.
@@ -145,6 +147,11 @@ class Scope:
         if getattr(rule, "gives_to_zero_inputs", False):
             self.gives_to_zero_inputs = True
 
+    def find(self, what: str, module: str | None = None) -> None:
+        """Remember what was recognised here; conventions beyond the papers say so in their name."""
+        key = (self.module if module is None else module, what)
+        self.found[key] = self.found.get(key, 0) + 1
+
     @property
     def module(self) -> str:
         """Name of the innermost traced module that is running."""
@@ -171,8 +178,9 @@ class Scope:
 
         What that part applies and draws is not recorded a second time.
         """
-        kept = self._stack, self.applied, self.random, self._hooks
-        self._stack, self.applied, self.random, self._hooks = list(tables), {}, set(), Hooks()
+        kept = self._stack, self.applied, self.found, self.random, self._hooks
+        self._stack, self.applied, self.found = list(tables), {}, {}
+        self.random, self._hooks = set(), Hooks()
         try:
             with suspended(), self._hooks:
                 for module, table in self._assigned:
@@ -180,7 +188,7 @@ class Scope:
                 _ACTIVE.scopes.append(self)
                 yield
         finally:
-            self._stack, self.applied, self.random, self._hooks = kept
+            self._stack, self.applied, self.found, self.random, self._hooks = kept
 
     # ---- hooks -------------------------------------------------------------------------------
     def __enter__(self) -> Scope:

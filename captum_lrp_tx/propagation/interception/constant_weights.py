@@ -78,10 +78,13 @@ def apply_linear(mode: Interception, operation: LinearMap) -> Any:
     else:
         output = mode.apply(Kind.LINEAR, operation)
         mode.maps.remember(output, operation, mode.scope.module)
-    return mapped(mode, operation.input, output, -1 if operation.by_row else operation.channel)
+    made = -1 if operation.by_row else operation.channel
+    return mapped(mode, operation.input, output, made if made is not None else operation.sources)
 
 
-def mapped(mode: Interception, x: Tensor, output: Any, made: int | None) -> Any:
+def mapped(
+    mode: Interception, x: Tensor, output: Any, made: int | tuple[int | None, ...] | None
+) -> Any:
     """``output``, which remembers what a map of ``x`` did to its axes.
 
     A map of patterns along another axis than theirs, between heads, makes patterns again.
@@ -90,7 +93,8 @@ def mapped(mode: Interception, x: Tensor, output: Any, made: int | None) -> Any:
         mode (Interception): Of the pass.
         x (Tensor): What was mapped.
         output: The result.
-        made (int, optional): The axis that the weights made, if it is one.
+        made: The axis that the weights made, all others staying as they are, or for every axis of
+            the result which one it was; ``None`` if the map scales entries.
     """
     if mode.scope.rule(Kind.ATTENTION) is None:
         return output
@@ -99,8 +103,11 @@ def mapped(mode: Interception, x: Tensor, output: Any, made: int | None) -> Any:
     found = patterns.pattern_of(x)
     if found is None or found.is_entry:
         return output
-    if made is None or found.axis is None:
-        patterns.mark(output, None)
-    elif found.axis != made % x.dim():  # else it is weighed itself
+    if found.axis is None or made is None:
         patterns.mark(output, found.axis)
-    return output
+    elif isinstance(made, tuple):
+        if found.axis in made:
+            patterns.mark(output, made.index(found.axis))
+    elif found.axis != made % x.dim():
+        patterns.mark(output, found.axis)
+    return output  # summed over its axis it is no pattern any more

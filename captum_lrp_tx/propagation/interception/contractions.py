@@ -28,7 +28,7 @@ from captum_lrp_tx.propagation.operations import (
     NormalizerProduct,
     PatternProduct,
 )
-from captum_lrp_tx.propagation.recognition import axes, homogeneity, patterns, weighing
+from captum_lrp_tx.propagation.recognition import homogeneity, patterns, weighing
 from captum_lrp_tx.propagation.recognition.contracted import contraction_of
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def contraction(
         if is_head(mode, args[i]) and not mode.is_of_model(args[j]):
             # values of another text, say: weighted as if they were explained.  What the model
             # holds itself (memory slots, bases, places) is the weight of a linear map
+            mode.scope.find("softmax attention")
             return mode.apply(
                 Kind.ATTENTION,
                 PatternProduct(func, args, kwargs, patterns=(i,), operands=(i,)),
@@ -76,16 +77,14 @@ def contraction(
             result: Tensor = func(*called, **kwargs)
             return result
 
+        how = contraction_of(func, args)
         operation = LinearMap(
             call, args, kwargs, mode.absorber(),
             input=args[i], weight=args[j], bias=None,
             apply=apply, distribute=spread_through(apply, args[j]),
+            sources=None if how is None else how.sources(i),
         )  # fmt: skip
-        result = apply_linear(mode, operation)
-        how = contraction_of(func, args)
-        if how is not None and mode.scope.rule(Kind.ATTENTION) is not None:
-            axes.note(result, args[i], how.sources(i))
-        return result
+        return apply_linear(mode, operation)
     return of_constants(mode, func, args, kwargs)
 
 
@@ -108,6 +107,8 @@ def _dependent_contraction(
     what = weighing.Weighing()
     if mode.scope.rule(Kind.ATTENTION) is not None:
         what = weighing.weighing_of(func, args, dependent)
+        if what.what:
+            mode.scope.find(what.what)
         if what.weights:
             result = mode.apply(
                 Kind.ATTENTION,
@@ -122,6 +123,7 @@ def _dependent_contraction(
         for i in reversed(dependent):
             others = [args[j] for j in dependent if j != i]
             if homogeneity.is_norm(args[i], others, quotient=False):
+                mode.scope.find("norm written out")
                 return mode.apply(Kind.NORM, NormalizerProduct(func, args, kwargs, normalizer=i))
     result = unweighted(mode, func, args, kwargs, dependent, what.mixes)
     node = getattr(result, "grad_fn", None)
@@ -131,7 +133,7 @@ def _dependent_contraction(
         patterns.mark(result, None)
     if what.proposed:
         operations = [_proposal(func, args, kwargs, dependent, i) for i in what.proposed]
-        result, weighed = proposed(mode, result, operations)
+        result, weighed = proposed(mode, result, operations, "linear attention (convention)")
         if weighed is not None:
             weighing.summarize(result, args, func, what.proposed).weighed = weighed
     return result

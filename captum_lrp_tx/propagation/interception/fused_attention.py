@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.patterns import proposed
 from captum_lrp_tx.propagation.operations import (
@@ -12,6 +14,7 @@ from captum_lrp_tx.propagation.operations import (
     Kind,
     PatternProduct,
 )
+from captum_lrp_tx.propagation.recognition import axes
 from captum_lrp_tx.propagation.recognition.undecided import remember
 
 if TYPE_CHECKING:
@@ -37,7 +40,8 @@ def _fused_attention(
         # the kernel that torch picks depends on whether the mask requires a gradient
         mask = mask.detach().requires_grad_()
     call = functools.partial(func, query, key, value, mask, dropout_p or 0.0, bool(is_causal))
-    return mode.apply(
+    mode.scope.find("softmax attention")
+    result = mode.apply(
         Kind.ATTENTION,
         FusedAttention(
             call, (), {**rest, "scale": scale},
@@ -45,6 +49,10 @@ def _fused_attention(
             dropout_p=dropout_p or 0.0, is_causal=bool(is_causal), scale=scale, rest=rest,
         ),
     )  # fmt: skip
+    came_from: list[tuple[Tensor, int] | None] = [(value, d) for d in range(-value.dim(), 0)]
+    came_from[-2] = None if mode.is_of_model(query) and not depends(query) else (query, -2)
+    axes.note_weighed(result, came_from)
+    return result
 
 
 def _grid_sample(
@@ -61,8 +69,11 @@ def _grid_sample(
     rest = {k: v for k, v in kwargs.items() if k not in ("input", "grid")}
     operation = PatternProduct(func, (values, grid, *args[2:]), rest, patterns=(1,), operands=(0,))
     if mode.scope.rule(Kind.PRODUCT) is not None or not depends(values):
+        mode.scope.find("places to sample at, constant (convention)")
         return mode.apply(Kind.ATTENTION, operation)
-    result, weighed = proposed(mode, operation.plain(), [operation])
+    result, weighed = proposed(
+        mode, operation.plain(), [operation], "deformable attention (convention)"
+    )
     if weighed is not None:
         remember(result, weighed)
         mode.has_undecided = True

@@ -211,6 +211,8 @@ def _spelled_out(
 
 
 def _apply_norm(mode: Interception, operation: FusedNorm) -> Any:
+    name: str = getattr(operation.func, "__name__", "norm")
+    mode.scope.find(name.replace("_", " "))
     if mode.scope.rule(Kind.NORM) is None:
         output = operation.plain()
         if operation.bias is not None:

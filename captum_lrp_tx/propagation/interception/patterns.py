@@ -35,6 +35,7 @@ def weighted_values(
 ) -> Any:
     """Patterns (the operands at ``weights``) times values, under the rule for attention."""
     operands = tuple(i for i, a in enumerate(args) if depends(a))
+    mode.scope.find("gated delta rule (convention)")
     result = mode.apply(
         Kind.ATTENTION, PatternProduct(func, args, kwargs, patterns=weights, operands=operands)
     )
@@ -64,7 +65,7 @@ def unweighted(
 
 
 def proposed(
-    mode: Interception, plain: Tensor, operations: list[PatternProduct]
+    mode: Interception, plain: Tensor, operations: list[PatternProduct], what: str
 ) -> tuple[Tensor, Weighed | None]:
     """A product that may turn out to be attention, computed for each meaning.
 
@@ -72,6 +73,7 @@ def proposed(
         mode (Interception): Of the pass.
         plain (Tensor): The product as it is if nothing turns out.
         operations (list of PatternProduct): What it may be.
+        what (str): The same in words.
 
     Returns:
         tuple: the product, and the handle by which a meaning is confirmed; ``None`` if the rule in
@@ -80,15 +82,21 @@ def proposed(
     rule = mode.scope.rule(Kind.ATTENTION)
     if rule is None or getattr(rule, "records", False):
         return plain, None
-    return undecided(mode, Kind.ATTENTION, plain, [rule.propagate(one) for one in operations])
+    meanings = [rule.propagate(one) for one in operations]
+    return undecided(mode, Kind.ATTENTION, plain, meanings, what)
 
 
 def undecided(
-    mode: Interception, kind: Kind, plain: Tensor, meanings: list[Tensor]
+    mode: Interception, kind: Kind, plain: Tensor, meanings: list[Tensor], what: str
 ) -> tuple[Tensor, Weighed]:
     """One value with several meanings, and the handle by which one of them is confirmed."""
     module, rule = mode.scope.module, mode.scope.rule(kind)
     assert rule is not None
     result = Undecided.call(plain.detach(), plain, *meanings)
     node: Any = result.grad_fn
-    return result, Weighed(node, None, (), lambda _: mode.scope.note(kind, rule, module))
+
+    def confirmed(_: int) -> None:
+        mode.scope.note(kind, rule, module)
+        mode.scope.find(what, module)
+
+    return result, Weighed(node, None, (), confirmed)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation import delta_rule
+from captum_lrp_tx.propagation.graph import gate_strength
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.patterns import proposed, undecided, weighted_values
 from captum_lrp_tx.propagation.interception.scans import scan_product
@@ -21,6 +22,7 @@ from captum_lrp_tx.propagation.operations import (
     Product,
 )
 from captum_lrp_tx.propagation.recognition import (
+    axes,
     entrywise,
     homogeneity,
     patterns,
@@ -67,6 +69,7 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
             i for i in (0, 1) if patterns.is_sink_gate(args[i]) and weighing.is_weighed(args[1 - i])
         )
         if len(sinks) == 1:
+            mode.scope.find("gate of an attention sink")
             result = mode.apply(
                 Kind.ATTENTION,
                 PatternProduct(plain, args, {}, patterns=sinks, operands=(0, 1)),
@@ -84,6 +87,7 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
         if rescaling is not None and not homogeneity.is_norm(
             args[rescaling], (args[1 - rescaling],), quotient
         ):  # o / rms(o) is a norm of the values, not a row sum
+            mode.scope.find("row sums of attention")
             result = mode.apply(
                 Kind.ATTENTION,
                 PatternProduct(
@@ -93,6 +97,7 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     if result is None and mode.scope.rule(Kind.NORM) is not None:
         for i in (1,) if quotient else (1, 0):
             if homogeneity.is_norm(args[i], (args[1 - i],), quotient):
+                mode.scope.find("norm written out")
                 operation = NormalizerProduct(plain, args, {}, normalizer=i)
                 result = mode.apply(Kind.NORM, operation)
                 break
@@ -101,12 +106,16 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
     if mode.scope.rule(Kind.ACTIVATION) is not None:
         x = self_gated.activated(args[0], args[1], quotient)
         if x is not None:
+            mode.scope.find("activation written out")
             result = _as_activation(mode, plain, args, x)
             return target.copy_(result) if inplace else result
     if mode.scope.rule(Kind.PRODUCT) is not None:
         result = _shared(mode, plain, args, quotient)
-    if mode.scope.rule(Kind.ATTENTION) is not None and not quotient:
-        result = _weighed_entries(mode, plain, args, result)
+    if mode.scope.rule(Kind.ATTENTION) is not None:
+        if not quotient:
+            result = _weighed_entries(mode, plain, args, result)
+        if result is not None and args[0].shape != args[1].shape:
+            axes.note_spread(result, *args)  # a rule may have made a constant of one
     if result is None:
         return func(target, args[1])
     return target.copy_(result) if inplace else result
@@ -119,13 +128,19 @@ def _shared(mode: Interception, func: Any, args: tuple[Any, ...], quotient: bool
     product written entry by entry.
     """
     operation = Product(func, args, {}, first=0, second=1, elementwise=True, quotient=quotient)
+    if mode.scope.ledger is not None and not quotient:
+        strengths = [gate_strength(a) for a in args]
+        if strengths[0] != strengths[1]:
+            mode.scope.find("gate")
     result = mode.apply(Kind.PRODUCT, operation)
     common = () if quotient else _common_axes(*args)
     rule = mode.scope.rule(Kind.PRODUCT)
     if not common or rule is None:
         return result
     matrix = replace(operation, elementwise=False)
-    result, weighed = undecided(mode, Kind.PRODUCT, result, [rule.propagate(matrix)])
+    result, weighed = undecided(
+        mode, Kind.PRODUCT, result, [rule.propagate(matrix)], "matrix product, entry by entry"
+    )
     weighed.along = common
     remember(result, weighed)
     mode.has_undecided = True
@@ -159,7 +174,7 @@ def _weighed_entries(mode: Interception, plain: Any, args: tuple[Any, ...], prod
     if product is None:
         product = plain(*args)
     operation = PatternProduct(plain, args, {}, patterns=(found.position,), operands=(0, 1))
-    product, weighed = proposed(mode, product, [operation])
+    product, weighed = proposed(mode, product, [operation], "softmax attention, entry by entry")
     if weighed is not None:
         weighed.along = () if found.axis is None else (found.axis,)
         weighed.group = found.source

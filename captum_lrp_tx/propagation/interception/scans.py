@@ -34,6 +34,7 @@ def scan_product(
     if signal is None:  # plain, so that the audit finds it
         result = func(*args, **kwargs)
     else:
+        mode.scope.find("state space model (MambaLRP)")
         coefficients = tuple(i for i in dependent if i != dependent[signal])
         result = mode.apply(Kind.SCAN, ScanProduct(func, args, kwargs, coefficients=coefficients))
     recurrence.mark(result, role)

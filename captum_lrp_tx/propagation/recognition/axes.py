@@ -19,6 +19,7 @@ from torch import Tensor
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, edges, node_name, parents
 
 _MADE = "captum_lrp_tx.made_axes"
+_CAME_FROM = "captum_lrp_tx.axes_came_from"
 _MATRIX = frozenset("Mm Addmm Bmm Baddbmm".split())
 _VIEWS = frozenset("View UnsafeView Reshape ReshapeAlias".split())
 _ORDERS = frozenset("Permute Transpose T".split())
@@ -54,6 +55,32 @@ def note(result: Any, x: Tensor, sources: int | tuple[int | None, ...]) -> None:
     node: Node | None = getattr(result, "grad_fn", None)
     if node is not None and node is not x.grad_fn:
         node.metadata[_MADE] = (x.grad_fn, sources)
+
+
+def note_weighed(result: Any, came_from: Sequence[tuple[Tensor, int] | None]) -> None:
+    """Remember for every axis of weighed values which tensor it came from, and its axis there.
+
+    The weights are constants by then, from which the graph leads nowhere.  ``None`` stands for an
+    axis that parameters made.
+    """
+    node: Node | None = getattr(result, "grad_fn", None)
+    if node is not None:
+        node.metadata[_CAME_FROM] = [
+            None if one is None else (one[0].grad_fn, one[1] % one[0].dim()) for one in came_from
+        ]
+
+
+def note_spread(result: Any, first: Tensor, second: Tensor) -> None:
+    """Remember for every axis of a product entry by entry which factor is not spread out there."""
+    dims = max(first.dim(), second.dim())
+    note_weighed(
+        result,
+        [
+            (first, d) if (-d <= first.dim() and first.shape[d] > 1) or -d > second.dim()
+            else (second, d)
+            for d in range(-dims, 0)
+        ],
+    )  # fmt: skip
 
 
 def shape(node: Node, output: int = 0) -> tuple[int, ...]:
@@ -114,6 +141,12 @@ def of_node(node: Node, axis: int, through_scores: bool = False) -> Origin:
 def _step(node: Node, axis: int, through_scores: bool) -> Origin | list[tuple[Node, int]] | None:
     """An answer, where to look next, or None if the weights of this node made the axis."""
     name, before = node_name(node), parents(node)
+    came_from = node.metadata.get(_CAME_FROM)
+    if came_from is not None:
+        if came_from[axis] is None:
+            return None
+        source, before_map = came_from[axis]
+        return Origin.DATA if source is None else [(source, before_map)]
     made = node.metadata.get(_MADE)
     if made is not None:
         source, sources = made

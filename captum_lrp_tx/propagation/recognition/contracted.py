@@ -56,6 +56,14 @@ class Contraction:
         label, there = self.operands[i][axis], self.operands[other]
         return there.index(label) - len(there) if label in there else None
 
+    def came_from(self, weights: Sequence[int]) -> list[tuple[int, int]]:
+        """For every axis of the result an operand that has it, values first, and its axis there."""
+        order = sorted(self.operands, key=lambda i: i in weights)
+        return [
+            next((i, self.operands[i].index(c)) for i in order if c in self.operands[i])
+            for c in self.result
+        ]
+
     def sources(self, i: int) -> tuple[int | None, ...]:
         """For every axis of the result the axis of an operand that it was, from the left."""
         mine = self.operands[i]

@@ -50,9 +50,8 @@ def weights(first: Tensor, second: Tensor) -> Weights | None:
     has_axis = -axis <= other.dim() and other.shape[axis] > 1
     if not has_axis:
         return None  # one value spread out by weights: nothing is read
-    if pattern.is_made_by_parameters and axes.origin(other, axis, through_scores=True) is Origin.PARAMETERS:
-        return None
-    return Weights(position, axis, pattern.source)
+    made = axes.origin(other, axis, through_scores=True) if pattern.is_made_by_parameters else None
+    return None if made is Origin.PARAMETERS else Weights(position, axis, pattern.source)
 
 
 def _is_part_of_data(tensor: Tensor) -> bool:

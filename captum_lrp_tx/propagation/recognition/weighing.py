@@ -87,7 +87,7 @@ class Weighing:
         shares (dict, optional): Of the factors of linear attention whose keys have had theirs.
         is_pattern (bool): Whether the result is a pattern without a softmax, ``f(q) @ f(k).T``.
         is_untold (bool): Whether a softmax made a factor in a way that no rule knows.
-        what (str): In words.
+        what (str): In words, if it is more than a product.
     """
 
     weights: tuple[int, ...] = ()
@@ -96,7 +96,7 @@ class Weighing:
     shares: dict[int, float] | None = None
     is_pattern: bool = False
     is_untold: bool = False
-    what: str = "product"
+    what: str = ""
 
 
 def weighing_of(func: Any, args: Sequence[Any], factors: Sequence[int]) -> Weighing:
@@ -133,10 +133,10 @@ def weighing_of(func: Any, args: Sequence[Any], factors: Sequence[int]) -> Weigh
     ]  # fmt: skip
     features = scores or [i for i in factors if i in found or gate_strength(args[i])]
     if len(features) == 2 and not _is_along_data(args, features, how):
-        return Weighing(is_pattern=True, what="pattern of feature maps")
+        return Weighing(is_pattern=True)
     values = [i for i in factors if i not in features]
     if len(features) == 1 and _leads_to(args[values[0]], _is_score):
-        return Weighing(what="product")
+        return Weighing()
     if scores and len(scores) == 1:
         return Weighing((scores[0],), what="attention without a softmax (convention)")
     if features and _is_along_data(args, features, how):
@@ -262,6 +262,8 @@ def summarize(result: Any, args: Sequence[Any], func: Any, weights: Sequence[int
     node = getattr(result, "grad_fn", None)
     if node is not None:
         node.metadata[_SUMMARY] = summary
+    if how is not None:
+        axes.note_weighed(result, [(args[i], axis) for i, axis in how.came_from(weights)])
     return summary
 
 

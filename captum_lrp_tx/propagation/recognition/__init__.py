@@ -1,1 +1,28 @@
-"""What a tensor is for, told by the operation that made it and by what its operands are."""
+"""What a tensor is for, told by what computed it: here attention, norms and gates are recognised.
+
+A call reaches a handler (:mod:`captum_lrp_tx.propagation.interception`), which asks here what the
+tensors in it are.  No name of a class and no spelling decides; every question is about the
+autograd graph so far, which holds what depends on the explained inputs and nothing else.
+
+================== ==============================================================================
+:mod:`.patterns`   weights that sum to one, and along which axis
+:mod:`.axes`       what an axis counts: places of the data, or what parameters made
+:mod:`.contracted` which axes of its factors a product sums over
+:mod:`.weighing`   the table: what a product is (attention, mixture, linear attention, plain)
+:mod:`.entrywise`  the same for patterns that meet values entry by entry
+:mod:`.undecided`  products whose meaning shows only in what becomes of them
+:mod:`.homogeneity` norms: products that do not change when their source is scaled
+:mod:`.self_gated` activations written by hand
+================== ==============================================================================
+
+**To add a spelling**, add a line to the part in ``tests/spellings.py`` and run
+``pytest tests/test_spellings.py -k "your spelling"``.  If it fails, the operation that is not known
+is missing in one of the sets of names at the head of these modules: ``KEEP_ENTRIES`` of
+:mod:`captum_lrp_tx.propagation.graph` for what moves entries, ``_SUMS`` of :mod:`.undecided` for
+what adds them up, ``_POWERS`` and ``_REDUCTIONS`` of :mod:`.homogeneity` for statistics.
+
+**Decided once.**  Weights of a softmax over what the model itself holds (memory slots, bases of
+conditional convolutions, a grid of places) are an activation in front of a linear map: nothing is
+frozen, in any spelling.  Values that are constant data (another text, the states of an encoder that
+is not explained) are read by a constant pattern, as if they were explained.
+"""

@@ -1,0 +1,74 @@
+"""Thousands of models drawn from the table of spellings: is any explanation silently wrong?
+
+Usage::
+
+    python benchmarks/drawn.py --rounds 20000      # writes benchmarks/drawn.md
+    python benchmarks/drawn.py --only 44           # one seed, in full
+
+Every model is a chain of parts (``tests/spellings.py``) in random spellings, residual or not, with
+shared weights, in float64.  Under ``gi``, ``ah``, ``ln`` and ``ah+ln`` its relevance is compared
+with the gradient of the frozen function, under all presets with the same model in other spellings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+REPORT = ROOT / "benchmarks" / "drawn.md"
+#: Explanations of one drawn model: eight presets, two spellings.
+EXPLANATIONS = 16
+
+
+def _faults(seed: int) -> tuple[list[str], int]:
+    import torch
+
+    import drawn_models
+
+    torch.set_num_threads(1)
+    return drawn_models.faults(seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw models and look for silent faults.")
+    parser.add_argument("--rounds", type=int, default=20_000)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--only", type=int, help="one seed, printed")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    if options.only is not None:
+        print(*_faults(options.only)[0], sep="\n")
+        return
+    found: list[str] = []
+    refused = 0
+    seeds = range(options.first, options.first + options.rounds)
+    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+        for i, (faults, count) in enumerate(pool.imap(_faults, seeds, chunksize=20), 1):
+            found += faults
+            refused += count
+            for fault in faults:
+                print(fault, flush=True)
+            if i % 500 == 0:
+                print(f"{i} models, {len(found)} faults", file=sys.stderr, flush=True)
+    total = options.rounds * EXPLANATIONS
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "captum"))
+    REPORT.write_text(
+        "# Models drawn from the table of spellings\n\n"
+        "Written by `python benchmarks/drawn.py "
+        f"--rounds {options.rounds} --first {options.first}` ({versions}).\n\n"
+        "| models | explanations | refused by name | silently wrong |\n|---|---|---|---|\n"
+        f"| {options.rounds} | {total} | {refused} | {len(found)} |\n"
+        + "".join(f"\n- {fault}" for fault in found)
+        + ("\n" if found else "")
+    )
+    print(REPORT.read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Models drawn from the table of spellings: the frozen function, and the same in other words."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import drawn_models
+import spellings
+
+#: ``python benchmarks/drawn.py`` goes on from here.
+SEEDS = 160
+#: Drawn before and silently wrong at the time.
+ONCE_WRONG = (24, 44, 130)
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, 10))
+def test_no_drawn_model_is_silently_wrong(first: int) -> None:
+    found = [f for seed in range(first, first + 10) for f in drawn_models.faults(seed)[0]]
+    assert not found, "\n".join(found)
+
+
+def test_a_fault_would_be_seen() -> None:
+    """Of a part whose pattern is not frozen, and of two functions that are not the same."""
+    steps, names, _ = drawn_models.draw(0)
+    one = drawn_models.Drawn([drawn_models.Step("attention", 0, "residual")], ["matmul"], 0).eval()
+    x = spellings.inputs()
+    plain, frozen = (drawn_models._relevance(one, x, preset) for preset in ("gi", "ah"))
+    assert plain is not None and frozen is not None
+    assert drawn_models._differs(plain, frozen)
+    assert drawn_models._differs(torch.full((2,), torch.nan), torch.ones(2))
+    assert len(steps) == len(names)
+
+
+def test_every_part_and_spelling_is_drawn() -> None:
+    drawn = set()
+    for seed in range(2_000):
+        steps, first, second = drawn_models.draw(seed)
+        drawn |= {(s.part, n) for names in (first, second) for s, n in zip(steps, names)}
+    every = {(part, n) for part, table in spellings.PARTS.items() for n in table}
+    assert every - drawn == drawn_models.NOT_ALIKE

@@ -13,15 +13,15 @@ nox.options.sessions = ["versions"]
 WHICH = ("lowest", "captum08", "captum09", "newest")
 #: Tests of rules, engine and files, which call Captum nowhere or as others do as well.
 ENGINE = (
-    "affine_calls", "biased_maps", "bookkeeping", "compact", "conservation", "cut_off", "datasets",
-    "decoders", "drawn_models", "elementwise_and_norm_calls", "engine_parts", "every_function", "families",
-    "faults", "following_ids", "foreign", "fuzz", "fuzz_cli", "graphormer", "ids_in_models",
-    "judgements", "low_precision", "many_targets", "memory", "norms_by_homogeneity", "numerics",
-    "oracle", "oracle_agreement", "paths_less_travelled", "pattern_product", "quantised_maps",
-    "recorder",
-    "recurrence", "recurrent_layers", "roles_of_factors", "rows", "search_limits", "shortcuts",
-    "signed_rules", "spellings", "spelled_attention", "state_space", "threads", "token_lookups",
-    "torch_families", "unseen_architecture", "uniform_attention", "wild",
+    "affine_calls", "biased_maps", "bookkeeping", "compact", "conservation", "cut_off",
+    "datasets", "decoders", "drawn_models", "elementwise_and_norm_calls", "engine_parts",
+    "every_function", "families", "faults", "following_ids", "foreign", "fuzz", "fuzz_cli",
+    "graphormer", "ids_in_models", "judgements", "low_precision", "many_targets", "memory",
+    "norms_by_homogeneity", "numerics", "oracle", "oracle_agreement", "paths_less_travelled",
+    "pattern_product", "quantised_maps", "recorder", "recurrence", "recurrent_layers",
+    "roles_of_factors", "rows", "search_limits", "shortcuts", "signed_rules",
+    "spelled_attention", "spellings", "state_space", "threads", "token_lookups",
+    "torch_families", "uniform_attention", "unseen_architecture", "wild",
 )  # fmt: skip
 #: The walk over all families of transformers.
 FAMILIES = ("huggingface_families",)

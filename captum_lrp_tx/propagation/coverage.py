@@ -174,6 +174,13 @@ def uncovered(
             what = "a parameter was taken for an input-dependent tensor; please report this model"
             finding = Finding(f"Parameter of shape {tuple(node.variable.shape)}", "", what, True)
             found.setdefault((finding.operation, "", what), finding)
+    if scope.holds_everything:
+        what = (
+            "the output reads values that do not depend on the inputs, weighted by them: every "
+            "path leads through what the rules hold constant, so the relevance is zero; the preset "
+            "gi gives the gradient of the weights"
+        )
+        found.setdefault(("Attention", "", what), Finding("Attention", "", what, True))
     return list(found.values())
 
 

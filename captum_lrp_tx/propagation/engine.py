@@ -198,6 +198,7 @@ def propagate_targets(
             if not selected.requires_grad:
                 _check_reached(jobs[i], inputs, [[None] for _ in leaves], probe)
                 # nothing but rules cut the inputs off: no relevance reaches them
+                scope.holds_everything = True
                 targets[i] = selected + sum(0.0 * leaf.sum() for leaf in leaves)
                 if ledger is not None:  # values that do not depend on the inputs, weighted
                     ledger.absorb(targets[i], selected, None, "")

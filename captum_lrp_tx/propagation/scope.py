@@ -127,6 +127,8 @@ class Scope:
         #: and autograd's numbers of their nodes.
         self.cut: dict[tuple[str, str, str], set[int]] = {}
         self.gives_to_zero_inputs = False
+        #: Whether rules held constant all that leads from the inputs to the output.
+        self.holds_everything = False
         #: What tells passes apart that ran other operations, whatever the size of their inputs.
         self.ran = 0
 

@@ -157,7 +157,7 @@ HARMLESS: dict[str, tuple[Joined, set[str]]] = {
         {"ah", "ah+ln", "lrp"},
     ),
     "gate": (lambda m, x, cut: m.a(x) * cut(m.q(x).sigmoid()), {"lrp"}),
-    "hard choice": (_straight_through_router, {"ah", "ah+ln", "lrp"}),
+    "hard choice": (_straight_through_router, {"lrp"}),
 }  # fmt: skip
 
 
@@ -172,6 +172,15 @@ def test_what_the_rule_holds_constant_anyway_is_no_loss(name: str, cut: str) -> 
         )
         whole = ConservativeLRP(model_of(joined, lambda t: t), preset).attribute(x, target=1)
         torch.testing.assert_close(got, whole, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["ah", "ah+ln"])
+def test_a_hard_choice_of_experts_is_a_loss_where_routers_are_no_constants(preset: str) -> None:
+    model = model_of(_straight_through_router, torch.detach)
+    with pytest.raises(UncoveredOperationError, match="cut off"):
+        ConservativeLRP(model, preset).attribute(
+            zoo.floats(N, TOKENS, WIDTH), target=1, strict=True
+        )
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -108,8 +108,12 @@ FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], str, set[str]]] = {
     "logarithm": (lambda x: x.abs().log(), "non-linear function", {"lrp", "attnlrp"}),
     "reciprocal": (lambda x: 1 / (x.abs() + 1), "", {"lrp", "attnlrp"}),
     "bare softmax": (lambda x: x.softmax(-1), "softmax that is no attention", {"lrp"}),
-    "lonely deviation": (lambda x: x.std(-1, keepdim=True), "norm or statistic",
-                         {"lrp", "attnlrp", "ah+ln", "ln"}),
+    "lonely deviation": (
+        lambda x: x.std(-1, keepdim=True), "norm or statistic", {"lrp", "attnlrp"},
+    ),
+    "deviation that multiplies": (
+        lambda x: x.tanh() * x.std(-1, keepdim=True), "norm or statistic", {"lrp", "attnlrp"},
+    ),
     "scatter prod": (
         lambda x: torch.ones(N, 3).scatter_reduce(
             1, torch.arange(WIDTH).expand(N, WIDTH) % 3, x, "prod"
@@ -157,6 +161,30 @@ def test_what_no_rule_covers_is_said_and_is_a_fault_where_it_was_promised(
     assert told, report
     assert report.is_covered is (preset not in faulty), report
     assert str(report).count("  ! ") == sum(f.is_fault for f in report.findings)
+
+
+PARTIAL: dict[str, tuple[Any, str, set[str]]] = {
+    "divided by the deviation of something else": (
+        lambda x: x.tanh() / (x.std(-1, keepdim=True) + 1e-3), "norm or statistic",
+        {"ah+ln", "ln"},
+    ),
+    "power of a pattern": (
+        lambda x: (x @ x.mT).softmax(-1) ** 2 @ x, "softmax became", {"ah+ln", "ah"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["ah", "ln", "ah+ln"])
+@pytest.mark.parametrize("name", PARTIAL)
+def test_what_attention_and_norms_without_a_rule_are_under_their_presets(
+    name: str, preset: str
+) -> None:
+    function, what, faulty = PARTIAL[name]
+    report = audit.explainability(
+        lambda x: function(x).flatten(1).sum(1), zoo.floats(N, 3, WIDTH), rules=preset, file=None
+    )
+    told = [f for f in report.findings if what in f.what and f.is_fault]
+    assert bool(told) is (preset in faulty) is not report.is_covered
 
 
 def test_the_plain_gradient_promises_nothing() -> None:

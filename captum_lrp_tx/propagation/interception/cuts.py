@@ -206,7 +206,11 @@ def _is_constant_anyway(
         return True  # an exponential divided by its sum does not change
     if name not in _WEIGHING:
         # a hard choice that takes its gradient from a soft one is used as the soft one is
-        return attention and patterns.is_pattern(made)
+        found = patterns.pattern_of(made) if attention else None
+        if found is None:
+            return False
+        # the router of a mixture is a constant only where gates are
+        return getattr(product, "holds_gates", False) or not found.is_made_by_parameters
     if attention and "pattern" in roles:
         return True
     if mode.scope.rule(Kind.NORM) is not None and "norm" in roles:

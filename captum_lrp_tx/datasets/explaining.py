@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor, nn
 
 from captum_lrp_tx.attr.base import Conservative
 from captum_lrp_tx.attr.targets import Target, TargetType, select_target
 from captum_lrp_tx.datasets.encoding import Example
+from captum_lrp_tx.datasets.padding import Side, as_they_were, is_alike, padded_batch, real_places
 from captum_lrp_tx.errors import InputError, OutputError, TargetError
 from captum_lrp_tx.propagation.outputs import output_tensor
 
@@ -42,10 +42,13 @@ class _Asked(Target):
     token after the last one, and positions may be counted from the end.
     """
 
-    def __init__(self, wanted: Sequence[Wanted], lengths: Sequence[int]) -> None:
+    def __init__(self, wanted: Sequence[Wanted], lengths: Sequence[int], side: Side) -> None:
         self.wanted = list(wanted)
         self.lengths = list(lengths)
+        self.side = side
         self.found: Explained | None = None
+        #: The output of the shortest example.
+        self.of_shortest: Tensor | None = None
 
     def __repr__(self) -> str:
         return "the targets of a data set"
@@ -66,7 +69,11 @@ class _Asked(Target):
         predictions: list[int | None] = []
         values: list[Tensor] = []
         for i, (wanted, length) in enumerate(zip(self.wanted, self.lengths, strict=True)):
-            own = output[i : i + 1, :length] if by_token else output[i : i + 1]
+            own = output[i : i + 1]
+            if by_token:
+                own = own[:, real_places(length, output.shape[1], self.side)]
+            if length == min(self.lengths):
+                self.of_shortest = own.detach()
             prediction = None
             if output.dim() > 1:
                 prediction = int((own[0, -1] if by_token else own[0]).detach().argmax())
@@ -84,69 +91,99 @@ class _Asked(Target):
         return selected
 
 
-def padded_batch(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
-    """Examples put together, filled up on the right.
+@dataclass
+class Job:
+    """How the examples of a data set are explained.
 
-    Args:
-        examples (sequence of dict): Entries of shape ``(tokens,)``.
-        pad_id (int): What ``input_ids`` is filled up with; everything else gets zeros.
-
-    Returns:
-        dict of Tensor: Entries of shape ``(examples, tokens)``.
-
-    Raises:
-        InputError: Examples with different entries.
-
-    Example::
-
-        >>> padded_batch([{"input_ids": torch.tensor([5])}], 0)
-        {'input_ids': tensor([[5]])}
+    Attributes:
+        method: An attribution that gives one relevance per token.
+        forward (callable): What it explains.
+        modules (sequence of Module): Which modules that runs.
+        pad_id (int): What ids are filled up with.
+        device (torch.device, optional): Where the inputs go.
+        options (mapping): For ``attribute``.
     """
-    keys = list(examples[0])
-    if any(list(example) != keys for example in examples):
-        raise InputError("the examples have different entries")
-    return {
-        key: pad_sequence(
-            [example[key] for example in examples], batch_first=True,
-            padding_value=pad_id if key == "input_ids" else 0,
-        )
-        for key in keys
-    }  # fmt: skip
+
+    method: Any
+    forward: Callable[..., Any]
+    modules: Sequence[nn.Module]
+    pad_id: int
+    device: torch.device | None
+    options: Mapping[str, Any]
+
+    def inputs(self, examples: Sequence[Example], side: Side = "right") -> dict[str, Tensor]:
+        """What the model is called with."""
+        padded = padded_batch(examples, self.pad_id, side)
+        return {key: value.to(self.device) for key, value in padded.items()}
 
 
 def explain_batch(
-    method: Any,
-    forward: Callable[..., Any],
-    batch: Mapping[str, Tensor],
-    lengths: Sequence[int],
-    wanted: Sequence[Wanted],
-    options: Mapping[str, Any],
+    job: Job, examples: Sequence[Example], wanted: Sequence[Wanted]
 ) -> tuple[list[list[float]], Explained]:
     """Relevance of the tokens of each example, without padding.
 
-    The conservative methods find the prediction in the pass that explains it; for others the model
-    runs once more.
+    The shortest example is run alone, too. If its output differs, padding on the right changes what
+    the model computes (XLNet reads the last place); then it is tried on the left, and if that does
+    not help either, only examples of the same length are put together.
 
     Args:
-        method: An attribution that gives one relevance per token.
-        forward (callable): What it explains.
-        batch (mapping): What the model is called with.
-        lengths (sequence of int): Number of tokens of each example.
+        job (Job): How to explain.
+        examples (sequence of dict): Entries of shape ``(tokens,)``.
         wanted (sequence): Target of each example, or None for the predicted class.
-        options (mapping): For ``attribute``.
 
     Raises:
         InputError: The method does not give one relevance per token.
         Exception: Whatever the method raises.
     """
-    asked = _Asked(wanted, lengths)
+    lengths = [len(example["input_ids"]) for example in examples]
+    sides: tuple[Side, ...] = ("right", "left")
+    for side in sides:
+        relevance, asked = _explain_padded(job, examples, wanted, lengths, side)
+        assert asked.found is not None
+        if min(lengths) == max(lengths) or _is_as_alone(job, examples, lengths, asked):
+            return relevance, asked.found
+    found = Explained([None] * len(lengths), [None] * len(lengths), [0.0] * len(lengths))
+    for length in sorted(set(lengths), reverse=True):
+        places = [i for i, n in enumerate(lengths) if n == length]
+        rows, one = explain_batch(job, [examples[i] for i in places], [wanted[i] for i in places])
+        for k, place in enumerate(places):
+            relevance[place], found.targets[place] = rows[k], one.targets[k]
+            found.predictions[place], found.logits[place] = one.predictions[k], one.logits[k]
+    return relevance, found
+
+
+def _is_as_alone(
+    job: Job, examples: Sequence[Example], lengths: Sequence[int], asked: _Asked
+) -> bool:
+    """Whether the shortest example has the output in its batch that it has without padding."""
+    last = max(i for i, length in enumerate(lengths) if length == min(lengths))
+    with torch.no_grad(), as_they_were(job.modules):
+        alone = output_tensor(job.forward(**job.inputs([examples[last]])))
+    assert asked.of_shortest is not None
+    return is_alike(asked.of_shortest, alone)
+
+
+def _explain_padded(
+    job: Job,
+    examples: Sequence[Example],
+    wanted: Sequence[Wanted],
+    lengths: Sequence[int],
+    side: Side,
+) -> tuple[list[list[float]], _Asked]:
+    """Relevance of examples that are filled up on one side.
+
+    The conservative methods find the prediction in the pass that explains it; for others the model
+    runs once more.
+    """
+    method, batch = job.method, job.inputs(examples, side)
+    asked = _Asked(wanted, lengths, side)
     target: TargetType = asked
     if not isinstance(method, Conservative):
         with torch.no_grad():
-            asked.select(output_tensor(forward(**batch)))
+            asked.select(output_tensor(job.forward(**batch)))
         assert asked.found is not None
         target = None if asked.found.targets[0] is None else list(asked.found.targets)
-    relevance = method.attribute(dict(batch), target=target, **options)
+    relevance = method.attribute(dict(batch), target=target, **job.options)
     ids = batch["input_ids"]
     if not isinstance(relevance, Tensor) or relevance.shape != ids.shape:
         shape = tuple(relevance.shape) if isinstance(relevance, Tensor) else type(relevance)
@@ -154,10 +191,13 @@ def explain_batch(
             f"{type(method).__name__} gives {shape} for token ids of shape {tuple(ids.shape)}; a "
             "method that gives one relevance per token is needed"
         )
-    assert asked.found is not None
     rows = relevance.detach().float().cpu()
-    kept = [row[:length].tolist() for row, length in zip(rows, lengths, strict=True)]
-    return kept, asked.found
+    width = ids.shape[1]
+    kept = [
+        row[real_places(length, width, side)].tolist()
+        for row, length in zip(rows, lengths, strict=True)
+    ]
+    return kept, asked
 
 
 def row_of(

@@ -20,7 +20,7 @@ from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.targets import Target
 from captum_lrp_tx.datasets.batching import Batch, plan_batches, plan_shards
 from captum_lrp_tx.datasets.encoding import Encoded, encode
-from captum_lrp_tx.datasets.explaining import Wanted, explain_batch, padded_batch, row_of
+from captum_lrp_tx.datasets.explaining import Job, Wanted, explain_batch, row_of
 from captum_lrp_tx.datasets.folder import prepare, shard_path
 from captum_lrp_tx.datasets.parquet import import_pyarrow, is_complete, write_rows
 from captum_lrp_tx.datasets.ranks import ranks
@@ -144,15 +144,11 @@ def attribute_dataset(
         "shards": len(shards),
         "examples": len(encoded.examples),
     }
-    device = _first_device(modules)
+    job = Job(method, forward, modules, pad_id, _first_device(modules), options or {})
 
     def rows_of(batch: Batch) -> list[dict[str, Any]]:
         examples = [encoded.examples[row] for row in batch]
-        lengths = [len(example["input_ids"]) for example in examples]
-        inputs = {k: v.to(device) for k, v in padded_batch(examples, pad_id).items()}
-        relevance, found = explain_batch(
-            method, forward, inputs, lengths, [wanted[row] for row in batch], options or {}
-        )
+        relevance, found = explain_batch(job, examples, [wanted[row] for row in batch])
         tokens = [
             None if tokenizer is None
             else list(map(str, tokenizer.convert_ids_to_tokens(example["input_ids"].tolist())))

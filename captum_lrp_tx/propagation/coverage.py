@@ -388,7 +388,8 @@ def _judge_unknown(node: Node, name: str, base: Mapping[Kind, Any]) -> tuple[str
         what = (
             "custom autograd function that no rule can see into; if it is an attention kernel, "
             "load the model with attn_implementation='sdpa'; if it is a product with weights, let "
-            "a module of its own run it"
+            "a module of its own run it; otherwise let the model call the operations that it "
+            "stands for"
         )
         return what, bool(base)
     return "non-linear function", Kind.ACTIVATION in base

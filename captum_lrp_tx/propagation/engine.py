@@ -282,7 +282,7 @@ def _failures_explained() -> Iterator[None]:
     """Say what to do about models that torch cannot differentiate."""
     try:
         yield
-    except (RuntimeError, NotImplementedError) as error:
+    except Exception as error:
         told = None if isinstance(error, CaptumLRPError) else explained_failure(error)
         if told is None:
             raise

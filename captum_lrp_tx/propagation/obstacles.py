@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from torch.autograd.function import BackwardCFunction
 
 from captum_lrp_tx.errors import UnsupportedModelError
 
@@ -82,4 +83,23 @@ def explained_failure(error: Exception) -> UnsupportedModelError | None:
     """What to do about an exception of torch's, if it is one of those that models cause."""
     text = str(error)
     told = next((told for part, told in _FAILURES.items() if part in text), None)
+    name = _failed_function(error)
+    if told is None and name is not None:
+        told = (
+            f"The backward pass of the custom autograd function {name} of the model fails "
+            f"({type(error).__name__}: {text}), and no rule can see into it. Let the model call "
+            "the operations that the function stands for, one by one, with gradients."
+        )
     return None if told is None else UnsupportedModelError(told)
+
+
+def _failed_function(error: Exception) -> str | None:
+    """The custom autograd function in whose backward pass an exception was raised, if any."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is BackwardCFunction.apply.__code__:
+            function = getattr(trace.tb_frame.f_locals["self"], "_forward_cls", None)
+            if function is not None and not function.__module__.startswith("captum_lrp_tx."):
+                return str(function.__name__)
+        trace = trace.tb_next
+    return None

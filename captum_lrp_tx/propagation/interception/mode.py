@@ -153,8 +153,8 @@ class Interception(TorchFunctionMode):
         if "." in name:  # an operation of torch.ops.aten
             name = name.partition(".")[0]
         grad_enabled = _is_grad_enabled()
-        if name in _WRITING:
-            self.isolation.before_write(args[0])
+        if name in _WRITING:  # torch.nn.init names its tensor
+            self.isolation.before_write(args[0] if args else next(iter(kwargs.values()), None))
         if kwargs and "out" in kwargs:
             for target in tensors_in(kwargs["out"]):
                 self.isolation.before_write(target)

@@ -62,6 +62,8 @@ LOST: dict[str, Joined] = {
     "product of signals": lambda m, x, cut: m.a(x) * cut(x),
     "chosen": lambda m, x, cut: torch.where(x > 0, m.a(x), cut(x)),
     "through a layer": lambda m, x, cut: m.a(x) + m.q(cut(x)),
+    "values of fused attention": lambda m, x, cut: m.a(x)
+    + F.scaled_dot_product_attention(m.q(x), m.k(x), cut(m.v(x))),
 }  # fmt: skip
 
 
@@ -154,6 +156,18 @@ HARMLESS: dict[str, tuple[Joined, set[str]]] = {
     ),
     "pattern from cut values": (
         lambda m, x, cut: (m.q(cut(x)) @ m.k(cut(x)).mT).softmax(-1) @ m.v(x),
+        {"ah", "ah+ln", "lrp"},
+    ),
+    "scores and mask of fused attention": (
+        lambda m, x, cut: F.scaled_dot_product_attention(
+            m.q(cut(x)), m.k(cut(x)), m.v(x), attn_mask=cut(x) @ x.detach().mT
+        ),
+        {"ah", "ah+ln", "lrp"},
+    ),
+    "places where values are read": (
+        lambda m, x, cut: m.a(x) + F.grid_sample(
+            m.v(x)[:, None], cut(m.q(x).tanh())[:, None, :, :2], align_corners=False
+        )[:, 0, 0, :, None],
         {"ah", "ah+ln", "lrp"},
     ),
     "gate": (lambda m, x, cut: m.a(x) * cut(m.q(x).sigmoid()), {"lrp"}),

@@ -52,6 +52,8 @@ _WEIGHING = frozenset(
     """mul mul_ multiply div div_ true_divide divide matmul bmm mm einsum __matmul__ baddbmm
     scaled_dot_product_attention""".split()
 )
+#: Calls that make their pattern themselves: which argument holds the values that it weighs.
+_WEIGHED = {"scaled_dot_product_attention": (2, "value"), "grid_sample": (0, "input")}
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ class Cuts:
     def check(self, mode: Interception, name: str, arguments: Any, result: Any) -> None:
         """Follow cut values through a call, and note the call if relevance is lost in it."""
         tensors = tensors_in(arguments)
-        lost = [self._origins[t] for t in tensors if not t.requires_grad and t in self._origins]
+        counted = tensors_in(_counted(mode, name, arguments))
+        lost = [self._origins[t] for t in counted if not t.requires_grad and t in self._origins]
         if self._numbers:
             lost += [o for value, o in self._numbers.items() if _holds(arguments, value)]
         if not lost or name in _WITHOUT_VALUES:
@@ -152,6 +155,16 @@ class Cuts:
 
 def _is_computed(x: Tensor) -> bool:
     return x.requires_grad and not x.is_leaf
+
+
+def _counted(mode: Interception, name: str, arguments: Any) -> Any:
+    """The arguments of a call that relevance would go to: none of those that make a pattern."""
+    rule = mode.scope.rule(Kind.ATTENTION)
+    if name not in _WEIGHED or rule is None or getattr(rule, "covers_softmax", False):
+        return arguments
+    args, kwargs = arguments
+    place, keyword = _WEIGHED[name]
+    return args[place] if len(args) > place else kwargs.get(keyword)
 
 
 def _holds(arguments: Any, value: float) -> bool:

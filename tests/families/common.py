@@ -54,6 +54,8 @@ class Case:
     target: int | tuple[int, ...]
     #: What holds for this family beyond the rules of the papers, as the walker knows it.
     convention: str = ""
+    #: Judges what the oracle cannot judge whole: takes the case and the preset.
+    in_part: Callable[[Case, str], Outcome] | None = None
 
     def __str__(self) -> str:
         return f"{self.library}-{self.family}" + (f"-{self.attention}" if self.attention else "")
@@ -99,6 +101,8 @@ def check(case: Case, preset: str) -> Outcome:
     (which the oracle does not know), for which the model of the case is converted meanwhile.
     """
     outcome = _check(case, preset, Composite(base=preset))
+    if outcome.status == "wrong" and case.in_part is not None:
+        return case.in_part(case, preset)
     if outcome.status != "wrong" or outcome.error >= NOISE:
         return outcome
     inputs, dtype = case.inputs, next(case.model.parameters()).dtype
@@ -191,35 +195,37 @@ def row_of(cases: Iterable[Case]) -> Row:
     A family that only one of the rule sets explains counts as explained with a convention.
     """
     cases = list(cases)
-    outcomes = {(c.attention, p): check(c, p) for p in PRESETS for c in cases}
+    outcomes = [(c.attention, p, check(c, p)) for p in PRESETS for c in cases]
     row = Row(cases[0].library, cases[0].family, cases[0].model_class, "verified")
-    wrong = {
-        k: o for k, o in outcomes.items() if o.status not in ("verified", "convention", "refused")
-    }
+    wrong = [
+        f"{a}, {p}: {o.status} {o.error:.1e} {o.reason}"
+        for a, p, o in outcomes
+        if o.status not in ("verified", "convention", "refused")
+    ]
     if wrong:
-        row.status = "wrong"
-        row.note = "; ".join(f"{k}: {o.status} {o.error:.1e} {o.reason}" for k, o in wrong.items())
+        row.status, row.note = "wrong", "; ".join(wrong)
         return row
-    refused = {k: o.reason for k, o in outcomes.items() if o.status == "refused"}
-    working = [p for p in PRESETS if not any((c.attention, p) in refused for c in cases)]
-    complete = [a for a, _ in outcomes if not any((a, p) in refused for p in PRESETS)]
-    reasons = _joined(f"{p}: {reason}" for (_, p), reason in refused.items())
+    refused = [(a, p, o.reason) for a, p, o in outcomes if o.status == "refused"]
+    without = {a for a, _, _ in refused}
+    working = [p for p in PRESETS if all(p != q for _, q, _ in refused)]
+    complete = [c for c in cases if c.attention not in without]
+    reasons = _joined(f"{p}: {reason}" for _, p, reason in refused)
     conventions = _joined(
-        note for o in outcomes.values() if o.status == "convention" for note in o.reason.split("; ")
+        note for *_, o in outcomes if o.status == "convention" for note in o.reason.split("; ")
     )
-    names = [c.attention for c in cases if c.attention]
+    names = list(dict.fromkeys(c.attention for c in cases if c.attention))
     if not refused:
         row.attention, row.note = names, conventions
         row.status = "convention" if conventions else "verified"
     elif complete:  # some attention implementations
-        row.status, row.attention = "convention", [n for n in names if n in complete]
+        row.status, row.attention = "convention", [n for n in names if n not in without]
         row.note = _joined([f"only {', '.join(row.attention)}", conventions, reasons])
     elif working:
         row.status, row.attention = "convention", names
         row.note = _joined([f"only {working[0]}", conventions, f"refused {reasons}"])
     else:
         row.status = "refused"
-        same = {p: _joined(r for (_, q), r in refused.items() if q == p) for p in PRESETS}
+        same = {p: _joined(r for _, q, r in refused if q == p) for p in PRESETS}
         row.note = same[PRESETS[0]] if len(set(same.values())) == 1 else reasons
     return row
 

@@ -93,7 +93,8 @@ _TOP: dict[str, Any] = {"num_labels": LABELS, "use_cache": False}
 #: For attributes that start as None and must be something.
 _IF_NONE = {
     "num_key_value_heads": 2, "prediction_length": 8, "context_length": 24,
-    "n_routed_experts": 4, "n_shared_experts": 1, "hidden_size": 32,
+    "n_routed_experts": 4, "n_shared_experts": 1, "hidden_size": 32, "hash_seed": 0,
+    "default_language": "en_XX",
 }  # fmt: skip
 
 
@@ -130,6 +131,8 @@ def overrides(default: Any, size: Size) -> dict[str, Any]:
         chosen["pad_token_id"] = 0
     if "attention_types" in chosen or hasattr(default, "attention_types"):
         chosen["attention_types"] = [[["global", "local"], 1]]
+    if "axial_pos_embds" in _names(default):  # its parts must sum to the width
+        chosen["axial_pos_embds"] = False
     if hasattr(default, "kv_lora_rank"):  # latent attention has no groups
         chosen["num_key_value_heads"] = chosen.get("num_attention_heads", 4)
     _fit_state_heads(default, chosen)

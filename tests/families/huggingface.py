@@ -6,15 +6,20 @@ import contextlib
 import copy
 import functools
 import importlib
+import inspect
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import oracle
 import zoo
+from captum_lrp_tx import ConservativeLRP
 from families import arguments
-from families.common import Case, NotBuilt
+from families.common import TOLERANCE, Case, NotBuilt, Outcome, check
 from families.configs import SIZES, Size, tiny
 
 LIBRARY = "transformers"
@@ -26,6 +31,20 @@ _HEADS = (
     "VIDEO_CLASSIFICATION", "CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "SEQ_TO_SEQ_CAUSAL_LM", "CTC",
     "MASKED_LM", "QUESTION_ANSWERING", "IMAGE_TEXT_TO_TEXT",
 )  # fmt: skip
+#: What the oracle does not know: divisions by a mean modulus or by a running deviation are norms,
+#: so only presets without a rule for norms are compared.
+_OTHER_NORMS = ("autoformer", "time_series_transformer", "timesfm2_5")
+#: Attention over layers: along an axis that parameters made a pattern is a mixture and stays as it
+#: is, which the oracle does not see; so only the rule for norms is compared, and full LRP.
+_OVER_LAYERS = ("inkling2", "inkling2_text", "inkling2_loop", "inkling2_loop_text")
+#: Rows that are added to words without having been looked up place by place (interpolated, one for
+#: all, a slice of the table, behind a concatenation), so only the words are compared; by what their
+#: table is called.
+_OTHER_ROWS = {
+    "kosmos-2.5": "embed_tokens", "sam3_lite_text": "token_embedding",
+    "sam3_lite_text_text_model": "token_embedding", "udop": "embed_tokens",
+    "whisper": "embed_tokens",
+}  # fmt: skip
 
 
 @functools.lru_cache(None)
@@ -54,6 +73,9 @@ def _classes(name: str) -> list[type[nn.Module]]:
 def cases(name: str) -> list[Case]:
     """One case for each attention implementation that the family has.
 
+    Token ids are explained wherever the family takes them: beside images and sounds, or by another
+    of its classes.
+
     Raises:
         NotBuilt: no tiny random model of this family runs.
     """
@@ -71,8 +93,24 @@ def cases(name: str) -> list[Case]:
                     continue
                 with contextlib.suppress(NotBuilt):
                     built.append(_case(name, model_class, "sdpa", size))
+                if built[0].inputs.is_floating_point():
+                    built += _cases_of_ids(name, size)
                 return built
     raise NotBuilt(reasons[0] if reasons else "no model class")
+
+
+def _cases_of_ids(name: str, size: Size) -> list[Case]:
+    """The same for the token ids of a family whose main input is something else."""
+    for model_class in _classes(name):
+        if "input_ids" not in inspect.signature(model_class.forward).parameters:
+            continue
+        built: list[Case] = []
+        for implementation in ("eager", "sdpa"):
+            with contextlib.suppress(NotBuilt):
+                built.append(_case(name, model_class, implementation, size, only="input_ids"))
+        if built:
+            return built
+    return []
 
 
 def _config(name: str, size: Size) -> Any:
@@ -100,10 +138,18 @@ def _model(config: Any, model_class: type[nn.Module], implementation: str) -> nn
     return zoo.randomise(model.float().eval())
 
 
-def _case(name: str, model_class: type[nn.Module], implementation: str, size: Size) -> Case:
+def _case(
+    name: str,
+    model_class: type[nn.Module],
+    implementation: str,
+    size: Size,
+    only: str | None = None,
+) -> Case:
     model = _model(_config(name, size), model_class, implementation)
     reason = "no suitable input"
     for explained, call in arguments.candidates(model):
+        if only not in (None, explained):
+            continue
         value = call.pop(explained)
         forward = _Forward(model, explained, call)
         try:
@@ -120,9 +166,50 @@ def _case(name: str, model_class: type[nn.Module], implementation: str, size: Si
             continue
         return Case(
             LIBRARY, name, model_class.__name__, implementation, model, forward, value,
-            arguments.target_of(output),
+            arguments.target_of(output), in_part=_in_part(name),
         )  # fmt: skip
     raise NotBuilt(reason)
+
+
+def _in_part(name: str) -> Callable[[Case, str], Outcome] | None:
+    if name in _OTHER_NORMS:
+        return _without_norms
+    if name in _OVER_LAYERS:
+        return _without_patterns
+    return _words_only if name in _OTHER_ROWS else None
+
+
+def _without_norms(case: Case, _: str) -> Outcome:
+    found = check(replace(case, in_part=None), "ah")
+    if found.status not in ("verified", "convention"):
+        return found
+    reason = "norms that the independent computation does not know: compared under ah"
+    return Outcome("convention", reason, found.error)
+
+
+def _without_patterns(case: Case, preset: str) -> Outcome:
+    found = check(replace(case, in_part=None), "ln" if preset == "ah+ln" else preset)
+    if preset != "ah+ln" or found.status not in ("verified", "convention"):
+        return found
+    reason = "attention over layers that the independent computation does not know: compared "
+    return Outcome("convention", reason + "under ln and lrp", found.error)
+
+
+def _words_only(case: Case, preset: str) -> Outcome:
+    rules: Any = preset
+    if case.inputs.is_floating_point():
+        return Outcome("wrong", "no token ids")
+    words = torch.stack(
+        oracle.oracle_lookup_relevance(case.forward, case.inputs, preset, case.select)
+    ).sum(0)
+    parts = ConservativeLRP(case.forward, rules).attribute(
+        case.inputs, target=case.target, strict=True, positions="separate"
+    )
+    table = _OTHER_ROWS[case.family]
+    got = torch.stack([v for k, v in parts.items() if table in k]).sum(0)
+    error = float((got - words).abs().max() / words.abs().max())
+    reason = "rows that the independent computation does not know: compared for words only"
+    return Outcome("convention" if error <= TOLERANCE else "wrong", reason, error)
 
 
 def _objection(forward: _Forward, value: Tensor, output: Tensor) -> str | None:

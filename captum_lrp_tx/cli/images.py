@@ -34,8 +34,9 @@ def read_image(file: Path, source: Source, config: Any) -> Tensor:
         raise InputError(f"{file} is a folder, not an image")
     if not file.exists():
         raise InputError(f"there is no image {file}")
-    channels = int(getattr(config, "num_channels", 3))
-    size = getattr(config, "image_size", 224)
+    vision = getattr(config, "vision_config", config)  # of CLIP, SigLIP and others
+    channels = int(getattr(vision, "num_channels", 3))
+    size = getattr(vision, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     if file.suffix.lower() == ".npy":
         return _array(file, channels, height, width)

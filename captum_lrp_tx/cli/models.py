@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from captum_lrp_tx.cli.adapters import CONFIGURATION, Adapter, attached, is_trained, read_adapter
 from captum_lrp_tx.cli.status import status
 from captum_lrp_tx.errors import CaptumLRPError, InputError, UnsupportedModelError
 
@@ -37,10 +38,12 @@ class Source:
     Attributes:
         name (str): Folder, or name on the Hub.
         is_local (bool): Whether it is a folder, so that the network is not needed.
+        adapter (Adapter, optional): What was trained on top of it.
     """
 
     name: str
     is_local: bool
+    adapter: Adapter | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -146,6 +149,10 @@ def find(name: str | None, shipped: str) -> Source:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            if (folder / CONFIGURATION).is_file():
+                adapter = read_adapter(folder)
+                below = find(adapter.base, shipped)
+                return Source(below.name, below.is_local, adapter)
             raise InputError(
                 f"the folder {name} holds no model in Hugging Face format: no config.json"
             )
@@ -177,6 +184,8 @@ def kind_of(source: Source, wanted: tuple[Kind, ...]) -> tuple[Kind, Any]:
             f'["BertForSequenceClassification"]; it is {names!r}'
         )
     kinds = [kind for name in names for suffix, kind in _SUFFIXES if name.endswith(suffix)]
+    if source.adapter is not None and source.adapter.kind is not None:
+        kinds = [source.adapter.kind]
     if names and not kinds:
         raise UnsupportedModelError(
             f"{source.name} is a {names[0]}; only ...ForSequenceClassification, ...ForCausalLM and "
@@ -196,16 +205,19 @@ def load_tokenizer(source: Source) -> Any:
         InputError: If it cannot be loaded, or a folder has no files of one: transformers makes an
             empty one then, to which every word is unknown.
     """
-    if source.is_local and not any(
-        fnmatch.fnmatch(file.name, pattern)
-        for file in Path(source.name).iterdir()
-        for pattern in _TOKENIZER_FILES
-    ):
+    if source.adapter is not None and _has_tokenizer(source.adapter.folder):
+        source = Source(source.adapter.folder, True)
+    if source.is_local and not _has_tokenizer(source.name):
         raise InputError(
             f"the folder {source.name} holds no tokenizer; save it there with "
             "tokenizer.save_pretrained(folder)"
         )
     return source.load("tokenizer", transformers().AutoTokenizer.from_pretrained)
+
+
+def _has_tokenizer(folder: str) -> bool:
+    names = [file.name for file in Path(folder).iterdir()]
+    return any(fnmatch.fnmatch(name, pattern) for name in names for pattern in _TOKENIZER_FILES)
 
 
 def load_model(source: Source, kind: Kind) -> Any:
@@ -223,6 +235,12 @@ def load_model(source: Source, kind: Kind) -> Any:
 
     model, info = source.load("model", load)
     missing = sorted(str(key) for key in info["missing_keys"])
+    adapter = source.adapter
+    if adapter is not None:
+        model = source.load(
+            f"adapter {adapter.folder} for the", lambda *_, **__: attached(model, adapter)
+        )
+        missing = [key for key in missing if not is_trained(key, model)]
     if missing:
         raise InputError(
             f"{source.name} has no weights for {', '.join(missing[:3])}"

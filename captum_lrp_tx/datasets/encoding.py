@@ -182,7 +182,13 @@ def _from_batches(batches: Iterable[Any]) -> tuple[list[Example], list[int] | No
         if isinstance(found, Tensor) and found.shape == ids.shape[:1]:
             labels.extend(int(label) for label in found)
         kept = {key: value.cpu() for key, value in batch.items() if key not in _LABELS}
-        odd = [key for key, value in kept.items() if value.shape != ids.shape or value.dim() != 2]
+        if ids.dim() != 2:
+            raise InputError(
+                f"'input_ids' of a batch has the shape {tuple(ids.shape)}, not (examples, tokens). "
+                "Explain such inputs with attribute(), or LoaderAttribution; choices can also be "
+                "given one by one to a forward function that adds the dimension."
+            )
+        odd = [key for key, value in kept.items() if value.shape != ids.shape]
         if odd:
             raise InputError(
                 f"the entry {odd[0]!r} of a batch has the shape {tuple(kept[odd[0]].shape)}, "

@@ -17,10 +17,10 @@ ENGINE = (
     "datasets", "decoders", "drawn_models", "elementwise_and_norm_calls", "engine_parts",
     "every_function", "families", "faults", "following_ids", "foreign", "fuzz", "fuzz_cli",
     "graphormer", "ids_in_models", "judgements", "low_precision", "many_targets", "memory",
-    "norms_by_homogeneity", "numerics", "oracle", "oracle_agreement", "paths_less_travelled",
-    "pattern_product", "quantised_maps", "recorder", "recurrence", "recurrent_layers",
-    "roles_of_factors", "rows", "search_limits", "shortcuts", "signed_rules",
-    "spelled_attention", "spellings", "state_space", "threads", "token_lookups",
+    "models_from_folders", "norms_by_homogeneity", "numerics", "oracle", "oracle_agreement",
+    "paths_less_travelled", "pattern_product", "quantised_maps", "recorder", "recurrence",
+    "recurrent_layers", "roles_of_factors", "rows", "search_limits", "shortcuts",
+    "signed_rules", "spelled_attention", "spellings", "state_space", "threads", "token_lookups",
     "torch_families", "uniform_attention", "unseen_architecture", "wild",
 )  # fmt: skip
 #: The walk over all families of transformers.

@@ -47,8 +47,8 @@ class _Asked(Target):
         self.lengths = list(lengths)
         self.side = side
         self.found: Explained | None = None
-        #: The output of the shortest example.
-        self.of_shortest: Tensor | None = None
+        #: The output of one example of each length: which one, and what.
+        self.samples: dict[int, tuple[int, Tensor]] = {}
 
     def __repr__(self) -> str:
         return "the targets of a data set"
@@ -72,8 +72,7 @@ class _Asked(Target):
             own = output[i : i + 1]
             if by_token:
                 own = own[:, real_places(length, output.shape[1], self.side)]
-            if length == min(self.lengths):
-                self.of_shortest = own.detach()
+            self.samples[length] = (i, own.detach())
             prediction = None
             if output.dim() > 1:
                 prediction = int((own[0, -1] if by_token else own[0]).detach().argmax())
@@ -122,9 +121,9 @@ def explain_batch(
 ) -> tuple[list[list[float]], Explained]:
     """Relevance of the tokens of each example, without padding.
 
-    The shortest example is run alone, too. If its output differs, padding on the right changes what
-    the model computes (XLNet reads the last place); then it is tried on the left, and if that does
-    not help either, only examples of the same length are put together.
+    One example of each length is run alone, too. If its output differs, padding on the right
+    changes what the model computes (XLNet reads the last place); then it is tried on the left, and
+    if that does not help either, only examples of the same length are put together.
 
     Args:
         job (Job): How to explain.
@@ -140,7 +139,7 @@ def explain_batch(
     for side in sides:
         relevance, asked = _explain_padded(job, examples, wanted, lengths, side)
         assert asked.found is not None
-        if min(lengths) == max(lengths) or _is_as_alone(job, examples, lengths, asked):
+        if min(lengths) == max(lengths) or _are_as_alone(job, examples, asked):
             return relevance, asked.found
     found = Explained([None] * len(lengths), [None] * len(lengths), [0.0] * len(lengths))
     for length in sorted(set(lengths), reverse=True):
@@ -152,15 +151,16 @@ def explain_batch(
     return relevance, found
 
 
-def _is_as_alone(
-    job: Job, examples: Sequence[Example], lengths: Sequence[int], asked: _Asked
-) -> bool:
-    """Whether the shortest example has the output in its batch that it has without padding."""
-    last = max(i for i, length in enumerate(lengths) if length == min(lengths))
-    with torch.no_grad(), as_they_were(job.modules):
-        alone = output_tensor(job.forward(**job.inputs([examples[last]])))
-    assert asked.of_shortest is not None
-    return is_alike(asked.of_shortest, alone)
+def _are_as_alone(job: Job, examples: Sequence[Example], asked: _Asked) -> bool:
+    """Whether examples have the output in their batch that they have without padding."""
+    for length, (place, output) in sorted(asked.samples.items()):
+        if length == max(asked.samples):  # has no padding
+            continue
+        with torch.no_grad(), as_they_were(job.modules):
+            alone = output_tensor(job.forward(**job.inputs([examples[place]])))
+        if not is_alike(output, alone):
+            return False
+    return True
 
 
 def _explain_padded(

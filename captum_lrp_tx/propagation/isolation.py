@@ -42,6 +42,7 @@ class isolated:
         self._hooks = Hooks(also=self._restore)
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._by_storage: dict[int, list[Tensor]] | None = None
+        self._buffers: set[int] | None = None
         self._copied: set[int] = set()
 
     def __enter__(self) -> isolated:
@@ -80,6 +81,13 @@ class isolated:
         if place is not None and place not in self._copied:
             self._copied.add(place)
             self._copy(self._tensors_at(place))
+
+    def is_buffer(self, x: Tensor) -> bool:
+        """Whether a tensor is a buffer of the model itself."""
+        if self._buffers is None:
+            buffers = (b for _, module in self.modules for b in module._buffers.values())
+            self._buffers = {id(b) for b in buffers}
+        return id(x) in self._buffers
 
     def is_stored(self, x: Tensor) -> bool:
         """Whether a tensor is the whole of a parameter or buffer of the model, or a view of it."""

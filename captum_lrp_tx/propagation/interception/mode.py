@@ -249,7 +249,7 @@ class Interception(TorchFunctionMode):
         return (
             getattr(x, _OF_MODEL, None) is self._token
             or isinstance(x, torch.nn.Parameter)
-            or self.is_stored(x)
+            or self.isolation.is_buffer(x)
         )
 
     def mark_of_model(self, x: Any, made_of: Any) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import oracle
 import zoo
-from captum_lrp_tx import ConservativeGI, ConservativeLRP, audit
-from captum_lrp_tx.errors import TrainingModeWarning, UncoveredOperationError
+from captum_lrp_tx import ConservativeLRP, audit
+from captum_lrp_tx.errors import TrainingModeWarning
 
 TOKENS, WIDTH, HEADS = 6, 12, 3
 
@@ -162,10 +162,16 @@ def test_relevance_is_conserved(mix: str, preset: str) -> None:
 
 
 @pytest.mark.parametrize("mix", ["bare_scores", "activated_values"])
-def test_scores_without_weights_are_refused(mix: str) -> None:
+def test_scores_without_weights_are_plain_products(mix: str) -> None:
+    """Nothing sums to one: the gradient, under rules for attention and norms."""
     x = zoo.floats(2, TOKENS, WIDTH)
-    with pytest.raises(UncoveredOperationError, match="matrix product of two input-dependent"):
-        ConservativeGI(Block(mix)).attribute(x, target=(2, 1), strict=True)
+    got = ConservativeLRP(Block(mix), "ah").attribute(x, target=(2, 1), strict=True)
+    plain = ConservativeLRP(Block(mix), "gi").attribute(x, target=(2, 1))
+    torch.testing.assert_close(got, plain)
+    assert all(
+        not f.is_fault
+        for f in audit.explainability(Block(mix), x, (2, 1), rules="ah", file=None).findings
+    )
 
 
 class ResponseNorm(nn.Module):

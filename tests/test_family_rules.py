@@ -70,20 +70,33 @@ def test_further_activations_hand_relevance_on(function: str) -> None:
     verify(Bent(), zoo.floats(3, WIDTH), "lrp")
 
 
+class Deformable(nn.Module):
+    """Values sampled at places of the inputs, weighed by a pattern (deformable) or not."""
+
+    def __init__(self, weighed: bool) -> None:
+        super().__init__()
+        self.values, self.places = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 2, 4)
+        self.weights, self.head, self.weighed = nn.Conv2d(3, 1, 4), nn.Linear(6, 3), weighed
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.places(x).tanh().permute(0, 2, 3, 1)
+        sampled = F.grid_sample(self.values(x), grid, mode="bilinear", align_corners=False)
+        if self.weighed:
+            pattern = self.weights(x).flatten(2).softmax(-1)
+            return self.head((sampled.flatten(2) * pattern).sum(-1))
+        return self.head(sampled.mean((2, 3)))
+
+
 @pytest.mark.parametrize("preset", ["ah+ln", "lrp"])
-def test_sampling_places_are_a_pattern(preset: str) -> None:
-    class Deformable(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.values, self.places = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 2, 4)
-            self.head = nn.Linear(6, 3)
+def test_places_are_part_of_the_pattern_that_weighs_what_is_found_there(preset: str) -> None:
+    verify(Deformable(weighed=True), zoo.floats(2, 3, 8, 8), preset)
 
-        def forward(self, x: Tensor) -> Tensor:
-            grid = self.places(x).tanh().permute(0, 2, 3, 1)
-            sampled = F.grid_sample(self.values(x), grid, mode="bilinear", align_corners=False)
-            return self.head(sampled.mean((2, 3)))
 
-    verify(Deformable(), zoo.floats(2, 3, 8, 8), preset)
+def test_places_alone_are_constant_where_products_have_a_rule_and_plain_where_not() -> None:
+    model, x = Deformable(weighed=False), zoo.floats(2, 3, 8, 8)
+    verify(model, x, "lrp")
+    got, plain = (ConservativeLRP(model, rules).attribute(x, target=1) for rules in ("ah+ln", "gi"))
+    torch.testing.assert_close(got, plain)
 
 
 class Frozen(nn.Module):

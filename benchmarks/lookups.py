@@ -182,14 +182,16 @@ def page(found: dict[str, str]) -> str:
     wrong = [k for k in others if not errors[k] <= OTHERS[1]]
     failed = {k: v for k, v in found.items() if v.startswith("not compared")}
     kinds = Counter(v.split(":")[0] for v in found.values())
+    nothing = sum(v.startswith("nothing") for v in found.values())
+    exact = len(errors) - len(others)
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "transformers"))
     lines = [
         "# Token ids against finite differences\n",
         f"`python benchmarks/lookups.py` ({versions}). "
         + " ".join((__doc__ or "").split("\n\n")[3].split()) + "\n",
         f"Of {len(found)} families {kinds['not built']} are not built and {kinds['no token ids']} "
-        f"take no token ids; in {sum(v.startswith('nothing') for v in found.values())} a norm right "
-        f"behind the words leaves them nothing. {len(errors)} are compared: {len(errors) - len(others)} agree at "
+        f"take no token ids; in {nothing} a norm right "
+        f"behind the words leaves them nothing. {len(errors)} are compared: {exact} agree at "
         f"{EXACT[1]:.0e} of the largest value with steps of {EXACT[0][0][0]:.0e}, "
         f"{len(others) - len(wrong)} at {OTHERS[1]:.0e} with other steps (they go through float32 "
         f"inside, or have a kink there), {len(wrong)} do not. {len(failed)} cannot be compared.\n",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import oracle
 import zoo
 from captum_lrp_tx import ConservativeLRP
-from families import arguments
+from families import arguments, by_hand
 from families.common import TOLERANCE, Case, NotBuilt, Outcome, check
 from families.configs import SIZES, Size, tiny
 
@@ -34,6 +34,10 @@ _HEADS = (
 #: What the oracle does not know: divisions by a mean modulus or by a running deviation are norms,
 #: so only presets without a rule for norms are compared.
 _OTHER_NORMS = ("autoformer", "time_series_transformer", "timesfm2_5")
+#: The oracle takes the softmax over the best lags for a router.
+_HAND_WRITTEN = ("autoformer",)
+#: The oracle differs from a computation by hand under ah+ln alone; the package does not.
+_BY_HAND = ("convbert",)
 #: Attention over layers: along an axis that parameters made a pattern is a mixture and stays as it
 #: is, which the oracle does not see; so only the rule for norms is compared, and full LRP.
 _OVER_LAYERS = ("inkling2", "inkling2_text", "inkling2_loop", "inkling2_loop_text")
@@ -172,6 +176,8 @@ def _case(
 
 
 def _in_part(name: str) -> Callable[[Case, str], Outcome] | None:
+    if name in _BY_HAND:
+        return by_hand.judged
     if name in _OTHER_NORMS:
         return _without_norms
     if name in _OVER_LAYERS:
@@ -180,7 +186,8 @@ def _in_part(name: str) -> Callable[[Case, str], Outcome] | None:
 
 
 def _without_norms(case: Case, _: str) -> Outcome:
-    found = check(replace(case, in_part=None), "ah")
+    judge = by_hand.judged if case.family in _HAND_WRITTEN else None
+    found = check(replace(case, in_part=judge), "ah")
     if found.status not in ("verified", "convention"):
         return found
     reason = "norms that the independent computation does not know: compared under ah"

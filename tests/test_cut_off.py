@@ -168,7 +168,7 @@ HARMLESS: dict[str, tuple[Joined, set[str]]] = {
         lambda m, x, cut: m.a(x) + F.grid_sample(
             m.v(x)[:, None], cut(m.q(x).tanh())[:, None, :, :2], align_corners=False
         )[:, 0, 0, :, None],
-        {"ah", "ah+ln", "lrp"},
+        {"lrp"},
     ),
     "gate": (lambda m, x, cut: m.a(x) * cut(m.q(x).sigmoid()), {"lrp"}),
     "hard choice": (_straight_through_router, {"lrp"}),

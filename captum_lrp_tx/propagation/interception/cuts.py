@@ -162,6 +162,8 @@ def _counted(mode: Interception, name: str, arguments: Any) -> Any:
     rule = mode.scope.rule(Kind.ATTENTION)
     if name not in _WEIGHED or rule is None or getattr(rule, "covers_softmax", False):
         return arguments
+    if name == "grid_sample" and mode.scope.rule(Kind.PRODUCT) is None:
+        return arguments  # its places may be no part of a pattern
     args, kwargs = arguments
     place, keyword = _WEIGHED[name]
     return args[place] if len(args) > place else kwargs.get(keyword)

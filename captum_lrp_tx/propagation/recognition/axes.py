@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, edges, node_name, parents
@@ -33,6 +34,10 @@ _LAID_OUT = frozenset(
 )
 #: Nodes looked at for one axis; what lies further back is the data.
 _MAX_NODES = 400
+
+
+#: Before torch 2.5 nodes do not tell the shapes of their results: no axis can be followed then.
+KNOWS_SHAPES = hasattr(torch.ones(1, requires_grad=True).exp().grad_fn, "_input_metadata")
 
 
 class Origin(Enum):
@@ -120,6 +125,8 @@ def origin(tensor: Tensor, axis: int, through_scores: bool = False) -> Origin:
 
 def of_node(node: Node, axis: int, through_scores: bool = False) -> Origin:
     """The same for the result of a node and an axis counted from the left."""
+    if not KNOWS_SHAPES:
+        return Origin.DATA
     seen: set[tuple[Node, int]] = set()
     todo = [(node, axis)]
     while todo:

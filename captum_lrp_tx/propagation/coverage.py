@@ -18,8 +18,8 @@ from captum_lrp_tx.propagation import functions
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, is_softmax, node_name, parents, walk
 from captum_lrp_tx.propagation.obstacles import foreign
 from captum_lrp_tx.propagation.operations import Kind
-from captum_lrp_tx.propagation.recognition import homogeneity
-from captum_lrp_tx.propagation.recognition.weighing import UNTOLD
+from captum_lrp_tx.propagation.recognition import axes, homogeneity
+from captum_lrp_tx.propagation.recognition.weighing import SEEN, UNTOLD
 from captum_lrp_tx.propagation.recurrence import UNCLEAR, marked
 from captum_lrp_tx.propagation.scope import Scope
 
@@ -376,6 +376,9 @@ def _judge_product(
         return None
     full = Kind.ACTIVATION in base
     if name in _CONTRACTIONS:
+        unseen = [f for f in map(axes.moved, factors) if f is not None and is_softmax(node_name(f))]
+        if Kind.ATTENTION in base and any(not f.metadata.get(SEEN) for f in unseen):
+            return "matrix product of a softmax, made where the rules do not see it", True
         return "matrix product of two input-dependent tensors", full
     return "product of two input-dependent tensors", full
 

@@ -44,6 +44,8 @@ from captum_lrp_tx.propagation.recognition.undecided import Weighed
 _SUMMARY = "captum_lrp_tx.summary"
 #: Where the node of a product notes that a softmax made a factor in a way that no rule knows.
 UNTOLD = "captum_lrp_tx.untold"
+#: Where the node of a softmax notes that a product with it was seen.
+SEEN = "captum_lrp_tx.seen"
 _MATMUL = frozenset({"Mm", "Bmm", "Baddbmm", "Addmm", "Einsum"})
 _SCALED = KEEP_ENTRIES | {"Add", "Sub", "Mul", "Div"}
 #: What values summed with weights go through before a query reads them.
@@ -109,6 +111,8 @@ def weighing_of(func: Any, args: Sequence[Any], factors: Sequence[int]) -> Weigh
     """
     how = contraction_of(func, args)
     found = {i: p for i in factors if (p := patterns.pattern_of(args[i])) is not None}
+    for pattern in found.values():
+        pattern.source.metadata[SEEN] = True
     met = {i: _meets(p, i, args, factors, how) for i, p in found.items()}
     weights = tuple(i for i, what in met.items() if what == "attention")
     if weights and len(weights) < len(factors):

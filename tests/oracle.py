@@ -343,7 +343,9 @@ def trace_function(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) 
         elif _is_sink(node, depends):
             trace.patterns.append(node)
         elif name.startswith("aten::div") and oracle_entrywise.is_own_sum(node):
-            if _feeds_product(node, depends) and not oracle_entrywise.is_routed(node, depends):
+            if _feeds_product(node, depends) and not oracle_entrywise.is_routed(
+                node, depends, chosen=True
+            ):
                 trace.patterns.append(node)
         elif name.startswith("aten::grid_sampler") and node.args[1] in depends:
             trace.patterns.append(node.args[1])

@@ -102,8 +102,11 @@ def _varies(user: fx.Node, node: fx.Node, places: Tensor, name: str) -> bool:
     return bool((places.amax(dims) > places.amin(dims)).all())
 
 
-def is_routed(softmax: fx.Node, depends: set[fx.Node]) -> bool:
-    """Whether the axis of a softmax counts the outputs of a linear map: experts, not tokens."""
+def is_routed(softmax: fx.Node, depends: set[fx.Node], chosen: bool = False) -> bool:
+    """Whether the axis of a softmax counts the outputs of a linear map: experts, not tokens.
+
+    ``chosen``: only if the largest were chosen (of BAT the outputs of a map weigh rows of pixels).
+    """
     axis: Any = softmax.args[1]
     node: Any = softmax.args[0]
     if base(softmax) == "div":  # activations by their own sum
@@ -122,6 +125,8 @@ def is_routed(softmax: fx.Node, depends: set[fx.Node]) -> bool:
             return False
         path.append(node)
         (node,) = live
+    if chosen:
+        return False
     if not isinstance(node, fx.Node) or base(node) not in ("convolution", "mm", "addmm", "linear"):
         return False
     places: Any = _along(node, 1 if base(node) == "convolution" else -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_keys_and_values_are_attention_once_a_query_reads_them() -> None:
     plain = args[0] @ args[1]
     told: list[int] = []
     result = undecided.Undecided.call(plain.detach(), plain, plain * 1.0)
-    weighed = undecided.Weighed(result.grad_fn, None, (), told.append)
+    weighed = undecided.Weighed(weakref.ref(result.grad_fn), None, (), told.append)
     weighing.summarize(result, args, torch.matmul, (0,)).weighed = weighed
     assert of(d.linear(), result) == weighing.Weighing(), "a bare factor is no query"
     assert of(d.feature(), result.mT) == weighing.Weighing(), "along the channels of the values"

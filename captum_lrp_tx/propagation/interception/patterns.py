@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -90,13 +91,14 @@ def undecided(
     mode: Interception, kind: Kind, plain: Tensor, meanings: list[Tensor], what: str
 ) -> tuple[Tensor, Weighed]:
     """One value with several meanings, and the handle by which one of them is confirmed."""
-    module, rule = mode.scope.module, mode.scope.rule(kind)
+    scope = mode.scope  # the mode leads to the graph, and the graph to this
+    module, rule = scope.module, scope.rule(kind)
     assert rule is not None
     result = Undecided.call(plain.detach(), plain, *meanings)
     node: Any = result.grad_fn
 
     def confirmed(_: int) -> None:
-        mode.scope.note(kind, rule, module)
-        mode.scope.find(what, module)
+        scope.note(kind, rule, module)
+        scope.find(what, module)
 
-    return result, Weighed(node, None, (), confirmed)
+    return result, Weighed(weakref.ref(node), None, (), confirmed)

@@ -67,7 +67,7 @@ def mark(tensor: Tensor, axis: int | None) -> None:
     """Let a result be known as a pattern whose axis is this, counted from the left."""
     node: Node | None = tensor.grad_fn
     if node is not None:
-        node.metadata[_MARKED] = Pattern(node, axis)
+        node.metadata[_MARKED] = (axis,)  # not the node itself: a cycle that no collector sees
 
 
 def pattern_of(tensor: Tensor) -> Pattern | None:
@@ -84,9 +84,9 @@ def _pattern(node: Node, depth: int) -> Pattern | None:
     if depth == 0:
         return None
     name = node_name(node)
-    marked: Pattern | None = node.metadata.get(_MARKED)
+    marked: tuple[int | None] | None = node.metadata.get(_MARKED)
     if marked is not None:
-        return marked
+        return Pattern(node, *marked)
     if is_softmax(name):
         (logits, *_) = parents(node)
         axis = axes.saved_axis(node, "dim", len(axes.shape(node))) if axes.KNOWS_SHAPES else None

@@ -8,6 +8,7 @@ was confirmed, at first the plain one.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +49,8 @@ class Weighed:
     """A product that may be values summed with weights.
 
     Attributes:
-        node (Node): Of the product.
+        of (weak reference to Node): Of the product, which itself leads here: a strong one would be
+            a cycle that no collector sees.
         group (Node, optional): What made the weights; the summands of a loop share it.
         along (tuple of int): The axes to sum along, one of them, counted from the right; none if
             one entry was taken.
@@ -56,12 +58,17 @@ class Weighed:
         is_settled (bool): Whether it is.
     """
 
-    node: Node
+    of: weakref.ref[Node]
     group: Node | None
     along: tuple[int, ...]
     confirmed: Callable[[int], None] = field(repr=False)
     values: Tensor | None = field(default=None, repr=False)
     is_settled: bool = False
+
+    @property
+    def node(self) -> Node:
+        """The node of the product."""
+        return self.of()
 
     def confirm(self, meaning: int = 1) -> None:
         """From now on the gradient goes to this meaning."""

@@ -83,6 +83,14 @@ def versions(session: nox.Session, which: str) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The pages, in docs/_build; a warning is an error."""
+    session.install("-q", "torch==2.13.0")
+    session.install("-q", ".[docs]")
+    session.run("sphinx-build", "-q", "-W", "--keep-going", "docs", "docs/_build")
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """Lines and branches of the package that the tests run: benchmarks/coverage.md."""
     session.install("-q", "torch==2.13.0")

@@ -1,4 +1,4 @@
-"""How much of the explained logit each rule set accounts for: the table in the README.
+"""How much of the explained logit each rule set accounts for: a table of the pages.
 
     python benchmarks/conservation.py --shared ../shared --output benchmarks/conservation.md
 

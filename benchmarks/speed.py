@@ -1,4 +1,4 @@
-"""Time and memory of an explanation against plain gradient x input: the table in the README.
+"""Time and memory of an explanation against plain gradient x input, for docs/explanation/cost.md.
 
     python benchmarks/speed.py --output benchmarks/speed.md
 

@@ -1,4 +1,4 @@
-"""Relevance is conserved: on real models and data, in numbers that the README states."""
+"""Relevance is conserved: on real models and data, in numbers that the pages state."""
 
 from __future__ import annotations
 

@@ -158,6 +158,7 @@ class ConservativeGI(Conservative, GradientAttribution):
         Returns:
             Tensor or tuple of Tensor of **attributions**, or 2-element tuple of **attributions**,
             **delta**:
+
             - **attributions**: shape of each input (token ids: ``(batch, tokens)``), dtype of the
               input or, for token ids, of the embeddings. A tensor for a tensor, a tuple for a
               tuple; for a mapping a tensor, or a tuple in the order of its attributed entries.
@@ -258,6 +259,7 @@ class ConservativeGI(Conservative, GradientAttribution):
         Returns:
             Tensor or tuple of Tensor of **attributions**, or 2-element tuple of **attributions**,
             **delta**:
+
             - **attributions**: as :meth:`attribute` returns them, with the targets in a first
               dimension: ``(targets, batch, ...)``.
             - **delta** (Tensor, shape ``(targets, batch)``, or ``(targets, 1)``).

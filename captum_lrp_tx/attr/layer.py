@@ -116,6 +116,7 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
         Returns:
             Tensor or tuple of Tensor, or a list of these for a list of layers, or 2-element tuple
             of **attributions**, **delta**:
+
             - **attributions**: in the shape of the activations; a tuple if the layer has several
               floating-point tensors there, in the order in which nested results hold them (an
               LSTM: output, hidden and cell state; a packed sequence: its ``data``). If the layer
@@ -170,8 +171,9 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
         Relevance at the layers for several targets, which share one forward pass.
 
         Args:
-            inputs, additional_forward_args, attribute_to_layer_input, return_convergence_delta,
-                strict: See :meth:`attribute`.
+            inputs, additional_forward_args, attribute_to_layer_input, strict: See
+                :meth:`attribute`.
+            return_convergence_delta (bool): See :meth:`attribute`.
             targets, targets_per_pass: See :meth:`ConservativeGI.attribute_targets`.
 
         Returns:

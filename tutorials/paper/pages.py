@@ -1,4 +1,4 @@
-"""The tables of the READMEs, written from result files, so that no number is typed.
+"""The tables of two pages, written from result files, so that no number is typed.
 
 A page has places for them, each between ``<!-- name -->`` and ``<!-- end -->``.
 """
@@ -14,7 +14,10 @@ from tutorials.paper import ablation, bar, published, reporting
 
 ROOT = Path(__file__).parents[2]
 #: The pages that hold tables.
-PAGES = (Path(__file__).parent / "README.md", ROOT / "README.md")
+PAGES = (
+    Path(__file__).parent / "README.md",
+    ROOT / "docs" / "explanation" / "faithfulness.md",
+)
 #: Rows of the short tables.
 SHORT = (
     *published.OF_THE_PAPER,

@@ -172,7 +172,7 @@ def run_bias(options: argparse.Namespace) -> None:
 
 
 def tables(options: argparse.Namespace) -> None:
-    """Writes the tables, the figure of curves and, from the stored results, the READMEs."""
+    """Writes the tables, the figure of curves and, from the stored results, the pages."""
     found = reporting.load_all(options.out, ORDER)
     others = reporting.load_all(options.out, [*ablation.VARIANTS, "depth"])
     is_stored = options.out.resolve() == reporting.RESULTS.resolve()

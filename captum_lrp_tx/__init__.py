@@ -12,6 +12,7 @@ from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
 from captum_lrp_tx.attr.random import RandomAttribution
 from captum_lrp_tx.compare import compare
 from captum_lrp_tx.datasets import attribute_dataset, read_dataset
+from captum_lrp_tx.explaining import Explanation, Explanations, explain
 from captum_lrp_tx.report import report
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.support import supported
@@ -23,6 +24,8 @@ __all__ = [
     "Composite",
     "ConservativeGI",
     "ConservativeLRP",
+    "Explanation",
+    "Explanations",
     "GenericAttention",
     "LayerConservativeGI",
     "LayerConservativeLRP",
@@ -33,6 +36,7 @@ __all__ = [
     "attribute_dataset",
     "audit",
     "compare",
+    "explain",
     "insights",
     "metrics",
     "read_dataset",

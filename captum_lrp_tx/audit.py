@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, TextIO
 
 from torch import Tensor
@@ -110,6 +111,9 @@ class Report:
     def conservation_error(self) -> float:
         """Output minus input relevance minus absorbed relevance: zero for conserving rules."""
         return self.output - self.relevance - sum(self.absorbed.values())
+
+    def _repr_html_(self) -> str:
+        return f'<pre style="line-height:1.35">{escape(str(self))}</pre>'
 
     def __str__(self) -> str:
         lines = [f"Rules: {self.rules}", "", "Rules applied"]

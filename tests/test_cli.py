@@ -23,9 +23,9 @@ import transformers
 import captum_lrp_tx
 from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.cli import main
-from captum_lrp_tx.cli.files import write_atomically
-from captum_lrp_tx.cli.subject import class_index
 from captum_lrp_tx.errors import TargetError
+from captum_lrp_tx.explaining.names import class_index
+from captum_lrp_tx.files import write_atomically
 
 SENTENCE = "has a lot of the virtues of eastwood at his best."
 WORDS = "has a lot of the eastwood at his best . virt ##ues film < > script / ( ) 1 alert"
@@ -169,6 +169,7 @@ def test_text_is_explained(run, text_model):
     assert re.match(
         r"prediction  (bad|so <so>|good) \(probability 0\.\d{3}\)\n"
         r"explained   logit of \1 [+-]\d+\.\d{4}\n"
+        r"task        sequence classification\n"
         r"rules       lrp, bias absorb\n\n",
         out,
     )
@@ -187,7 +188,7 @@ def test_sum_agrees_with_attribute(run, text_model):
     shown = numbers_of(out)
     expected = {
         "sum of relevance": float(relevance.sum()),
-        "absorbed by biases": float(delta),
+        "absorbed by constants": float(delta),
         "logit": model(**inputs).logits[0, 2].item(),
     }
     assert shown == pytest.approx(expected, abs=1e-4)
@@ -206,7 +207,8 @@ def test_rules_and_bias_are_passed_on(run, text_model, rules, bias):
     target = int(model(**inputs).logits.argmax())
     relevance = ConservativeLRP(model, rules, bias=bias).attribute(inputs, target=target)
     assert numbers_of(out)["sum of relevance"] == pytest.approx(float(relevance.sum()), abs=1e-4)
-    assert ("absorbed by biases" in out) == (rules == "lrp" and bias == "absorb")
+    shown = numbers_of(out)
+    assert sum(shown.values()) - shown["logit"] == pytest.approx(shown["logit"], abs=5e-4)
 
 
 def test_epsilon_is_passed_on(run, text_model):
@@ -286,7 +288,7 @@ def test_an_image_is_explained(run, vision_model, image_file, tmp_path):
     status, out, err = run("--image", image_file, "--model", vision_model)
     assert (status, err) == (0, "")
     assert re.match(r"prediction  (cat|dog) \(probability ", out)
-    assert {"sum of relevance", "absorbed by biases and positions", "logit"} == set(numbers_of(out))
+    assert {"sum of relevance", "absorbed by constants", "logit"} == set(numbers_of(out))
     from PIL import Image
 
     pixels = np.asarray(Image.open(image_file))
@@ -335,7 +337,7 @@ def test_shipped_sentiment_model(run):
     assert status == 0
     assert out.startswith("prediction  positive")
     shown = numbers_of(out)
-    assert shown["sum of relevance"] + shown["absorbed by biases"] == pytest.approx(
+    assert shown["sum of relevance"] + shown["absorbed by constants"] == pytest.approx(
         shown["logit"], abs=2e-4
     )
 
@@ -563,7 +565,7 @@ def test_unexpected_errors_have_no_traceback(fails, monkeypatch, text_model):
     def broken(*_, **__):
         raise RuntimeError("first line\nsecond line")
 
-    monkeypatch.setattr(ConservativeLRP, "attribute", broken)
+    monkeypatch.setattr(ConservativeLRP, "_propagate", broken)
     err = fails(1, "x", "--model", text_model)
     assert "unexpected RuntimeError: first line second line" in err
     assert "CAPTUM_LRP_TX_DEBUG=1" in err
@@ -576,7 +578,7 @@ def test_interruption(fails, monkeypatch, text_model):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ConservativeLRP, "attribute", interrupted)
+    monkeypatch.setattr(ConservativeLRP, "_propagate", interrupted)
     assert "interrupted" in fails(130, "x", "--model", text_model)
 
 
@@ -595,14 +597,14 @@ def test_a_package_warning_is_one_line(run, monkeypatch, text_model):
 
     from captum_lrp_tx.errors import UncoveredOperationWarning
 
-    original = ConservativeLRP.attribute
+    original = ConservativeLRP._propagate
 
     def warns(*arguments, **options):
         warnings.warn("two\nlines", UncoveredOperationWarning, stacklevel=1)
         warnings.warn("of no interest", DeprecationWarning, stacklevel=1)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(ConservativeLRP, "attribute", warns)
+    monkeypatch.setattr(ConservativeLRP, "_propagate", warns)
     status, _, err = run("x", "--model", text_model)
     assert (status, err) == (0, "captum_lrp_tx: warning: two lines\n")
 

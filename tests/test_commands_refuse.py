@@ -16,10 +16,10 @@ pytest.importorskip("tokenizers")
 
 from captum_lrp_tx import AttentionRollout, ConservativeLRP, audit
 from captum_lrp_tx.cli import main
-from captum_lrp_tx.cli.files import check_writable
 from captum_lrp_tx.compare import compare
 from captum_lrp_tx.datasets import attribute_dataset, read_dataset
 from captum_lrp_tx.errors import InputError, OutputError, TargetError, UnsupportedModelError
+from captum_lrp_tx.files import check_writable
 from captum_lrp_tx.models import digit_samples, sentiment
 
 

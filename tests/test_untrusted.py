@@ -22,7 +22,7 @@ import transformers
 
 import captum_lrp_tx
 from captum_lrp_tx.cli import main
-from captum_lrp_tx.cli.files import write_atomically
+from captum_lrp_tx.files import write_atomically
 from captum_lrp_tx.models import digit_samples, digits, sentiment
 from captum_lrp_tx.visualization import TokenHeatmap, html
 from test_cli import bert_config, saved, wordpiece

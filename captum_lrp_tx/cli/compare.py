@@ -12,30 +12,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from captum_lrp_tx.cli.files import check_writable, write_atomically
-from captum_lrp_tx.cli.models import find, kind_of, labels_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.options import add_subject, text_of
 from captum_lrp_tx.cli.status import note
-from captum_lrp_tx.cli.subject import (
-    Subject,
-    _check_length,
-    _run,
-    _subject,
-    _token_index,
-    _TokenNames,
-    _tokens,
-    class_index,
-    load_subject,
-)
+from captum_lrp_tx.cli.subject import Loaded, Subject, load, load_subject, subject_of
 from captum_lrp_tx.compare.comparison import Comparison
 from captum_lrp_tx.compare.registry import METHODS, find_method
 from captum_lrp_tx.compare.run import compare
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.files import check_writable, write_atomically
 from captum_lrp_tx.visualization import summary, supports_colour
 from captum_lrp_tx.visualization.comparison import TextComparison, numbers_table
 from captum_lrp_tx.visualization.comparison_page import comparison_html
 from captum_lrp_tx.visualization.figures import require_matplotlib
-from captum_lrp_tx.visualization.wording import Scheme, printable, scheme_of
+from captum_lrp_tx.visualization.wording import Scheme, printable
 
 DESCRIPTION = "Explain a prediction by several methods, one below the other."
 EXAMPLES = f"""methods: {", ".join(method.name for method in METHODS)}
@@ -109,67 +98,23 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     return 0
 
 
-class TextModel:
-    """A model of texts with its tokenizer, loaded once for many texts.
-
-    Args:
-        name (str, optional): Folder or name on the Hub; the shipped sentiment model unless given.
-
-    Raises:
-        InputError: If it cannot be loaded.
-    """
-
-    def __init__(self, name: str | None) -> None:
-        source = find(name, "sentiment")
-        self.kind, self._config = kind_of(source, ("text", "next token"))
-        self.tokenizer: Any = load_tokenizer(source)
-        self.scheme = scheme_of(self.tokenizer)
-        self._model = load_model(source, self.kind)
-
-    def subject(self, text: str, target: str | None) -> Subject:
-        """A text, the model's prediction for it, and the output that was asked for.
-
-        Args:
-            text (str): The text.
-            target (str, optional): Class or token to explain.
-
-        Raises:
-            InputError: If the text is too long.
-            TargetError: If there is no such class or token.
-        """
-        inputs = self.tokenizer(text, return_tensors="pt")
-        ids = inputs["input_ids"][0].tolist()
-        _check_length(len(ids), self.tokenizer, self._config)
-        logits = _run(self._model, inputs)
-        names: Any
-        if self.kind == "next token":
-            logits, names = logits[-1], _TokenNames(self.tokenizer)
-            index = None if target is None else _token_index(target, self.tokenizer, logits)
-        else:
-            names = labels_of(self._config, logits.numel())
-            index = None if target is None else class_index(target, names)
-        return _subject(
-            self.kind, self._model, inputs, logits, names, index,
-            position=(len(ids) - 1,) if self.kind == "next token" else (),
-            **_tokens(self.tokenizer, ids),
-        )  # fmt: skip
-
-    def baseline(self) -> tuple[int | None, str]:
-        """The token that stands for nothing: mask, unknown or padding, and its name."""
-        for kind in ("mask", "unk", "pad", "eos"):
-            index = getattr(self.tokenizer, f"{kind}_token_id", None)
-            if index is not None:
-                return int(index), str(getattr(self.tokenizer, f"{kind}_token"))
-        return None, ""
+def _baseline(tokenizer: Any) -> tuple[int | None, str]:
+    """The token that stands for nothing: mask, unknown or padding, and its name."""
+    for kind in ("mask", "unk", "pad", "eos"):
+        index = getattr(tokenizer, f"{kind}_token_id", None)
+        if index is not None:
+            return int(index), str(getattr(tokenizer, f"{kind}_token"))
+    return None, ""
 
 
 def _text(text: str, arguments: argparse.Namespace) -> None:
-    model = TextModel(arguments.model)
-    subject = model.subject(text, arguments.target)
+    model = load(text, arguments.model)
+    item = model.input(text, arguments)
+    subject = model.source.use("model", lambda: subject_of(model, item, arguments.target))
     comparison = _compared(model, subject, arguments, show_progress=True)
-    facts = _facts(subject)
-    _print_one(comparison, facts, subject.scheme, arguments)
-    options = {"scheme": subject.scheme, "merge": not arguments.pieces}
+    facts, scheme = _facts(subject), _scheme(subject)
+    _print_one(comparison, facts, scheme, arguments)
+    options = {"scheme": scheme, "merge": not arguments.pieces}
     _write_files(comparison, subject, facts, options, arguments)
 
 
@@ -180,8 +125,12 @@ def _image(arguments: argparse.Namespace) -> None:
         show_progress=True,
     )  # fmt: skip
     facts = _facts(subject)
-    _print_one(comparison, facts, subject.scheme, arguments)
+    _print_one(comparison, facts, "auto", arguments)
     _write_files(comparison, subject, facts, {}, arguments)
+
+
+def _scheme(subject: Subject) -> Scheme:
+    return "auto" if subject.tokens is None else subject.tokens.scheme
 
 
 def _write_files(
@@ -207,7 +156,7 @@ def _many(arguments: argparse.Namespace) -> None:
     texts, left = read_texts(arguments.file, arguments.limit or 20)
     if left and arguments.limit is None:
         note(f"the first {len(texts)} texts of {len(texts) + left}; --limit N takes more")
-    model = TextModel(arguments.model)
+    model = load("", arguments.model)
     drawings: list[TextComparison] = []
     bar = tqdm(
         texts, desc="comparing", unit="text", delay=1, leave=False,
@@ -215,7 +164,7 @@ def _many(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     for number, text in bar:
         try:
-            subject = model.subject(text, arguments.target)
+            subject = subject_of(model, text, arguments.target)
         except InputError as error:
             with tqdm.external_write_mode(file=sys.stderr):
                 note(f"line {number} is left out: {error}")
@@ -223,12 +172,12 @@ def _many(arguments: argparse.Namespace) -> None:
         comparison = _compared(model, subject, arguments, show_progress=False)
         with tqdm.external_write_mode(file=sys.stdout):
             print(f"{chr(10) if drawings else ''}{len(drawings) + 1}. {printable(text)}")
-            _print_one(comparison, _facts(subject), subject.scheme, arguments)
+            _print_one(comparison, _facts(subject), _scheme(subject), arguments)
             sys.stdout.flush()
         drawings.append(
             comparison.drawing(
-                title=f"{len(drawings) + 1}. {text}", facts=_facts(subject), scheme=subject.scheme,
-                common_scale=arguments.common_scale,
+                title=f"{len(drawings) + 1}. {text}", facts=_facts(subject),
+                scheme=_scheme(subject), common_scale=arguments.common_scale,
             )
         )  # fmt: skip
     if not drawings:
@@ -244,12 +193,14 @@ def _many(arguments: argparse.Namespace) -> None:
 
 
 def _compared(
-    model: TextModel, subject: Subject, arguments: argparse.Namespace, show_progress: bool
+    model: Loaded, subject: Subject, arguments: argparse.Namespace, show_progress: bool
 ) -> Comparison:
-    index, name = model.baseline()
+    index, name = _baseline(model.tokenizer)
+    tokens = subject.tokens
+    assert tokens is not None
     comparison = compare(
         subject.model, subject.inputs, subject.target, methods=arguments.methods,
-        tokens=subject.tokens, special=subject.special, baseline=index,
+        tokens=tokens.names, special=tokens.special, baseline=index,
         show_progress=show_progress,
     )  # fmt: skip
     if not name:

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
-from captum_lrp_tx.audit import explainability
-from captum_lrp_tx.cli.files import check_writable, write_atomically
 from captum_lrp_tx.cli.options import add_rules, add_subject, bias_of, composite_of, text_of
 from captum_lrp_tx.cli.status import note, status
-from captum_lrp_tx.cli.subject import Subject, load_subject
-from captum_lrp_tx.visualization import (
-    TokenHeatmap,
-    html,
-    image_figure,
-    image_html,
-    image_terminal,
-    png,
-    summary,
-    supports_colour,
-    table,
-    terminal,
-)
+from captum_lrp_tx.cli.subject import load, subject_of
+from captum_lrp_tx.explaining import Explanation, explain
+from captum_lrp_tx.explaining.saving import picture
+from captum_lrp_tx.explaining.showing import is_lossy, whole_page
+from captum_lrp_tx.files import check_writable, write_atomically
+from captum_lrp_tx.visualization import image_terminal, supports_colour, table, terminal
 from captum_lrp_tx.visualization.figures import require_matplotlib
 
 DESCRIPTION = "Explain a prediction of a transformer by conservative relevance propagation."
@@ -78,107 +66,74 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.png is not None or (text is None and arguments.html is not None):
         with status("importing matplotlib"):
             require_matplotlib()
-    composite, bias = composite_of(arguments), bias_of(arguments)
-    subject = load_subject(text, arguments)
-    explainer = ConservativeLRP(subject.model, composite, bias=bias)
-    parts: dict[str, Tensor] = {}
-    with status("explaining"):
-        if arguments.positions:
-            parts = explainer.attribute(subject.inputs, subject.target, positions="separate")
-            relevance = torch.stack([*parts.values()]).sum(0)
-        else:
-            attributed = explainer.attribute(subject.inputs, subject.target)
-            # one tensor in, one out
-            relevance = attributed if isinstance(attributed, Tensor) else attributed[0]
+    explanation = _explained(text, arguments)
+    colour = not arguments.no_color and supports_colour()
     show = _show_image if text is None else _show_text
-    show(subject, relevance, parts, arguments)
+    show(explanation, arguments, colour)
+    if arguments.html is not None:
+        page = whole_page([explanation], merge=not arguments.pieces)
+        _write(arguments.html, page.encode("utf-8", "replace"))
+    if arguments.png is not None:
+        _write(arguments.png, picture(explanation, "png", merge=not arguments.pieces))
     if arguments.audit:
         with status("auditing"):
-            report = explainability(
-                subject.model, subject.inputs, subject.target,
-                rules=composite, bias=bias, file=None,
-            )  # fmt: skip
+            report = explanation.audit()
         print(f"\n{report}")
     return 0
 
 
-def facts_of(subject: Subject, total: float, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of :func:`captum_lrp_tx.visualization.summary`."""
-    label = "difference"
-    if arguments.rules == "lrp" and arguments.bias == "absorb":
-        constants = " and positions" if subject.kind == "image" else ""
-        label = f"absorbed by biases{constants}"
-    return {
-        "prediction": subject.prediction,
-        "probability": subject.probability,
-        "target": subject.explained,
-        "score": subject.score,
-        "delta": subject.score - total,
-        "delta_label": label,
-    }
+def _explained(text: str | None, arguments: argparse.Namespace) -> Explanation:
+    """What the arguments name."""
+    composite_of(arguments)  # complains before anything is loaded
+    loaded = load(text, arguments.model)
+    item = loaded.input(text, arguments)
+    # a damaged model shows now
+    loaded.source.use("model", lambda: subject_of(loaded, item, arguments.target))
+    with status("explaining"):
+        made = explain(
+            loaded.model, loaded.tokenizer, item, arguments.target, rules=arguments.rules,
+            bias=bias_of(arguments), epsilon=arguments.epsilon,
+        )  # fmt: skip
+    assert isinstance(made, Explanation)
+    return made
 
 
-def _show_text(
-    subject: Subject, relevance: Tensor, parts: dict[str, Tensor], arguments: argparse.Namespace
-) -> None:
-    values = relevance[0].double().tolist()
-    facts = facts_of(subject, math.fsum(values), arguments)
-    heatmap = TokenHeatmap(
-        subject.tokens, values, title=f"Relevance for {subject.explained}",
-        special=subject.special, scheme=subject.scheme, **facts,
-    )  # fmt: skip
-    merge, colour = not arguments.pieces, _colour(arguments)
-    _print_head(heatmap.facts(), arguments)
-    print(f"\n{terminal(heatmap, colour=colour, merge=merge)}\n")
-    columns = [(name, parts[key][0].tolist()) for key, name in _short_names(parts).items()]
+def _show_text(explanation: Explanation, arguments: argparse.Namespace, colour: bool) -> None:
+    heatmap = explanation.heatmap()
+    _print_head(explanation)
+    print(f"\n{terminal(heatmap, colour=colour, merge=not arguments.pieces)}\n")
+    parts = explanation.embeddings if arguments.positions else {}
+    columns = [(name, parts[key].tolist()) for key, name in _short_names(parts).items()]
     print(table(heatmap, columns, colour=colour))
-    _print_sum(heatmap.total, facts)
-    if arguments.html is not None:
-        _write(arguments.html, html(heatmap, merge=merge).encode("utf-8", "replace"))
-    if arguments.png is not None:
-        drawn = io.BytesIO()
-        png(heatmap, drawn, merge=merge)
-        _write(arguments.png, drawn.getvalue())
+    _print_sum(explanation)
 
 
-def _show_image(
-    subject: Subject, relevance: Tensor, _: dict[str, Tensor], arguments: argparse.Namespace
-) -> None:
-    total = float(relevance.double().sum())
-    facts = facts_of(subject, total, arguments)
-    told = summary(total, **facts)
-    _print_head(told, arguments)
-    print(f"\n{image_terminal(relevance, colour=_colour(arguments))}")
-    _print_sum(total, facts)
-    title = f"Relevance for {subject.explained}"
-    if arguments.html is not None:
-        page = image_html(subject.inputs, relevance, title=title, facts=told)
-        _write(arguments.html, page.encode("utf-8", "replace"))
-    if arguments.png is not None:
-        drawn = io.BytesIO()
-        image_figure(subject.inputs, relevance, title=title).savefig(drawn, format="png", dpi=200)
-        _write(arguments.png, drawn.getvalue())
+def _show_image(explanation: Explanation, _: argparse.Namespace, colour: bool) -> None:
+    _print_head(explanation)
+    print(f"\n{image_terminal(explanation.relevance, colour=colour)}")
+    _print_sum(explanation)
 
 
-def _print_head(facts: list[tuple[str, str]], arguments: argparse.Namespace) -> None:
-    for name, text in facts[:-1]:  # the sum comes last, below the table
+def _print_head(explanation: Explanation) -> None:
+    for name, text in explanation.facts()[:-1]:  # the sum comes last, below the table
         print(f"{name:<12}{text}")
-    print(f"{'rules':<12}{arguments.rules}, bias {arguments.bias}")
 
 
-def _print_sum(total: float, facts: dict[str, Any]) -> None:
+def _print_sum(explanation: Explanation) -> None:
     lines = [
-        ("sum of relevance", total),
-        (facts["delta_label"], facts["delta"]),
-        ("logit", facts["score"]),
+        ("sum of relevance", explanation.sum),
+        ("absorbed by constants", math.fsum(explanation.absorbed.values())),
+        ("logit", explanation.value),
     ]
+    if is_lossy(explanation):
+        lines.insert(2, ("unaccounted for", explanation.unaccounted))
     width = max(len(name) for name, _ in lines)
     print()
     for name, value in lines:
         print(f"{name:<{width}}  {value:+.4f}")
 
 
-def _short_names(parts: dict[str, Tensor]) -> dict[str, str]:
+def _short_names(parts: Mapping[str, Tensor]) -> dict[str, str]:
     """Word, position, segment instead of the names of modules, where that is clear."""
     names = {}
     for key in parts:
@@ -193,10 +148,6 @@ def _short_names(parts: dict[str, Tensor]) -> dict[str, str]:
             names[key] = last
     taken = list(names.values())
     return {key: name if taken.count(name) == 1 else key for key, name in names.items()}
-
-
-def _colour(arguments: argparse.Namespace) -> bool:
-    return not arguments.no_color and supports_colour()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
-from captum_lrp_tx.cli.models import find, kind_of, labels_of, load_model, load_tokenizer
+from captum_lrp_tx.cli.models import find, kind_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.options import add_rules, bias_of, composite_of
 from captum_lrp_tx.cli.status import note
-from captum_lrp_tx.cli.subject import class_index
 from captum_lrp_tx.datasets import attribute_dataset
 from captum_lrp_tx.datasets.parquet import import_pyarrow
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation.reading import class_numbers, read_texts
+from captum_lrp_tx.explaining.names import class_index, labels_of
 
 DESCRIPTION = """Explain every text of a file, and write relevance to Parquet files.
 

@@ -252,17 +252,6 @@ def load_model(source: Source, kind: Kind) -> Any:
     return model.float().eval()
 
 
-def labels_of(config: Any, outputs: int) -> list[str]:
-    """The names of the classes.
-
-    Args:
-        config (PretrainedConfig): Of the model.
-        outputs (int): How many classes there are.
-    """
-    names = getattr(config, "id2label", None) or {}
-    return [str(names.get(index, names.get(str(index), index))) for index in range(outputs)]
-
-
 def _first_sentence(error: BaseException) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"invalid JSON ({error})"

@@ -158,11 +158,12 @@ class Comparison:
             return image_comparison_terminal(self.strips(), width, colour, common_scale=common)
         return comparison_terminal(self.drawing(**options), width, colour, merge=merge)
 
-    def html(self, *, merge: bool = True, **options: Any) -> str:
+    def html(self, *, merge: bool = True, whole: bool = True, **options: Any) -> str:
         """A self-contained page.
 
         Args:
             merge (bool): Join word-pieces.
+            whole (bool): A document, or a part for another page, such as a notebook.
             options: See :meth:`drawing`.
         """
         from captum_lrp_tx.visualization.comparison_page import (
@@ -171,8 +172,13 @@ class Comparison:
         )
 
         if self.image is not None:
-            return image_comparison_html(self.image, self.strips(), **self._image(options))
-        return comparison_html(self.drawing(**options), merge=merge)
+            return image_comparison_html(
+                self.image, self.strips(), whole=whole, **self._image(options)
+            )
+        return comparison_html(self.drawing(**options), merge=merge, whole=whole)
+
+    def _repr_html_(self) -> str:
+        return self.html(whole=False)
 
     def figure(self, *, width: float = 6.5, merge: bool = True, **options: Any) -> Figure:
         """A matplotlib figure that pyplot does not know of.

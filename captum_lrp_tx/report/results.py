@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Union
 
@@ -160,6 +161,14 @@ class Report:
 
         return page(self)
 
+    def _repr_html_(self) -> str:
+        # a frame: the page has scripts and a style of its own
+        page = escape(self.html(), quote=True)
+        return (
+            f'<iframe srcdoc="{page}" sandbox="allow-scripts" title="report" '
+            'style="width:100%;height:40rem;border:1px solid #8884"></iframe>'
+        )
+
     def save(self, path: Union[str, os.PathLike[str]] = "report.html") -> Path:
         """Writes :meth:`html` to a file, complete or not at all.
 
@@ -173,7 +182,7 @@ class Report:
             InputError: If there is no such folder, or it is not writable.
             OSError: If the file cannot be written; an older one is then still there.
         """
-        from captum_lrp_tx.cli.files import check_writable, write_atomically
+        from captum_lrp_tx.files import check_writable, write_atomically
 
         file = Path(path)
         check_writable(file)

@@ -10,34 +10,32 @@ from typing import Any
 from captum_lrp_tx.visualization.colours import BLUE, RED, RGB, hexadecimal
 from captum_lrp_tx.visualization.comparison import PURPLE, Strip, TextComparison, shade
 from captum_lrp_tx.visualization.comparison_figure import image_comparison_figure
-from captum_lrp_tx.visualization.page import _STYLE, _escape
+from captum_lrp_tx.visualization.page import _PAGE_STYLE, _STYLE, _escape
 from captum_lrp_tx.visualization.wording import printable
 
 _MORE_STYLE = """
-body{max-width:68rem}
-h2{font-size:1rem;font-weight:600;margin:2.25rem 0 .4rem}
-section+section{border-top:1px solid #d8d8d8}
-dl{margin-bottom:.6rem}
-table{border-collapse:collapse;width:100%;font-size:.95rem}
-thead th{font-size:.75rem;font-weight:400;color:#6b6b6b;text-align:right;white-space:nowrap;
+.lrp h2{font-size:1rem;font-weight:600;margin:2.25rem 0 .4rem}
+.lrp section{margin-bottom:0}
+.lrp section+section{border-top:1px solid #d8d8d8}
+.lrp dl{margin-bottom:.6rem}
+.lrp table{border-collapse:collapse;width:100%;font-size:.95rem}
+.lrp thead th{font-size:.75rem;font-weight:400;color:#757b83;text-align:right;white-space:nowrap;
 border-bottom:1px solid #9a9a9a}
-thead th:first-child{text-align:left}
-td,th{padding:.12rem .5rem;vertical-align:baseline}
-thead th:first-child{padding-left:0}
-tbody th{font-weight:500;text-align:left;white-space:nowrap;padding-left:0}
-.text{line-height:1.9;width:100%}
-.t{padding:.14em .24em;border-radius:.2em}
-.n{text-align:right;white-space:nowrap;font-size:.78rem;font-variant-numeric:tabular-nums;
-color:#6b6b6b}
-.e{color:#6b6b6b;font-style:italic;font-size:.85rem}
-tbody tr+tr{border-top:1px solid #ececec}
-.legend{flex-wrap:wrap}
-.legend i{width:7rem}
-.legend span+i,.legend i+span{margin-left:-.2rem}
-.legend b{width:.6rem}
-@media(prefers-color-scheme:dark){thead th,.n,.e{color:#9aa0a6}
-tbody tr+tr{border-color:#2c2f34}section+section{border-color:#44474c}}
-@media print{section{break-inside:avoid}}
+.lrp thead th:first-child{text-align:left}
+.lrp td,.lrp th{padding:.12rem .5rem;vertical-align:baseline}
+.lrp thead th:first-child{padding-left:0}
+.lrp tbody th{font-weight:500;text-align:left;white-space:nowrap;padding-left:0}
+.lrp .text{line-height:1.9;width:100%;text-align:left}
+.lrp .t{padding:.14em .24em;border-radius:.2em}
+.lrp .n{text-align:right;white-space:nowrap;font-size:.78rem;font-variant-numeric:tabular-nums;
+color:#757b83}
+.lrp .e{color:#757b83;font-style:italic;font-size:.85rem}
+.lrp tbody tr+tr{border-top:1px solid #8884}
+.lrp .legend{flex-wrap:wrap}
+.lrp .legend i{width:7rem}
+.lrp .legend span+i,.lrp .legend i+span{margin-left:-.2rem}
+.lrp .legend b{width:.6rem}
+@media print{.lrp section{break-inside:avoid}}
 """
 
 
@@ -47,6 +45,7 @@ def comparison_html(
     title: str = "",
     facts: Sequence[tuple[str, str]] = (),
     merge: bool = True,
+    whole: bool = True,
 ) -> str:
     """A page with one table for each text and one line of coloured text for each method.
 
@@ -58,6 +57,7 @@ def comparison_html(
         title (str): Headline of the page; that of the only comparison unless given.
         facts (sequence of (str, str)): What holds for all of them.
         merge (bool): Join word-pieces.
+        whole (bool): A document, or a part for another page, such as a notebook.
 
     Returns:
         str: An HTML document; all texts are escaped.
@@ -80,7 +80,7 @@ def comparison_html(
         )
     kinds = {s.signed for c in listed for s in c.strips if s.is_drawn}
     common = any(c.common_scale for c in listed)
-    return _document(title, facts, "".join(parts) + _legend(kinds, common))
+    return _document(title, facts, "".join(parts) + _legend(kinds, common), whole)
 
 
 def image_comparison_html(
@@ -90,6 +90,7 @@ def image_comparison_html(
     title: str = "",
     facts: Sequence[tuple[str, str]] = (),
     common_scale: bool = False,
+    whole: bool = True,
 ) -> str:
     """A page with the heat maps of all methods and a table of their numbers.
 
@@ -99,6 +100,7 @@ def image_comparison_html(
         title (str): Headline.
         facts (sequence of (str, str)): What is known about the output.
         common_scale (bool): One scale for all signed maps, and one for all others.
+        whole (bool): A document, or a part for another page, such as a notebook.
 
     Returns:
         str: A self-contained HTML document; all texts are escaped.
@@ -112,7 +114,7 @@ def image_comparison_html(
     data = base64.b64encode(picture.getvalue()).decode("ascii")
     names = ", ".join(_escape(printable(strip.name)) for strip in strips)
     body = f'<p><img alt="relevance by {names}" src="data:image/png;base64,{data}"></p>\n'
-    return _document(title, facts, body + _rows(strips, ["" for _ in strips]))
+    return _document(title, facts, body + _rows(strips, ["" for _ in strips]), whole)
 
 
 def _table(comparison: TextComparison, merge: bool) -> str:
@@ -175,7 +177,9 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
     return f"<dl>{listed}</dl>\n" if listed else ""
 
 
-def _document(title: str, facts: Sequence[tuple[str, str]], body: str) -> str:
+def _document(title: str, facts: Sequence[tuple[str, str]], body: str, whole: bool) -> str:
+    if not whole:
+        return f'<div class="lrp"><style>{_STYLE}{_MORE_STYLE}</style>{_facts(facts)}{body}</div>'
     title = _escape(printable(title)) or "Comparison of methods"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -183,6 +187,7 @@ def _document(title: str, facts: Sequence[tuple[str, str]], body: str) -> str:
         # a second line of defence behind the escaping: nothing can run or be fetched
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
-        f"<title>{title}</title>\n<style>{_STYLE}{_MORE_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{title}</title>\n<style>{_PAGE_STYLE}body{{max-width:68rem}}{_STYLE}{_MORE_STYLE}"
+        '</style>\n</head>\n<body class="lrp">\n'
         f"<h1>{title}</h1>\n{_facts(facts)}{body}\n</body>\n</html>\n"
     )

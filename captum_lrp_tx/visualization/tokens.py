@@ -71,6 +71,9 @@ class TokenHeatmap:
             ``"bytes"`` (byte-level BPE), ``"end-of-word"`` (``</w>``), ``"continued"`` (``@@``),
             ``"words"`` (not at all), or ``"auto"``, by the marks that occur. A text of one word
             may have no mark; then :meth:`from_ids` asks the tokenizer.
+        words (sequence of (str, bool, tuple of int), optional): The words where they are known:
+            text, whether a space precedes it, and its tokens; else the marks of the tokens tell.
+        told (sequence of (str, str), optional): What :meth:`facts` says, instead of the above.
 
     Raises:
         ValueError: If the lengths differ or a relevance is not finite.
@@ -92,6 +95,8 @@ class TokenHeatmap:
     delta_label: str = "absorbed by biases"
     special: Sequence[bool] | None = None
     scheme: Scheme = "auto"
+    words: Sequence[tuple[str, bool, tuple[int, ...]]] | None = None
+    told: Sequence[tuple[str, str]] | None = None
 
     def __post_init__(self) -> None:
         """Makes tuples of what was given, and checks it."""
@@ -160,6 +165,8 @@ class TokenHeatmap:
 
     def facts(self) -> list[tuple[str, str]]:
         """What is known about the output, as pairs of a name and a text."""
+        if self.told is not None:
+            return [*self.told]
         return summary(
             self.total,
             prediction=self.prediction,
@@ -180,8 +187,16 @@ class TokenHeatmap:
         Returns:
             list of Piece: In the order of the text; every token is in exactly one.
         """
-        scheme = self.scheme if self.scheme != "auto" else guess_scheme(self.tokens)
         assert self.special is not None
+        if merge and self.words is not None:
+            return [
+                Piece(
+                    printable(text) or _BLANK, math.fsum(self.relevance[i] for i in members),
+                    bool(self.special[members[0]]), space, members,
+                )
+                for text, space, members in self.words
+            ]  # fmt: skip
+        scheme = self.scheme if self.scheme != "auto" else guess_scheme(self.tokens)
         groups: list[tuple[bytes, bool, bool, list[int]]] = []  # text, special, space, tokens
         for index, (token, special) in enumerate(zip(self.tokens, self.special, strict=True)):
             last = groups[-1] if groups else None

@@ -135,10 +135,11 @@ def belong_together(
         before, after = left.decode(), right.decode()
     except UnicodeDecodeError:  # a character that is spread over several tokens
         return True
-    return bool(before and after) and _in_word(before[-1]) and _in_word(after[0])
+    return bool(before and after) and in_word(before[-1]) and in_word(after[0])
 
 
-def _in_word(char: str) -> bool:
+def in_word(char: str) -> bool:
+    """Whether a character can be inside a word, with more of the word on both sides."""
     # Chinese and Japanese put no spaces between words: joining would make a word of the sentence
     if re.match("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]", char):
         return False

@@ -1,0 +1,222 @@
+"""From pictures, files and arrays to the pixels that a model takes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_tx.errors import InputError, MissingPackageError
+
+
+def pixels_of(item: Any, processor: Any, config: Any) -> tuple[Tensor, list[str]]:
+    """An image as the model takes it.
+
+    Args:
+        item: A file (PNG, JPEG, whatever Pillow reads, or a NumPy array as ``.npy``), a picture of
+            Pillow, an array, pixels as the model takes them (a float tensor), or what an image
+            processor returns.
+        processor: The image processor of the model, a transform of torchvision, or None: then
+            pictures are scaled to the size of the model and to values from -1 to 1.
+        config (PretrainedConfig): Of the model, for the size and the channels.
+
+    Returns:
+        (Tensor, list of str): Shape ``(1, channels, height, width)``, and what was done that the
+        user may not expect.
+
+    Raises:
+        InputError: If the file is missing or no image, or its shape does not fit.
+        MissingPackageError: If Pillow is needed and not installed.
+    """
+    if hasattr(item, "keys") and "pixel_values" in item:
+        item = item["pixel_values"]
+    if isinstance(item, Tensor) and item.is_floating_point():
+        return _as_given(item), []
+    if isinstance(item, (str, os.PathLike)):
+        file = Path(item)
+        check_file(file)
+        if file.suffix.lower() == ".npy":
+            return array_pixels(load_array(file), str(file), config), []
+        picture = open_picture(file)
+    elif type(item).__module__.startswith("PIL."):
+        picture = flattened(item)
+    elif isinstance(item, Tensor) or hasattr(item, "__array_interface__"):
+        values = item.numpy() if isinstance(item, Tensor) else item
+        if processor is None or values.dtype != "uint8":
+            return array_pixels(values, "the array", config), []
+        picture = _from_array(values)
+    else:
+        raise InputError(
+            f"cannot explain {type(item).__name__} as an image: give a file, a picture of Pillow, "
+            "an array or a tensor"
+        )
+    return picture_pixels(picture, processor, config)
+
+
+def picture_pixels(picture: Any, processor: Any, config: Any) -> tuple[Tensor, list[str]]:
+    """A picture as the model takes it; see :func:`pixels_of`."""
+    channels, height, width = image_shape(config)
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    processor = getattr(processor, "image_processor", processor)
+    if processor is not None:
+        if hasattr(processor, "preprocess"):
+            pixels = processor(images=picture, return_tensors="pt")["pixel_values"]
+        else:
+            pixels = processor(picture)
+        if not isinstance(pixels, Tensor):
+            raise InputError("the image processor gives no tensor")
+        return _as_given(pixels), []
+    notes = ["no image processor was given: the values of the image were scaled to -1 to 1"]
+    if picture.size != (width, height):
+        old_width, old_height = picture.size
+        notes.append(f"the image is scaled from {old_width} x {old_height} to {width} x {height}")
+        picture = picture.resize((width, height))
+    values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return _scaled(values.view(height, width, channels).permute(2, 0, 1).float() / 255), notes
+
+
+def image_shape(config: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model takes."""
+    vision = getattr(config, "vision_config", config)  # of CLIP, SigLIP and others
+    size = getattr(vision, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    return int(getattr(vision, "num_channels", 3)), height, width
+
+
+def check_file(file: Path) -> None:
+    """Complains if there is no such file.
+
+    Raises:
+        InputError: If it is missing or a folder.
+    """
+    if file.is_dir():
+        raise InputError(f"{file} is a folder, not an image")
+    if not file.exists():
+        raise InputError(f"there is no image {file}")
+
+
+def _as_given(pixels: Tensor) -> Tensor:
+    pixels = pixels.unsqueeze(0) if pixels.dim() == 3 else pixels
+    if pixels.dim() != 4 or len(pixels) != 1:
+        raise InputError(
+            f"the pixels of one image have the shape (channels, height, width), not "
+            f"{tuple(pixels.shape)}"
+        )
+    return pixels
+
+
+def _pillow(name: str) -> Any:
+    try:
+        return importlib.import_module(f"PIL.{name}")
+    except ImportError as error:
+        raise MissingPackageError(
+            f"reading images needs Pillow, which cannot be imported ({error}); install it with: "
+            "pip install pillow, or give the image as a .npy file"
+        ) from error
+
+
+def open_picture(file: Path) -> Any:
+    """A file as a picture of Pillow, turned as the camera was held.
+
+    Raises:
+        InputError: If it is no image.
+        MissingPackageError: If Pillow is not installed.
+    """
+    image, operations = _pillow("Image"), _pillow("ImageOps")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", image.DecompressionBombWarning)
+            picture = image.open(file)
+            # cameras store the orientation beside the pixels
+            picture = operations.exif_transpose(picture)
+            picture.load()
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot read {file} as an image: {reason[:200]}") from error
+    return flattened(picture)
+
+
+def flattened(picture: Any) -> Any:
+    """A picture on black ground, where it is transparent."""
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        image = _pillow("Image")
+        picture = picture.convert("RGBA")
+        picture = image.alpha_composite(image.new("RGBA", picture.size, "black"), picture)
+    return picture
+
+
+def _from_array(values: Any) -> Any:
+    if values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3):
+        values = values.transpose(1, 2, 0)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    try:
+        return _pillow("Image").fromarray(values)
+    except TypeError as error:
+        raise InputError(f"an array of the shape {values.shape} is no image") from error
+
+
+def load_array(file: Path) -> Any:
+    """A NumPy array from a file.
+
+    Raises:
+        InputError: If it is none, or holds objects.
+    """
+    import numpy as np
+
+    try:
+        return np.load(file, allow_pickle=False)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot read {file} as an array: {reason[:200]}") from error
+
+
+def array_pixels(loaded: Any, name: str, config: Any) -> Tensor:
+    """An array as the model takes it: of values 0 to 255, 0 to 1, or -1 to 1.
+
+    Args:
+        loaded (array): Of the shape of the model's images, with or without channels.
+        name (str): For messages.
+        config (PretrainedConfig): Of the model.
+
+    Raises:
+        InputError: If its shape or its values do not fit.
+    """
+    import numpy as np
+
+    channels, height, width = image_shape(config)
+    try:
+        values = torch.from_numpy(np.array(loaded))
+    except TypeError as error:
+        raise InputError(f"cannot read {name} as an array: {error}") from error
+    shape = tuple(values.shape)
+    if values.dtype.is_complex or values.dtype == torch.bool:
+        raise InputError(f"{name} holds {loaded.dtype} values; an image has numbers")
+    if values.dim() == 4 and shape[0] == 1:
+        values = values[0]
+    if values.dim() == 2:
+        values = values.unsqueeze(0)
+    elif values.dim() == 3 and values.shape[0] != channels and values.shape[2] == channels:
+        values = values.permute(2, 0, 1)
+    if tuple(values.shape) != (channels, height, width):
+        raise InputError(
+            f"{name} has the shape {shape}, but the model takes ({channels}, {height}, {width})"
+        )
+    is_integer = not values.is_floating_point()
+    values = values.float()
+    low, high = float(values.min()), float(values.max())
+    if not low >= -1e4 or not high <= 1e4:
+        raise InputError(f"{name} has values that are not finite or far out of range")
+    if low < 0:  # as the model takes it
+        return values.unsqueeze(0)
+    return _scaled(values / 255 if is_integer or high > 1 else values)
+
+
+def _scaled(values: Tensor) -> Tensor:
+    """From 0..1 to -1..1, with a dimension for the example."""
+    return ((values - 0.5) / 0.5).unsqueeze(0)

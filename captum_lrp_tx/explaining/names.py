@@ -1,0 +1,139 @@
+"""Classes and tokens by name: what a user writes as a target, and what a result calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from captum_lrp_tx.errors import TargetError
+
+
+class Names(Protocol):
+    """Names of the outputs of a model."""
+
+    def name(self, index: int) -> str:
+        """What a result calls an output."""
+
+    def index(self, wanted: str | int, scores: Tensor) -> int:
+        """The output that is meant.
+
+        Args:
+            wanted (str or int): A name or a number.
+            scores (Tensor): Of all outputs, shape ``(outputs,)``.
+
+        Raises:
+            TargetError: If there is none.
+        """
+
+
+class ClassNames:
+    """Names of classes, as the model's configuration has them.
+
+    Args:
+        names (sequence of str): One for each class.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def index(self, wanted: str | int, scores: Tensor) -> int:
+        return class_index(wanted, self.names)
+
+
+class TokenNames:
+    """Tokens of a vocabulary as text in quotes, so that leading spaces show.
+
+    Args:
+        tokenizer: A tokenizer of transformers; without one the tokens are called by their ids.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def name(self, index: int) -> str:
+        if self._tokenizer is None:
+            return f"token {index}"
+        return repr(self._tokenizer.decode([index]))
+
+    def index(self, wanted: str | int, scores: Tensor) -> int:
+        return token_index(wanted, self._tokenizer, scores)
+
+
+def labels_of(config: Any, outputs: int) -> list[str]:
+    """The names of the classes.
+
+    Args:
+        config (PretrainedConfig): Of the model.
+        outputs (int): How many classes there are.
+    """
+    names = getattr(config, "id2label", None) or {}
+    return [str(names.get(index, names.get(str(index), index))) for index in range(outputs)]
+
+
+def class_index(target: str | int, names: list[str]) -> int:
+    """The class that is meant by an index or a name.
+
+    Args:
+        target (str or int): What the user wrote.
+        names (list of str): Of the classes. Upper and lower case do not matter.
+
+    Raises:
+        TargetError: If there is none, or several that differ in case only.
+
+    Example::
+
+        >>> class_index("Positive", ["negative", "positive"])
+        1
+    """
+    try:
+        index = int(target)
+    except ValueError:
+        index = -1
+        for same in (str, str.casefold):
+            found = [i for i, name in enumerate(names) if same(name) == same(str(target))]
+            if len(found) == 1:
+                return found[0]
+    if 0 <= index < len(names):
+        return index
+    listed = [name if name == str(i) else f"{i} {name}" for i, name in enumerate(names[:20])]
+    more = f" ... ({len(names)} classes)" if len(names) > 20 else ""
+    raise TargetError(f"unknown target {target!r}; the classes are: {', '.join(listed)}{more}")
+
+
+def token_index(target: str | int, tokenizer: Any, scores: Tensor) -> int:
+    """The token that is meant; with or without a space before it, whichever is more probable.
+
+    Args:
+        target (str or int): Its text or its id.
+        tokenizer: A tokenizer of transformers; needed for a text.
+        scores (Tensor): Of all tokens, shape ``(vocabulary,)``.
+
+    Raises:
+        TargetError: If it is not one token of the vocabulary.
+    """
+    if not isinstance(target, str) or target.isdecimal():
+        if 0 <= int(target) < scores.numel():
+            return int(target)
+        raise TargetError(f"there is no token {target}; ids go from 0 to {scores.numel() - 1}")
+    if tokenizer is None:
+        raise TargetError(f"the target {target!r} needs a tokenizer; give the token's id instead")
+    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in (target, f" {target}")]
+    known: list[int] = [
+        ids[0] for ids in encoded if len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+    ]
+    special = tokenizer.convert_tokens_to_ids(target)
+    if not known and isinstance(special, int) and special != tokenizer.unk_token_id:
+        known = [special]
+    if known:
+        return max(known, key=lambda index: float(scores[index]))
+    pieces = " ".join(repr(tokenizer.decode([index])) for index in encoded[0])
+    raise TargetError(
+        f"the target {target!r} is not one token but {len(encoded[0])} ({pieces}); name one of them"
+        if len(encoded[0]) > 1
+        else f"the target {target!r} is not in the vocabulary of the model"
+    )

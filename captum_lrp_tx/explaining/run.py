@@ -1,0 +1,306 @@
+"""``explain``: from a model and an input to an explanation, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lrp_tx.attr.base import Strict
+from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
+from captum_lrp_tx.audit import Report, explainability
+from captum_lrp_tx.errors import CaptumLRPError, InputError
+from captum_lrp_tx.explaining.explanation import Explanation, Explanations
+from captum_lrp_tx.explaining.showing import is_lossy
+from captum_lrp_tx.explaining.tasks import Case, Chosen, Wish, task_of
+from captum_lrp_tx.explaining.texts import Reader, is_chat
+from captum_lrp_tx.rules.base import Bias
+from captum_lrp_tx.rules.composite import Composite
+
+_MISSING: Any = object()
+
+
+def explain(
+    model: Any,
+    processor: Any = None,
+    inputs: Any = _MISSING,
+    target: Any = None,
+    *,
+    contrast: bool | int | str = False,
+    answer: int | str | None = None,
+    rules: str | Composite = "lrp",
+    bias: Bias = "absorb",
+    epsilon: float | None = None,
+    truncation: bool | str = False,
+    max_length: int | None = None,
+    strict: Strict = False,
+) -> Explanation | Explanations:
+    """Explains what a prediction of a transformer rests on.
+
+    Finds out from the model what it is made for, reads the inputs with its tokenizer or image
+    processor, explains the predicted output (or the one that is named) with
+    :class:`~captum_lrp_tx.ConservativeLRP`, and returns relevance with the words of the text.
+
+    ========================== ========================== =======================================
+    model                      inputs                     target
+    ========================== ========================== =======================================
+    sequence classification,   text, or a pair            class by name or number; ``"all"``
+    cross-encoders
+    image classification       file, picture, array,      class by name or number; ``"all"``
+                               tensor
+    token classification       text                       a word, ``(word, label)``, ``"all"``
+    question answering         ``(question, context)``    words of the context, ``"start"``,
+                                                          ``"end"``
+    multiple choice            ``(text, [choice, ...])``  the choice, or its number
+    masked token               text with the mask token   token, as text or id
+    next token (decoders)      text, chat messages        token, as text or id; or ``answer=``
+    sequence to sequence       text                       first token; or ``answer=``
+    without a head             ``(first, second)``        none: the cosine of their embeddings
+    ========================== ========================== =======================================
+
+    Args:
+        model (nn.Module or pipeline): A model of transformers, any other classifier, or a
+            ``pipeline`` of transformers, which stands for model and tokenizer.
+        processor (optional): The tokenizer, image processor or processor of the model.
+        inputs: A text, a tuple of two texts, chat messages, a file name or picture for image
+            models, token ids, or a tokenizer's ``BatchEncoding``; or many: a list, a pandas
+            Series, a column of a ``datasets.Dataset``, a batch of tensors.
+        target (str, int, tuple or Target, optional): What is explained, see the table; the
+            prediction unless given. For many inputs, a list has one target for each.
+        contrast (bool, int or str): True asks why the target rather than the runner-up; a name or
+            number, why rather than this one.
+        answer (int or str, optional): Of a language model: explain each token of an answer, one of
+            so many generated tokens, or this text.
+        rules (str or Composite): See :class:`~captum_lrp_tx.ConservativeLRP`.
+        bias (str): See :class:`~captum_lrp_tx.ConservativeLRP`.
+        epsilon (float, optional): See :class:`~captum_lrp_tx.ConservativeLRP`.
+        truncation (bool or str): Cut texts that are too long, as tokenizers do it; without it they
+            are refused.
+        max_length (int, optional): With ``truncation``, how many tokens are kept.
+        strict (bool or str): See :meth:`captum_lrp_tx.ConservativeLRP.attribute`.
+
+    Returns:
+        Explanation or Explanations: One; or many, where there are many inputs, tokens of an
+        answer, masks, or ``target="all"``.
+
+    Raises:
+        InputError: If the input does not fit the model.
+        TargetError: If there is no such output.
+        UnsupportedModelError: If it is not known what the model predicts.
+        Exception: As :meth:`captum_lrp_tx.ConservativeLRP.attribute`.
+
+    Example::
+
+        >>> import captum_lrp_tx as lrp
+        >>> from captum_lrp_tx.models import sentiment
+        >>> model, tokenizer = sentiment()
+        >>> explanation = lrp.explain(model, tokenizer, "a charming and funny film")
+        >>> explanation.target, explanation.top(1)[0].text
+        ('positive', 'charming')
+    """
+    model, processor, inputs = _unpacked(model, processor, inputs)
+    explainer = ConservativeLRP(model, rules, bias=bias, epsilon=epsilon)
+    reader = Reader(model, processor, truncation, max_length)
+    items, several = _items(inputs, reader)
+    wishes = _wishes(target, len(items), several, contrast, answer)
+    if isinstance(processor, nn.Module):
+        raise InputError("the second argument is a model; write explain(model, tokenizer, text)")
+    made: list[Explanation] = []
+    for number, (item, wish) in enumerate(zip(items, wishes, strict=True)):
+        try:
+            for case in task_of(model, item).cases(item, reader, wish):
+                made.append(_explained(case, explainer, rules, strict))
+        except CaptumLRPError as error:
+            if several:
+                error.args = (f"input {number}: {error}", *error.args[1:])
+            raise
+    return made[0] if len(made) == 1 and not several else Explanations(made)
+
+
+def cases_of(
+    model: Any, processor: Any, inputs: Any, target: Any = None, **more: Any
+) -> Iterator[Case]:
+    """What :func:`explain` would explain of one input, without explaining it.
+
+    Args:
+        model, processor, inputs, target: See :func:`explain`.
+        **more: Of :class:`~captum_lrp_tx.explaining.tasks.Wish`.
+    """
+    reader = Reader(model, processor)
+    return task_of(model, inputs).cases(inputs, reader, Wish(target, **more))
+
+
+def _unpacked(model: Any, processor: Any, inputs: Any) -> tuple[Any, Any, Any]:
+    """Model, processor and inputs, also where a pipeline stands for the first two."""
+    inner = getattr(model, "model", None)
+    if isinstance(inner, nn.Module) and not _is_model(model):
+        parts = ("tokenizer", "image_processor", "feature_extractor", "processor")
+        found = next((p for n in parts if (p := getattr(model, n, None)) is not None), None)
+        if found is not None:
+            if inputs is _MISSING:
+                processor, inputs = found, processor
+            return inner, found if processor is None else processor, inputs
+    if inputs is _MISSING:
+        raise InputError("there is nothing to explain: write explain(model, tokenizer, text)")
+    if isinstance(model, str):
+        raise InputError(
+            "explain() takes a loaded model: AutoModelFor....from_pretrained(name); the command "
+            f"line loads one: python -m captum_lrp_tx --model {model} TEXT"
+        )
+    if not callable(model):
+        raise InputError(
+            f"the model must be an nn.Module or a pipeline, not {type(model).__name__}"
+        )
+    return model, processor, inputs
+
+
+def _is_model(model: Any) -> bool:
+    """Whether something is a model itself; a cross-encoder is a module around one."""
+    return isinstance(model, nn.Module) and not hasattr(model, "predict")
+
+
+def _items(inputs: Any, reader: Reader) -> tuple[list[Any], bool]:
+    """The inputs one by one, and whether there can be many.
+
+    A tuple is one input (a pair of texts), as is a list of messages or of numbers.
+    """
+    if isinstance(inputs, Mapping):
+        ids = next((v for k, v in inputs.items() if k in ("input_ids", "pixel_values")), None)
+        if isinstance(ids, Tensor) and ids.dim() >= 2 and len(ids) > 1:
+            return [_row(inputs, i, len(ids)) for i in range(len(ids))], True
+        if isinstance(ids, list) and ids and isinstance(ids[0], list):
+            return [{k: v[i] for k, v in inputs.items()} for i in range(len(ids))], len(ids) > 1
+        return [inputs], False
+    if type(inputs).__module__.startswith("PIL.") or hasattr(inputs, "__fspath__"):
+        return [inputs], False
+    if isinstance(inputs, Tensor) or hasattr(inputs, "__array_interface__"):
+        return _rows_of_array(inputs)
+    if isinstance(inputs, (str, tuple)) or is_chat(inputs) or not isinstance(inputs, Iterable):
+        return [inputs], False
+    if hasattr(inputs, "column_names"):
+        raise InputError(
+            f"a data set has several columns ({', '.join(map(str, inputs.column_names))}); give "
+            "one of them: explain(model, tokenizer, data['text'])"
+        )
+    if hasattr(inputs, "columns"):
+        raise InputError(
+            f"a table has several columns ({', '.join(map(str, inputs.columns))}); give one of "
+            "them: explain(model, tokenizer, table['text'])"
+        )
+    items = list(inputs)
+    if not items:
+        raise InputError("the list of inputs is empty")
+    if all(isinstance(item, int) for item in items):
+        return [items], False
+    return items, True
+
+
+def _rows_of_array(inputs: Any) -> tuple[list[Any], bool]:
+    """Pixels or token ids of many examples, or an array of texts."""
+    if getattr(inputs.dtype, "kind", "") in ("O", "U", "T"):
+        return [str(text) for text in inputs.tolist()], True
+    is_pixels = "int64" not in str(inputs.dtype) and "int32" not in str(inputs.dtype)
+    if inputs.ndim == (4 if is_pixels else 2) and len(inputs) > 1:
+        return [inputs[i : i + 1] for i in range(len(inputs))], True
+    return [inputs], False
+
+
+def _row(inputs: Mapping[str, Any], index: int, count: int) -> dict[str, Any]:
+    return {
+        str(key): value[index : index + 1]
+        if isinstance(value, Tensor) and value.dim() and len(value) == count
+        else value
+        for key, value in inputs.items()
+    }
+
+
+def _wishes(
+    target: Any, count: int, several: bool, contrast: bool | int | str, answer: int | str | None
+) -> list[Wish]:
+    """What is wanted of each input."""
+    if isinstance(target, (list, Tensor)) or hasattr(target, "__array__"):
+        targets = target.tolist() if hasattr(target, "tolist") else list(target)
+        targets = targets if isinstance(targets, list) else [targets]
+        if len(targets) != count:
+            raise InputError(f"{len(targets)} targets were given for {count} inputs")
+    else:
+        targets = [target] * count
+    if not several and isinstance(target, list) and count == 1:
+        targets = [target[0]]
+    return [Wish(one, contrast, answer) for one in targets]
+
+
+def _explained(
+    case: Case, explainer: ConservativeLRP, rules: str | Composite, strict: Strict
+) -> Explanation:
+    """One pass, in which the target is found as well."""
+    chosen = Chosen(case.choose)
+    result, prepared = explainer._propagate(
+        case.forward, case.inputs, chosen, None, strict, keep_ledger=True
+    )
+    choice, ledger = chosen.choice, result.scope.ledger
+    assert choice is not None and ledger is not None
+    keys = prepared.keys if prepared.keys is not None else [""]
+    relevances = dict(zip(keys, result.relevances, strict=True))
+    tokens, relevance = case.arrange(relevances, choice)
+    parts = result.parts[0] if len(keys) == 1 and tokens is not None and result.parts else {}
+    bias = explainer._bias or "absorb"
+
+    def audit() -> Report:
+        return explainability(
+            case.forward, case.inputs, choice.target,
+            rules=explainer.composite, bias=bias, file=None,
+        )  # fmt: skip
+
+    made = Explanation(
+        task=case.task,
+        explains=choice.explains,
+        target=choice.name,
+        value=float(result.output.double().sum()),
+        relevance=_kept(relevance),
+        prediction=choice.prediction,
+        probability=choice.probability,
+        tokenized=tokens,
+        image=None if case.pixels is None else case.pixels.detach().float().cpu(),
+        absorbed=ledger.by_name(),
+        rules=rules if isinstance(rules, str) else repr(rules),
+        bias=bias,
+        warnings=case.warnings,
+        embeddings={
+            name: _kept(part[0]) for name, part in parts.items() if part[0].shape == relevance.shape
+        },
+        _audit=audit,
+    )
+    return replace(made, warnings=(*case.warnings, *_worries(made, explainer)))
+
+
+def _kept(relevance: Tensor) -> Tensor:
+    """On the CPU, in single or double precision."""
+    kept = relevance.detach().cpu()
+    return kept if kept.dtype == torch.float64 else kept.float()
+
+
+def _worries(made: Explanation, explainer: ConservativeLRP) -> list[str]:
+    """What is odd about the numbers, in plain words."""
+    found = []
+    model: Any = explainer.model
+    if getattr(model, "training", False):
+        found.append(
+            "the model is in training mode, where dropout makes every explanation another one; "
+            "call model.eval() first"
+        )
+    size = float(made.relevance.abs().sum())
+    if size < 1e-5 * abs(made.value):
+        found.append(
+            "all relevance is zero up to rounding under these rules (a norm right behind the "
+            "embeddings takes it away); use rules='lrp' or 'ah+ln'"
+        )
+    if is_lossy(made):
+        found.append(
+            f"relevance is not conserved: {made.unaccounted:+.3g} of {made.value:+.3g} are "
+            "unaccounted for; explanation.audit() says where"
+        )
+    return found

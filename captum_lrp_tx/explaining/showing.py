@@ -1,0 +1,161 @@
+"""Explanations as text for a terminal, as HTML for a notebook, and as figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from captum_lrp_tx.explaining.words import Tokens, Word
+from captum_lrp_tx.visualization import (
+    TokenHeatmap,
+    figure,
+    image_figure,
+    image_terminal,
+    supports_colour,
+    terminal,
+)
+from captum_lrp_tx.visualization.page import Section, image_section, page, sections, text_section
+from captum_lrp_tx.visualization.wording import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from captum_lrp_tx.explaining.explanation import Explanation
+
+#: More are not drawn in a notebook; files hold all.
+_MOST = 20
+
+
+def words_of(tokens: Tokens, values: Sequence[float]) -> list[Word]:
+    """All words, special tokens among them, as they stand in the original text.
+
+    Args:
+        tokens (Tokens): The tokens.
+        values (sequence of float): Relevance of each token.
+    """
+    plain = TokenHeatmap(tokens.names, values, special=tokens.special, scheme=tokens.scheme).pieces(
+        merge=False
+    )
+    words = []
+    for members in tokens.words:
+        spans = [span for i in members if (span := tokens.spans[i]) is not None]
+        start = min((s for s, _ in spans), default=None)
+        end = max((e for _, e in spans), default=None)
+        part = tokens.parts[members[0]]
+        if start is not None and end is not None and start < end:
+            text = tokens.texts[part][start:end]
+        else:
+            text = _joined(tokens, members, [plain[i].text for i in members])
+        relevance = math.fsum(values[i] for i in members)
+        words.append(Word(text, relevance, start, end, part, members))
+    return words
+
+
+def _joined(tokens: Tokens, members: Sequence[int], texts: Sequence[str]) -> str:
+    """A word of which no place is known, from the names of its tokens."""
+    if len(members) == 1:
+        return texts[0]
+    heatmap = TokenHeatmap(
+        [tokens.names[i] for i in members], [0.0] * len(members),
+        special=[False] * len(members), scheme=tokens.scheme,
+    )  # fmt: skip
+    return "".join(piece.text for piece in heatmap.pieces())
+
+
+def heatmap(explanation: Explanation, tokens: Tokens) -> TokenHeatmap:
+    """A text as a heat map."""
+    values = explanation.relevance.double().tolist()
+    drawn = []
+    before: Word | None = None
+    for word in words_of(tokens, values):
+        drawn.append((word.text, _has_space(tokens, before, word), word.tokens))
+        before = word
+    return TokenHeatmap(
+        tokens.names, values, title=f"Relevance for {explanation.target}", special=tokens.special,
+        scheme=tokens.scheme, words=drawn, told=facts(explanation),
+    )  # fmt: skip
+
+
+def _has_space(tokens: Tokens, before: Word | None, word: Word) -> bool:
+    """Whether a word is to be drawn with a space before it."""
+    if before is None or before.part != word.part:
+        return True
+    if word.start is None or before.end is None:
+        if word.start is None and before.end is None and not tokens.special[word.tokens[0]]:
+            return _marked(tokens, word.tokens[0])
+        return True
+    return any(char.isspace() for char in tokens.texts[word.part][before.end : word.start])
+
+
+def _marked(tokens: Tokens, index: int) -> bool:
+    """Whether a token's own mark says that a space precedes it."""
+    heatmap = TokenHeatmap(
+        tokens.names, [0.0] * len(tokens), special=tokens.special, scheme=tokens.scheme
+    )
+    return heatmap.pieces(merge=False)[index].space
+
+
+def facts(explanation: Explanation) -> list[tuple[str, str]]:
+    """What is known about an explanation, the sum last."""
+    made = []
+    if explanation.prediction:
+        odds = explanation.probability
+        known = "" if odds is None else f" (probability {odds:.3f})"
+        made.append(("prediction", printable(explanation.prediction) + known))
+    made.append(("explained", f"{printable(explanation.explains)} {explanation.value:+.4f}"))
+    made.append(("task", explanation.task))
+    made.append(("rules", f"{explanation.rules}, bias {explanation.bias}"))
+    made += [("warning", printable(text)) for text in explanation.warnings]
+    total, absorbed = explanation.sum, math.fsum(explanation.absorbed.values())
+    added = f"relevance {total:+.4f}, absorbed by constants {absorbed:+.4f}"
+    if is_lossy(explanation):
+        added += f", unaccounted for {explanation.unaccounted:+.4f}"
+    return [*made, ("sum", added)]
+
+
+def is_lossy(explanation: Explanation) -> bool:
+    """Whether relevance and what constants absorbed do not add up to the explained value."""
+    size = max(abs(explanation.value), float(explanation.relevance.abs().max()))
+    return abs(explanation.unaccounted) > 2e-3 * size
+
+
+def plot(explanation: Explanation, **options: Any) -> Figure:
+    """An explanation as a figure."""
+    if explanation.tokenized is not None:
+        return figure(heatmap(explanation, explanation.tokenized), **options)
+    options.pop("merge", None)  # there are no words to be made of pieces
+    options.setdefault("title", f"Relevance for {explanation.target}")
+    return image_figure(explanation.image, explanation.relevance, **options)
+
+
+def terminal_text(explanation: Explanation, colour: bool | None = None) -> str:
+    """An explanation for a terminal, in colours if it has them."""
+    colour = supports_colour() if colour is None else colour
+    told = facts(explanation)
+    head = "\n".join(f"{name:<12}{text}" for name, text in told)
+    if explanation.tokenized is None:
+        return f"{head}\n\n{image_terminal(explanation.relevance, colour=colour)}"
+    return f"{head}\n\n{terminal(heatmap(explanation, explanation.tokenized), colour=colour)}"
+
+
+def _section(explanation: Explanation, merge: bool) -> Section:
+    if explanation.tokenized is not None:
+        return text_section(heatmap(explanation, explanation.tokenized), merge=merge)
+    title = f"Relevance for {explanation.target}"
+    return image_section(
+        explanation.image, explanation.relevance, title=title, facts=facts(explanation)
+    )
+
+
+def fragment(explanations: Sequence[Explanation]) -> str:
+    """Explanations as HTML for a notebook."""
+    made = sections([_section(item, True) for item in explanations[:_MOST]])
+    if len(explanations) > _MOST:
+        made += f"<p>{len(explanations) - _MOST} more, which save('x.html') writes</p>"
+    return made
+
+
+def whole_page(explanations: Sequence[Explanation], merge: bool = True) -> str:
+    """Explanations as a page of its own."""
+    return page([_section(item, merge) for item in explanations])

@@ -1,0 +1,80 @@
+"""What models are made for, as their classes say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_tx.errors import UnsupportedModelError
+from captum_lrp_tx.explaining.tasks.base import Case, Choice, Chosen, Task, Wish
+from captum_lrp_tx.explaining.tasks.classes import (
+    ImageClassification,
+    MultipleChoice,
+    SequenceClassification,
+    TokenClassification,
+)
+from captum_lrp_tx.explaining.tasks.language import MaskedToken, NextToken, SequenceToSequence
+from captum_lrp_tx.explaining.tasks.similarity import Similarity
+from captum_lrp_tx.explaining.tasks.spans import QuestionAnswering
+
+__all__ = ["Case", "Choice", "Chosen", "Task", "Wish", "task_of"]
+
+#: By what the names of classes of transformers end in; the first that fits counts.
+_TASKS: tuple[tuple[str, type[Task]], ...] = (
+    ("ForSequenceClassification", SequenceClassification),
+    ("ForNextSentencePrediction", SequenceClassification),
+    ("ForTokenClassification", TokenClassification),
+    ("ForQuestionAnswering", QuestionAnswering),
+    ("ForQuestionAnsweringSimple", QuestionAnswering),
+    ("ForMultipleChoice", MultipleChoice),
+    ("ForMaskedLM", MaskedToken),
+    ("ForCausalLM", NextToken),
+    ("LMHeadModel", NextToken),
+    ("ForImageClassification", ImageClassification),
+    ("ForImageClassificationWithTeacher", ImageClassification),
+)
+
+
+def task_of(model: Any, item: Any) -> Task:
+    """What a model is made for.
+
+    Args:
+        model: The model.
+        item: What is explained; says it where the class of the model does not.
+
+    Raises:
+        UnsupportedModelError: If it is made for something that is not known here.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = type(inner).__name__
+    for suffix, task in _TASKS:
+        if name.endswith(suffix):
+            return task()
+    config = getattr(inner, "config", None)
+    if name.endswith(("ForConditionalGeneration", "ForSeq2SeqLM")):
+        if getattr(config, "is_encoder_decoder", False):
+            return SequenceToSequence()
+    elif hasattr(model, "encode") and hasattr(model, "tokenize"):
+        return Similarity()
+    elif config is None or not hasattr(config, "model_type"):
+        # a model of the user's own, of timm or torchvision
+        return ImageClassification() if is_image(item) else SequenceClassification()
+    elif name.endswith(("Model", "EncoderModel")) and "For" not in name:
+        return Similarity()
+    known = ", ".join(f"...{suffix}" for suffix, _ in _TASKS)
+    raise UnsupportedModelError(
+        f"explain() does not know what a {name} predicts; it knows {known}, "
+        "...ForConditionalGeneration of texts, and models without a head. Any model can be "
+        "explained with ConservativeLRP(model).attribute(inputs, target)."
+    )
+
+
+def is_image(item: Any) -> bool:
+    """Whether something can only be an image: floating-point values, or a picture."""
+    if isinstance(item, Tensor):
+        return item.is_floating_point() or (item.dtype == torch.uint8 and item.dim() >= 3)
+    if type(item).__module__.startswith("PIL."):
+        return True
+    return hasattr(item, "__array_interface__") and getattr(item, "ndim", 0) >= 2

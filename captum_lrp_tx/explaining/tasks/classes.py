@@ -1,0 +1,212 @@
+"""Tasks whose outputs are classes: of texts, pairs, words, choices and images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_tx.errors import InputError, OutputError, TargetError
+from captum_lrp_tx.explaining.images import pixels_of
+from captum_lrp_tx.explaining.names import ClassNames, labels_of
+from captum_lrp_tx.explaining.tasks.base import (
+    Case,
+    Choice,
+    Task,
+    Wish,
+    choose,
+    only_image,
+    only_text,
+    refuse_answer,
+)
+from captum_lrp_tx.explaining.texts import Reader, encode
+from captum_lrp_tx.explaining.words import Tokens
+
+
+def class_choice(wish: Wish, config: Any) -> Callable[[Tensor], Choice]:
+    """Chooses among the classes of an output of shape ``(1, classes)``."""
+
+    def of(output: Tensor) -> Choice:
+        if output.dim() == 1 and wish.target is None:
+            return Choice(None, "the output", "output")
+        if output.dim() != 2:
+            raise OutputError(
+                f"the output has the shape {tuple(output.shape)}, not (examples, classes); pass a "
+                "function that returns the scores of classes, or use ConservativeLRP"
+            )
+        kind = getattr(config, "problem_type", None)
+        labels = labels_of(config, output.shape[1])
+        if labels == ["0"] or labels == ["LABEL_0"]:
+            labels = ["the score"]
+        several = kind == "multi_label_classification"
+        choice = choose(output[0], wish, ClassNames(labels), several=several)
+        if output.shape[1] == 1 and choice.target == 0:
+            number = float(output[0, 0])
+            return replace(choice, explains=labels[0], prediction=f"{labels[0]} {number:+.4f}")
+        return choice
+
+    return of
+
+
+def each_class(wish: Wish, config: Any) -> Iterator[Wish]:
+    """The wish itself, or for ``target="all"`` one for each class."""
+    count = getattr(config, "num_labels", None)
+    if isinstance(wish.target, str) and wish.target == "all" and count:
+        for index in range(count):
+            yield replace(wish, target=index)
+    else:
+        yield wish
+
+
+class SequenceClassification(Task):
+    """Classes, a score, or labels of a text or of a pair of texts (cross-encoders)."""
+
+    name = "sequence classification"
+
+    def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
+        refuse_answer(self.name, wish)
+        encoded = encode(item, reader)
+        for one in each_class(wish, reader.config):
+            yield Case(
+                self.name, reader.model, encoded.inputs, class_choice(one, reader.config),
+                only_text(encoded.tokens), warnings=encoded.warnings, tokens=encoded.tokens,
+            )  # fmt: skip
+
+
+class ImageClassification(Task):
+    """Classes of an image."""
+
+    name = "image classification"
+
+    def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
+        refuse_answer(self.name, wish)
+        pixels, warnings = pixels_of(item, reader.tokenizer, reader.config)
+        first = next((p for p in reader.model.parameters() if p.is_floating_point()), None)
+        inputs = pixels if first is None else pixels.to(first.device, first.dtype)
+        for one in each_class(wish, reader.config):
+            yield Case(
+                self.name, reader.model, inputs, class_choice(one, reader.config), only_image,
+                pixels[0], tuple(warnings),
+            )  # fmt: skip
+
+
+class TokenClassification(Task):
+    """The label of a word, or of every word."""
+
+    name = "token classification"
+
+    def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
+        refuse_answer(self.name, wish)
+        encoded = encode(item, reader)
+        tokens = encoded.tokens
+        words = [word for word in tokens.words if not tokens.special[word[0]]]
+        if not words:
+            raise InputError("the text has no words")
+        every = isinstance(wish.target, str) and wish.target == "all"
+        for number in range(len(words)) if every else (None,):
+            one = wish if number is None else replace(wish, target=number)
+            yield Case(
+                self.name, reader.model, encoded.inputs,
+                _label_of_word(one, reader.config, tokens, words), only_text(tokens),
+                warnings=encoded.warnings, tokens=encoded.tokens,
+            )  # fmt: skip
+
+
+def _label_of_word(
+    wish: Wish, config: Any, tokens: Tokens, words: list[tuple[int, ...]]
+) -> Callable[[Tensor], Choice]:
+    texts = [text_of_word(tokens, word) for word in words]
+
+    def of(output: Tensor) -> Choice:
+        word, label = wish.target, None
+        if isinstance(word, tuple) and len(word) == 2:
+            word, label = word
+        names = labels_of(config, output.shape[-1])
+        # a word is labelled where it begins
+        scores = output[0, [members[0] for members in words]]
+        if word is None:
+            number = _most_certain(scores, names)
+        elif isinstance(word, str):
+            if word not in texts:
+                raise TargetError(f"there is no word {word!r}; the words are: {' '.join(texts)}")
+            number = texts.index(word)
+        elif isinstance(word, Integral) and -len(words) <= int(word) < len(words):
+            number = int(word) % len(words)
+        else:
+            raise TargetError(
+                f"target={wish.target!r} is no word; give its text, its number from 0 to "
+                f"{len(words) - 1}, a pair (word, label), or 'all'"
+            )
+        return choose(
+            scores[number], replace(wish, target=label), ClassNames(names), (words[number][0],),
+            where=f" for the word {texts[number]!r}",
+        )  # fmt: skip
+
+    return of
+
+
+def _most_certain(scores: Tensor, names: list[str]) -> int:
+    """The word whose label is most certain, of those that have one other than "O"."""
+    found = scores.double().softmax(-1).max(-1)
+    outside = torch.tensor([names[i].upper() == "O" for i in found.indices.tolist()])
+    certain = found.values.cpu()
+    if not bool(outside.all()):
+        certain = certain.masked_fill(outside, -1.0)
+    return int(certain.argmax())
+
+
+def text_of_word(tokens: Tokens, word: tuple[int, ...]) -> str:
+    """A word as it stands in its text, or as its tokens are named."""
+    spans = [span for i in word if (span := tokens.spans[i]) is not None]
+    if not spans:
+        return "".join(tokens.names[i].replace("##", "").strip("\u2581\u0120") for i in word)
+    text = tokens.texts[tokens.parts[word[0]]]
+    return text[min(s for s, _ in spans) : max(e for _, e in spans)]
+
+
+class MultipleChoice(Task):
+    """The choice that goes best with a text."""
+
+    name = "multiple choice"
+
+    def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
+        refuse_answer(self.name, wish)
+        if not (
+            isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
+            and isinstance(item[1], (list, tuple)) and all(isinstance(c, str) for c in item[1])
+        ):  # fmt: skip
+            raise InputError(
+                "multiple choice takes a text and its choices: (text, [choice, choice, ...])"
+            )
+        text, choices = item[0], list(item[1])
+        rows = [
+            encode((text, choice), reader, ("text", f"choice {number}"))
+            for number, choice in enumerate(choices)
+        ]
+        padded = reader.tokenizer.pad(
+            {key: [row.inputs[key][0].tolist() for row in rows] for key in rows[0].inputs},
+            return_tensors="pt",
+        )
+        if "attention_mask" not in padded:
+            raise InputError("the tokenizer gives no attention mask, so choices cannot be padded")
+        inputs = {key: value[None].to(reader.device()) for key, value in padded.items()}
+        mask = padded["attention_mask"].bool()
+
+        def of(output: Tensor) -> Choice:
+            choice = choose(output[0], wish, ClassNames(choices))
+            shown = [choice.target] if isinstance(choice.target, int) else range(len(choices))
+            return replace(choice, rows=tuple(shown))
+
+        def arrange(relevances: Mapping[str, Tensor], choice: Choice) -> tuple[Tokens, Tensor]:
+            relevance = relevances["input_ids"][0].cpu()
+            tokens = rows[choice.rows[0]].tokens
+            for row in choice.rows[1:]:
+                tokens = tokens + rows[row].tokens
+            return tokens, torch.cat([relevance[row][mask[row]] for row in choice.rows])
+
+        warnings = tuple(dict.fromkeys(w for row in rows for w in row.warnings))
+        yield Case(self.name, reader.model, inputs, of, arrange, warnings=warnings)

@@ -1,0 +1,194 @@
+"""Tasks whose outputs are tokens: the next one, a masked one, an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_tx.errors import InputError, TargetError
+from captum_lrp_tx.explaining.names import TokenNames
+from captum_lrp_tx.explaining.tasks.base import (
+    Case,
+    Choice,
+    Task,
+    Wish,
+    choose,
+    only_text,
+    refuse_answer,
+)
+from captum_lrp_tx.explaining.texts import Reader, encode
+from captum_lrp_tx.explaining.words import Tokens, tokens_of_ids
+
+#: The longest answer of a model that reads one text and writes another, unless told otherwise.
+_ANSWER = 20
+
+
+def token_choice(wish: Wish, tokenizer: Any, place: int, where: str = "") -> Callable[..., Choice]:
+    """Chooses among the tokens at one place of an output ``(1, tokens, vocabulary)``."""
+
+    def of(output: Tensor) -> Choice:
+        if output.dim() != 3:
+            raise InputError(
+                f"the output has the shape {tuple(output.shape)}, not (1, tokens, vocabulary)"
+            )
+        return choose(output[0, place], wish, TokenNames(tokenizer), (place,), where=where)
+
+    return of
+
+
+class NextToken(Task):
+    """The next token of a text, or each token of an answer."""
+
+    name = "next token"
+
+    def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
+        encoded = encode(item, reader)
+        if wish.answer is None:
+            yield Case(
+                self.name, reader.model, encoded.inputs,
+                token_choice(wish, reader.tokenizer, encoded.last()), only_text(encoded.tokens),
+                warnings=encoded.warnings, tokens=encoded.tokens,
+            )  # fmt: skip
+            return
+        prompt = encoded.inputs["input_ids"]
+        if encoded.last() + 1 != prompt.shape[1]:
+            raise InputError("an answer goes on behind the text; give it without padding")
+        answer = self._answer(encoded.inputs, reader, wish)
+        if not answer:
+            raise InputError("the model answered nothing: it predicts the end of the text")
+        for count, token in enumerate(answer):
+            before = answer[:count]
+            inputs = {"input_ids": torch.cat([prompt, prompt.new_tensor([before]).long()], 1)}
+            if "attention_mask" in encoded.inputs:
+                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+            written = tokens_of_ids(before, reader.tokenizer, "answer")
+            yield Case(
+                self.name, reader.model, inputs,
+                token_choice(
+                    _token_of(wish, token), reader.tokenizer, prompt.shape[1] + count - 1,
+                    f" as token {count + 1} of the answer",
+                ),
+                only_text(encoded.tokens + written if before else encoded.tokens),
+                warnings=encoded.warnings, tokens=encoded.tokens,
+            )  # fmt: skip
+
+    def _answer(self, inputs: Mapping[str, Tensor], reader: Reader, wish: Wish) -> list[int]:
+        if isinstance(wish.answer, str):
+            if reader.tokenizer is None:
+                raise InputError("an answer in words needs the tokenizer of the model")
+            made: list[int] = reader.tokenizer(wish.answer, add_special_tokens=False)["input_ids"]
+            return made
+        written = _generated(reader, inputs, wish.answer or _ANSWER)
+        return _without_end(written[inputs["input_ids"].shape[1] :], reader)
+
+
+class MaskedToken(Task):
+    """The token that is hidden by the mask."""
+
+    name = "masked token"
+
+    def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
+        refuse_answer(self.name, wish)
+        encoded = encode(item, reader)
+        mask = getattr(reader.tokenizer, "mask_token_id", None)
+        ids = encoded.inputs["input_ids"][0].tolist()
+        places = [place for place, token in enumerate(ids) if token == mask]
+        if not places:
+            name = getattr(reader.tokenizer, "mask_token", None)
+            raise InputError(
+                f"the text has no mask; write {name or 'the mask token'} in the place of the word "
+                "that the model is to guess"
+            )
+        for number, place in enumerate(places):
+            where = "" if len(places) == 1 else f" at mask {number + 1} of {len(places)}"
+            yield Case(
+                self.name, reader.model, encoded.inputs,
+                token_choice(wish, reader.tokenizer, place, where), only_text(encoded.tokens),
+                warnings=encoded.warnings, tokens=encoded.tokens,
+            )  # fmt: skip
+
+
+class SequenceToSequence(Task):
+    """Each token of the text that a model writes about another one."""
+
+    name = "sequence to sequence"
+
+    def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
+        encoded = encode(item, reader)
+        start, answer = self._answer(encoded.inputs, reader, wish)
+        if not answer:
+            raise InputError("the model answered nothing: it predicts the end of the text at once")
+        if wish.target is not None and len(answer) > 1 and wish.answer is None:
+            answer = answer[:1]
+        for count, token in enumerate(answer):
+            ids = [*start, *answer[:count]]
+            written = tokens_of_ids(ids, reader.tokenizer, "answer")
+            decoder = torch.tensor([ids], device=encoded.inputs["input_ids"].device)
+            wanted = wish if wish.target is not None else _token_of(wish, token)
+            yield Case(
+                self.name, reader.model, {**encoded.inputs, "decoder_input_ids": decoder},
+                token_choice(
+                    wanted, reader.tokenizer, len(ids) - 1, f" as token {count + 1} of the answer"
+                ),
+                _both(encoded.tokens, written),
+                warnings=encoded.warnings, tokens=encoded.tokens,
+            )  # fmt: skip
+
+    def _answer(
+        self, inputs: Mapping[str, Tensor], reader: Reader, wish: Wish
+    ) -> tuple[list[int], list[int]]:
+        """What the decoder begins with, and what it writes."""
+        if isinstance(wish.answer, str):
+            if reader.tokenizer is None:
+                raise InputError("an answer in words needs the tokenizer of the model")
+            labels = reader.tokenizer(text_target=wish.answer, return_tensors="pt")["input_ids"]
+            shifted = reader.model.prepare_decoder_input_ids_from_labels(
+                labels.to(inputs["input_ids"].device)
+            )[0]
+            return [int(shifted[0])], _without_end(labels[0].tolist(), reader)
+        written = _generated(reader, inputs, wish.answer or _ANSWER)
+        return written[:1], _without_end(written[1:], reader)
+
+
+def _both(source: Tokens, written: Tokens) -> Callable[..., tuple[Tokens, Tensor]]:
+    """The relevance of what was read, and then of what was written so far."""
+
+    def arrange(relevances: Mapping[str, Tensor], _: Choice) -> tuple[Tokens, Tensor]:
+        parts = [relevances["input_ids"][0], relevances["decoder_input_ids"][0]]
+        return source + written, torch.cat(parts)
+
+    return arrange
+
+
+def _token_of(wish: Wish, token: int) -> Wish:
+    """A token of an answer, against what the user wants to contrast it with."""
+    if wish.target is not None:
+        raise TargetError("give either target= or answer=: an answer says which tokens are meant")
+    return replace(wish, target=token)
+
+
+def _generated(reader: Reader, inputs: Mapping[str, Tensor], count: int) -> list[int]:
+    if not isinstance(count, int) or count < 1:
+        raise TargetError(f"answer must be a number of tokens or a text, not {count!r}")
+    if not hasattr(reader.model, "generate"):
+        raise InputError("the model cannot generate; give the answer as a text: answer='...'")
+    pad = getattr(reader.tokenizer, "pad_token_id", None)
+    end = getattr(reader.tokenizer, "eos_token_id", None)
+    written: Tensor = reader.model.generate(
+        **inputs, max_new_tokens=count, do_sample=False, num_beams=1,
+        pad_token_id=end if pad is None else pad,
+    )  # fmt: skip
+    ids: list[int] = written[0].tolist()
+    return ids
+
+
+def _without_end(ids: list[int], reader: Reader) -> list[int]:
+    """Without the tokens that only say that the answer is over."""
+    ends = {getattr(reader.tokenizer, f"{name}_token_id", None) for name in ("eos", "pad")}
+    while ids and ids[-1] in ends:
+        ids = ids[:-1]
+    return ids

@@ -1,0 +1,97 @@
+"""Similarity of two texts, by models that embed each of them on its own (bi-encoders)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_tx.errors import InputError, OutputError, TargetError
+from captum_lrp_tx.explaining.tasks.base import Case, Choice, Task, Wish, refuse_answer
+from captum_lrp_tx.explaining.texts import Reader, encode, is_pair
+from captum_lrp_tx.explaining.words import Tokens
+
+
+class Similarity(Task):
+    """The cosine of the embeddings of two texts.
+
+    An embedding is the mean over the tokens of what the model gives in ``last_hidden_state``, or
+    what it calls ``sentence_embedding`` (sentence-transformers).
+    """
+
+    name = "similarity of two texts"
+
+    def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
+        refuse_answer(self.name, wish)
+        if wish.target is not None or wish.contrast is not False:
+            raise TargetError(
+                "the similarity of two texts is one number, which needs neither target= nor "
+                "contrast="
+            )
+        if not is_pair(item):
+            raise InputError(
+                f"{type(reader.model).__name__} has no head that predicts something; give a pair "
+                "of texts as a tuple, (first, second), to explain how similar they are to it"
+            )
+        first, second = (encode(text, reader) for text in item)
+        model = reader.model
+        inputs = {
+            f"{part}_{key}": value
+            for part, one in (("first", first), ("second", second))
+            for key, value in one.inputs.items()
+        }
+
+        def forward(**given: Any) -> Tensor:
+            a, b = (_embedding(model, _part(given, part)) for part in ("first", "second"))
+            cosine: Tensor = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+            return cosine
+
+        yield Case(
+            self.name, forward, inputs, _whole, _arranged(first.tokens, second.tokens),
+            warnings=tuple(dict.fromkeys(first.warnings + second.warnings)),
+        )  # fmt: skip
+
+
+def _part(given: Mapping[str, Any], part: str) -> dict[str, Any]:
+    start = f"{part}_"
+    return {key[len(start) :]: value for key, value in given.items() if key.startswith(start)}
+
+
+def _embedding(model: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:
+    if hasattr(model, "encode") and hasattr(model, "tokenize"):  # sentence-transformers
+        embedded: Tensor = model(inputs)["sentence_embedding"]
+        return embedded
+    states = getattr(model(**inputs), "last_hidden_state", None)
+    if not isinstance(states, Tensor):
+        raise OutputError(
+            f"{type(model).__name__} gives no last_hidden_state to make an embedding of"
+        )
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return states.mean(1)
+    weights = mask.unsqueeze(-1).to(states.dtype)
+    mean: Tensor = (states * weights).sum(1) / weights.sum(1)
+    return mean
+
+
+def _whole(output: Tensor) -> Choice:
+    return Choice(None, "similarity", "cosine similarity", f"similarity {float(output):+.4f}")
+
+
+def _arranged(first: Tokens, second: Tokens) -> Callable[..., tuple[Tokens, Tensor]]:
+    def named(tokens: Tokens, part: str) -> Tokens:
+        texts = dict.fromkeys([part], "".join(tokens.texts.values()))
+        parts = tuple(part if p else "" for p in tokens.parts)
+        return Tokens(
+            tokens.names, tokens.special, parts, tokens.spans, tokens.words, texts, tokens.scheme
+        )
+
+    both = named(first, "first") + named(second, "second")
+
+    def arrange(relevances: Mapping[str, Tensor], _: Choice) -> tuple[Tokens, Tensor]:
+        parts = [relevances["first_input_ids"][0], relevances["second_input_ids"][0]]
+        return both, torch.cat(parts)
+
+    return arrange

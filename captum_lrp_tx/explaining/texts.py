@@ -1,0 +1,256 @@
+"""From texts, pairs, chats and token ids to what a language model is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.explaining.words import Tokens, tokens_of_ids, tokens_of_text
+
+#: What tokenizers add for other purposes than to call the model.
+_NOT_FOR_THE_MODEL = (
+    "labels", "label", "offset_mapping", "special_tokens_mask", "overflow_to_sample_mapping",
+    "length",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How texts are read: the model, its tokenizer, and whether to cut what is too long.
+
+    Attributes:
+        model: The model; asked for its sizes.
+        tokenizer: A tokenizer of transformers, or None if only ids are given.
+        truncation (bool or str): As tokenizers take it.
+        max_length (int, optional): As tokenizers take it.
+    """
+
+    model: Any
+    tokenizer: Any
+    truncation: bool | str = False
+    max_length: int | None = None
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the model, or None."""
+        return getattr(self.model, "config", None)
+
+    def device(self) -> torch.device | None:
+        """Where the model is."""
+        parameters = getattr(self.model, "parameters", None)
+        first: Tensor | None = None if parameters is None else next(parameters(), None)
+        return None if first is None else first.device
+
+    def limit(self) -> int | None:
+        """The most tokens that the model takes, if there is a limit."""
+        found = [
+            self.max_length if self.truncation else None,
+            getattr(self.tokenizer, "model_max_length", None),
+            getattr(self.config, "max_position_embeddings", None),
+            *_rows_of_positions(self.model),
+        ]
+        return min((n for n in found if isinstance(n, int) and n > 0), default=None)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One text as a model takes it.
+
+    Attributes:
+        inputs (dict of str to Tensor): Keyword arguments of the model, each ``(1, tokens)``.
+        tokens (Tokens): What the ids stand for.
+        warnings (tuple of str): What the reader of the result should know.
+    """
+
+    inputs: dict[str, Tensor]
+    tokens: Tokens
+    warnings: tuple[str, ...] = ()
+
+    def last(self) -> int:
+        """Position of the last token that is no padding."""
+        mask = self.inputs.get("attention_mask")
+        if mask is None or mask.dim() != 2:
+            return self.inputs["input_ids"].shape[1] - 1
+        return int(mask[0].nonzero().max())
+
+
+def is_chat(item: Any) -> bool:
+    """Whether something is a list of messages with roles."""
+    return (
+        isinstance(item, (list, tuple))
+        and bool(item)
+        and all(isinstance(m, Mapping) and "role" in m and "content" in m for m in item)
+    )
+
+
+def is_pair(item: Any) -> bool:
+    """Whether something is a pair of texts: a tuple, as a list holds several examples."""
+    return isinstance(item, tuple) and len(item) == 2 and all(isinstance(t, str) for t in item)
+
+
+def encode(item: Any, reader: Reader, labels: tuple[str, str] = ("first", "second")) -> Encoded:
+    """Token ids of one text, and what they stand for.
+
+    Args:
+        item: A text, a pair of texts, chat messages, token ids, or a tokenizer's encoding.
+        reader (Reader): The tokenizer and the model.
+        labels (tuple of str): What the texts of a pair are called.
+
+    Raises:
+        InputError: If it is none of these, empty, too long, or does not fit the model.
+    """
+    if is_chat(item):
+        text = _chat(item, reader.tokenizer)
+        made = _from_texts({"text": text}, reader, add_special_tokens=False)
+    elif isinstance(item, str):
+        made = _from_texts({"text": item}, reader)
+    elif is_pair(item):
+        made = _from_texts(dict(zip(labels, item, strict=True)), reader)
+    else:
+        made = _from_ids(item, reader)
+    _check_vocabulary(made.inputs["input_ids"], reader)
+    device = reader.device()
+    return Encoded({k: v.to(device) for k, v in made.inputs.items()}, made.tokens, made.warnings)
+
+
+def _from_texts(texts: dict[str, str], reader: Reader, **more: Any) -> Encoded:
+    tokenizer = reader.tokenizer
+    if tokenizer is None:
+        raise InputError("a text needs the tokenizer of the model: explain(model, tokenizer, text)")
+    if not any(text.strip() for text in texts.values()):
+        raise InputError("the text is empty")
+    cut = {"truncation": reader.truncation, "max_length": reader.limit()}
+    options = {**more, **(cut if reader.truncation else {})}
+    # verbose: the message about long texts would say that indexing errors follow
+    encoding = tokenizer(*texts.values(), return_tensors="pt", verbose=False, **options)
+    inputs = {k: v for k, v in encoding.items() if k not in _NOT_FOR_THE_MODEL}
+    ids = inputs["input_ids"]
+    if not ids.numel():
+        raise InputError("the tokenizer made no token of the text")
+    tokens = tokens_of_text(encoding, 0, ids[0].tolist(), tokenizer, texts)
+    warnings = [*_of_unknown(ids[0], tokens, tokenizer)]
+    if reader.truncation:
+        full = len(tokenizer(*texts.values(), verbose=False, **more)["input_ids"])
+        if full > ids.shape[1]:
+            warnings.append(
+                f"the text was cut: of its {full} tokens the model got {ids.shape[1]}, and the "
+                "rest is not explained"
+            )
+    else:
+        _check_length(ids.shape[1], reader)
+    return Encoded(inputs, tokens, tuple(warnings))
+
+
+def _from_ids(item: Any, reader: Reader) -> Encoded:
+    """A tokenizer's encoding, or token ids alone, of one text."""
+    given = dict(item) if isinstance(item, Mapping) else {"input_ids": item}
+    ids = given.get("input_ids")
+    if ids is None or not (isinstance(ids, (Tensor, list, tuple)) or hasattr(ids, "__array__")):
+        raise InputError(
+            f"cannot explain {type(item).__name__}: give a text, a pair of texts as a tuple, chat "
+            "messages, token ids, or what the tokenizer returns"
+        )
+    inputs = {
+        str(key): _row(value, str(key))
+        for key, value in given.items()
+        if key not in _NOT_FOR_THE_MODEL and value is not None
+    }
+    ids = inputs["input_ids"]
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise InputError(f"token ids are whole numbers, not {ids.dtype}")
+    if len(ids) != 1 or not ids.numel():
+        raise InputError(f"token ids of one text have the shape (1, tokens), not {(*ids.shape,)}")
+    _check_length(ids.shape[1], reader)
+    tokens = tokens_of_ids(ids[0].tolist(), reader.tokenizer)
+    warnings = [*_of_unknown(ids[0], tokens, reader.tokenizer)]
+    pad = getattr(reader.tokenizer, "pad_token_id", None)
+    end = getattr(reader.tokenizer, "eos_token_id", None)
+    padding = 0 if pad is None or pad == end else int((ids == pad).sum())
+    if padding and "attention_mask" not in inputs:
+        warnings.append(
+            f"padding was given no mask: the model reads {padding} padding tokens as text; pass "
+            "attention_mask too"
+        )
+    return Encoded(inputs, tokens, tuple(warnings))
+
+
+def _row(value: Any, key: str) -> Tensor:
+    """An entry of an encoding with a dimension for the example."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{key!r} holds no numbers: {type(value).__name__}") from error
+    return tensor.unsqueeze(0) if tensor.dim() == 1 else tensor
+
+
+def _chat(messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
+    """Chat messages as the text that the model reads."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise InputError(
+            "chat messages need a tokenizer with a chat template, and this one has none; write "
+            "the conversation as one text"
+        )
+    answered = messages[-1]["role"] == "assistant"
+    text: str = tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=not answered
+    )
+    return text
+
+
+def _of_unknown(ids: Tensor, tokens: Tokens, tokenizer: Any) -> list[str]:
+    """A warning where words are unknown."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        return []
+    of_text = [i for i, special in zip(ids.tolist(), tokens.special, strict=True) if not special]
+    count = of_text.count(unknown)
+    if not count:
+        return []
+    share = f"{count / len(of_text):.0%}".replace("%", " %")
+    return [
+        f"{share} of the tokens are unknown to this tokenizer; check that it is the model's own "
+        "and knows the language of the text"
+    ]
+
+
+def _check_length(length: int, reader: Reader) -> None:
+    limit = reader.limit()
+    if limit is not None and length > limit:
+        raise InputError(
+            f"the text has {length} tokens, but the model takes at most {limit}; shorten the text, "
+            "or cut it with truncation=True"
+        )
+
+
+def _check_vocabulary(ids: Tensor, reader: Reader) -> None:
+    embeddings = getattr(reader.model, "get_input_embeddings", lambda: None)
+    try:
+        table = embeddings()
+    except (AttributeError, NotImplementedError):
+        return
+    size = getattr(table, "num_embeddings", None)
+    low, high = int(ids.min()), int(ids.max())
+    if isinstance(size, Integral) and (high >= size or low < 0):
+        raise InputError(
+            f"the text has the token id {high if high >= size else low}, but the model knows ids "
+            f"from 0 to {size - 1}: the tokenizer is not that of the model"
+        )
+
+
+def _rows_of_positions(model: Any) -> list[int]:
+    """How many positions remain where the first rows of the table are kept for padding."""
+    if not isinstance(model, nn.Module):
+        return []
+    return [
+        module.num_embeddings - module.padding_idx - 1
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings")
+        and isinstance(module, nn.Embedding)
+        and module.padding_idx is not None
+    ]

@@ -92,7 +92,7 @@ def _explained(text: str | None, arguments: argparse.Namespace) -> Explanation:
     with status("explaining"):
         made = explain(
             loaded.model, loaded.tokenizer, item, arguments.target, rules=arguments.rules,
-            bias=bias_of(arguments), epsilon=arguments.epsilon,
+            bias=bias_of(arguments), epsilon=arguments.epsilon, task=loaded.task,
         )  # fmt: skip
     assert isinstance(made, Explanation)
     return made

@@ -14,6 +14,12 @@ from captum_lrp_tx.cli.status import status
 from captum_lrp_tx.explaining import Tokens, cases_of
 from captum_lrp_tx.explaining.texts import Reader, encode
 
+_TASKS: dict[Kind, str] = {
+    "text": "sequence classification",
+    "next token": "next token",
+    "image": "image classification",
+}
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -32,6 +38,11 @@ class Loaded:
     model: Any
     config: Any
     tokenizer: Any = None
+
+    @property
+    def task(self) -> str:
+        """What the model does, as :func:`captum_lrp_tx.explain` calls it."""
+        return _TASKS[self.kind]
 
     def input(self, text: str | None, arguments: argparse.Namespace) -> Any:
         """The encoded text, or the pixels of ``arguments.image`` where there is none.
@@ -120,7 +131,8 @@ def subject_of(loaded: Loaded, item: Any, target: str | None) -> Subject:
         TargetError: If there is no such class or token.
     """
     with status("running the model"):
-        case = next(iter(cases_of(loaded.model, loaded.tokenizer, item, target)))
+        cases = cases_of(loaded.model, loaded.tokenizer, item, target, loaded.task)
+        case = next(iter(cases))
         choice, score = case.run()
     return Subject(
         loaded.model, case.inputs, choice.target, choice.prediction, choice.probability,

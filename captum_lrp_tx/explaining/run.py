@@ -36,6 +36,7 @@ def explain(
     epsilon: float | None = None,
     truncation: bool | str = False,
     max_length: int | None = None,
+    task: str | None = None,
     strict: Strict = False,
 ) -> Explanation | Explanations:
     """Explains what a prediction of a transformer rests on.
@@ -80,6 +81,8 @@ def explain(
         truncation (bool or str): Cut texts that are too long, as tokenizers do it; without it they
             are refused.
         max_length (int, optional): With ``truncation``, how many tokens are kept.
+        task (str, optional): What the model does, where its class does not tell: one of the names
+            that :attr:`Explanation.task` has, such as ``"next token"``.
         strict (bool or str): See :meth:`captum_lrp_tx.ConservativeLRP.attribute`.
 
     Returns:
@@ -111,7 +114,7 @@ def explain(
     made: list[Explanation] = []
     for number, (item, wish) in enumerate(zip(items, wishes, strict=True)):
         try:
-            for case in task_of(model, item).cases(item, reader, wish):
+            for case in task_of(model, item, task).cases(item, reader, wish):
                 made.append(_explained(case, explainer, rules, strict))
         except CaptumLRPError as error:
             if several:
@@ -121,16 +124,15 @@ def explain(
 
 
 def cases_of(
-    model: Any, processor: Any, inputs: Any, target: Any = None, **more: Any
+    model: Any, processor: Any, inputs: Any, target: Any = None, task: str | None = None
 ) -> Iterator[Case]:
     """What :func:`explain` would explain of one input, without explaining it.
 
     Args:
-        model, processor, inputs, target: See :func:`explain`.
-        **more: Of :class:`~captum_lrp_tx.explaining.tasks.Wish`.
+        model, processor, inputs, target, task: See :func:`explain`.
     """
     reader = Reader(model, processor)
-    return task_of(model, inputs).cases(inputs, reader, Wish(target, **more))
+    return task_of(model, inputs, task).cases(inputs, reader, Wish(target))
 
 
 def _unpacked(model: Any, processor: Any, inputs: Any) -> tuple[Any, Any, Any]:

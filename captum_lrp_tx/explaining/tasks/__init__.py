@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.errors import UnsupportedModelError
+from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.explaining.tasks.base import Case, Choice, Chosen, Task, Wish
 from captum_lrp_tx.explaining.tasks.classes import (
     ImageClassification,
@@ -37,16 +37,20 @@ _TASKS: tuple[tuple[str, type[Task]], ...] = (
 )
 
 
-def task_of(model: Any, item: Any) -> Task:
+def task_of(model: Any, item: Any, name: str | None = None) -> Task:
     """What a model is made for.
 
     Args:
         model: The model.
         item: What is explained; says it where the class of the model does not.
+        name (str, optional): Of the task, if the user says it.
 
     Raises:
+        InputError: If there is no task of this name.
         UnsupportedModelError: If it is made for something that is not known here.
     """
+    if name is not None:
+        return _named(name)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     name = type(inner).__name__
     for suffix, task in _TASKS:
@@ -66,9 +70,18 @@ def task_of(model: Any, item: Any) -> Task:
     known = ", ".join(f"...{suffix}" for suffix, _ in _TASKS)
     raise UnsupportedModelError(
         f"explain() does not know what a {name} predicts; it knows {known}, "
-        "...ForConditionalGeneration of texts, and models without a head. Any model can be "
-        "explained with ConservativeLRP(model).attribute(inputs, target)."
+        "...ForConditionalGeneration of texts, and models without a head. If it does one of these "
+        "things, name it with task=. Any model can be explained with "
+        "ConservativeLRP(model).attribute(inputs, target)."
     )
+
+
+def _named(name: str) -> Task:
+    kinds = {task.name: task for _, task in _TASKS}
+    kinds.update({task.name: task for task in (SequenceToSequence, Similarity)})
+    if name not in kinds:
+        raise InputError(f"there is no task {name!r}; there are: {', '.join(kinds)}")
+    return kinds[name]()
 
 
 def is_image(item: Any) -> bool:

@@ -21,6 +21,7 @@ rule                           governs                              source
 :class:`UniformRule`           products, half to each factor        Achtibat et al. 2024, eq. 13
 :class:`UniformAttentionRule`  attention, as AttnLRP                Achtibat et al. 2024
 :class:`StateSpaceRule`        scans: coefficients are constant     Jafari et al. 2024, sec. 4.2
+:class:`ByDepthRule`           any: one below, another above        see there
 :class:`GradientRule`          any: plain gradient                  Shrikumar et al. 2016
 ============================== ==================================== ============================
 """
@@ -30,6 +31,7 @@ from captum_lrp_tx.rules.activation import IdentityRule
 from captum_lrp_tx.rules.attention import AHRule, UniformAttentionRule
 from captum_lrp_tx.rules.base import Bias, GradientRule, PassRule, Rule
 from captum_lrp_tx.rules.composite import PRESETS, Composite
+from captum_lrp_tx.rules.depth import ByDepthRule
 from captum_lrp_tx.rules.gating import GateRule, UniformRule
 from captum_lrp_tx.rules.linear import (
     AlphaBetaRule,
@@ -50,6 +52,7 @@ __all__ = [
     "AHRule",
     "AlphaBetaRule",
     "Bias",
+    "ByDepthRule",
     "Composite",
     "EpsilonRule",
     "FlatRule",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Union, cast
@@ -16,6 +17,7 @@ from captum_lrp_tx.propagation.operations import Kind, PropagationRule
 from captum_lrp_tx.rules.activation import IdentityRule
 from captum_lrp_tx.rules.attention import AHRule, UniformAttentionRule
 from captum_lrp_tx.rules.base import Bias, GradientRule, Rule
+from captum_lrp_tx.rules.depth import ByDepthRule, Depths, at_depth
 from captum_lrp_tx.rules.gating import GateRule, UniformRule
 from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule, LinearRule
 from captum_lrp_tx.rules.normalization import LNRule
@@ -25,6 +27,10 @@ Predicate = Callable[[str, nn.Module], bool]
 Key = Union[str, "re.Pattern[str]", type[nn.Module], nn.Module, Predicate]
 Value = Union[Rule, Sequence[Rule], None]
 Entries = Union[Mapping[Key, Value], Iterable[tuple[Key, Value]]]
+Table = dict[Kind, tuple[float, Union[PropagationRule, None]]]
+
+#: Priority of what a base says of blocks: behind all entries, and before the base elsewhere.
+_LAST = sys.float_info.max
 
 #: The rule of every kind of operation in each preset; a kind that is missing is plain gradient.
 PRESETS: dict[str, dict[Kind, Rule]] = {
@@ -136,8 +142,8 @@ class Composite:
 
     @property
     def base(self) -> dict[Kind, Rule]:
-        """Rule of each kind where no entry matches."""
-        return dict(self._base)
+        """Rule of each kind where no entry matches, outside of blocks if it goes by depth."""
+        return {kind: at_depth(rule, None) for kind, rule in self._base.items()}
 
     @property
     def is_preset(self) -> bool:
@@ -172,9 +178,9 @@ class Composite:
         )
         return copy
 
-    def base_table(self) -> dict[Kind, tuple[float, PropagationRule | None]]:
+    def base_table(self) -> Table:
         """The engine's view of the base."""
-        return {kind: (float("inf"), rule) for kind, rule in self._base.items()}
+        return {kind: (float("inf"), rule) for kind, rule in self.base.items()}
 
     def matches_any(self, modules: Sequence[tuple[str, nn.Module]]) -> bool:
         """Whether an entry is for one of these modules."""
@@ -182,26 +188,26 @@ class Composite:
             _matches(key, name, module) for key, _ in self._entries for name, module in modules
         )
 
-    def assign(
-        self, modules: Sequence[tuple[str, nn.Module]]
-    ) -> list[tuple[nn.Module, dict[Kind, tuple[float, PropagationRule | None]]]]:
+    def assign(self, modules: Sequence[tuple[str, nn.Module]]) -> list[tuple[nn.Module, Table]]:
         """The engine's view of the entries: a rule table for each module that a key matches.
+
+        Rules by depth are resolved here; those of the base give a table for each upper block.
 
         Raises:
             RuleError: a name pattern matches no module, or a module is none of the model's.
         """
-        tables: list[tuple[nn.Module, dict[Kind, tuple[float, PropagationRule | None]]]] = []
+        depths = Depths(modules) if self._go_by_depth() else Depths(())
+        tables = _base_by_depth(self._base, depths)
         if not self._entries:
             return tables
         used = [False] * len(self._entries)
         for name, module in modules:
-            table: dict[Kind, tuple[float, PropagationRule | None]] = {}
-            for priority, (key, rules) in enumerate(self._entries):
+            table: Table = {}
+            for number, (key, rules) in enumerate(self._entries):
                 if _matches(key, name, module):
-                    used[priority] = True
+                    used[number] = True
                     for rule in rules:
-                        for kind in rule.kinds:
-                            table.setdefault(kind, (float(priority), rule))
+                        tables += _fill(table, float(number), rule, module, depths)
             if table:
                 tables.append((module, table))
         for hit, (key, _) in zip(used, self._entries, strict=True):
@@ -219,11 +225,48 @@ class Composite:
                 )
         return tables
 
+    def _go_by_depth(self) -> bool:
+        given = [*self._base.values(), *(rule for _, rules in self._entries for rule in rules)]
+        return any(isinstance(rule, ByDepthRule) for rule in given)
+
     def __repr__(self) -> str:
         if not self._entries:
             return f"Composite(base={self._base_name!r})"
         shown = ", ".join(f"{_shown(k)}: {_joined(v)}" for k, v in self._entries)
         return f"Composite({{{shown}}}, base={self._base_name!r})"
+
+
+def _base_by_depth(base: Mapping[Kind, Rule], depths: Depths) -> list[tuple[nn.Module, Table]]:
+    """A table for every block in which a rule of the base is another than outside of blocks."""
+    found = []
+    for block, depth in depths.blocks:
+        table: Table = {
+            kind: (_LAST, rule.at(depth))
+            for kind, rule in base.items()
+            if isinstance(rule, ByDepthRule)
+        }
+        found.append((block, table))
+    return [(block, table) for block, table in found if table]
+
+
+def _fill(
+    table: Table, priority: float, rule: Rule, module: nn.Module, depths: Depths
+) -> list[tuple[nn.Module, Table]]:
+    """Enters a rule for a module into its table; returns tables of the blocks inside of it."""
+    depth = depths.of(module)
+    goes_on = isinstance(rule, ByDepthRule) and depth is None
+    chosen = at_depth(rule, depth)
+    kinds = [kind for kind in rule.kinds if kind not in table]
+    # blocks, which are inside, come before what is around them, and both before other entries
+    table.update(dict.fromkeys(kinds, (priority + 0.5 * goes_on, chosen)))
+    if not goes_on:
+        return []
+    inside = {id(part) for part in module.modules()}
+    return [
+        (block, {kind: (priority, at_depth(rule, depth)) for kind in kinds})
+        for block, depth in depths.blocks
+        if id(block) in inside
+    ]
 
 
 def _joined(rules: tuple[Rule, ...]) -> str:

@@ -1,18 +1,4 @@
-r"""What of a model's output is explained: Captum's target kinds, and those that are no index.
-
-Unless told otherwise every class explains the logit that an index names.  The classes here go
-where an index goes, as ``target=``, and can be put into each other:
-
-========================================= ====================================================
-``Contrast(a, b)``                        why ``a`` rather than ``b``: logit a minus logit b
-``LogProbability(a)``                     ``log_softmax`` of a, as Captum's ``LLMAttribution``
-``Sum(a, b, ...)``                        several outputs at once, with weights where wanted
-``[Contrast(1, 0), Contrast(2, 0), ...]`` one target for each example
-========================================= ====================================================
-
-Relevance is linear in the target: that of ``Contrast(a, b)`` is the relevance of ``a`` minus that
-of ``b``.  (The methods that take positive parts of attention maps are not linear.)
-"""
+"""Targets made of indices, and how their values are taken from an output."""
 
 from __future__ import annotations
 
@@ -166,8 +152,7 @@ class LogProbability(Target):
                 f"{self!r} needs an output with one score per class in dimension {self.dim}, but "
                 f"the output has the shape {tuple(output.shape)}."
             )
-        chosen = _numbers(output, self.parts[0])
-        scores = self._scores(output)
+        chosen, scores = _numbers(output, self.parts[0]), self._scores(output)
         if scores.shape[1] == 1:
             raise TargetError(
                 f"The output of shape {tuple(output.shape)} has a single score, whose softmax is "
@@ -175,14 +160,11 @@ class LogProbability(Target):
             )
         if scores.dtype in (torch.float16, torch.bfloat16):
             chosen, scores = chosen.float(), scores.float()
-        # The gradient of the log-softmax, written so that it is linear in the scores but for
-        # constants: rules and the audit see that nothing non-linear is left to the gradient.
-        with torch.no_grad():
-            probabilities = scores.softmax(1)
-            value = chosen - scores.logsumexp(1)
-        kept = scores.masked_fill(probabilities == 0, 0.0)  # 0 times minus infinity
-        difference = chosen - (probabilities * kept).sum(1)
-        return difference + (value - difference.detach())
+        return chosen - self._others(chosen, scores)
+
+    def _others(self, chosen: Tensor, scores: Tensor) -> Tensor:
+        """Logarithm of the sum of exponentials that the chosen score is set against."""
+        return logsumexp(scores)
 
     def _scores(self, output: Tensor) -> Tensor:
         """The scores beside the chosen one and itself: ``(batch, classes)``."""
@@ -196,6 +178,20 @@ class LogProbability(Target):
             where[self.dim % output.dim() - 1] = slice(None)
             rows.append(output[(i, *where)])
         return torch.stack(rows)
+
+
+def logsumexp(scores: Tensor) -> Tensor:
+    """``logsumexp`` over dimension 1, linear in the scores but for constants.
+
+    Its gradient is that of the function: the mean score under the softmax.  Written this way rules
+    and the audit see that nothing non-linear is left to the gradient.
+    """
+    with torch.no_grad():
+        probabilities = scores.softmax(1)
+        value = scores.logsumexp(1)
+    kept = scores.masked_fill(probabilities == 0, 0.0)  # 0 times minus infinity
+    mean = (probabilities * kept).sum(1)
+    return mean + (value - mean.detach())
 
 
 class Sum(Target):

@@ -1,0 +1,1 @@
+"""Experiments on real models, each with one command that repeats it."""

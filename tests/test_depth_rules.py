@@ -17,6 +17,7 @@ from captum_lrp_tx.rules import (
     EpsilonRule,
     GeneralizedGammaRule,
     LNRule,
+    SinkRule,
     UniformAttentionRule,
 )
 from captum_lrp_tx.rules.depth import Depths
@@ -138,3 +139,25 @@ def test_as_a_rule_of_a_module_it_is_refused() -> None:
     model.head.rule = ByDepthRule(EpsilonRule(), GAMMA)  # type: ignore[assignment]
     with pytest.raises(RuleError, match="entry of a Composite"):
         ConservativeLRP(model).attribute(torch.randn(1, 3, WIDTH), target=0)
+
+
+@pytest.mark.parametrize("name", ["language", "language-ah"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_presets_for_language_models(family: str, name: str) -> None:
+    pytest.importorskip("transformers")
+    from test_llm import language_model
+
+    ids = torch.tensor([[1, 5, 6, 7, 8, 9]])
+    model = language_model(family)  # two blocks
+    report = audit.explainability(model, ids, target=(-1, 3), rules=name, file=None)
+    assert report.is_covered
+    assert abs(report.conservation_error) < 1e-4 * abs(report.output)
+    lower = UniformAttentionRule() if name == "language" else AHRule()
+    where = "h" if family == "gpt2" else "layers"
+    by_hand = Composite({f"*.{where}.1": SinkRule(AHRule())}, base=Composite({"": SinkRule(lower)},
+        base="mambalrp"))  # fmt: skip
+    got = ConservativeLRP(model, name).attribute(ids, target=(-1, 3))
+    assert torch.equal(got, ConservativeLRP(model, by_hand).attribute(ids, target=(-1, 3)))
+    assert len({a.rule for a in report.applied if a.kind == "attention"}) == 1 + (
+        name == "language"
+    )

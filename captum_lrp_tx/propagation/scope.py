@@ -35,6 +35,11 @@ class _Active(threading.local):
 _ACTIVE = _Active()
 
 
+def current() -> Scope | None:
+    """The scope whose forward pass this thread is in, if there is one."""
+    return _ACTIVE.scopes[-1] if _ACTIVE.scopes else None
+
+
 class suspended(guard):
     """No scope of this thread is current: what happens here is none of its model's doing.
 

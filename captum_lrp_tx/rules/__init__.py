@@ -20,6 +20,7 @@ rule                           governs                              source
 :class:`GateRule`              products with a gate                 Arras et al. 2017
 :class:`UniformRule`           products, half to each factor        Achtibat et al. 2024, eq. 13
 :class:`UniformAttentionRule`  attention, as AttnLRP                Achtibat et al. 2024
+:class:`SinkRule`              attention: a head's sink is constant see there
 :class:`StateSpaceRule`        scans: coefficients are constant     Jafari et al. 2024, sec. 4.2
 :class:`ByDepthRule`           any: one below, another above        see there
 :class:`GradientRule`          any: plain gradient                  Shrikumar et al. 2016
@@ -45,6 +46,7 @@ from captum_lrp_tx.rules.linear import (
     ZPlusRule,
 )
 from captum_lrp_tx.rules.normalization import LNRule
+from captum_lrp_tx.rules.sink import SinkRule
 from captum_lrp_tx.rules.state_space import StateSpaceRule
 
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "PassRule",
     "PositiveWeightRule",
     "Rule",
+    "SinkRule",
     "StateSpaceRule",
     "UniformAttentionRule",
     "UniformRule",

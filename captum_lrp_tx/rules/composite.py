@@ -21,6 +21,7 @@ from captum_lrp_tx.rules.depth import ByDepthRule, Depths, at_depth
 from captum_lrp_tx.rules.gating import GateRule, UniformRule
 from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule, LinearRule
 from captum_lrp_tx.rules.normalization import LNRule
+from captum_lrp_tx.rules.sink import SinkRule
 from captum_lrp_tx.rules.state_space import StateSpaceRule
 
 Predicate = Callable[[str, nn.Module], bool]
@@ -80,6 +81,23 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
         Kind.SCAN: StateSpaceRule(),
         Kind.LINEAR: GeneralizedGammaRule(gamma=0.01),
     },
+    # chosen on training items of experiments/language_models
+    "language": {
+        Kind.ATTENTION: ByDepthRule(SinkRule(UniformAttentionRule()), SinkRule(AHRule())),
+        Kind.NORM: LNRule(),
+        Kind.ACTIVATION: IdentityRule(),
+        Kind.PRODUCT: UniformRule(),
+        Kind.SCAN: StateSpaceRule(),
+        Kind.LINEAR: EpsilonRule(),
+    },
+    "language-ah": {
+        Kind.ATTENTION: SinkRule(AHRule()),
+        Kind.NORM: LNRule(),
+        Kind.ACTIVATION: IdentityRule(),
+        Kind.PRODUCT: UniformRule(),
+        Kind.SCAN: StateSpaceRule(),
+        Kind.LINEAR: EpsilonRule(),
+    },
 }
 
 
@@ -98,7 +116,8 @@ class Composite:
             the plain gradient.
         base (str or Composite): What holds elsewhere: ``"gi"``, ``"ah"``, ``"ln"``, ``"ah+ln"``,
             ``"lrp"``, ``"lrp-gamma"``, ``"mambalrp"``, ``"attnlrp"``,
-            ``"attnlrp-gamma"`` or another composite, whose entries come after these.
+            ``"attnlrp-gamma"``, ``"language"``, ``"language-ah"`` or another composite, whose
+            entries come after these.
 
     Raises:
         RuleError: unknown preset, or a key or value of the wrong kind.

@@ -10,11 +10,17 @@ from torch import Tensor
 
 from captum_lrp_tx.propagation.coverage import conserving, made_since
 from captum_lrp_tx.propagation.graph import Node
-from captum_lrp_tx.propagation.interception.calls import depends, tensors_in
+from captum_lrp_tx.propagation.interception.calls import bind, depends, tensors_in
+from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.propagation.scope import next_sequence_number
+from captum_lrp_tx.propagation.uniform_attention import UniformAttention
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
+
+
+#: Arguments of fused attention.
+SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
 def keep_names(mode: Interception, originals: Any, constants: Any) -> None:
@@ -37,6 +43,9 @@ class Pending:
     linear or positively homogeneous in all their operands.  Of the former ``f(0, constants)`` is
     what the constants add, of the latter they get what the operands that depend on the inputs
     leave over.
+
+    A softmax that a rule expands to first order (Achtibat et al., ICML 2024, eq. 7 to 11) is p =
+    p_0 + J s around the scores s at hand; the constant p_0 keeps relevance, as a bias does.
 
     Args:
         mode, func, args, kwargs: The call, parameters already detached.
@@ -72,7 +81,15 @@ class Pending:
 
     def book(self, mode: Interception, result: Any) -> None:
         """Book what the constants of the call take, unless a rule acted or has booked it."""
-        if mode.scope.last_booked > self.start or mode.scope.noted != self.noted:
+        has_rule = mode.scope.noted != self.noted
+        expanded = _expanded(mode, self.func, self.args, self.kwargs, self.name, has_rule)
+        if expanded is not None and depends(result):
+            module = mode.scope.module
+            name = f"{module or 'softmax'}: constant of the softmax"
+            assert mode.scope.ledger is not None
+            mode.scope.ledger.absorb_rest(result, *expanded, name, module)
+            return
+        if mode.scope.last_booked > self.start or has_rule:
             return
         if "dropout" in self.name:
             return  # the next mask is drawn anew
@@ -136,6 +153,52 @@ def book_affine(
     if bool(constant.any()):
         sources = [t for t in tensors_in((args, kwargs)) if not t.requires_grad]
         mode.absorb(result, constant, *sources)
+
+
+def _expanded(
+    mode: Interception,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    name: str,
+    has_rule: bool,
+) -> tuple[Callable[[list[Tensor]], Tensor], list[Tensor]] | None:
+    """A softmax that a rule passes by a first-order expansion, to be run again from its operands.
+
+    Args:
+        mode (Interception): Of the pass.
+        func, args, kwargs, name: The call, as :class:`Pending` has it.
+        has_rule (bool): Whether a rule acted on it.
+
+    Returns:
+        tuple or None: The call under its rule, and its operands that depend on the inputs; ``None``
+        for other calls, and where another run would draw anew what it drops.
+    """
+    if not getattr(mode.scope.rule(Kind.ATTENTION), "covers_softmax", False):
+        return None
+    if name == "softmax" and not has_rule:
+        given = [args[0] if args else kwargs["input"]]
+        rest = {key: value for key, value in kwargs.items() if key != "input"}
+
+        def run(values: list[Tensor]) -> Tensor:
+            again: Tensor = func(*values, *args[1:], **rest)
+            return again
+
+    elif name == "scaled_dot_product_attention" and has_rule:
+        *given, dropout_p, is_causal = bind(SDPA, args, kwargs)
+        rest = {key: value for key, value in kwargs.items() if key not in SDPA}
+        scale = rest.pop("scale", None)
+        if dropout_p:
+            return None
+
+        def run(values: list[Tensor]) -> Tensor:
+            remaining = iter(values)
+            filled = [next(remaining) if depends(t) else t for t in given]
+            return UniformAttention.call(*filled, bool(is_causal), scale, rest)
+
+    else:
+        return None
+    return run, [t for t in given if depends(t)]
 
 
 def booked(

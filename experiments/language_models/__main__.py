@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from experiments.language_models import effects, items, network, report
 from experiments.language_models.measures import scores
-from experiments.language_models.methods import LIMITS, LONGEST, METHODS, Method
+from experiments.language_models.methods import LIMITS, LONGEST, METHODS, WITH_START, Method
 from experiments.language_models.tasks import SPLITS
 
 SETTINGS = ("start", "bare")
@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (setting, name): run.scores(name, METHODS[name], setting)
         for setting in options.settings
         for name in options.methods
+        if setting == "start" or name not in WITH_START
     }
     text = report.table(run.items, found)
     if options.report is None:

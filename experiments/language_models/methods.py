@@ -120,4 +120,6 @@ METHODS: Mapping[str, Method] = {
 }
 #: Items of each task that slow methods see, and the longest prompt, in tokens, for some.
 LIMITS = {"IG, 20 steps": 4, "IG, 20 steps from the end token": 4}
-LONGEST = {"leave one out": 64}
+LONGEST = {"leave one out": 64, "IG, 20 steps": 64, "IG, 20 steps from the end token": 64}
+#: Slow methods are not run on bare prompts.
+WITH_START = ("leave one out", "IG, 5 steps", "IG, 20 steps", "IG, 20 steps from the end token")

@@ -85,9 +85,9 @@ class Pending:
         expanded = _expanded(mode, self.func, self.args, self.kwargs, self.name, has_rule)
         if expanded is not None and depends(result):
             module = mode.scope.module
-            name = f"{module or 'softmax'}: constant of the softmax"
+            kept = f"{module or 'softmax'}: constant of the softmax"
             assert mode.scope.ledger is not None
-            mode.scope.ledger.absorb_rest(result, *expanded, name, module)
+            mode.scope.ledger.absorb_rest(result, *expanded, kept, module)
             return
         if mode.scope.last_booked > self.start or has_rule:
             return

@@ -120,7 +120,9 @@ def byte_level(whole: bool = False) -> Any:
         add_prefix_space=False, use_regex=not whole
     )
     backend.decoder = tokenizers.decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_input_names=["input_ids", "attention_mask"]
+    )
 
 
 def small_gpt(vocabulary: int = 260) -> Any:
@@ -204,7 +206,7 @@ def test_many_texts(model: Any, tokenizer: Any) -> None:
 
 
 def test_columns_of_data_sets(model: Any, tokenizer: Any) -> None:
-    data = pytest.importorskip("datasets").Dataset.from_dict(
+    data = pytest.importorskip("datasets", exc_type=ImportError).Dataset.from_dict(
         {"text": [FILM, "dull"], "label": [1, 0]}
     )
     many = lrp.explain(model, tokenizer, data["text"], target=data["label"][:])
@@ -384,7 +386,7 @@ def alike(a: lrp.Explanation, b: lrp.Explanation) -> None:
 @pytest.mark.parametrize("suffix", ["json", "parquet"])
 def test_there_and_back(suffix: str, model: Any, tokenizer: Any, tmp_path: Path) -> None:
     if suffix == "parquet":
-        pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
     pictured = lrp.explain(digits(), None, digit_samples()[0][0])
     for made in (lrp.explain(model, tokenizer, f"{FILM} 😀"), pictured):
         made.save(tmp_path / f"one.{suffix}")
@@ -402,7 +404,7 @@ def test_there_and_back(suffix: str, model: Any, tokenizer: Any, tmp_path: Path)
 
 def test_parquet_is_a_table_for_others(model: Any, tokenizer: Any, tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
     lrp.explain(model, tokenizer, [FILM, "dull"]).save(tmp_path / "x.parquet")
     table = pandas.read_parquet(tmp_path / "x.parquet")
     assert table["target"].tolist() == ["positive", "negative"]
@@ -462,7 +464,7 @@ def test_files_that_are_no_explanations(
     name: str, content: str, reason: str, tmp_path: Path
 ) -> None:
     if name.endswith("parquet"):
-        pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=reason):
         lrp.Explanation.load(tmp_path / name)

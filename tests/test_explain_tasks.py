@@ -181,7 +181,10 @@ def test_sequence_to_sequence(tokenizer: Any) -> None:
     conserved(made)
     assert {w.part for w in made.words()} >= {"text", "answer"}
     source, written = ConservativeLRP(model).attribute(
-        {**inputs, "decoder_input_ids": decoder},
+        {
+            "input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"],
+            "decoder_input_ids": decoder,
+        },
         target=(2, labels[2]),
     )  # fmt: skip
     assert torch.allclose(made.relevance, torch.cat([source[0], written[0]]), atol=1e-6)

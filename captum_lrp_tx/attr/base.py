@@ -11,6 +11,7 @@ from captum._utils.common import _format_additional_forward_args
 from torch import Tensor, nn
 
 from captum_lrp_tx.attr.captum_rules import assigned_rules
+from captum_lrp_tx.attr.class_names import by_number
 from captum_lrp_tx.attr.target_lists import TargetsType as TargetsType
 from captum_lrp_tx.attr.target_lists import select_targets
 from captum_lrp_tx.attr.targets import Target
@@ -137,6 +138,7 @@ class Conservative(WithoutFutures):
     ) -> Pass:
         modules = find_modules(forward)
         refuse_opaque(modules, forward)
+        target = by_number(target, modules)
         composite = self.composite
         if self._honours_module_rules:
             own = assigned_rules(modules)
@@ -210,6 +212,8 @@ class Conservative(WithoutFutures):
         """One forward pass, and relevance of each target."""
         prepared = Inputs(inputs)
         job = self._pass(forward, None, additional_forward_args, **more)
+        if isinstance(targets, Sequence) and not isinstance(targets, str):
+            targets = [by_number(target, job.modules) for target in targets]
         subject = Subject(forward, job.modules)
         layers = tuple(id(layer) for layer in job.layers or ())
         given = targets if isinstance(targets, Sequence) else ()

@@ -142,8 +142,9 @@ class ConservativeGI(Conservative, GradientAttribution):
                 attributed to, and all of it is passed to the model by keyword. Dimension 0 counts
                 the examples.
             target (int, tuple, Tensor, list or Target, optional): Output indices to explain, with
-                Captum's semantics: an int (or one-element tensor) for all examples; a list of ints
-                or a 1-D tensor with one index for each; for outputs of more than two dimensions a
+                Captum's semantics: an int (or one-element tensor) for all examples, or the name of
+                a class, if the model's ``config.id2label`` has it; a list of these or a 1-D tensor
+                with one index for each; for outputs of more than two dimensions a
                 tuple, or a list of tuples. None if the model gives one value per example. Or what
                 is no index, such as ``Contrast(1, 0)``: see :mod:`captum_lrp_tx.attr.targets`.
             additional_forward_args (Any, optional): Further positional arguments of the forward

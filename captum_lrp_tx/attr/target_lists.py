@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Union, cast
+from typing import Literal, Union
 
 from torch import Tensor
 
@@ -46,5 +46,4 @@ def select_targets(output: Tensor, targets: TargetsType) -> list[Tensor]:
             f"targets must be a list with at least one target, or 'all', not {targets!r}. For one "
             "index for each example, which is one target, write [[0, 1, ...]]."
         )
-    each = cast("Sequence[TargetType]", targets)  # a string is a sequence of strings to mypy
-    return [select_target(output, target) for target in each]
+    return [select_target(output, target) for target in targets]

@@ -19,6 +19,7 @@ from captum_lrp_tx.compare.comparison import Comparison
 from captum_lrp_tx.compare.registry import METHODS, find_method
 from captum_lrp_tx.compare.run import compare
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.evaluation.tables import read_table
 from captum_lrp_tx.files import check_writable, write_atomically
 from captum_lrp_tx.visualization import summary, supports_colour
 from captum_lrp_tx.visualization.comparison import TextComparison, numbers_table
@@ -238,31 +239,16 @@ def read_texts(file: Path, limit: int) -> tuple[list[tuple[int, str]], int]:
     """Texts of a file with the numbers of their lines, and how many more there are.
 
     Args:
-        file (Path): One text in each line, or a table separated by tabs whose first line names a
-            column ``sentence``. Empty lines are left out.
+        file (Path): See :func:`captum_lrp_tx.evaluation.tables.read_table`.
         limit (int): How many at most.
 
     Raises:
         InputError: If the file cannot be read or holds no text.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise InputError(f"cannot read {file}: {reason}") from error
-    head = [name.strip().casefold() for name in lines[0].split("\t")]
-    column = head.index("sentence") if "sentence" in head else None
-    if column is None and len(head) > 1:
-        raise InputError(f'{file} is a table without a column "sentence"')
-    found = []
-    for number, line in enumerate(lines, 1):
-        if column is not None:
-            fields = line.split("\t")
-            line = fields[column] if number > 1 and len(fields) > column else ""
-        if line.strip():
-            found.append((number, line.strip()))
-    if not found:
-        raise InputError(f"{file} holds no text")
+    table = read_table(file)
+    if table.column:
+        note(table.told())
+    found = [(number, text) for number, text, _ in table.rows]
     return found[:limit], max(len(found) - limit, 0)
 
 

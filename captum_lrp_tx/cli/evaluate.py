@@ -176,7 +176,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
 def _texts(
     path: Path, arguments: argparse.Namespace, source: Source, config: Any, model: Any
 ) -> tuple[TextExamples, Masker]:
-    texts, labels = read_texts(path)
+    texts, labels = read_texts(path, note)
     tokenizer = load_tokenizer(source)
     numbers = None
     if labels is not None and arguments.target == "label":

@@ -88,7 +88,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     import_pyarrow()
     if arguments.workers < 0:
         parser.error("--workers must not be negative")
-    texts, labels = read_texts(arguments.data)
+    texts, labels = read_texts(arguments.data, note)
     source = find(arguments.model, "sentiment")
     kind, config = kind_of(source, ("text", "next token"))
     tokenizer = load_tokenizer(source)

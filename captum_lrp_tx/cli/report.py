@@ -16,6 +16,7 @@ from captum_lrp_tx.cli.models import Source, find, kind_of, load_model, load_tok
 from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.compare.registry import METHODS, find_method
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
+from captum_lrp_tx.evaluation import tables
 from captum_lrp_tx.explaining.names import labels_of
 from captum_lrp_tx.files import check_writable
 from captum_lrp_tx.report import Report, report
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     parser.add_argument(
         "--file", type=Path, metavar="FILE",
-        help='texts: one in each line, or a table separated by tabs with a column "sentence" and, '
+        help='texts: one in each line, or a table (.csv, or tabs) with a column "sentence" and, '
         'if known, "label" (default: a few sentences that come with the package)',
     )  # fmt: skip
     parser.add_argument(
@@ -174,31 +175,16 @@ def read_table(file: Path) -> tuple[list[str], list[str | None] | None]:
     """Texts of a file and their labels, if it has any.
 
     Args:
-        file (Path): One text in each line, or a table separated by tabs whose first line names a
-            column ``sentence`` and perhaps one ``label``. Lines without a text are left out.
+        file (Path): See :func:`captum_lrp_tx.evaluation.tables.read_table`.
 
     Raises:
         InputError: If the file cannot be read or holds no text.
     """
-    lines = _lines(file)
-    head = [name.strip().casefold() for name in lines[0].split("\t")]
-    if "sentence" not in head:
-        if len(head) > 1:
-            raise InputError(f'{file} is a table without a column "sentence"')
-        texts = [line.strip() for line in lines if line.strip()]
-        if not texts:
-            raise InputError(f"{file} holds no text")
-        return texts, None
-    column = head.index("sentence")
-    other = head.index("label") if "label" in head else None
-    rows = [line.split("\t") for line in lines[1:]]
-    rows = [row for row in rows if len(row) > column and row[column].strip()]
-    if not rows:
-        raise InputError(f"{file} holds no text")
-    texts = [row[column].strip() for row in rows]
-    if other is None:
-        return texts, None
-    return texts, [(row[other].strip() if len(row) > other else "") or None for row in rows]
+    table = tables.read_table(file)
+    if table.column:
+        note(table.told())
+    texts = [text for _, text, _ in table.rows]
+    return texts, [label or None for _, _, label in table.rows] if table.label else None
 
 
 def _lines(file: Path) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from captum_lrp_tx.errors import InputError
 
-_SETTINGS = "settings.json"
+_SETTINGS = "_settings.json"  # readers of Parquet pass by names that begin so
 #: Settings that every run has, and that reading needs.
 _SIZES = ("shards", "examples")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,54 +13,34 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.errors import InputError, TargetError
+from captum_lrp_tx.evaluation.tables import read_table
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_TEXT_COLUMNS = ("sentence", "text")
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-def read_texts(file: Path) -> tuple[list[str], list[str] | None]:
+def read_texts(
+    file: Path, tell: Callable[[str], None] | None = None
+) -> tuple[list[str], list[str] | None]:
     """Texts and, where there are any, their labels as they are written.
 
     Args:
-        file (Path): A table separated by tabs, without quotes, whose first line names a column
-            ``sentence`` (or ``text``) and maybe one ``label``; or one text in each line. Lines
-            without text are left out.
+        file (Path): See :func:`captum_lrp_tx.evaluation.tables.read_table`.
+        tell (callable, optional): Told which columns of a table were read.
 
     Raises:
         InputError: The file cannot be read, or holds no text, or a line lacks its label.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise InputError(f"cannot read {file}: {why}") from error
-    lines = [line.removesuffix("\r") for line in lines]
-    head = [name.strip().casefold() for name in lines[0].split("\t")]
-    column = next((head.index(name) for name in _TEXT_COLUMNS if name in head), None)
-    if column is None and len(head) > 1:
-        raise InputError(f'{file} is a table without a column "sentence"')
-    if column is None:
-        texts = [line.strip() for line in lines if line.strip()]
-        labels = None
-    else:
-        texts, found = [], []
-        place = head.index("label") if "label" in head else None
-        for number, line in enumerate(lines[1:], 2):
-            fields = line.split("\t")
-            text = fields[column].strip() if len(fields) > column else ""
-            if not text:
-                continue
-            texts.append(text)
-            if place is not None:
-                label = fields[place].strip() if len(fields) > place else ""
-                if not label:
-                    raise InputError(f"line {number} of {file} has no label")
-                found.append(label)
-        labels = found if place is not None else None
-    if not texts:
-        raise InputError(f"{file} holds no text")
-    return texts, labels
+    table = read_table(file)
+    if tell is not None and table.column:
+        tell(table.told())
+    texts = [text for _, text, _ in table.rows]
+    if not table.label:
+        return texts, None
+    for number, _, label in table.rows:
+        if not label:
+            raise InputError(f"line {number} of {file} has no label")
+    return texts, [label for _, _, label in table.rows]
 
 
 def read_images(file: Path) -> Tensor:

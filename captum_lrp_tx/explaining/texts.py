@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -129,7 +130,7 @@ def _from_texts(texts: dict[str, str], reader: Reader, **more: Any) -> Encoded:
     options = {**more, **(cut if reader.truncation else {})}
     # verbose: the message about long texts would say that indexing errors follow
     encoding = tokenizer(*texts.values(), return_tensors="pt", verbose=False, **options)
-    inputs = {k: v for k, v in encoding.items() if k not in _NOT_FOR_THE_MODEL}
+    inputs = _for_the_model({**encoding}, reader.model)
     ids = inputs["input_ids"]
     if not ids.numel():
         raise InputError("the tokenizer made no token of the text")
@@ -178,6 +179,20 @@ def _from_ids(item: Any, reader: Reader) -> Encoded:
             "attention_mask too"
         )
     return Encoded(inputs, tokens, tuple(warnings))
+
+
+def _for_the_model(made: dict[str, Any], model: Any) -> dict[str, Any]:
+    """What a tokenizer made, without what the model does not take (segments, mostly)."""
+    function = model.forward if isinstance(model, nn.Module) else model
+    taken: Mapping[str, inspect.Parameter]
+    try:
+        taken = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # no signature can be told
+        taken = {}
+    kept = {key: value for key, value in made.items() if key not in _NOT_FOR_THE_MODEL}
+    if "input_ids" in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        kept = {key: value for key, value in kept.items() if key in taken}
+    return kept
 
 
 def _row(value: Any, key: str) -> Tensor:

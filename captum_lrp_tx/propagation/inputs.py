@@ -134,8 +134,7 @@ class Inputs:
         else:
             raise InputError(
                 f"inputs must be a tensor, a non-empty tuple of tensors or a mapping, not "
-                f"{type(inputs).__name__}. Tokenize text first: tokenizer(text, "
-                "return_tensors='pt')."
+                f"{type(inputs).__name__}. {_way_in(inputs)}"
             )
         self.leaves = [self._leaf(t, i) for i, t in enumerate(tensors)]
         self._ids = [leaf for leaf in self.leaves if leaf.is_ids]
@@ -151,8 +150,7 @@ class Inputs:
         where = f"inputs[{self.keys[position]!r}]" if self.keys else f"input {position}"
         if not isinstance(tensor, Tensor):
             raise InputError(
-                f"{where} is of type {type(tensor).__name__}; a tensor is needed. Arguments that "
-                "need no relevance belong into additional_forward_args."
+                f"{where} is of type {type(tensor).__name__}; a tensor is needed. {_way_in(tensor)}"
             )
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
             kind = "nested" if tensor.is_nested else f"{tensor.layout} on {tensor.device}"
@@ -284,6 +282,17 @@ class Inputs:
             (lookup.name, lookup.relevance(grad, count).reshape(shape))
             for lookup, grad in zip(leaf.lookups, grads, strict=True)
         ]
+
+
+def _way_in(value: Any) -> str:
+    """What to do about something that is no tensor."""
+    if isinstance(value, str):
+        return "Tokenize text first: tokenizer(text, return_tensors='pt', padding=True)."
+    if hasattr(value, "convert") and hasattr(value, "getpixel"):
+        return "Pass pixels: image_processor(images=picture, return_tensors='pt')."
+    if hasattr(value, "__array_interface__"):
+        return "Pass torch.from_numpy(array)."
+    return "Arguments that need no relevance belong into additional_forward_args."
 
 
 def _attributed(key: str, value: Any) -> bool:

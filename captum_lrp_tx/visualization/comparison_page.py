@@ -18,7 +18,7 @@ _MORE_STYLE = """
 .lrp section{margin-bottom:0}
 .lrp section+section{border-top:1px solid #d8d8d8}
 .lrp dl{margin-bottom:.6rem}
-.lrp table{border-collapse:collapse;width:100%;font-size:.95rem}
+.lrp table{color:inherit;border-collapse:collapse;width:100%;font-size:.95rem}
 .lrp thead th{font-size:.75rem;font-weight:400;color:#757b83;text-align:right;white-space:nowrap;
 border-bottom:1px solid #9a9a9a}
 .lrp thead th:first-child{text-align:left}

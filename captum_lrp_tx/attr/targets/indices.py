@@ -59,7 +59,15 @@ class Target(ABC):
 
 
 TargetType = Union[
-    None, int, tuple[int, ...], Tensor, list[tuple[int, ...]], list[int], Target, Sequence[Target]
+    None,
+    str,
+    int,
+    tuple[int, ...],
+    Tensor,
+    list[tuple[int, ...]],
+    list[int],
+    Target,
+    Sequence[Target],
 ]
 
 

@@ -63,8 +63,9 @@ class NextToken(Task):
         for count, token in enumerate(answer):
             before = answer[:count]
             inputs = {"input_ids": torch.cat([prompt, prompt.new_tensor([before]).long()], 1)}
-            if "attention_mask" in encoded.inputs:
-                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+            for key, value in encoded.inputs.items():
+                if key != "input_ids":  # masks and segments go on as they end
+                    inputs[key] = torch.cat([value, value[:, -1:].expand(1, count)], 1)
             written = tokens_of_ids(before, reader.tokenizer, "answer")
             yield Case(
                 self.name, reader.model, inputs,

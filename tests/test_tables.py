@@ -1,0 +1,94 @@
+"""Files of texts: lines, tabs and CSV; folders that pandas reads; names of classes as targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from captum_lrp_tx import ConservativeLRP
+from captum_lrp_tx.audit import explainability
+from captum_lrp_tx.cli import main
+from captum_lrp_tx.errors import InputError, TargetError
+from captum_lrp_tx.evaluation.tables import read_table
+from captum_lrp_tx.models import sentiment
+
+CSV = 'id,Sentence,label\n1,"a charming, funny film",1\n2,"dull\nand slow",0\n3,,1\n'
+
+
+def test_csv_files_have_columns_and_quotes(tmp_path: Path) -> None:
+    file = tmp_path / "reviews.csv"
+    file.write_text(CSV, encoding="utf-8")
+    table = read_table(file)
+    assert table.rows == [(2, "a charming, funny film", "1"), (4, "dull\nand slow", "0")]
+    assert (table.column, table.label) == ("Sentence", "label")
+    assert "'Sentence'" in table.told() and "a charming, funny film" in table.told()
+    file.write_text("text;class\nfine, really;1\n", encoding="utf-8")
+    assert read_table(file).rows == [(2, "fine, really", "1")]
+    file.write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"without a column \"sentence\".*it has 'a', 'b'"):
+        read_table(file)
+    file.write_text("text\n", encoding="utf-8")
+    with pytest.raises(InputError, match="holds no text"):
+        read_table(file)
+
+
+def test_other_files_are_lines_or_have_tabs(tmp_path: Path) -> None:
+    file = tmp_path / "reviews.txt"
+    file.write_text("a film, really\n\ndull\n", encoding="utf-8")
+    assert read_table(file).rows == [(1, "a film, really", ""), (3, "dull", "")]
+    file.write_text('sentence\tlabel\na "film"\t1\n', encoding="utf-8")
+    assert read_table(file).rows == [(2, 'a "film"', "1")]
+
+
+def test_commands_read_csv_and_say_so(tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "reviews.csv"
+    file.write_text(CSV, encoding="utf-8")
+    assert main(["compare", "--file", str(file), "--methods", "gi"]) == 0
+    streams = capsys.readouterr()
+    assert "texts from the column 'Sentence'" in streams.err
+    assert "1. a charming, funny film" in streams.out and "id," not in streams.out
+
+
+def test_pandas_reads_the_folder_of_a_data_set(tmp_path: Path, capsys: Any) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
+    file, out = tmp_path / "reviews.csv", tmp_path / "relevance"
+    file.write_text(CSV, encoding="utf-8")
+    assert main(["explain-dataset", "--data", str(file), "--out", str(out)]) == 0
+    table = pandas.read_parquet(out)
+    assert len(table) == 2 and {"tokens", "relevance"} <= set(table.columns)
+
+
+def test_names_of_classes_are_targets() -> None:
+    model, tokenizer = sentiment()
+    inputs = tokenizer(["a film", "so dull"], return_tensors="pt")
+    lrp = ConservativeLRP(model)
+    assert torch.equal(lrp.attribute(inputs, "Positive"), lrp.attribute(inputs, 1))
+    mixed = lrp.attribute(inputs, ["negative", "positive"])
+    assert torch.equal(mixed, lrp.attribute(inputs, [0, 1]))
+    both = lrp.attribute_targets(inputs, ["positive", 0])
+    assert torch.equal(both, lrp.attribute_targets(inputs, [1, 0]))
+    named = explainability(model, inputs, "positive", file=None)
+    assert named.output == explainability(model, inputs, 1, file=None).output
+    with pytest.raises(TargetError, match="no class 'fine'; it has 0 negative, 1 positive"):
+        lrp.attribute(inputs, "fine")
+    with pytest.raises(TargetError, match="does not fit the output"):
+        ConservativeLRP(torch.nn.Linear(2, 2)).attribute(torch.ones(1, 2), "a")
+
+
+def test_what_to_do_with_what_is_no_tensor() -> None:
+    model, tokenizer = sentiment()
+    lrp = ConservativeLRP(model)
+    for inputs in ("a film", ["a film", "dull"]):
+        with pytest.raises(InputError, match="Tokenize text first"):
+            lrp.attribute(inputs, 1)  # type: ignore[call-overload]
+    with pytest.raises(InputError, match="Pass torch"):
+        lrp.attribute(tokenizer("a film", return_tensors="np")["input_ids"], 1)
+    image = pytest.importorskip("PIL.Image")
+    with pytest.raises(InputError, match="image_processor"):
+        lrp.attribute(image.new("L", (8, 8)), 1)  # type: ignore[call-overload]

@@ -746,3 +746,34 @@ def test_conservation_is_drawn(conserved, tmp_path):
     assert [len(line.get_xdata()) for line in depth] == [len(conserved.levels)] * 2
     with pytest.raises(InputError, match="no rules"):
         conserved.figure(rules=["IG"])
+
+
+def test_relevance_and_what_constants_absorb_are_the_output(text, conserved, tmp_path):
+    model, _, inputs, _ = text
+    some = {key: value[:6] for key, value in inputs.items()}
+    rules = {name: RULES[name] for name in ("GI", "LRP", "LRP, biases distributed")}
+    found = conservation(model, some, rules=rules, absorbed=True, batch_size=4)
+    for name in rules:
+        torch.testing.assert_close(found.sums[name], conserved.sums[name])
+    assert found.at("LRP").error > 0.05 and found.unaccounted("LRP") < 1e-5
+    assert found.unaccounted("GI") > 0.5
+    assert float(found.absorbed["LRP, biases distributed"].abs().max()) < 1e-4
+    pytest.importorskip("matplotlib")
+    rings, points = found.figure().axes[1].collections
+    assert len(rings.get_facecolors()) == 0 and len(points.get_facecolors()) > 0
+    account = found.sums["LRP"]["embeddings"] + found.absorbed["LRP"]
+    np.testing.assert_allclose(points.get_offsets()[:, 1], account)
+    with pytest.raises(KeyError):
+        conserved.unaccounted("LRP")
+
+
+def test_a_method_has_one_colour(conserved):
+    pytest.importorskip("matplotlib")
+    colours = pytest.importorskip("matplotlib.colors")
+    from captum_lrp_tx.visualization.method_styles import STYLES, styles
+
+    for place, axes in enumerate(conserved.figure().axes[:-1]):
+        colour = colours.to_hex(axes.collections[0].get_facecolors()[0])
+        assert colour == STYLES[list(RULES)[place]][0]
+    mine = styles([*STYLES, "mine", "other"])
+    assert len(set(mine.values())) == len(mine), "two methods look alike"

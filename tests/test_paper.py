@@ -546,7 +546,8 @@ def test_sums_of_relevance(small: Path) -> None:
     model, tokenizer = models.sentiment()
     split = data.Split([text for text, _ in TEXTS], [label for _, label in TEXTS])
     subject = subjects.text_data(data.TASKS["sst2"], model, tokenizer, split, 5)
-    logits, found = conservation.sums(model, subject.examples, 5)
+    sums = conservation.sums(model, subject.examples, 5)
+    logits, found = sums.logits, sums.relevance
     for row in range(5):
         inputs = subject.examples.inputs([row])
         with torch.no_grad():
@@ -555,7 +556,9 @@ def test_sums_of_relevance(small: Path) -> None:
         relevance = AtEmbeddings(model, "gi").attribute(inputs, target=int(output.argmax()))
         assert found["GI"][row] == pytest.approx(float(relevance.sum()), abs=1e-4)
     np.testing.assert_allclose(found["LRP, biases distributed"], logits, atol=1e-3)
-    text = conservation.table({"toy": (logits, found)})
+    assert abs(found["LRP"] - logits).max() > 0.1
+    np.testing.assert_allclose(found["LRP"] + sums.absorbed["LRP"], logits, atol=1e-5)
+    text = conservation.table({"toy": sums})
     assert len(text.splitlines()) == 2 + len(found)
 
 

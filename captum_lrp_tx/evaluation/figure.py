@@ -8,30 +8,10 @@ from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation.result import Evaluation, mean_curve
 from captum_lrp_tx.metrics.curves import Curve
 from captum_lrp_tx.visualization.figures import require_matplotlib
+from captum_lrp_tx.visualization.method_styles import styles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# Hue tells the families apart, lightness and dashes the members: attention is blue, gradients are
-# orange to red, LRP the darkest.
-_STYLES: dict[str, tuple[str, str, float]] = {
-    "Random": ("#9a9a9a", ":", 1.4),
-    "A-Last": ("#9ecae1", "-", 1.3),
-    "Rollout": ("#4292c6", "--", 1.3),
-    "A-Flow": ("#4292c6", ":", 1.3),
-    "GAE": ("#08519c", "-", 1.5),
-    "Chefer": ("#08519c", "--", 1.3),
-    "GI": ("#c9a227", "-", 1.3),
-    "Saliency": ("#c9a227", ":", 1.3),
-    "LRP(AH)": ("#fd8d3c", "--", 1.3),
-    "LRP(LN)": ("#e6550d", "-.", 1.5),
-    "LRP(AH+LN)": ("#a50f15", "-", 2.2),
-    "LRP": ("#1a1a1a", "-", 2.2),
-    "AttnLRP": ("#1a1a1a", "--", 1.5),
-    "IG": ("#1b7837", "-", 1.7),
-    "GradientShap": ("#1b7837", ":", 1.5),
-}
-_OTHERS = ("#762a83", "#af8dc3", "#b35806", "#5aae61", "#d6604d", "#4393c3", "#8c510a", "#01665e")
 
 
 def curves_figure(
@@ -70,13 +50,13 @@ def curves_figure(
         left=0.62 / width, right=1 - 0.2 / width, bottom=foot / height,
         top=1 - (head + 0.25) / height, wspace=0.42 if len(measures) < 3 else 0.5,
     )  # fmt: skip
-    styles = _styles([method.name for method in methods])
+    drawn = styles([method.name for method in methods])
     for axes, measure in zip(grid, measures, strict=True):
         for method in methods:
             curve = method.measured[measure.name]
             assert isinstance(curve, Curve)
             x, y = mean_curve(curve)
-            colour, dashes, thickness = styles[method.name]
+            colour, dashes, thickness = drawn[method.name]
             axes.plot(
                 x.numpy() * 100, y.numpy(), color=colour, linestyle=dashes, linewidth=thickness,
                 label=_label(method.name, len(method.rows), methods), zorder=2 + thickness,
@@ -114,16 +94,3 @@ def _quiet(axes: Any) -> None:
 def _label(name: str, count: int, methods: list[Any]) -> str:
     most = max(len(method.rows) for method in methods)
     return name if count == most else f"{name} (n = {count})"
-
-
-def _styles(names: list[str]) -> dict[str, tuple[str, str, float]]:
-    found = {}
-    others = 0
-    for name in names:
-        if name in _STYLES:
-            found[name] = _STYLES[name]
-        else:
-            dashes = ("-", "--", ":", "-.")[others // len(_OTHERS) % 4]
-            found[name] = (_OTHERS[others % len(_OTHERS)], dashes, 1.5)
-            others += 1
-    return found

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Union
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +14,16 @@ from tqdm import tqdm
 from captum_lrp_tx.attr.base import AttributionInputs, TargetType
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
-from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
 from captum_lrp_tx.errors import InputError, NonFiniteError
+from captum_lrp_tx.metrics.absorbed import Rules, absorbed_behind, at_layers, called
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.blocks import transformer_blocks
 from captum_lrp_tx.metrics.masking import MaskTokens
 from captum_lrp_tx.metrics.perturbation import logit
 from captum_lrp_tx.metrics.targets import split_target, target_classes, target_outputs
-from captum_lrp_tx.rules.base import Bias
-from captum_lrp_tx.rules.composite import Composite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-#: A preset or composite, or one with a treatment of biases for ``ConservativeLRP``.
-Rules = Union[str, Composite, tuple[Union[str, Composite], Bias]]
 
 RULES: Mapping[str, Rules] = {
     "GI": "gi",
@@ -69,11 +64,14 @@ class Conservation:
         output (Tensor): The explained output of each example, ``(examples,)``, float64.
         sums (mapping): Sum of relevance, ``(examples,)``, by rule set and level.
         levels (tuple of str): From the input to the last block.
+        absorbed (mapping): By rule set what biases and other named constants behind the embeddings
+            absorb, ``(examples,)``; empty unless asked for.
     """
 
     output: Tensor
     sums: Mapping[str, Mapping[str, Tensor]]
     levels: tuple[str, ...]
+    absorbed: Mapping[str, Tensor] = field(default_factory=dict)
 
     def at(self, rules: str, level: str = "embeddings") -> LevelConservation:
         """Numbers of one rule set at one level.
@@ -93,6 +91,18 @@ class Conservation:
         correlation = float("nan") if constant else float(torch.corrcoef(pair)[0, 1])
         error = float((output - sums).abs().mean() / output.abs().mean())
         return LevelConservation(rules, level, correlation, slope, error)
+
+    def unaccounted(self, rules: str) -> float:
+        """Relative error of relevance at the embeddings and absorbed relevance together.
+
+        Args:
+            rules (str): Name of the rule set.
+
+        Raises:
+            KeyError: There is no such rule set, or absorbed relevance was not measured.
+        """
+        account = self.sums[rules]["embeddings"] + self.absorbed[rules]
+        return float((self.output - account).abs().mean() / self.output.abs().mean())
 
     def markdown(self, level: str | None = "embeddings") -> str:
         """A table in Markdown.
@@ -150,6 +160,7 @@ def conservation(
     *,
     rules: Mapping[str, Rules] = RULES,
     layers: Sequence[nn.Module] | None = None,
+    absorbed: bool = False,
     batch_size: int = 32,
     show_progress: bool = False,
 ) -> Conservation:
@@ -172,6 +183,8 @@ def conservation(
         rules (mapping): By name a preset or ``Composite`` (as of ``ConservativeGI``), or a pair of
             one and a treatment of biases (as of ``ConservativeLRP``).
         layers (sequence of Module, optional): The blocks, in order; found unless given.
+        absorbed (bool): Also measure what named constants absorb, which takes a pass more for each
+            example and rule set.
         batch_size (int): How many examples at once.
         show_progress (bool): Show a progress bar on standard error if it takes long.
 
@@ -209,6 +222,7 @@ def conservation(
         name: {level: torch.zeros(len(batch), dtype=torch.float64) for level in levels}
         for name in rules
     }
+    taken = {name: torch.zeros(len(batch), dtype=torch.float64) for name in rules if absorbed}
     chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     bar = tqdm(
         total=len(chunks) * len(rules), desc="conservation", unit="batch", delay=1, leave=False,
@@ -229,28 +243,27 @@ def conservation(
             for name, rule in rules.items():
                 for level, value in zip(levels, _sums(model, part, goal, rule, blocks)):
                     sums[name][level][rows] = value
+                for i, row in enumerate(rows.tolist() if absorbed else ()):
+                    one, at = part.take(torch.tensor([i])), goal[i : i + 1]
+                    taken[name][row] = absorbed_behind(model, one, at, rule, blocks[0])
                 bar.update(1)
-    return Conservation(outputs, sums, levels)
+    return Conservation(outputs, sums, levels, taken)
 
 
 def _sums(
     model: Callable[..., Any], batch: Batch, target: Any, rules: Rules, blocks: list[nn.Module]
 ) -> list[Tensor]:
     """Sums at the input, at the first block's input and at every block's output."""
-    at_input: Any
-    at_layers: Any
+    at_input: ConservativeGI
     if isinstance(rules, tuple):
         at_input = ConservativeLRP(model, rules[0], bias=rules[1])
-        at_layers = LayerConservativeLRP(model, blocks, rules[0], bias=rules[1])
     else:
         at_input = ConservativeGI(model, rules)
-        at_layers = LayerConservativeGI(model, blocks, rules)
-    inputs: Any = batch.main
-    if batch.key is not None:
-        inputs = {batch.key: batch.main, **batch.named}
-    call = {"target": target, "additional_forward_args": batch.extra or None}
-    first = at_layers.attribute(inputs, **call, attribute_to_layer_input=True)[0]
-    outputs = at_layers.attribute(inputs, **call)
+    layers: Any = at_layers(model, blocks, rules)
+    inputs, additional = called(batch)
+    call: Any = {"target": target, "additional_forward_args": additional}
+    first = layers.attribute(inputs, **call, attribute_to_layer_input=True)[0]
+    outputs = layers.attribute(inputs, **call)
     at_inputs = _total(at_input.attribute(inputs, **call), len(batch), layer=False)
     return [at_inputs, *(_total(relevance, len(batch)) for relevance in (first, *outputs))]
 

@@ -11,16 +11,13 @@ import numpy as np
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.metrics.conservation import Conservation
 from captum_lrp_tx.visualization.figures import require_matplotlib
+from captum_lrp_tx.visualization.method_styles import Style, styles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = {
-    "GI": "#c9a227", "LRP(AH)": "#fd8d3c", "LRP(LN)": "#e6550d", "LRP(AH+LN)": "#a50f15",
-    "LRP": "#1a1a1a", "LRP, biases distributed": "#4292c6",
-}  # fmt: skip
-_OTHERS = ("#762a83", "#1b7837", "#8c510a", "#01665e", "#9a9a9a")
 _TINY = 1e-8
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def conservation_figure(
@@ -32,6 +29,9 @@ def conservation_figure(
     title: str = "",
 ) -> Figure:
     """Sums of relevance against outputs, one panel for each rule set, and the error by depth.
+
+    If absorbed relevance was measured, pale rings are the sums of relevance at the embeddings, and
+    full points are these and what named constants absorb: on the line, everything is accounted for.
 
     Args:
         result (Conservation): What was measured.
@@ -58,6 +58,7 @@ def conservation_figure(
             f"there are no rules {unknown} or no level {level!r}; there are "
             f"{', '.join(result.sums)} at {', '.join(result.levels)}"
         )
+    drawn = styles(names)
     columns = min(len(names), 3)
     rows = -(-len(names) // columns)
     panel, right = 1.62, 2.35
@@ -79,24 +80,20 @@ def conservation_figure(
             (foot + (rows - 1 - row) * (panel + 0.25)) / height,
             (side - 0.1) / width, panel / height,
         ))  # fmt: skip
-        sums = result.sums[name][level].numpy()
         axes.plot([low, high], [low, high], color="#8a8a8a", linewidth=0.8, zorder=1)
-        colour = _colour(name, place)
-        inside = np.clip(sums, bottom, top)
-        beyond = inside != sums
-        axes.scatter(output[~beyond], sums[~beyond], s=7, color=colour, alpha=0.55, linewidths=0)
-        for end, marker in ((bottom, "v"), (top, "^")):  # off the scale
-            some = beyond & (inside == end)
-            axes.scatter(
-                output[some], inside[some], s=9, marker=marker, color=colour, alpha=0.55,
-                linewidths=0, clip_on=False,
-            )  # fmt: skip
+        sums, colour = result.sums[name][level].numpy(), drawn[name][0]
         found = result.at(name, level)
         correlation = "none" if math.isnan(found.correlation) else f"{found.correlation:.2f}"
+        said = f"r = {correlation}\nerror {_percent(found.error)}"
+        if level == "embeddings" and name in result.absorbed:
+            _points(axes, output, sums, (bottom, top), colour, rings=True)
+            sums = sums + result.absorbed[name].numpy()
+            said += f"\nwith constants {_percent(result.unaccounted(name))}"
+        _points(axes, output, sums, (bottom, top), colour)
         axes.set_title(name, fontsize=7.2, pad=3, color=colour, fontweight="bold")
         axes.text(
-            0.04, 0.96, f"r = {correlation}\nerror {_percent(found.error)}", fontsize=6.5,
-            va="top", transform=axes.transAxes, color="#4a4a4a",
+            0.04, 0.96, said, fontsize=6.5, va="top", transform=axes.transAxes, color="#4a4a4a",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},
         )  # fmt: skip
         axes.set_xlim(low, high)
         axes.set_ylim(bottom, top)
@@ -109,7 +106,7 @@ def conservation_figure(
             axes.set_xticklabels([])
         else:
             axes.set_xlabel("output", fontsize=7.5, labelpad=2)
-    _depth(drawing, result, names, (width, height, right, head, foot))
+    _depth(drawing, result, drawn, (width, height, right, head, foot))
     if title:
         drawing.text(
             0.5, 1 - 0.2 / height, title, fontsize=10, fontweight="bold", ha="center",
@@ -118,10 +115,27 @@ def conservation_figure(
     return drawing
 
 
+def _points(
+    axes: Any, output: Array, sums: Array, ends: tuple[float, float], colour: str,
+    rings: bool = False,
+) -> None:  # fmt: skip
+    """A point for each example; those off the scale are triangles at its edge."""
+    inside = np.clip(sums, *ends)
+    beyond = inside != sums
+    look: dict[str, Any] = {"color": colour, "alpha": 0.55, "linewidths": 0}
+    if rings:
+        look = {"facecolors": "none", "edgecolors": colour, "alpha": 0.4, "linewidths": 0.5}
+    axes.scatter(output[~beyond], sums[~beyond], s=7, **look)
+    for end, marker in zip(ends, "v^", strict=True):
+        some = beyond & (inside == end)
+        if some.any():
+            axes.scatter(output[some], inside[some], s=9, marker=marker, clip_on=False, **look)
+
+
 def _depth(
     drawing: Any,
     result: Conservation,
-    names: list[str],
+    drawn: dict[str, Style],
     sizes: tuple[float, float, float, float, float],
 ) -> None:
     """Relative error at each level, from the last block down to the input."""
@@ -132,10 +146,10 @@ def _depth(
         (left, bottom, (right - 0.55) / width, 1 - bottom - (head + 0.25) / height)
     )
     levels = list(reversed(result.levels))
-    for place, name in enumerate(names):
+    for name, (colour, dashes, _) in drawn.items():
         errors = [max(result.at(name, level).error, _TINY) for level in levels]
         axes.plot(
-            range(len(levels)), errors, color=_colour(name, place), marker="o", markersize=2.8,
+            range(len(levels)), errors, color=colour, linestyle=dashes, marker="o", markersize=2.8,
             linewidth=1.3,
         )  # fmt: skip
     axes.set_yscale("log")
@@ -150,7 +164,7 @@ def _depth(
     axes.grid(True, axis="y", color="#e6e6e6", linewidth=0.6)
 
 
-def _range(output: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float]:
+def _range(output: Array) -> tuple[float, float]:
     """From below zero, or below the smallest value, to above the largest."""
     low, high = min(float(output.min()), 0.0), max(float(output.max()), 0.0)
     margin = 0.15 * ((high - low) or 1.0)
@@ -163,10 +177,6 @@ def _quiet(axes: Any) -> None:
     for spine in axes.spines.values():
         spine.set_color("#b0b0b0")
         spine.set_linewidth(0.6)
-
-
-def _colour(name: str, place: int) -> str:
-    return _COLOURS.get(name, _OTHERS[place % len(_OTHERS)])
 
 
 def _percent(error: float) -> str:

@@ -18,6 +18,7 @@ from captum_lrp_tx.report.results import Example, Explanations, Report
 from captum_lrp_tx.visualization.arrays import block_sums, pixels_of
 from captum_lrp_tx.visualization.colours import BLUE, RED, RGB
 from captum_lrp_tx.visualization.comparison import PURPLE
+from captum_lrp_tx.visualization.method_styles import Style, styles
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
 from captum_lrp_tx.visualization.wording import Scheme, printable
 
@@ -25,6 +26,8 @@ from captum_lrp_tx.visualization.wording import Scheme, printable
 MAP_SIDE = 64
 #: Images are shown with at most so many pixels a side.
 IMAGE_SIDE = 448
+#: Dashes of lines as SVG has them.
+_DASHES = {"-": "none", "--": "6 3", ":": "2 3", "-.": "7 3 2 3"}
 #: The signed and the unsigned scale on a dark page, from nothing to the largest.
 _DARK: dict[str, tuple[RGB, ...]] = {
     "for": ((38, 41, 48), (84, 47, 46), (142, 58, 52), (199, 78, 66), (242, 116, 100)),
@@ -45,6 +48,7 @@ def payload(report: Report) -> dict[str, Any]:
         dict: ``values[example][method]`` holds ``r``, the relevance for each explained class after
         the other (once for methods that do not depend on the class), ``sum`` and ``delta``.
     """
+    drawn = styles([method.name for method in report.methods])
     return {
         "version": __version__,
         "kind": report.kind,
@@ -58,7 +62,7 @@ def payload(report: Report) -> dict[str, Any]:
             "light": {"for": RED, "against": BLUE, "unsigned": PURPLE},
             "dark": _DARK,
         },
-        "methods": [_method(method) for method in report.methods],
+        "methods": [_method(method, drawn[method.name]) for method in report.methods],
         "examples": [_example(example, report.scheme) for example in report.examples],
         "values": [
             [_values(method, i, example) for method in report.methods]
@@ -78,9 +82,12 @@ def shown_map(values: Tensor) -> Tensor:
     return values if factor == 1 else torch.from_numpy(block_sums(values.double().numpy(), factor))
 
 
-def _method(method: Explanations) -> dict[str, Any]:
+def _method(method: Explanations, style: Style) -> dict[str, Any]:
+    colour, dashes, _ = style
     return {
         "name": printable(method.name),
+        "colour": colour,
+        "dashes": _DASHES[dashes],
         "about": method.about,
         "signed": method.signed,
         "usesTarget": method.uses_target,

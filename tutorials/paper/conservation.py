@@ -8,6 +8,8 @@ Relevance is taken at the output of the embedding block, as in the published cod
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,21 +21,36 @@ from tutorials.paper.bias import correlation, interval
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def sums(model: Any, examples: Examples, count: int) -> tuple[Array, dict[str, Array]]:
-    """Logit of the predicted class and sum of relevance of every example.
+@dataclass(frozen=True)
+class Sums:
+    """Of every example of a model.
+
+    Attributes:
+        logits (array): Of the predicted class, ``(examples,)``.
+        relevance (mapping): Sum of relevance at the embeddings by the name of the rules.
+        absorbed (mapping): What biases and other named constants behind them absorb.
+    """
+
+    logits: Array
+    relevance: Mapping[str, Array]
+    absorbed: Mapping[str, Array]
+
+
+def sums(model: Any, examples: Examples, count: int) -> Sums:
+    """Logit of the predicted class, sum of relevance and of what constants absorb.
 
     Args:
         model (nn.Module): A classifier.
         examples (Examples): Texts.
         count (int): How many of them, from the first.
 
-    Returns:
-        tuple: Logits ``(examples,)``, and the sums of relevance at the embeddings by the name of
-        the rules.
     """
-    found = metrics.conservation(model, examples.inputs(range(count)))
-    at = {name: levels["embeddings"].numpy() for name, levels in found.sums.items()}
-    return found.output.numpy(), at
+    found = metrics.conservation(model, examples.inputs(range(count)), absorbed=True)
+    return Sums(
+        found.output.numpy(),
+        {name: levels["embeddings"].numpy() for name, levels in found.sums.items()},
+        {name: absorbed.numpy() for name, absorbed in found.absorbed.items()},
+    )
 
 
 def relative_error(values: Array, logits: Array, axis: int = -1) -> Any:
@@ -41,21 +58,25 @@ def relative_error(values: Array, logits: Array, axis: int = -1) -> Any:
     return np.abs(values - logits).mean(axis=axis) / np.abs(logits).mean(axis=axis)
 
 
-def table(panels: dict[str, tuple[Array, dict[str, Array]]]) -> str:
-    """Correlation and relative error of the sums.
+def table(panels: Mapping[str, Sums]) -> str:
+    """Correlation and relative error of the sums, without and with absorbed relevance.
 
     Args:
-        panels (dict): Logits and sums of relevance by method, by the name of the model.
+        panels (mapping): By the name of the model.
     """
     lines = [
-        "| model | rules | correlation with the logit | mean error / mean logit |",
-        "|---|---|---|---|",
+        "| model | rules | correlation with the logit | mean error / mean logit | with what named "
+        "constants absorb |",
+        "|---|---|---|---|---|",
     ]
-    for title, (logits, found) in panels.items():
-        for name, values in found.items():
-            r = interval((values, logits), correlation, paired=True)
-            error = interval((values, logits), relative_error, paired=True)
-            lines.append(f"| {title} | {name} | {_short(r)} | {_short(error)} |")
+    for title, found in panels.items():
+        for name, values in found.relevance.items():
+            r = interval((values, found.logits), correlation, paired=True)
+            errors = [
+                _short(interval((shown, found.logits), relative_error, paired=True))
+                for shown in (values, values + found.absorbed[name])
+            ]
+            lines.append(f"| {title} | {name} | {_short(r)} | {' | '.join(errors)} |")
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,20 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
+from captum_lrp_tx.visualization.method_styles import STYLES
 from tutorials.paper import bias
 from tutorials.paper.bias import EFFECT, Measured
+from tutorials.paper.conservation import Sums
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-#: Colour, line style and width of the methods that the figure of curves shows.
-STYLES: dict[str, tuple[str, str, float]] = {
-    "Random": ("#9a9a9a", ":", 1.6),
-    "A-Last": ("#c9b458", "-", 1.2),
-    "Rollout": ("#8c6d31", "-", 1.2),
-    "GAE": ("#6a51a3", "-", 1.4),
-    "Chefer": ("#b09ccf", "-", 1.2),
-    "GI": ("#d6604d", "-", 1.4),
-    "LRP(AH)": ("#f4a582", "-", 1.2),
-    "LRP(LN)": ("#92c5de", "-", 1.2),
-    "LRP(AH+LN)": ("#2166ac", "-", 2.2),
-    "LRP": ("#00665e", "-", 2.2),
-    "AttnLRP": ("#5ab4ac", "-", 1.2),
-    "LRP-gamma": ("#d4a017", "-", 2.2),
-    "AttnLRP-gamma": ("#c2185b", "-", 2.2),
-    "IG": ("#222222", "--", 1.6),
-}
+#: Methods that the figure of curves shows.
+SHOWN = (
+    "Random", "A-Last", "Rollout", "GAE", "Chefer", "GI", "LRP(AH)", "LRP(LN)", "LRP(AH+LN)", "LRP",
+    "AttnLRP", "LRP-gamma", "AttnLRP-gamma", "IG",
+)  # fmt: skip
 KINDS = {
     "female": "#b2439a", "male": "#3b7a57", "Spanish": "#d08a1d", "other": "#4c6fa8",
     "country": "#777777",
@@ -68,7 +59,8 @@ def curves(results: dict[str, dict[str, Any]], path: Path) -> None:
         for column, result in enumerate(results.values()):
             for row, key in enumerate(("activation", "pruning")):
                 ax = axes[row][column]
-                for name, (colour, style, width) in STYLES.items():
+                for name in SHOWN:
+                    colour, style, width = STYLES[name]
                     entry = result["methods"].get(name)
                     if entry is None:
                         continue
@@ -89,41 +81,59 @@ def curves(results: dict[str, dict[str, Any]], path: Path) -> None:
         _save(figure, path)
 
 
-def conservation(panels: dict[str, tuple[Array, dict[str, Array]]], path: Path) -> None:
-    """Sum of relevance against the logit, a row of panels for each model.
+def conservation(panels: Mapping[str, Sums], path: Path) -> None:
+    """Sum of relevance, without and with what constants absorb, against the logit.
 
     Args:
-        panels (dict): Logits and sums of relevance, by the title of the row.
+        panels (mapping): By the title of the row of panels.
         path (Path): Of the PNG.
     """
-    count = max(len(found) for _, found in panels.values())
+    count = max(len(found.relevance) for found in panels.values())
     with plt.rc_context(_RC):
         figure, axes = plt.subplots(
-            len(panels), count, figsize=(1.75 * count, 2.0 * len(panels)), squeeze=False,
+            len(panels), count, figsize=(1.8 * count, 2.1 * len(panels)), squeeze=False,
             sharey="row",
         )  # fmt: skip
-        for row, (title, (logits, found)) in enumerate(panels.items()):
-            for ax, (name, values) in zip(axes[row], found.items(), strict=True):
-                low, high = min(logits.min(), 0.0), max(logits.max(), 0.0)
-                room = 0.08 * (high - low)
-                ax.plot([low - room, high + room], [low - room, high + room], color="black", lw=0.8)
-                reach = 2.5 * (high - low)
-                shown = np.clip(values, low - reach, high + reach)
-                ax.scatter(
-                    logits, shown, s=9, lw=0, alpha=0.65,
-                    color=STYLES.get(name.split(",")[0], ("#00665e",))[0],
-                )  # fmt: skip
-                r = np.corrcoef(logits, values)[0, 1] if values.std() > 0 else float("nan")
-                heading = name.replace(", ", ",\n")
-                ax.set_title(heading if row == 0 else "", pad=4)
-                ax.text(
-                    0.04, 0.97, f"r = {r:.2f}", transform=ax.transAxes, va="top", ha="left",
-                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 1},
-                )  # fmt: skip
-                ax.set_xlabel("logit", labelpad=1)
-            axes[row][0].set_ylabel(f"{title}\nsum of relevance")
-        figure.tight_layout(w_pad=0.5)
+        for row, (title, found) in zip(axes, panels.items(), strict=True):
+            for ax, name in zip(row, found.relevance, strict=True):
+                _account(ax, found, name)
+            row[0].set_ylabel(f"{title}\nsum")
+        for ax, name in zip(axes[0], next(iter(panels.values())).relevance, strict=True):
+            ax.set_title(name.replace(", ", ",\n"), pad=4)
+        rings, points = (
+            Line2D([], [], ls="", marker="o", ms=3.5, color="#444444", mfc=fill, mew=0.6)
+            for fill in ("none", "#444444")
+        )
+        figure.tight_layout(w_pad=0.5, rect=(0, 0.05, 1, 1))
+        figure.legend(
+            [rings, points, Line2D([], [], color="black", lw=0.8)],
+            ["relevance at the embeddings", "relevance and what biases and constants absorb",
+             "the logit"],
+            loc="lower center", ncols=3,
+        )  # fmt: skip
         _save(figure, path)
+
+
+def _account(ax: Axes, found: Sums, name: str) -> None:
+    """One model under one rule set."""
+    logits, values = found.logits, found.relevance[name]
+    low, high = min(logits.min(), 0.0), max(logits.max(), 0.0)
+    room, reach = 0.08 * (high - low), 2.5 * (high - low)
+    ax.plot([low - room, high + room], [low - room, high + room], color="black", lw=0.8, zorder=3)
+    colour = STYLES[name][0]
+    account = values + found.absorbed[name]
+    look: Any = {"facecolors": "none", "edgecolors": colour, "lw": 0.5, "alpha": 0.45}
+    ax.scatter(logits, np.clip(values, low - reach, high + reach), s=9, **look)
+    ax.scatter(
+        logits, np.clip(account, low - reach, high + reach), s=9, lw=0, alpha=0.75, color=colour
+    )
+    error = np.abs(account - logits).mean() / np.abs(logits).mean()
+    said = "accounted for\nto the last digit" if error < 1e-5 else f"missing: {100 * error:.0f} %"
+    ax.text(
+        0.04, 0.97, said, transform=ax.transAxes, va="top", ha="left", fontsize=7, zorder=4,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
+    )  # fmt: skip
+    ax.set_xlabel("logit", labelpad=1)
 
 
 def _bars(ax: Axes, measured: Measured, method: str, count: int, title: str) -> None:
@@ -193,7 +203,7 @@ def bias_groups(all_measured: Sequence[Measured], path: Path) -> None:
         path (Path): Of the PNG.
     """
     shown = [m for m in all_measured if m.group.contrast[0] and len(m.group.words) > 2]
-    colours = {EFFECT: "black", "LRP(AH+LN)": "#2166ac", "LRP": "#00665e", "GI": "#d6604d"}
+    colours = {EFFECT: "black", **{m: STYLES[m][0] for m in ("LRP(AH+LN)", "LRP", "GI")}}
     with plt.rc_context(_RC):
         figure, ax = plt.subplots(figsize=(5.6, 0.5 + 0.85 * len(shown)))
         ticks = []

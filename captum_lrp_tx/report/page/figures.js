@@ -1,8 +1,7 @@
 // How relevance adds up and how faithful it is, over the examples that pass the filters.
 
-// Each method keeps its colour whichever others are shown.
-const tone = (method) => `var(--m${method.index % 8})`;
-const dash = (method) => ["none", "6 3", "2 3"][Math.floor(method.index / 8) % 3];
+// Each method has the colour that it has in all figures, lighter on dark pages.
+const tone = (method) => `color-mix(in oklab, ${method.colour}, white var(--lift))`;
 
 function ticks(low, high, count = 5) {
   const rough = (high - low) / count;
@@ -184,7 +183,7 @@ function curves(title, text, found, key, labels, bounded) {
     const group = el("svg:g", { class: "curve", "data-method": method.name, style: { color: tone(method) } },
       el("svg:path", { class: "band", d: `M${band.join("L")}z` }),
       el("svg:path", { class: "hit", d: `M${path((s) => means[s]).join("L")}` }),
-      el("svg:path", { class: "mean", d: `M${path((s) => means[s]).join("L")}`, "stroke-dasharray": dash(method) }));
+      el("svg:path", { class: "mean", d: `M${path((s) => means[s]).join("L")}`, "stroke-dasharray": method.dashes }));
     drawn.append(group);
   }
   drawn.addEventListener("pointermove", (event) => {

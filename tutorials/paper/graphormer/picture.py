@@ -22,6 +22,7 @@ from torch import Tensor
 
 from captum_lrp_tx.metrics.curves import Curve
 from captum_lrp_tx.visualization.colours import BLUE, RED, colour_of
+from captum_lrp_tx.visualization.method_styles import STYLES
 from tutorials.paper.graphormer.evaluate import HOW, Result
 from tutorials.paper.graphormer.molecules import parse
 
@@ -133,11 +134,8 @@ def draw_grid(rows: Sequence[Drawn], path: Path, dpi: int = 160) -> None:
     _write(figure, path, dpi)
 
 
-#: Methods of the curves and their colours (Okabe and Ito), in the order of the legend.
-_LINES = {
-    "Random": "#999999", "Rollout": "#E69F00", "GAE": "#009E73", "GI": "#56B4E9",
-    "LRP(AH+LN)": "#D55E00", "LRP": "#000000", "IG": "#CC79A7",
-}  # fmt: skip
+#: Methods of the curves, in the order of the legend.
+_SHOWN = ("Random", "Rollout", "GAE", "GI", "LRP(AH+LN)", "LRP", "IG")
 
 
 def draw_curves(results: Sequence[Result], path: Path, dpi: int = 160) -> None:
@@ -154,14 +152,14 @@ def draw_curves(results: Sequence[Result], path: Path, dpi: int = 160) -> None:
     kinds = ("activation", "pruning", "pruning_signed")
     for row, how in zip(axes, HOW, strict=True):
         for panel, kind in zip(row, kinds, strict=True):
-            for name, colour in _LINES.items():
+            for name in _SHOWN:
+                colour, dashes, width = STYLES[name]
                 for result in results:
                     if (result.method, result.how) == (name, how):
                         curve: Curve = getattr(result, kind)
                         panel.plot(
                             curve.fractions, curve.values.mean(0), color=colour, label=name,
-                            lw=2.8 if name == "LRP(AH+LN)" else 1.3,
-                            ls={"Random": ":", "LRP": "--"}.get(name, "-"),
+                            lw=width, ls=dashes,
                         )  # fmt: skip
             panel.spines[["top", "right"]].set_visible(False)
             panel.tick_params(labelsize=8)
@@ -183,13 +181,10 @@ def draw_curves(results: Sequence[Result], path: Path, dpi: int = 160) -> None:
 
 
 def _write(figure: Any, path: Path, dpi: int) -> None:
-    """A PNG of 255 colours, a third as large as one of all colours."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi)
+    """A PNG in full colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi, metadata={"Software": None})
     plt.close(figure)
-    with Image.open(buffer) as image:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.convert("RGB").quantize(255).save(path, optimize=True)
 
 
 def _colour_bar(figure: Any) -> None:

@@ -20,6 +20,7 @@ COPIES = HERE / "repository"
 COPIED = (
     "benchmarks/*.md",
     "experiments/*/*.md",
+    "experiments/language_models/*.py",
     "tutorials/*.ipynb",
     "tutorials/MODELS.md",
     "tutorials/paper/**/*.md",
@@ -63,7 +64,7 @@ def copy_pages(*_: Any) -> None:
 def adapt_pages(_: Any, name: str, source: list[str]) -> None:
     """Links to pages outside of this folder lead to their copies, which get a title."""
     up = "../" * name.count("/")
-    links = rf"\]\({re.escape(up)}\.\./((?:benchmarks|tutorials)/[^)]*\.(?:md|ipynb))"
+    links = rf"\]\({re.escape(up)}\.\./((?:benchmarks|experiments|tutorials)/[^)]*\.(?:md|ipynb))"
     source[0] = re.sub(links, rf"]({up}repository/\1", source[0])
     if name.startswith(COPIES.name) and not source[0].startswith(("# ", "{")):
         source[0] = f"# {name.rpartition('/')[2].replace('_', ' ').capitalize()}\n\n{source[0]}"

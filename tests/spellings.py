@@ -8,6 +8,7 @@ write one line.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -64,6 +65,55 @@ def chunked(w: Weights, x: Tensor, p: Mark) -> Tensor:
     return torch.cat(rows, 1)
 
 
+def products(w: Weights, x: Tensor, p: Mark) -> Tensor:
+    """A pattern times values, of every query and key."""
+    return p(pattern(w, x))[..., None] * w.c(x)[:, None]
+
+
+Step = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def loop(w: Weights, x: Tensor, p: Mark, step: Step) -> Tensor:
+    q, v = p(pattern(w, x)), w.c(x)
+    result = torch.zeros_like(v)
+    for j in range(TOKENS):
+        result = step(result, q[:, :, j : j + 1], v[:, j : j + 1])
+    return result
+
+
+def written(w: Weights, x: Tensor, p: Mark) -> Tensor:
+    q, v = p(pattern(w, x)), w.c(x)
+    result = torch.zeros_like(v)
+    for i in range(TOKENS):
+        for j in range(TOKENS):
+            result[:, i] += q[:, i, j, None] * v[:, j]
+    return result
+
+
+def ratio(e: Tensor) -> Tensor:
+    return e / e.sum(-1, keepdim=True)
+
+
+def joined(w: Weights, x: Tensor) -> Tensor:
+    """Keys in chunks, whose results are weighed by their share of the whole sum."""
+    chunks = [(s, v) for s, v in zip(scores(w, x).split(3, -1), w.c(x).split(3, 1))]
+    totals = [s.logsumexp(-1, keepdim=True) for s, _ in chunks]
+    whole = torch.cat(totals, -1).logsumexp(-1, keepdim=True)
+    return sum((t - whole).exp() * (s.softmax(-1) @ v) for t, (s, v) in zip(totals, chunks))
+
+
+def running(w: Weights, x: Tensor) -> Tensor:
+    """Keys in chunks with a running maximum, as FlashAttention has it."""
+    largest = torch.full((BATCH, TOKENS, 1), -math.inf, dtype=x.dtype)
+    total, result = torch.zeros_like(largest), torch.zeros_like(x)
+    for s, v in zip(scores(w, x).split(2, -1), w.c(x).split(2, 1)):
+        new = torch.maximum(largest, s.amax(-1, keepdim=True))
+        e, kept = (s - new).exp(), (largest - new).exp()
+        total, result = kept * total + e.sum(-1, keepdim=True), kept * result + e @ v
+        largest = new
+    return result / total
+
+
 ATTENTION: dict[str, Spelling] = {
     "matmul": lambda w, x, p, n: p(pattern(w, x)) @ w.c(x),
     "bmm": lambda w, x, p, n: torch.bmm(p(torch.bmm(w.a(x) / math.sqrt(WIDTH), w.b(x).mT)
@@ -107,6 +157,59 @@ ATTENTION: dict[str, Spelling] = {
         .squeeze(1),
     "out of place in baddbmm": lambda w, x, p, n: torch.baddbmm(
         torch.zeros(1, 1, 1, dtype=x.dtype), p(pattern(w, x)), w.c(x)),
+    # sums in other words
+    "addcmul": lambda w, x, p, n: loop(w, x, p, torch.addcmul),
+    "addcmul in place": lambda w, x, p, n: loop(w, x, p, lambda o, q, v: o.addcmul_(q, v)),
+    "baddbmm of one key": lambda w, x, p, n: loop(w, x, p, torch.baddbmm),
+    "added in place": lambda w, x, p, n: loop(w, x, p, lambda o, q, v: o.add_(q * v)),
+    "written entry by entry": lambda w, x, p, n: written(w, x, p),
+    "a summand inside the sum": lambda w, x, p, n: (products(w, x, p) + w.d(x)[:, None]).sum(2)
+        - w.d(x).sum(1, keepdim=True),
+    "subtracted from a summand": lambda w, x, p, n: w.d(x).sum(1, keepdim=True)
+        - (w.d(x)[:, None] - products(w, x, p)).sum(2),
+    "product with ones": lambda w, x, p, n: products(w, x, p).mT @ torch.ones(
+        TOKENS, dtype=x.dtype),
+    "two sums": lambda w, x, p, n: products(w, x, p).unflatten(2, (2, -1)).sum(2).sum(2),
+    "halves": lambda w, x, p, n: (lambda t: t[:, :, :3].sum(2) + t[:, :, 3:].sum(2))(
+        products(w, x, p)),
+    "unbound": lambda w, x, p, n: sum(products(w, x, p).unbind(2)),
+    "pooled": lambda w, x, p, n: TOKENS * F.avg_pool1d(
+        products(w, x, p).mT.flatten(0, 1), TOKENS).view_as(x),
+    "convolution with ones": lambda w, x, p, n: F.conv1d(products(w, x, p).mT.reshape(
+        -1, 1, TOKENS), torch.ones(1, 1, TOKENS, dtype=x.dtype)).view_as(x),
+    "vecdot": lambda w, x, p, n: torch.linalg.vecdot(
+        p(pattern(w, x))[:, :, None], w.c(x).mT[:, None]),
+    "outer products": lambda w, x, p, n: torch.stack([sum(torch.outer(q[:, j], v[j])
+        for j in range(TOKENS)) for q, v in zip(p(pattern(w, x)), w.c(x))]),
+    "einsum that sums nothing": lambda w, x, p, n: torch.einsum(
+        "bij,bjd->bijd", p(pattern(w, x)), w.c(x)).sum(2),
+    "gathered": lambda w, x, p, n: (lambda i: (p(pattern(w, x)).gather(-1, i)[..., None]
+        * w.c(x)[torch.arange(BATCH)[:, None, None], i]).sum(2))(
+            torch.arange(TOKENS).flip(0).expand(BATCH, TOKENS, -1)),
+    # softmax in other words
+    "powers of two": lambda w, x, p, n: p(ratio(torch.exp2(
+        scores(w, x) * math.log2(math.e)))) @ w.c(x),
+    "powers of e": lambda w, x, p, n: p(ratio(math.e ** scores(w, x))) @ w.c(x),
+    "expm1": lambda w, x, p, n: p(ratio(torch.expm1(scores(w, x)) + 1)) @ w.c(x),
+    "sum by ones": lambda w, x, p, n: (lambda e: p(e / (e @ torch.ones(
+        TOKENS, 1, dtype=x.dtype))) @ w.c(x))(scores(w, x).exp()),
+    "l1 norm": lambda w, x, p, n: (lambda e: p(e / e.norm(1, -1, keepdim=True)) @ w.c(x))(
+        scores(w, x).exp()),
+    "normalize": lambda w, x, p, n: p(F.normalize(scores(w, x).exp(), 1, -1)) @ w.c(x),
+    "sum in a loop": lambda w, x, p, n: (lambda e: p(e / sum(e.split(1, -1))) @ w.c(x))(
+        scores(w, x).exp()),
+    "log of the sum": lambda w, x, p, n: (lambda s: p(
+        (s - s.exp().sum(-1, keepdim=True).log()).exp()) @ w.c(x))(scores(w, x)),
+    "logaddexp": lambda w, x, p, n: (lambda s: p((s - functools.reduce(
+        torch.logaddexp, s.split(1, -1))).exp()) @ w.c(x))(scores(w, x)),
+    "logcumsumexp": lambda w, x, p, n: (lambda s: p(
+        (s - s.logcumsumexp(-1)[..., -1:]).exp()) @ w.c(x))(scores(w, x)),
+    "chunks joined by their totals": lambda w, x, p, n: joined(w, x)
+        if p(x) is x else p(pattern(w, x)) @ w.c(x),
+    "divided afterwards, entry by entry": lambda w, x, p, n: (lambda e: (p(e)[..., None]
+        * w.c(x)[:, None]).sum(2) / p(e.sum(-1, keepdim=True)))(scores(w, x).exp()),
+    "running maximum": lambda w, x, p, n: running(w, x)
+        if p(x) is x else p(pattern(w, x)) @ w.c(x),
 }  # fmt: skip
 
 
@@ -183,6 +286,16 @@ def causal(w: Weights, x: Tensor) -> Tensor:
     return torch.ones(TOKENS, TOKENS, dtype=x.dtype)
 
 
+def linear_loop(
+    w: Weights, x: Tensor, p: Mark, outer: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    q, k, v = p(feature(w.a(x))), p(feature(w.b(x))), w.c(x)
+    state = torch.zeros(BATCH, WIDTH, WIDTH, dtype=x.dtype)
+    for t in range(TOKENS):
+        state = state + outer(k[:, t], v[:, t])
+    return torch.stack([(q[:, t, :, None] * state).sum(1) for t in range(TOKENS)], 1)
+
+
 LINEAR_ATTENTION: dict[str, Spelling] = {
     "keys times values": lambda w, x, p, n: p(feature(w.a(x))) @ (
         p(feature(w.b(x))).mT @ w.c(x)),
@@ -202,6 +315,17 @@ LINEAR_ATTENTION: dict[str, Spelling] = {
         torch.bmm(p(feature(w.b(x))).mT, w.c(x))),
     "scaled": lambda w, x, p, n: 3 * (p(feature(w.a(x))) @ (
         p(feature(w.b(x))).mT @ (w.c(x) / 3))),
+    "outer products": lambda w, x, p, n: p(feature(w.a(x))) @ (
+        p(feature(w.b(x)))[..., None] * w.c(x)[:, :, None]).sum(1),
+    "read entry by entry": lambda w, x, p, n: (p(feature(w.a(x)))[..., None]
+        * (p(feature(w.b(x))).mT @ w.c(x))[:, None]).sum(2),
+    "all entry by entry": lambda w, x, p, n: (p(feature(w.a(x)))[..., None]
+        * (p(feature(w.b(x)))[..., None] * w.c(x)[:, :, None]).sum(1)[:, None]).sum(2),
+    "loop": lambda w, x, p, n: linear_loop(w, x, p, lambda k, v: k[..., None] * v[:, None]),
+    "loop of products": lambda w, x, p, n: linear_loop(
+        w, x, p, lambda k, v: k[..., None] @ v[:, None]),
+    "pattern entry by entry": lambda w, x, p, n: (p(
+        feature(w.a(x)) @ feature(w.b(x)).mT)[..., None] * w.c(x)[:, None]).sum(2),
 }  # fmt: skip
 
 
@@ -220,6 +344,12 @@ RMS_NORM: dict[str, Spelling] = {
         "btd,bt->btd", x, n((torch.einsum("btd,btd->bt", x, x) / WIDTH + EPS).rsqrt())),
     "call": lambda w, x, p, n: F.rms_norm(x, (WIDTH,), eps=EPS) if n(x) is x
         else x / n(root(x)),
+    "addcmul": lambda w, x, p, n: x / n((functools.reduce(lambda total, c: torch.addcmul(total, c,
+        c), x.split(1, -1), torch.zeros_like(x[..., :1])) / WIDTH + EPS).sqrt()),
+    "vecdot": lambda w, x, p, n: x / n(
+        (torch.linalg.vecdot(x, x)[..., None] / WIDTH + EPS).sqrt()),
+    "applied by addcmul": lambda w, x, p, n: torch.addcmul(
+        torch.zeros_like(x), x, n(1 / root(x))),
     "product with ones": lambda w, x, p, n: x / n(
         (x.square() @ torch.full((WIDTH, 1), 1 / WIDTH, dtype=x.dtype) + EPS).sqrt()),
 }  # fmt: skip
@@ -252,6 +382,8 @@ L2_NORM: dict[str, Spelling] = {
     "rsqrt": lambda w, x, p, n: x * n((x * x).sum(-1, keepdim=True).rsqrt()),
     "vector norm": lambda w, x, p, n: x / n(torch.linalg.vector_norm(x, dim=-1, keepdim=True)),
     "einsum": lambda w, x, p, n: x / n(torch.einsum("btd,btd->bt", x, x).sqrt()[..., None]),
+    "power pool": lambda w, x, p, n: x / n(F.lp_pool1d(x, 2.0, WIDTH)),
+    "hypot": lambda w, x, p, n: x / n(functools.reduce(torch.hypot, x.split(1, -1))),
 }  # fmt: skip
 
 

@@ -169,7 +169,7 @@ PARTIAL: dict[str, tuple[Any, str, set[str]]] = {
         {"ah+ln", "ln"},
     ),
     "power of a pattern": (
-        lambda x: (x @ x.mT).softmax(-1) ** 2 @ x, "softmax became", {"ah+ln", "ah"},
+        lambda x: (x @ x.mT).softmax(-1) ** 2 @ x, "not recognised", {"ah+ln", "ah"},
     ),
 }  # fmt: skip
 

@@ -210,7 +210,7 @@ def test_axes_of_products_meet_by_their_labels() -> None:
         assert how.own(i) == [(-2, -2)] and how.own(j) == [(-1, -1)]
     assert contraction_of(torch.tensordot, (x, y)) is None
     entries = contraction_of(torch.einsum, ("bij,bj->bij", x, x[:, 0]))
-    assert entries is not None and entries.is_entrywise
+    assert entries is not None and not entries.summed(1) and not entries.summed(2)
     vector = contraction_of(torch.mv, (x[0], x[0, 0]))
     assert vector is not None and vector.summed(1) == [-1] and vector.own(0) == [(-2, -1)]
 

@@ -17,20 +17,30 @@ from captum_lrp_tx.errors import UncoveredOperationError
 #: The marks that the oracle freezes under the rules that are defined by them.
 FROZEN = {"gi": "", "ah": "p", "ln": "n", "ah+ln": "pn"}
 PRESETS = (*FROZEN, "lrp", "lrp-gamma", "attnlrp", "attnlrp-gamma")
+#: Those with a rule for attention heads.
+WITH_HEADS = tuple(preset for preset in PRESETS if preset not in ("gi", "ln"))
 GAMMA = ("lrp-gamma", "attnlrp-gamma")
 ATTNLRP = ("attnlrp", "attnlrp-gamma")
 SCALING = "a product entry by entry with constants is a scaling, not a map with weights"
+ONES = "a map with weights, all of them one, is a map with weights"
 #: Where a rule is defined by the operations themselves, so that the spelling is a choice of rules.
 DIFFERENT: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("sigmoid gate", "by its divisor"): (ATTNLRP, "a divisor is a constant, a gate shares"),
     ("sigmoid gate", "half a tanh"): (ATTNLRP, "the constant summand takes its relevance"),
     ("biased linear map", "product and sum"): (GAMMA, SCALING),
+    ("attention", "product with ones"): (GAMMA, ONES),
+    ("attention", "convolution with ones"): (GAMMA, ONES),
     ("memory slots", "product and sum"): (GAMMA, SCALING),
     ("memory slots", "fused"): (("attnlrp-gamma",), "the kernel holds no map with weights"),
 }  # fmt: skip
 #: What is refused by name instead.
 REFUSED: dict[tuple[str, str], tuple[str, ...]] = {
-    ("attention", "divided afterwards"): ATTNLRP,  # an exponential alone has no softmax rule
+    # an exponential alone has no softmax rule
+    **{("attention", name): ATTNLRP for name in ("divided afterwards", "expm1")},
+    ("attention", "chunks joined by their totals"): ATTNLRP,
+    # weights that are divided by their sum afterwards, seen but not undone
+    ("attention", "divided afterwards, entry by entry"): WITH_HEADS,
+    ("attention", "running maximum"): WITH_HEADS,
     ("memory slots", "fused"): ("lrp", "lrp-gamma"),
 }
 ALL = [(part, name) for part, table in spellings.PARTS.items() for name in table]

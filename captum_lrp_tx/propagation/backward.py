@@ -34,7 +34,7 @@ def gradients_of(
     total = target.float().sum()
     grads: list[Tensor | None] = []
     for seed in _SEEDS:
-        _forget(scope)
+        forget(scope)
         grads = list(
             torch.autograd.grad(
                 total, leaves, total.new_tensor(seed), allow_unused=True, retain_graph=True
@@ -48,7 +48,7 @@ def gradients_of(
     return grads
 
 
-def _forget(scope: Scope) -> None:
+def forget(scope: Scope) -> None:
     """Nothing was booked yet: the pass starts over."""
     _rescale(scope, 0.0)
 

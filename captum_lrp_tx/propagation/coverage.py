@@ -15,7 +15,15 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from captum_lrp_tx.propagation import functions
-from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, is_softmax, node_name, parents, walk
+from captum_lrp_tx.propagation.graph import (
+    KEEP_ENTRIES,
+    Node,
+    is_activation,
+    is_softmax,
+    node_name,
+    parents,
+    walk,
+)
 from captum_lrp_tx.propagation.obstacles import foreign
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.propagation.recognition import axes, homogeneity
@@ -311,6 +319,12 @@ class _Path:
         return False
 
 
+def _is_of_weights(norm: Node) -> bool:
+    """Whether what a norm takes the size of is positive: the norm is the sum of weights."""
+    source = axes.moved(parents(norm)[0])
+    return source is not None and is_activation(source)
+
+
 #: What keeps a statistic one, before it divides.
 _ENTRYWISE = KEEP_ENTRIES | frozenset("Add Sqrt Clamp ClampMin Maximum Mul".split())
 
@@ -348,13 +362,15 @@ def _judge(node: Node, path: _Path, base: Mapping[Kind, Any]) -> tuple[str, bool
     if name.startswith("GridSampler") and 1 in live:
         return "sampling at input-dependent places", full
     if node.metadata.get(UNTOLD) and Kind.ATTENTION in base:
-        return "product of values with what a softmax became, which is no attention pattern", True
+        return "product with weights that were not recognised as an attention pattern", True
     in_eval = "BatchNorm" in name and not getattr(node, "_saved_training", True)
     if name in _PRODUCTS or in_eval:
         return _judge_product(name, [e for i, e in enumerate(edges) if i in live], live, base)
     if name in _NORMS:
         if name in ("VarMean", "StdMean") and (node, 0) not in path.used:
             return None  # only the mean is used, to centre
+        if name == "LinalgVectorNorm" and node._saved_ord == 1 and _is_of_weights(node):
+            return None
         told = "norm or statistic without a rule"
         return told, full or (Kind.NORM in base and (name in _WHOLE or path.divides(node)))
     if is_softmax(name):

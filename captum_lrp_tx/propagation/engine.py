@@ -21,6 +21,7 @@ from captum_lrp_tx.errors import (
 )
 from captum_lrp_tx.propagation import diagnosis
 from captum_lrp_tx.propagation.arguments import fresh
+from captum_lrp_tx.propagation.backward import forget
 from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.inputs import Inputs, Leaf
 from captum_lrp_tx.propagation.interception import Interception
@@ -34,6 +35,7 @@ from captum_lrp_tx.propagation.obstacles import explained_failure
 from captum_lrp_tx.propagation.operations import RuleTable
 from captum_lrp_tx.propagation.outputs import call_explained, output_tensor
 from captum_lrp_tx.propagation.packing import Gradients, gradients, pack_size
+from captum_lrp_tx.propagation.recognition.undecided import settle_by_gradients
 from captum_lrp_tx.propagation.recomputation import Recomputation, repeated_blocks
 from captum_lrp_tx.propagation.scope import Boundary, Scope, next_sequence_number, suspended
 from captum_lrp_tx.propagation.strangers import Strangers
@@ -191,6 +193,9 @@ def propagate_targets(
         ]
         del args, kwargs, returned  # not to be held during the backward pass
         leaves = _leaves(inputs, probe)
+        with _failures_explained():
+            if settle_by_gradients(mode.undecided, targets):
+                forget(scope)
         if not job.backward:
             _inspect(job, scope, targets, leaves)
             return [Propagated(selected.detach(), scope) for selected in targets]

@@ -66,8 +66,6 @@ class RuleFunction(Function):
 class ScaleGradient(RuleFunction):
     """Identity whose gradient is multiplied by a constant (uniform rule: 1/2 to each factor)."""
 
-    stands_for = "ScaleGradient"
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
@@ -178,10 +176,9 @@ class Combine(RuleFunction):
 class WithValue(RuleFunction):
     """Value of ``y``, gradient to ``z``: one function computed in two ways."""
 
-    stands_for = "Alias"
-
     @staticmethod
     def forward(ctx: Any, y: Tensor, z: Tensor) -> Tensor:
+        ctx.stands_for = "Alias"
         return y.clone()
 
     @staticmethod
@@ -311,10 +308,9 @@ class NormalizedSum(RuleFunction):
     ``value`` is the sum as the model computes it, ``batch_dim`` tells the examples apart.
     """
 
-    stands_for = "Add"
-
     @staticmethod
     def forward(ctx: Any, first: Tensor, second: Tensor, value: Tensor, batch_dim: int) -> Tensor:
+        ctx.stands_for = "Add"
         # copies: residual connections may go on in place
         ctx.save_for_backward(first.clone(), second.clone())
         ctx.dims = [i for i in range(first.dim()) if i != batch_dim]

@@ -44,6 +44,8 @@ _GATE_STRENGTH = {
     "Mish": 1,
     "Hardswish": 1,
     "Exp": 1,
+    "Exp2": 1,
+    "Expm1": 1,
 }
 #: Gates stay gates when they are shifted, scaled, bounded, selected, summed, joined with others or
 #: when their root is taken.
@@ -111,7 +113,13 @@ def gate_strength(tensor: Tensor) -> int:
 
 def is_activation(node: Node) -> bool:
     """Whether a node is an activation that makes gates or feature maps."""
-    return node_name(node) in _GATE_STRENGTH
+    return node_name(node) in _GATE_STRENGTH or _is_power_of_constant(node)
+
+
+def _is_power_of_constant(node: Node) -> bool:
+    """``2 ** x``, an exponential; asked of the name, since a saved tensor may have to be made."""
+    name = node.name()
+    return name == "PowBackward2" or (name == "PowBackward1" and node.next_functions[0][0] is None)
 
 
 def signals(node: Node) -> list[Node]:

@@ -17,7 +17,7 @@ from captum_lrp_tx.propagation.operations import (
     Activation,
     Kind,
 )
-from captum_lrp_tx.propagation.recognition import homogeneity
+from captum_lrp_tx.propagation.recognition import homogeneity, patterns
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
@@ -113,7 +113,10 @@ def _exponential(
 ) -> Any:
     if mode.has_steps and args and depends(args[0]):
         recurrence.confirm_steps(args[0])
-    return func(*args, **kwargs)
+    result = func(*args, **kwargs)
+    if depends(result) and mode.scope.rule(Kind.ATTENTION) is not None:
+        patterns.mark_exponential(result)
+    return result
 
 
 def _positive_power(exponent: Any) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation import delta_rule
+from captum_lrp_tx.propagation.graph import gate_strength
 from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.constant_weights import (
@@ -16,10 +18,11 @@ from captum_lrp_tx.propagation.interception.constant_weights import (
 )
 from captum_lrp_tx.propagation.interception.patterns import (
     is_head,
-    proposed,
+    keys_times_values,
     unweighted,
     weighted_values,
 )
+from captum_lrp_tx.propagation.interception.products import entrywise_product
 from captum_lrp_tx.propagation.interception.scans import scan_product
 from captum_lrp_tx.propagation.interception.spreading import spread_through
 from captum_lrp_tx.propagation.operations import (
@@ -29,7 +32,7 @@ from captum_lrp_tx.propagation.operations import (
     PatternProduct,
 )
 from captum_lrp_tx.propagation.recognition import homogeneity, patterns, weighing
-from captum_lrp_tx.propagation.recognition.contracted import contraction_of
+from captum_lrp_tx.propagation.recognition.contracted import contraction_of, entries_of
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
@@ -125,28 +128,22 @@ def _dependent_contraction(
             if homogeneity.is_norm(args[i], others, quotient=False):
                 mode.scope.find("norm written out")
                 return mode.apply(Kind.NORM, NormalizerProduct(func, args, kwargs, normalizer=i))
-    result = unweighted(mode, func, args, kwargs, dependent, what.mixes)
+    entries = None
+    gated = any(gate_strength(args[i]) for i in dependent)
+    if func is torch.einsum or (gated and len(args) == 2):
+        entries = entries_of(contraction_of(func, args), args)  # f(k) @ v of one token, say
+    if entries is not None and not kwargs and len(entries) == len(dependent) == 2:
+        result = entrywise_product(mode, torch.mul, tuple(entries), {})
+    else:
+        result = unweighted(mode, func, args, kwargs, dependent, what.mixes)
     node = getattr(result, "grad_fn", None)
     if what.is_untold and node is not None:
         node.metadata[weighing.UNTOLD] = True
     if what.is_pattern:
         patterns.mark(result, None)
     if what.proposed:
-        operations = [_proposal(func, args, kwargs, dependent, i) for i in what.proposed]
-        result, weighed = proposed(mode, result, operations, "linear attention (convention)")
-        if weighed is not None:
-            weighing.summarize(result, args, func, what.proposed).weighed = weighed
+        result = keys_times_values(mode, result, func, args, kwargs, what.proposed)
     return result
-
-
-def _proposal(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], factors: list[int], keys: int
-) -> PatternProduct:
-    """Keys times values, whose pattern with the queries is never formed."""
-    shares = {j: 1 / 3 if j == keys else 2 / 3 for j in factors}
-    return PatternProduct(
-        func, args, kwargs, patterns=(keys,), operands=tuple(factors), shares=shares
-    )
 
 
 def _solve(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

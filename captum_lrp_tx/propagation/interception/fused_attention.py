@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
-from captum_lrp_tx.propagation.interception.patterns import proposed
+from captum_lrp_tx.propagation.interception.patterns import await_use, proposed
 from captum_lrp_tx.propagation.operations import (
     FusedAttention,
     Kind,
     PatternProduct,
 )
 from captum_lrp_tx.propagation.recognition import axes
-from captum_lrp_tx.propagation.recognition.undecided import remember
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
@@ -75,8 +74,7 @@ def _grid_sample(
         mode, operation.plain(), [operation], "deformable attention (convention)"
     )
     if weighed is not None:
-        remember(result, weighed)
-        mode.has_undecided = True
+        await_use(mode, result, weighed)
     return result
 
 

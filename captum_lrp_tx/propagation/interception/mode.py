@@ -10,6 +10,7 @@ A ``TorchFunctionMode`` is active for the explaining thread only.  It does three
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -110,8 +111,8 @@ class Interception(TorchFunctionMode):
         self.has_steps = False
         #: Whether a delta rule has been seen, whose sums of values are told by their origin.
         self.has_memory = False
-        #: Whether there was a product that may turn out to be attention.
-        self.has_undecided = False
+        #: Products that may turn out to be attention; the graph holds them.
+        self.undecided: list[weakref.ref[undecided.Weighed]] = []
         # what constants carry that were computed from parameters that require a gradient
         # outside of this mode; those that are not this pass's own are noted in the dictionary
         self._token = object()
@@ -359,7 +360,7 @@ def _constant_call(
         if any(mode.is_trainable(a) for a in args):
             mode.mark_trainable(result)
         mode.mark_of_model(result, (args, kwargs))
-    elif mode.has_undecided:
+    elif mode.undecided:
         undecided.settle(result)
     if name in CUTTING:
         mode.cuts.follow(origin, result)

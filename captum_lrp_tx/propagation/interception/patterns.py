@@ -14,9 +14,8 @@ from captum_lrp_tx.propagation.operations import (
     PatternProduct,
     Product,
 )
-from captum_lrp_tx.propagation.recognition import patterns
-from captum_lrp_tx.propagation.recognition.contracted import contraction_of
-from captum_lrp_tx.propagation.recognition.undecided import Undecided, Weighed
+from captum_lrp_tx.propagation.recognition import patterns, weighing
+from captum_lrp_tx.propagation.recognition.undecided import Undecided, Weighed, remember
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
@@ -55,13 +54,10 @@ def unweighted(
     """A product of two input-dependent tensors neither of which is a pattern."""
     if len(dependent) != 2 or mode.scope.rule(Kind.PRODUCT) is None:
         return func(*args, **kwargs)
-    how = contraction_of(func, args)
-    # an einsum that sums over nothing and spreads out one factor only is a product of entries
-    entries = how is not None and how.is_entrywise
     first, second = dependent
     return mode.apply(
         Kind.PRODUCT,
-        Product(func, args, kwargs, first=first, second=second, elementwise=entries, gate=gate),
+        Product(func, args, kwargs, first=first, second=second, elementwise=False, gate=gate),
     )
 
 
@@ -87,6 +83,36 @@ def proposed(
     return undecided(mode, Kind.ATTENTION, plain, meanings, what)
 
 
+def keys_times_values(
+    mode: Interception,
+    plain: Tensor,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    keys: tuple[int, ...],
+) -> Tensor:
+    """A product that is half of linear attention if a query reads it, ``f(k).T @ v``.
+
+    Args:
+        mode (Interception): Of the pass.
+        plain (Tensor): The product as it is if none does.
+        func, args, kwargs: The product.
+        keys (tuple of int): The operands that may be the keys.
+    """
+    factors = tuple(i for i, a in enumerate(args) if depends(a))
+    operations = [
+        PatternProduct(
+            func, args, kwargs, patterns=(key,), operands=factors,
+            shares={j: 1 / 3 if j == key else 2 / 3 for j in factors},
+        )
+        for key in keys
+    ]  # fmt: skip
+    result, weighed = proposed(mode, plain, operations, "linear attention (convention)")
+    if weighed is not None:
+        weighing.summarize(result, args, func, keys).weighed = weighed
+    return result
+
+
 def undecided(
     mode: Interception, kind: Kind, plain: Tensor, meanings: list[Tensor], what: str
 ) -> tuple[Tensor, Weighed]:
@@ -102,3 +128,9 @@ def undecided(
         scope.find(what, module)
 
     return result, Weighed(weakref.ref(node), None, (), confirmed)
+
+
+def await_use(mode: Interception, result: Tensor, weighed: Weighed) -> None:
+    """Let an undecided product wait for what sums it up."""
+    remember(result, weighed)
+    mode.undecided.append(weakref.ref(weighed))  # the mode must not hold the graph

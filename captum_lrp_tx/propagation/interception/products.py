@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation import delta_rule
-from captum_lrp_tx.propagation.graph import gate_strength
+from captum_lrp_tx.propagation.functions import WithValue
+from captum_lrp_tx.propagation.graph import gate_strength, parents
+from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
-from captum_lrp_tx.propagation.interception.patterns import proposed, undecided, weighted_values
+from captum_lrp_tx.propagation.interception.patterns import (
+    await_use,
+    keys_times_values,
+    proposed,
+    undecided,
+    weighted_values,
+)
 from captum_lrp_tx.propagation.interception.scans import scan_product
 from captum_lrp_tx.propagation.operations import (
     Activation,
@@ -29,7 +37,7 @@ from captum_lrp_tx.propagation.recognition import (
     self_gated,
     weighing,
 )
-from captum_lrp_tx.propagation.recognition.undecided import remember
+from captum_lrp_tx.propagation.recognition.contracted import equation_of
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
@@ -38,7 +46,10 @@ if TYPE_CHECKING:
 _OPERANDS = ("input", "other")
 
 
-def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def entrywise_product(
+    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """``a * b`` or ``a / b``: a norm, weights, a gate, a query or just a product."""
     name: str = func.__name__.partition(".")[0]  # of an overload, what it is of
     inplace = name.endswith("_") and not name.startswith("__")
     if kwargs and all(k in _OPERANDS or value is None for k, value in kwargs.items()):
@@ -76,6 +87,14 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
             )
     if patterns.is_normalised(args[0], args[1], quotient):
         return func(target, args[1])  # a softmax by hand: what is done with it decides
+    if mode.scope.rule(Kind.ATTENTION) is not None:
+        for i in (0,) if quotient else (0, 1):
+            weights = patterns.weights_in(args[i], args[1 - i])
+            if weights is not None:  # the same, if its sum was taken in another way
+                result = plain(*args)
+                if patterns.mark_if_ones(result, parents(weights)[0]):
+                    return target.copy_(result) if inplace else result
+                result = None
     if (
         quotient
         and mode.scope.rule(Kind.NORM) is not None
@@ -103,6 +122,8 @@ def _product(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[
                 break
     if result is not None:
         return target.copy_(result) if inplace else result
+    if quotient and mode.scope.rule(Kind.ATTENTION) is not None:
+        weighing.note_untold(args[0], args[1])
     if mode.scope.rule(Kind.ACTIVATION) is not None:
         x = self_gated.activated(args[0], args[1], quotient)
         if x is not None:
@@ -142,8 +163,7 @@ def _shared(mode: Interception, func: Any, args: tuple[Any, ...], quotient: bool
         mode, Kind.PRODUCT, result, [rule.propagate(matrix)], "matrix product, entry by entry"
     )
     weighed.along = common
-    remember(result, weighed)
-    mode.has_undecided = True
+    await_use(mode, result, weighed)
     return result
 
 
@@ -170,33 +190,67 @@ def _weighed_entries(mode: Interception, plain: Any, args: tuple[Any, ...], prod
     """A pattern times values, entry by entry: attention if it is summed along its axis."""
     found = entrywise.weights(args[0], args[1])
     if found is None:
-        return product
+        return _linear_attention(mode, plain, args, product)
     if product is None:
         product = plain(*args)
     operation = PatternProduct(plain, args, {}, patterns=(found.position,), operands=(0, 1))
     product, weighed = proposed(mode, product, [operation], "softmax attention, entry by entry")
     if weighed is not None:
-        weighed.along = () if found.axis is None else (found.axis,)
+        weighed.along = found.along
         weighed.group = found.source
         weighed.values = args[1 - found.position]
-        remember(product, weighed)
-        mode.has_undecided = True
+        await_use(mode, product, weighed)
     return product
+
+
+def _linear_attention(mode: Interception, plain: Any, args: tuple[Any, ...], product: Any) -> Any:
+    """Keys times values, or a query that reads their sum, entry by entry."""
+    if not axes.KNOWS_SHAPES:
+        return product
+    reading = weighing.reading_of(args[0], args[1])
+    if reading is not None:
+        product = plain(*args) if product is None else product
+        query, sums = reading.query, 1 - reading.query
+        shares = {query: 0.25, sums: 0.75} if reading.sums else None
+        operation = PatternProduct(
+            plain, args, {}, patterns=(query,), operands=(0, 1), shares=shares
+        )
+        product, weighed = proposed(mode, product, [operation], "linear attention (convention)")
+        if weighed is not None:
+            weighed.along, weighed.group = (reading.axis,), args[query].grad_fn
+            weighed.sums = [(one, reading.key) for one in reading.sums]
+            await_use(mode, product, weighed)
+        return product
+    written = equation_of(args[0], args[1])
+    if written is None:
+        return product
+    keys = weighing.weighing_of(torch.einsum, written, [1, 2]).proposed
+    if not keys:
+        return product
+    product = plain(*args) if product is None else product
+    return keys_times_values(mode, product, torch.einsum, written, {}, keys)
 
 
 def _added_product(
     mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """``input + value * tensor1 * tensor2``, or ``tensor1 / tensor2``: a norm with its bias."""
+    """``input + value * tensor1 * tensor2``, or ``tensor1 / tensor2``: a product and a sum."""
     summand, first, second = bind(("input", "tensor1", "tensor2"), args, kwargs)
-    rest = {k: v for k, v in kwargs.items() if k == "value"}
-    if mode.scope.rule(Kind.NORM) is None or not (depends(first) and depends(second)):
+    if not (depends(first) and depends(second)) or not mode.scope.has_rules:
         return func(*args, **kwargs)
-    operands, quotient = (summand, first, second), func.__name__ == "addcdiv"
-    for i in (2,) if quotient else (2, 1):
-        if homogeneity.is_norm(operands[i], (operands[3 - i],), quotient):
-            return mode.apply(Kind.NORM, NormalizerProduct(func, operands, rest, normalizer=i))
-    return func(*args, **kwargs)
+    part = torch.div if "div" in func.__name__ else torch.mul
+    with torch.no_grad():
+        value = getattr(torch, func.__name__.rstrip("_"))(*args, **kwargs)
+    product = entrywise_product(mode, part, (first, second), {}) * kwargs.get("value", 1)
+    result = booked(mode, func, args, kwargs, WithValue.call(value, summand + product))
+    return summand.copy_(result) if func.__name__.endswith("_") else result
+
+
+def _outer(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    first, second = bind(("input", "vec2"), args, kwargs)
+    if not (depends(first) and depends(second)):
+        return func(*args, **kwargs)
+    return entrywise_product(mode, torch.mul, (first[:, None], second), {})
 
 
 def _glu(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -209,8 +263,9 @@ def _glu(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 
 
 HANDLERS: dict[str, Handler] = {
-    **by_name(_product, "mul mul_ multiply multiply_ div div_ divide divide_ true_divide"),
-    **by_name(_product, "mul.Tensor mul_.Tensor div.Tensor div_.Tensor"),
-    **by_name(_added_product, "addcmul addcdiv"),
+    **by_name(entrywise_product, "mul mul_ multiply multiply_ div div_ divide divide_ true_divide"),
+    **by_name(entrywise_product, "mul.Tensor mul_.Tensor div.Tensor div_.Tensor"),
+    **by_name(_added_product, "addcmul addcmul_ addcdiv addcdiv_"),
+    **by_name(_outer, "outer ger"),
     **by_name(_glu, "glu"),
 }

@@ -29,12 +29,6 @@ class Contraction:
         mine = self.operands[i]
         return [k - len(mine) for k, label in enumerate(mine) if label not in self.result]
 
-    @property
-    def is_entrywise(self) -> bool:
-        """Whether nothing is summed over and one operand has every axis of the result."""
-        axes = [set(labels) for labels in self.operands.values()]
-        return all(a <= set(self.result) for a in axes) and set(self.result) in axes
-
     def own(self, i: int) -> list[tuple[int, int]]:
         """Axes of an operand that no other operand has, and where they are in the result.
 
@@ -68,6 +62,41 @@ class Contraction:
         """For every axis of the result the axis of an operand that it was, from the left."""
         mine = self.operands[i]
         return tuple(mine.index(label) if label in mine else None for label in self.result)
+
+
+def entries_of(how: Contraction | None, args: Sequence[Any]) -> list[Tensor] | None:
+    """The factors of a product that sums over nothing, laid out to be multiplied entry by entry."""
+    if how is None:
+        return None
+    if any(args[i].shape[axis] > 1 for i in how.operands for axis in how.summed(i)):
+        return None
+    laid_out = []
+    for i, labels in how.operands.items():
+        if len(set(labels)) < len(labels):
+            return None  # a diagonal
+        order = [labels.index(c) for c in how.result if c in labels]
+        single = [axis + len(labels) for axis in how.summed(i)]
+        kept = args[i].permute(single + order)[(0,) * len(single)]
+        places = (slice(None) if c in labels else None for c in how.result)
+        laid_out.append(kept[tuple(places)])
+    return laid_out
+
+
+def equation_of(first: Tensor, second: Tensor) -> tuple[str, Tensor, Tensor] | None:
+    """A product entry by entry as an einsum, if both factors are spread out."""
+    dims = max(first.dim(), second.dim())
+    letters = string.ascii_lowercase[:dims]
+    terms, squeezed = [], []
+    for x, other in ((first, second), (second, first)):
+        spread = [
+            d for d in range(-x.dim(), 0)
+            if x.shape[d] == 1 and other.dim() >= -d and other.shape[d] > 1
+        ]  # fmt: skip
+        if not spread and x.dim() == dims:
+            return None
+        terms.append("".join(letters[d] for d in range(-x.dim(), 0) if d not in spread))
+        squeezed.append(x.squeeze(tuple(spread)) if spread else x)
+    return f"{terms[0]},{terms[1]}->{letters}", squeezed[0], squeezed[1]
 
 
 def contraction_of(func: Any, args: Sequence[Any]) -> Contraction | None:

@@ -19,14 +19,14 @@ class Weights:
 
     Attributes:
         position (int): 0 or 1.
-        axis (int, optional): The axis that it sums to one along, in the product, counted from the
-            right; ``None`` if this is one entry of it.
-        source (Node): The softmax.
+        along (tuple of int): The axis that it sums to one along, in the product, counted from the
+            right; none if this is one entry of it, several if the axis is not known.
+        source (Node, optional): The softmax.
     """
 
     position: int
-    axis: int | None
-    source: Node
+    along: tuple[int, ...]
+    source: Node | None
 
 
 def weights(first: Tensor, second: Tensor) -> Weights | None:
@@ -44,14 +44,16 @@ def weights(first: Tensor, second: Tensor) -> Weights | None:
     if pattern.is_entry or (axis is not None and one.shape[axis] == 1):
         if pattern.is_made_by_parameters and not _is_part_of_data(other):
             return None
-        return Weights(position, None, pattern.source)
-    if axis is None:
-        return None
+        return Weights(position, (), pattern.source)
+    if axis is None:  # a pattern without a softmax
+        shared = range(-min(one.dim(), other.dim()), 0)
+        common = tuple(d for d in shared if one.shape[d] == other.shape[d] > 1)
+        return Weights(position, common, None) if common and one.shape != other.shape else None
     has_axis = -axis <= other.dim() and other.shape[axis] > 1
     if not has_axis:
         return None  # one value spread out by weights: nothing is read
     made = axes.origin(other, axis, through_scores=True) if pattern.is_made_by_parameters else None
-    return None if made is Origin.PARAMETERS else Weights(position, axis, pattern.source)
+    return None if made is Origin.PARAMETERS else Weights(position, (axis,), pattern.source)
 
 
 def _is_part_of_data(tensor: Tensor) -> bool:

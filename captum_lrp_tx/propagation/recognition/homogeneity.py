@@ -24,18 +24,25 @@ from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, is_softmax, node
 
 #: Keep the degree of their only input-dependent operand.
 _KEEP = KEEP_ENTRIES | frozenset(
-    """Abs Relu LeakyRelu Clamp ClampMin ClampMax Topk Sort Sgn Real Imag ViewAsReal
+    """Abs Relu LeakyRelu Clamp ClampMin ClampMax Topk Sort Real Imag ViewAsReal
     ViewAsComplex""".split()
 )
 #: Add up operands of one degree, or choose among them.
 _SUMS = frozenset(
     "Add Sub Rsub Where Maximum Minimum Fmax Fmin Cat Stack Lerp Hypot".split()
 )  # of two sources: a source of its own
-_REDUCTIONS = frozenset("Sum Mean Cumsum Nansum Max Amax Min Amin Aminmax Median Cummax".split())
-_EXTREMES = frozenset("Max Amax Min Amin Aminmax Cummax Median Maximum".split())
+_POOLED_EXTREMES = frozenset("MaxPool2DWithIndices MaxPool3DWithIndices AdaptiveMaxPool2D".split())
+_EXTREMES = _POOLED_EXTREMES | frozenset(
+    "Max Amax Min Amin Aminmax Cummax Median Maximum Hypot".split()
+)
+_REDUCTIONS = _POOLED_EXTREMES | frozenset(
+    "Sum Mean Cumsum Nansum Max Amax Min Amin Aminmax Median Cummax".split()
+)
 _SPREADS = frozenset("Std Var StdMean VarMean LinalgVectorNorm Norm".split())
-_POWERS = {"Sqrt": 0.5, "Rsqrt": -0.5, "Reciprocal": -1.0}
-_MATRIX_PRODUCTS = frozenset("Mm Bmm Mv Dot Vdot Addmm Baddbmm Addmv Inner Einsum".split())
+_POWERS = {"Sqrt": 0.5, "Rsqrt": -0.5, "Reciprocal": -1.0, "Sign": 0.0, "Sgn": 0.0}
+_MATRIX_PRODUCTS = frozenset(
+    "Mm Bmm Mv Dot Vdot Addmm Baddbmm Addmv Inner Einsum LinalgVecdot".split()
+)
 _POOLS = frozenset("AvgPool1D AvgPool2D AvgPool3D".split())
 _LINEAR_MAPS = (
     _MATRIX_PRODUCTS

@@ -8,7 +8,9 @@ through views, so that what sums over another axis is no attention: see :mod:`~.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.graph import (
@@ -24,6 +26,7 @@ from captum_lrp_tx.propagation.recognition import axes
 
 _MARKED = "captum_lrp_tx.pattern"
 _MAX_DEPTH = 40
+_MAX_NODES = 200
 #: Adding, scaling or joining patterns gives a pattern again.
 _COMBINED = frozenset({"Add", "Sub", "Mul", "Cat", "Where", "Rsub"})
 #: Between the weights and the sum that they are divided by.
@@ -31,9 +34,11 @@ _SAFEGUARDS = KEEP_ENTRIES | frozenset("Add Clamp ClampMin Maximum".split())
 #: What sums weights; those by index are brought back to the entries by an index.
 _SUMS = frozenset("Sum Mean IndexAdd ScatterAdd ScatterReduce SegmentReduce IndexPut".split())
 #: Views that lay entries out in another way, and those that take one entry of an axis.
-_LAID_OUT = frozenset("AsStrided Unfold Index Gather Diagonal".split())
+_LAID_OUT = frozenset("AsStrided Unfold Diagonal".split())
 _PICKS = frozenset("Select Unbind".split())
 _SCALED = KEEP_ENTRIES | frozenset({"Mul", "Add"})
+#: What totals of several chunks are compared and joined by.
+_OF_TOTALS = frozenset("Add Sub Cat Stack Logaddexp Maximum Amax".split())
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,59 @@ class Pattern:
         return made is axes.Origin.PARAMETERS
 
 
-def mark(tensor: Tensor, axis: int | None) -> None:
-    """Let a result be known as a pattern whose axis is this, counted from the left."""
+def mark(tensor: Tensor, axis: int | None, logits: Node | None = None) -> None:
+    """Let a result be known as a pattern whose axis is this, counted from the left.
+
+    Args:
+        tensor (Tensor): The result.
+        axis (int, optional): The axis; ``None`` if it is not known.
+        logits (Node, optional): What the weights were made of, with the same axes.
+    """
     node: Node | None = tensor.grad_fn
     if node is not None:
-        node.metadata[_MARKED] = (axis,)  # not the node itself: a cycle that no collector sees
+        # not the node itself: a cycle that no collector sees
+        node.metadata[_MARKED] = (axis, False, logits, axis)
+
+
+def mark_if_ones(weights: Tensor, logits: Node | None) -> bool:
+    """Mark weights as a pattern if they sum to one along an axis, as their values tell."""
+    with torch.no_grad():
+        values = weights.double()
+        if bool((values < 0).any()):
+            return False
+        precision = 64 * torch.finfo(weights.dtype).eps
+        for axis, size in enumerate(weights.shape):
+            if size > 1 and bool(((values.sum(axis) - 1).abs() < size * precision).all()):
+                mark(weights, axis, logits)
+                return True
+    return False
+
+
+def mark_exponential(result: Tensor) -> None:
+    """Mark ``exp(s - t)`` as a pattern if ``t`` is the log of the sum of ``exp(s)``."""
+    (before,) = parents(result.grad_fn)
+    operands = parents(before)
+    if node_name(before) == "Sub" and len(operands) == 2 and _pattern(result.grad_fn, 2) is None:
+        mark_if_ones(result, operands[0])
+
+
+def weights_in(dividend: Tensor, divisor: Tensor) -> Node | None:
+    """The activation that made a dividend, if the divisor was made of it, too."""
+    if dividend.grad_fn is None or divisor.grad_fn is None:
+        return None
+    weights = _root(dividend.grad_fn)
+    if not is_activation(weights):
+        return None
+    seen: set[Node] = set()
+    todo: list[Node] = [divisor.grad_fn]
+    while todo and len(seen) < _MAX_NODES:
+        node = todo.pop()
+        if node is weights:
+            return weights
+        if node not in seen:
+            seen.add(node)
+            todo.extend(parents(node))
+    return None
 
 
 def pattern_of(tensor: Tensor) -> Pattern | None:
@@ -84,7 +137,7 @@ def _pattern(node: Node, depth: int) -> Pattern | None:
     if depth == 0:
         return None
     name = node_name(node)
-    marked: tuple[int | None] | None = node.metadata.get(_MARKED)
+    marked: tuple[Any, ...] | None = node.metadata.get(_MARKED)
     if marked is not None:
         return Pattern(node, *marked)
     if is_softmax(name):
@@ -120,7 +173,8 @@ def _moved(node: Node, edge: tuple[Node, int], depth: int) -> Pattern | None:
         return found
     old, new = axes.shape(*edge), axes.shape(node)
     name = node_name(node)
-    axis = None if name in _LAID_OUT else axes.forwards(node, found.axis, old, new)
+    lost = name in _LAID_OUT or (name == "Index" and len(old) != len(new))
+    axis = None if lost else axes.forwards(node, found.axis, old, new)
     is_entry = axis is None and name in _PICKS
     return replace(found, axis=axis, is_entry=is_entry or found.is_entry)
 
@@ -192,11 +246,11 @@ def _own_sum(numerator: Node, divisor: Node) -> tuple[int | None] | None:
         if node is None:
             return None
         name, before = node_name(node), parents(node)
-        if name in _SUMS and len(before) == 1 and _root(before[0]) is weights:
+        if _is_sum(node, name) and len(before) == 1 and _root(before[0]) is weights:
             if not axes.KNOWS_SHAPES:
                 return (None,)
             dims = len(axes.shape_before(node))
-            if name in ("Sum", "Mean"):
+            if name in ("Sum", "Mean", "LinalgVectorNorm"):
                 summed = axes.summed_axes(node, dims)
                 return (min(summed),) if len(summed) == 1 else None
             return (axes.saved_axis(node, "dim", dims) or 0,)
@@ -204,6 +258,10 @@ def _own_sum(numerator: Node, divisor: Node) -> tuple[int | None] | None:
             return None
         node = before[0]
     return None
+
+
+def _is_sum(node: Node, name: str) -> bool:
+    return name in _SUMS or (name == "LinalgVectorNorm" and node._saved_ord == 1)
 
 
 def _root(node: Node) -> Node:
@@ -214,22 +272,25 @@ def _root(node: Node) -> Node:
 
 
 def is_sink_gate(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is ``sigmoid(logsumexp(scores) - sink)``.
+    """Whether ``tensor`` is ``sigmoid(logsumexp(scores) - sink)`` or ``exp(logsumexp - total)``.
 
-    It is what the pattern loses to an attention sink, multiplied in after the values: part of the
-    pattern, not a gate of the values.
+    It is what the pattern loses to an attention sink, or to the keys of other chunks, multiplied in
+    after the values: part of the pattern, not a gate of the values.
     """
-    node = tensor.grad_fn
-    is_sigmoid = False
-    for _ in range(_MAX_DEPTH):
-        if node is None:
-            return False
+    gate = axes.moved(tensor)
+    if gate is None or node_name(gate) not in ("Sigmoid", "Exp"):
+        return False
+    todo, seen, has_total = parents(gate), set[Node](), False
+    while todo:
+        node = todo.pop()
         name = node_name(node)
+        if node in seen:
+            continue
+        seen.add(node)
         if name == "Logsumexp":
-            return is_sigmoid
-        is_sigmoid = is_sigmoid or name == "Sigmoid"
-        before = parents(node)
-        if len(before) != 1 or not (name in KEEP_ENTRIES or name in {"Sigmoid", "Add", "Sub"}):
+            has_total = True
+        elif name in KEEP_ENTRIES or name in _OF_TOTALS:
+            todo.extend(parents(node))
+        else:
             return False
-        node = before[0]
-    return False
+    return has_total

@@ -8,13 +8,16 @@ was confirmed, at first the plain one.
 
 from __future__ import annotations
 
+import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import GradientEdge
 
 from captum_lrp_tx.propagation.functions import RuleFunction
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
@@ -30,7 +33,6 @@ _MAX_NODES = 60
 class Undecided(RuleFunction):
     """One value computed for several meanings; the gradient goes to the meaning ``chosen``."""
 
-    stands_for = "Undecided"
     chosen: int
 
     @staticmethod
@@ -55,6 +57,9 @@ class Weighed:
         along (tuple of int): The axes to sum along, one of them, counted from the right; none if
             one entry was taken.
         confirmed (callable): Called with the meaning once that is known.
+        values (Tensor, optional): What may be weighed, sampled at places that then are decided too.
+        sums (sequence of (Weighed, int)): Products of keys and values that this one may read, and
+            their meaning then.
         is_settled (bool): Whether it is.
     """
 
@@ -63,6 +68,7 @@ class Weighed:
     along: tuple[int, ...]
     confirmed: Callable[[int], None] = field(repr=False)
     values: Tensor | None = field(default=None, repr=False)
+    sums: Sequence[tuple[Weighed, int]] = field(default=(), repr=False)
     is_settled: bool = False
 
     @property
@@ -80,6 +86,9 @@ class Weighed:
             if sampled is not None and sampled.group is None:
                 sampled.confirm()  # places in deformable attention
             self.values = None
+            for one, key in self.sums:
+                one.confirm(key)
+            self.sums = ()
         elif self.node.chosen != meaning:
             self.node.chosen = 0  # read in two ways: neither
 
@@ -152,6 +161,47 @@ def _followed(axis: int, weighed: Weighed, steps: list[Node], exactly: bool) -> 
         old, new = axes.shape_before(step), axes.shape(step)
         place = axes.forwards(step, place, old, new, exactly)
     return place
+
+
+def settle_by_gradients(waiting: Iterable[weakref.ref[Weighed]], targets: Sequence[Tensor]) -> bool:
+    """Confirm the patterns whose products are summed in a way that :func:`settle` did not see.
+
+    However a sum is written (a product with ones, pooling, writes into a buffer), the explained
+    values depend on the products through it alone: the gradient is the same all along the axis.
+
+    Args:
+        waiting (iterable of reference to Weighed): All products that were undecided.
+        targets (sequence of Tensor): The explained values.
+
+    Returns:
+        bool: whether a backward pass was run to see.
+    """
+    held = [one for ref in waiting if (one := ref()) is not None]
+    held = [one for one in held if one.group is not None and not one.is_settled]
+    total = sum(target.sum() for target in targets if target.requires_grad)
+    if not held or not isinstance(total, Tensor):
+        return False
+    at = [GradientEdge(one.node, 0) for one in held]
+    gradients = torch.autograd.grad(total, at, retain_graph=True, allow_unused=True)
+    reached = [(w, g) for w, g in zip(held, gradients, strict=True) if g is not None and g.any()]
+    for one, gradient in reached:
+        if any(_is_uniform(gradient, axis) for axis in one.along):
+            one.confirm()
+    alike: dict[tuple[Any, ...], list[Weighed]] = {}
+    for one, gradient in reached:
+        if not one.along:  # one of the entries of a pattern
+            what = (one.group, gradient.shape, float(gradient.sum()), float(gradient.abs().max()))
+            alike.setdefault(what, []).append(one)
+    for entry in itertools.chain(*(found for found in alike.values() if len(found) > 1)):
+        entry.confirm()
+    return True
+
+
+def _is_uniform(gradient: Tensor, axis: int) -> bool:
+    """Up to rounding: sums may be taken in several steps."""
+    precision = 64 * torch.finfo(gradient.dtype).eps
+    differences = gradient - gradient.narrow(axis, 0, 1)
+    return bool(differences.abs().max() <= precision * gradient.abs().max())
 
 
 def _settle_loop(node: Node) -> bool:

@@ -49,9 +49,11 @@ SEEN = "captum_lrp_tx.seen"
 _MATMUL = frozenset({"Mm", "Bmm", "Baddbmm", "Addmm", "Einsum"})
 _SCALED = KEEP_ENTRIES | {"Add", "Sub", "Mul", "Div"}
 #: What values summed with weights go through before a query reads them.
-_KEPT = _SCALED | frozenset({"Cumsum", "Cat", "Stack", "CopySlices", "Undecided"})
+_KEPT = _SCALED | frozenset("Sum Mean Nansum Cumsum Cat Stack CopySlices Undecided".split())
 #: Functions of single entries.
 _ENTRYWISE = frozenset("Pow Sqrt Rsqrt Log Exp Relu Clamp ClampMin Abs Rsub Topk Sort".split())
+#: Adds up entries.
+_ADDED = frozenset("Sum Mean Nansum Cumsum IndexAdd ScatterAdd SegmentReduce".split())
 _MAX_DEPTH = 40
 _MAX_NODES = 400
 
@@ -222,6 +224,38 @@ def _reads(args: Sequence[Any], factors: Sequence[int], how: Contraction | None)
     return None
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A query that may read values summed with keys, entry by entry: ``(q * s).sum(k)``.
+
+    Attributes:
+        query (int): Its position, 0 or 1.
+        axis (int): The channels of the keys, from the right.
+        key (int): The meaning of the product of keys and values.
+        sums (list of Weighed): The products of keys and values.
+    """
+
+    query: int
+    axis: int
+    key: int
+    sums: list[Weighed]
+
+
+def reading_of(first: Tensor, second: Tensor) -> Reading | None:
+    """Whether one of two factors may be a query of the other, entry by entry."""
+    for query, one, other in ((0, first, second), (1, second, first)):
+        found = _summaries(other)
+        for summary, steps in found:
+            for axis in range(-min(one.dim(), other.dim()), 0):
+                if one.shape[axis] != other.shape[axis] or one.shape[axis] == 1:
+                    continue
+                key = _keys_at(summary, steps, axis)
+                if key is not None and (gate_strength(one) or patterns.is_pattern(one)):
+                    sums = [s.weighed for s, _ in found if s.weighed is not None]
+                    return Reading(query, axis, key, sums)
+    return None
+
+
 def _keys_at(summary: Summary, steps: list[Node], axis: int | None) -> int | None:
     """The meaning of a product under which this axis of it is the channels of its keys."""
     if not axes.KNOWS_SHAPES:
@@ -301,6 +335,51 @@ def renormalizer(args: Sequence[Any], quotient: bool) -> int | None:
         if certain and _is_made_of(args[other], [w for s in certain for w in s.weights]):
             return other
     return None
+
+
+def note_untold(dividend: Tensor, divisor: Tensor) -> None:
+    """Note products with weights which are divided by the sum of the weights: unseen attention.
+
+    Args:
+        dividend (Tensor): Values summed with activated weights in a way that no rule has seen.
+        divisor (Tensor): The sum of these weights.
+    """
+    weights, _ = _activated(divisor.grad_fn, is_summed=False)
+    if weights:
+        found, products = _activated(dividend.grad_fn, is_summed=True)
+        if products and weights <= found:
+            products[0].metadata[UNTOLD] = True
+
+
+def _activated(root: Node | None, is_summed: bool) -> tuple[set[Node], list[Node]]:
+    """The activations whose entries a tensor sums up, and the products of them with other things.
+
+    Args:
+        root (Node, optional): Of the tensor; what rules have summed with weights is left out.
+        is_summed (bool): Whether activations count that nothing adds up on the way.
+    """
+    found: set[Node] = set()
+    products: list[Node] = []
+    seen: set[tuple[Node, bool]] = set()
+    todo = [(root, is_summed)]
+    while todo and len(seen) < _MAX_NODES:
+        node, summed = todo.pop()
+        if node is None or (node, summed) in seen or is_summary(node):
+            continue
+        seen.add((node, summed))
+        name, before = node_name(node), parents(node)
+        if is_activation(node):
+            if summed:
+                found.add(node)
+            continue
+        is_product = len(before) == 2 and name in _MATMUL | {"Mul"}
+        if is_product and is_summed:
+            sides = [bool(_activated(edge, True)[0]) for edge in before]
+            products += [node] * (sum(sides) == 1)
+        if name in _KEPT or name in _ADDED or is_product:
+            adds = name in _ADDED or name in _MATMUL or (name == "Add" and len(before) > 1)
+            todo.extend((edge, summed or adds) for edge in before)
+    return found, products
 
 
 def _is_made_of(tensor: Tensor, weights: list[Node]) -> bool:

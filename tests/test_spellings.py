@@ -17,8 +17,6 @@ from captum_lrp_tx.errors import UncoveredOperationError
 #: The marks that the oracle freezes under the rules that are defined by them.
 FROZEN = {"gi": "", "ah": "p", "ln": "n", "ah+ln": "pn"}
 PRESETS = (*FROZEN, "lrp", "lrp-gamma", "attnlrp", "attnlrp-gamma")
-#: Those with a rule for attention heads.
-WITH_HEADS = tuple(preset for preset in PRESETS if preset not in ("gi", "ln"))
 GAMMA = ("lrp-gamma", "attnlrp-gamma")
 ATTNLRP = ("attnlrp", "attnlrp-gamma")
 SCALING = "a product entry by entry with constants is a scaling, not a map with weights"
@@ -38,9 +36,8 @@ REFUSED: dict[tuple[str, str], tuple[str, ...]] = {
     # an exponential alone has no softmax rule
     **{("attention", name): ATTNLRP for name in ("divided afterwards", "expm1")},
     ("attention", "chunks joined by their totals"): ATTNLRP,
-    # weights that are divided by their sum afterwards, seen but not undone
-    ("attention", "divided afterwards, entry by entry"): WITH_HEADS,
-    ("attention", "running maximum"): WITH_HEADS,
+    ("attention", "divided afterwards, entry by entry"): ATTNLRP,
+    ("attention", "running maximum"): ATTNLRP,
     ("memory slots", "fused"): ("lrp", "lrp-gamma"),
 }
 ALL = [(part, name) for part, table in spellings.PARTS.items() for name in table]

@@ -19,9 +19,9 @@ _REASON = "judged by a computation that detaches every softmax"
 
 
 class _Detaching(TorchFunctionMode):
-    def __init__(self, norms: bool) -> None:
+    def __init__(self, norms: bool, exponentials: bool) -> None:
         super().__init__()
-        self.norms = norms
+        self.norms, self.exponentials = norms, exponentials
         self.rows: list[Tensor] = []
 
     def __torch_function__(
@@ -29,7 +29,7 @@ class _Detaching(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name == "softmax":
+        if name == "softmax" or (name == "exp" and self.exponentials):
             return func(*args, **kwargs).detach()
         if (
             name == "scaled_dot_product_attention"
@@ -55,7 +55,8 @@ def judged(case: Case, preset: str) -> Outcome:
     given = case.inputs.clone()
     if given.is_floating_point():
         given.requires_grad_()
-    mode = _Detaching(norms="ln" in preset)
+    # RWKV divides by the sum of its exponentials, which are its pattern
+    mode = _Detaching(norms="ln" in preset, exponentials=case.family == "rwkv")
     with mode:
         value = case.select(case.forward(given)).sum()
     leaves = [given] if given.is_floating_point() else mode.rows

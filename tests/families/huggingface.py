@@ -37,7 +37,7 @@ _OTHER_NORMS = ("autoformer", "time_series_transformer", "timesfm2_5")
 #: The oracle takes the softmax over the best lags for a router.
 _HAND_WRITTEN = ("autoformer",)
 #: The oracle differs from a computation by hand under ah+ln alone; the package does not.
-_BY_HAND = ("convbert",)
+_BY_HAND = ("convbert", "rwkv")
 #: Attention over layers: along an axis that parameters made a pattern is a mixture and stays as it
 #: is, which the oracle does not see; so only the rule for norms is compared, and full LRP.
 _OVER_LAYERS = ("inkling2", "inkling2_text", "inkling2_loop", "inkling2_loop_text")

@@ -17,6 +17,7 @@ from captum_lrp_tx.propagation.interception.constant_weights import (
     of_constants,
 )
 from captum_lrp_tx.propagation.interception.patterns import (
+    exponentials_times_values,
     is_head,
     keys_times_values,
     unweighted,
@@ -143,6 +144,8 @@ def _dependent_contraction(
         patterns.mark(result, None)
     if what.proposed:
         result = keys_times_values(mode, result, func, args, kwargs, what.proposed)
+    elif not what.mixes and mode.scope.rule(Kind.ATTENTION) is not None:
+        result = exponentials_times_values(mode, result, func, args, kwargs)
     return result
 
 

@@ -14,7 +14,7 @@ from captum_lrp_tx.propagation.operations import (
     PatternProduct,
     Product,
 )
-from captum_lrp_tx.propagation.recognition import patterns, weighing
+from captum_lrp_tx.propagation.recognition import axes, patterns, weighing
 from captum_lrp_tx.propagation.recognition.undecided import Undecided, Weighed, remember
 
 if TYPE_CHECKING:
@@ -110,6 +110,22 @@ def keys_times_values(
     result, weighed = proposed(mode, plain, operations, "linear attention (convention)")
     if weighed is not None:
         weighing.summarize(result, args, func, keys).weighed = weighed
+        remember(result, weighed)  # or a divisor decides
+    return result
+
+
+def exponentials_times_values(
+    mode: Interception, plain: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
+    """A product that is attention if it is divided by the sum of its exponentials afterwards."""
+    factors = tuple(i for i, a in enumerate(args) if depends(a))
+    weights = [i for i in factors if weighing.is_exponential(args[i])]
+    if len(factors) != 2 or len(weights) != 1 or not axes.KNOWS_SHAPES:
+        return plain
+    operation = PatternProduct(func, args, kwargs, patterns=tuple(weights), operands=factors)
+    result, weighed = proposed(mode, plain, [operation], "attention, divided by its row sums")
+    if weighed is not None:
+        await_use(mode, result, weighed)
     return result
 
 

@@ -15,6 +15,7 @@ from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.patterns import (
     await_use,
+    exponentials_times_values,
     keys_times_values,
     proposed,
     undecided,
@@ -103,6 +104,8 @@ def entrywise_product(
         return func(target, args[1])  # what the ratio multiplies decides
     if result is None and mode.scope.rule(Kind.ATTENTION) is not None:
         rescaling = weighing.renormalizer(args, quotient)
+        if rescaling is None and quotient and weighing.rescaled_entries(args[0], args[1]):
+            rescaling = 1
         if rescaling is not None and not homogeneity.is_norm(
             args[rescaling], (args[1 - rescaling],), quotient
         ):  # o / rms(o) is a norm of the values, not a row sum
@@ -122,8 +125,6 @@ def entrywise_product(
                 break
     if result is not None:
         return target.copy_(result) if inplace else result
-    if quotient and mode.scope.rule(Kind.ATTENTION) is not None:
-        weighing.note_untold(args[0], args[1])
     if mode.scope.rule(Kind.ACTIVATION) is not None:
         x = self_gated.activated(args[0], args[1], quotient)
         if x is not None:
@@ -222,13 +223,15 @@ def _linear_attention(mode: Interception, plain: Any, args: tuple[Any, ...], pro
             await_use(mode, product, weighed)
         return product
     written = equation_of(args[0], args[1])
-    if written is None:
-        return product
-    keys = weighing.weighing_of(torch.einsum, written, [1, 2]).proposed
-    if not keys:
-        return product
-    product = plain(*args) if product is None else product
-    return keys_times_values(mode, product, torch.einsum, written, {}, keys)
+    if written is not None:
+        keys = weighing.weighing_of(torch.einsum, written, [1, 2]).proposed
+        if keys:
+            product = plain(*args) if product is None else product
+            return keys_times_values(mode, product, torch.einsum, written, {}, keys)
+    if any(map(weighing.is_exponential, args)):
+        product = plain(*args) if product is None else product
+        return exponentials_times_values(mode, product, plain, args, {})
+    return product
 
 
 def _added_product(

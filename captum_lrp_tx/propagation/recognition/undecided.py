@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,8 @@ from captum_lrp_tx.propagation.functions import RuleFunction
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
 from captum_lrp_tx.propagation.recognition import axes
 
-_KEY = "captum_lrp_tx.undecided"
+#: Where the node of a product notes what it may be.
+UNDECIDED = "captum_lrp_tx.undecided"
 _SCALED = KEEP_ENTRIES | frozenset({"Mul", "Div", "Add", "Sub", "Undecided"})
 _SUMS = frozenset("Sum Mean Cumsum Nansum".split())
 _SCATTERED = frozenset("IndexAdd ScatterAdd SegmentReduce ScatterReduce IndexPut".split())
@@ -95,7 +96,7 @@ class Weighed:
 
 def remember(result: Tensor, weighed: Weighed) -> None:
     """Let the node of a product know what it may be."""
-    weighed.node.metadata[_KEY] = weighed
+    weighed.node.metadata[UNDECIDED] = weighed
 
 
 def found(tensor: Any) -> Weighed | None:
@@ -135,20 +136,17 @@ def _settle_sum(node: Node, name: str, source: Node) -> bool:
     if node_name(source) in ("Stack", "Cat"):  # a loop whose results were joined
         joined = axes.saved_axis(source, "dim", dims)
         ones = [p[0] for p in map(_path, parents(source)) if p is not None and not p[0].along]
-        groups = {id(one.group) for one in ones}
-        if joined in along and len(ones) > 1 and len(groups) == 1:
+        groups = {one.group for one in ones}
+        if joined in along and len(ones) > 1 and len(groups) == 1 and None not in groups:
             for one in ones:
                 one.confirm()
             return True
         return False
-    path = _path(source)
-    if path is None:
-        return False
-    weighed, steps = path
-    for axis in weighed.along:
-        if _followed(axis, weighed, steps, exactly=name not in _SCATTERED) in along:
-            weighed.confirm()
-            return True
+    for weighed, steps in _paths(source):
+        for axis in weighed.along:
+            if _followed(axis, weighed, steps, exactly=name not in _SCATTERED) in along:
+                weighed.confirm()
+                return True
     return False
 
 
@@ -230,17 +228,23 @@ def _first_of_sum(node: Node) -> Weighed | None:
 
 
 def _path(node: Node | None) -> tuple[Weighed, list[Node]] | None:
-    """The undecided product behind a node, and the nodes in between, the last first."""
+    return next(_paths(node), None)
+
+
+def _paths(node: Node | None) -> Iterator[tuple[Weighed, list[Node]]]:
+    """The undecided products behind a node, and the nodes in between, the last first.
+
+    A product may wait for several things at once: one of its meanings is undecided again.
+    """
     steps: list[Node] = []
     for _ in range(_MAX_NODES):
         if node is None:
-            return None
-        weighed: Weighed | None = node.metadata.get(_KEY)
+            return
+        weighed: Weighed | None = node.metadata.get(UNDECIDED)
         if weighed is not None:
-            return weighed, steps
+            yield weighed, list(steps)
         before = parents(node)
         if len(before) != 1 or node_name(node) not in _SCALED:
-            return None
+            return
         steps.append(node)
         node = before[0]
-    return None

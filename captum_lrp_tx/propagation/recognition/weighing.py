@@ -39,7 +39,7 @@ from captum_lrp_tx.propagation.graph import (
 from captum_lrp_tx.propagation.recognition import axes, patterns
 from captum_lrp_tx.propagation.recognition.axes import Origin
 from captum_lrp_tx.propagation.recognition.contracted import Contraction, contraction_of
-from captum_lrp_tx.propagation.recognition.undecided import Weighed
+from captum_lrp_tx.propagation.recognition.undecided import UNDECIDED, Weighed
 
 _SUMMARY = "captum_lrp_tx.summary"
 #: Where the node of a product notes that a softmax made a factor in a way that no rule knows.
@@ -337,29 +337,49 @@ def renormalizer(args: Sequence[Any], quotient: bool) -> int | None:
     return None
 
 
-def note_untold(dividend: Tensor, divisor: Tensor) -> None:
-    """Note products with weights which are divided by the sum of the weights: unseen attention.
+def rescaled_entries(dividend: Tensor, divisor: Tensor) -> bool:
+    """Whether a divisor is the sum of the weights that its dividend was summed with.
+
+    The products of values with these weights, undecided until now, are attention then.  If there
+    are products that did not wait for this, they are noted as what no rule knows.
 
     Args:
-        dividend (Tensor): Values summed with activated weights in a way that no rule has seen.
-        divisor (Tensor): The sum of these weights.
+        dividend (Tensor): A sum, as in the online softmax of FlashAttention or RWKV.
+        divisor (Tensor): What may be the sum of its weights.
     """
     weights, _ = _activated(divisor.grad_fn, is_summed=False)
-    if weights:
-        found, products = _activated(dividend.grad_fn, is_summed=True)
-        if products and weights <= found:
-            products[0].metadata[UNTOLD] = True
+    if not weights:
+        return False
+    _, weighed = _activated(dividend.grad_fn, is_summed=True)
+    products = [node for node, weight in weighed if weight in weights]
+    if not products:
+        return False
+    waiting = [one.metadata.get(UNDECIDED) for one in products]
+    if None in waiting:
+        products[waiting.index(None)].metadata[UNTOLD] = True
+        return False
+    for one in waiting:
+        one.confirm()
+    return True
 
 
-def _activated(root: Node | None, is_summed: bool) -> tuple[set[Node], list[Node]]:
-    """The activations whose entries a tensor sums up, and the products of them with other things.
+def is_exponential(tensor: Tensor) -> bool:
+    """Whether a tensor is an exponential, moved or scaled since: weights before their division."""
+    return _leads_to(tensor, lambda node: node_name(node) in ("Exp", "Exp2"))
+
+
+def _activated(root: Node | None, is_summed: bool) -> tuple[set[Node], list[tuple[Node, Node]]]:
+    """The activations whose entries a tensor sums up, and the products with them.
 
     Args:
         root (Node, optional): Of the tensor; what rules have summed with weights is left out.
         is_summed (bool): Whether activations count that nothing adds up on the way.
+
+    Returns:
+        tuple: the activations; for each product with something else its node and the activation.
     """
     found: set[Node] = set()
-    products: list[Node] = []
+    products: list[tuple[Node, Node]] = []
     seen: set[tuple[Node, bool]] = set()
     todo = [(root, is_summed)]
     while todo and len(seen) < _MAX_NODES:
@@ -372,10 +392,15 @@ def _activated(root: Node | None, is_summed: bool) -> tuple[set[Node], list[Node
             if summed:
                 found.add(node)
             continue
+        whole = node
+        is_waiting = name == "Undecided"
+        while is_waiting and len(before) == 1:  # the plain product behind it
+            (node,) = before
+            name, before = node_name(node), parents(node)
         is_product = len(before) == 2 and name in _MATMUL | {"Mul"}
         if is_product and is_summed:
-            sides = [bool(_activated(edge, True)[0]) for edge in before]
-            products += [node] * (sum(sides) == 1)
+            sides = [one for edge in before if (one := _walk_to(edge, is_activation))]
+            products += [(whole, sides[0])] if len(sides) == 1 else []
         if name in _KEPT or name in _ADDED or is_product:
             adds = name in _ADDED or name in _MATMUL or (name == "Add" and len(before) > 1)
             todo.extend((edge, summed or adds) for edge in before)
@@ -453,11 +478,16 @@ def _leads_to(tensor: Tensor, found: Callable[[Node], bool]) -> bool:
 
 
 def _walks_to(node: Node | None, found: Callable[[Node], bool]) -> bool:
+    return _walk_to(node, found) is not None
+
+
+def _walk_to(node: Node | None, found: Callable[[Node], bool]) -> Node | None:
+    """What is looked for, if a node is that, moved, masked or scaled since."""
     for _ in range(_MAX_DEPTH):
         if node is None or found(node):
-            return node is not None
+            return node
         edges = parents(node)
         if len(edges) != 1 or node_name(node) not in _SCALED:
-            return False
+            return None
         node = edges[0]
-    return False
+    return None

@@ -14,14 +14,20 @@ WHICH = ("lowest", "captum08", "captum09", "newest")
 #: Tests of rules, engine and files, which call Captum nowhere or as others do as well.
 ENGINE = (
     "affine_calls", "biased_maps", "bookkeeping", "compact", "conservation", "cut_off",
-    "datasets", "decoders", "drawn_models", "elementwise_and_norm_calls", "engine_parts",
+    "datasets", "decoders", "depth_rules", "drawn_models", "elementwise_and_norm_calls", "engine_parts",
     "every_function", "families", "faults", "following_ids", "foreign", "fuzz", "fuzz_cli",
     "graphormer", "ids_in_models", "judgements", "low_precision", "many_targets", "memory",
     "models_from_folders", "norms_by_homogeneity", "numerics", "oracle", "oracle_agreement",
     "paths_less_travelled", "pattern_product", "quantised_maps", "recorder", "recurrence",
     "recurrent_layers", "roles_of_factors", "rows", "search_limits", "shortcuts",
-    "signed_rules", "spelled_attention", "spellings", "state_space", "threads", "token_lookups",
-    "torch_families", "uniform_attention", "unseen_architecture", "wild",
+    "signed_rules", "sink_rule", "softmax_constant", "spelled_attention", "spellings",
+    "state_space", "threads", "token_lookups", "torch_families", "uniform_attention",
+    "unseen_architecture", "wild",
+)  # fmt: skip
+#: Tests of whole programs, whose calls of Captum other tests make as well.
+PROGRAMS = (
+    "documentation", "evaluate", "explain_tasks", "language_models_experiment", "many_targets",
+    "paper", "tables", "tuning",
 )  # fmt: skip
 #: The walk over all families of transformers.
 FAMILIES = ("huggingface_families",)
@@ -68,7 +74,7 @@ def versions(session: nox.Session, which: str) -> None:
     elif which == "captum08":
         # later pyarrow needs NumPy 2
         _install(session, "test,insights", "torch==2.13.0", "captum==0.8.0", "pyarrow<26")
-        ignored = [f"--ignore={file}" for file in _files(*ENGINE, *FAMILIES)]
+        ignored = [f"--ignore={file}" for file in _files(*ENGINE, *FAMILIES, *PROGRAMS)]
         _test(session, *ignored, "tests")
     elif which == "captum09":
         _install(session, "test", "torch==2.13.0", "captum==0.9.0")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import spellings
-from captum_lrp_tx import ConservativeLRP
+from captum_lrp_tx import ConservativeLRP, audit
 from captum_lrp_tx.errors import UncoveredOperationError
 
 #: The marks that the oracle freezes under the rules that are defined by them.
@@ -126,3 +126,64 @@ def test_what_is_noted_on_the_graph_goes_with_it(part: str, name: str, preset: s
         warnings.simplefilter("ignore")
         tensors()
         assert tensors() - tensors() == 0
+
+
+class Blocks(nn.Module):
+    """Two blocks with attention in one spelling, and a head that looks at their mean."""
+
+    class Block(nn.Module):
+        def __init__(self, spelling: spellings.Spelling) -> None:
+            super().__init__()
+            self.weights, self.spelling = spellings.Weights(), spelling
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.spelling(self.weights, x, spellings.live, spellings.live)
+
+    def __init__(self, spelling: spellings.Spelling) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block(spelling) for _ in range(2))
+        self.head = nn.Linear(spellings.WIDTH, 2).double()
+        nn.init.normal_(self.head.weight, generator=torch.Generator().manual_seed(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(torch.tanh(x).mean(1))
+
+
+#: Attention whose sums the graph does not tell by name.
+UNNAMED = (
+    "product with ones", "a summand inside the sum", "written entry by entry", "pooled",
+    "running maximum",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_what_the_numbers_tell_holds_in_blocks(name: str) -> None:
+    """Also with blocks that run twice, for many targets at once, and in the ledger."""
+    written, plain = (Blocks(spellings.ATTENTION[n]).eval() for n in (name, "matmul"))
+    written.load_state_dict(plain.state_dict())
+    x = spellings.inputs()
+    expected = ConservativeLRP(plain, "ah").attribute(x, target=1)
+    explainer = ConservativeLRP(written, "ah")
+    low = ConservativeLRP(written, "ah", memory="low").attribute(x, target=1)
+    _, second = explainer.attribute_targets(x, [0, 1])
+    for got in (explainer.attribute(x, target=1, strict=True), low, second):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+    told, right = (
+        audit.explainability(m, x, target=1, rules="ah", file=None) for m in (written, plain)
+    )
+    assert sum(told.absorbed.values()) == pytest.approx(sum(right.absorbed.values()))
+    assert told.is_covered
+
+
+def test_a_softmax_that_scales_tokens_is_no_attention() -> None:
+    """Nothing sums the products up: the gradient differs from token to token."""
+
+    def scaled(w: spellings.Weights, x: Tensor, *_: Any) -> Tensor:
+        return spellings.pooling(w, x)[..., None] * w.b(x)
+
+    model, x = Blocks(scaled).eval(), spellings.inputs()
+    model.head.register_forward_pre_hook(lambda _, args: (args[0] ** 2,))
+    got = ConservativeLRP(model, "ah").attribute(x, target=1)
+    torch.testing.assert_close(got, ConservativeLRP(model, "gi").attribute(x, target=1))

@@ -21,6 +21,13 @@ is missing in one of the sets of names at the head of these modules: ``KEEP_ENTR
 :mod:`captum_lrp_tx.propagation.graph` for what moves entries, ``_SUMS`` of :mod:`.undecided` for
 what adds them up, ``_POWERS`` and ``_REDUCTIONS`` of :mod:`.homogeneity` for statistics.
 
+**What no name tells** is asked of the numbers.  Products of values with a pattern that are summed
+in an unusual way (a product with ones, pooling, writes into a buffer) are seen by the gradient that
+arrives, which is the same all along the axis (:func:`.undecided.settle_by_gradients`); a softmax
+whose sum is taken in an unusual way is seen by weights that sum to one
+(:func:`.patterns.mark_if_ones`).  Exponentials times values wait for the divisor that sums the
+exponentials up (:func:`.weighing.rescaled_entries`), as in FlashAttention and RWKV.
+
 **Decided once.**  Weights of a softmax over what the model itself holds (memory slots, bases of
 conditional convolutions, a grid of places) are an activation in front of a linear map: nothing is
 frozen, in any spelling.  Values that are constant data (another text, the states of an encoder that

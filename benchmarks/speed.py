@@ -1,6 +1,6 @@
 """Time and memory of an explanation against plain gradient x input, for docs/explanation/cost.md.
 
-    python benchmarks/speed.py --output benchmarks/speed.md
+    python benchmarks/speed.py --output benchmarks/speed.md --page docs/explanation/cost.md
 
 Every method explains the same model (random weights, architectures of published size), the same
 batch and the same target in one process, one after the other in turns; the numbers are ratios of
@@ -172,6 +172,16 @@ def summary(measured: dict[str, list[Row]]) -> list[str]:
     return [*table(heads, lines), ""]
 
 
+def into_page(page: Path, lines: list[str]) -> None:
+    """Put the table of all methods between the marks of a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- cost -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    page.write_text(
+        before + "<!-- cost -->\n" + "\n".join(lines).rstrip() + "\n" + end + after,
+        encoding="utf-8",
+    )
+
+
 def conditions(args: argparse.Namespace) -> str:
     """Machine, versions and how it was measured."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
@@ -221,6 +231,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--page", type=Path, help="a page whose table is to be this one")
     special = parser.add_mutually_exclusive_group()
     special.add_argument("--lxt", action="store_true", help="lxt beside this package, only")
     special.add_argument("--lengths", action="store_true", help="memory by tokens, only")
@@ -254,6 +265,8 @@ def main() -> None:
             args.output.write_text("\n".join(page), encoding="utf-8")
     if measured:
         print("\n".join(summary(measured)), flush=True)
+        if args.page is not None:
+            into_page(args.page, summary(measured))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from captum_lrp_tx.propagation.recognition.weighing import is_summary
 
 _KEY, _VALUE = "captum_lrp_tx.delta_key", "captum_lrp_tx.delta_value"
 _PARTS = frozenset({"Split", "SplitWithSizes", "UnsafeSplit", "Unbind", "Chunk"})
-_MOVED = (KEEP_ENTRIES | {"Mul", "Div"}) - _PARTS
+_MOVED = (KEEP_ENTRIES | {"Mul", "Div", "Undecided"}) - _PARTS
 _SUMS = frozenset({"Add", "Sub", "Cat", "Stack", "CopySlices"})
 _MAX_NODES = 400
 

@@ -70,67 +70,98 @@ def entrywise_product(
             return target.copy_(scanned) if inplace else scanned
     # in-place calls keep their meaning: the result is copied into the first argument
     plain = getattr(torch, name.strip("_")) if inplace else func
-    result: Any = None
     if mode.has_memory and mode.scope.rule(Kind.ATTENTION) is not None and not quotient:
         decays = tuple(i for i in (0, 1) if delta_rule.is_decay(args[i]))
         if len(decays) == 1 and delta_rule.is_sum_of_values(args[1 - decays[0]]):
             kept = weighted_values(mode, plain, args, {}, decays)
             return target.copy_(kept) if inplace else kept
-    if mode.scope.rule(Kind.ATTENTION) is not None and not quotient:
-        sinks = tuple(
-            i for i in (0, 1) if patterns.is_sink_gate(args[i]) and weighing.is_weighed(args[1 - i])
-        )
-        if len(sinks) == 1:
-            mode.scope.find("gate of an attention sink")
-            result = mode.apply(
-                Kind.ATTENTION,
-                PatternProduct(plain, args, {}, patterns=sinks, operands=(0, 1)),
-            )
-    if patterns.is_normalised(args[0], args[1], quotient):
-        return func(target, args[1])  # a softmax by hand: what is done with it decides
-    if mode.scope.rule(Kind.ATTENTION) is not None:
-        for i in (0,) if quotient else (0, 1):
-            weights = patterns.weights_in(args[i], args[1 - i])
-            if weights is not None:  # the same, if its sum was taken in another way
-                result = plain(*args)
-                if patterns.mark_if_ones(result, parents(weights)[0]):
-                    return target.copy_(result) if inplace else result
-                result = None
-    if (
-        quotient
-        and mode.scope.rule(Kind.NORM) is not None
-        and homogeneity.is_ratio(args[0], args[1])
-    ):
-        return func(target, args[1])  # what the ratio multiplies decides
-    if result is None and mode.scope.rule(Kind.ATTENTION) is not None:
-        rescaling = weighing.renormalizer(args, quotient)
-        if rescaling is None and quotient and weighing.rescaled_entries(args[0], args[1]):
-            rescaling = 1
-        if rescaling is not None and not homogeneity.is_norm(
-            args[rescaling], (args[1 - rescaling],), quotient
-        ):  # o / rms(o) is a norm of the values, not a row sum
-            mode.scope.find("row sums of attention")
-            result = mode.apply(
-                Kind.ATTENTION,
-                PatternProduct(
-                    plain, args, {}, patterns=(rescaling,), operands=(0, 1), rescales=True
-                ),
-            )
-    if result is None and mode.scope.rule(Kind.NORM) is not None:
-        for i in (1,) if quotient else (1, 0):
-            if homogeneity.is_norm(args[i], (args[1 - i],), quotient):
-                mode.scope.find("norm written out")
-                operation = NormalizerProduct(plain, args, {}, normalizer=i)
-                result = mode.apply(Kind.NORM, operation)
-                break
-    if result is not None:
-        return target.copy_(result) if inplace else result
-    if mode.scope.rule(Kind.ACTIVATION) is not None:
-        x = self_gated.activated(args[0], args[1], quotient)
-        if x is not None:
-            mode.scope.find("activation written out")
-            result = _as_activation(mode, plain, args, x)
+    for recognised in (_sink, _softmax, _row_sums, _norm, _written_activation, _other):
+        result = recognised(mode, plain, args, quotient)
+        if result is not None:
             return target.copy_(result) if inplace else result
+    return func(target, args[1])
+
+
+def _sink(mode: Interception, plain: Any, args: tuple[Any, ...], quotient: bool) -> Tensor | None:
+    """What an attention head loses to its sink, or to the keys of other chunks."""
+    if mode.scope.rule(Kind.ATTENTION) is None or quotient:
+        return None
+    sinks = tuple(
+        i for i in (0, 1) if patterns.is_sink_gate(args[i]) and weighing.is_weighed(args[1 - i])
+    )
+    if len(sinks) != 1:
+        return None
+    mode.scope.find("gate of an attention sink")
+    operation = PatternProduct(plain, args, {}, patterns=sinks, operands=(0, 1))
+    return _tensor(mode.apply(Kind.ATTENTION, operation))
+
+
+def _softmax(
+    mode: Interception, plain: Any, args: tuple[Any, ...], quotient: bool
+) -> Tensor | None:
+    """Weights divided by their sum: what is done with them decides."""
+    if patterns.is_normalised(args[0], args[1], quotient):
+        return _tensor(plain(*args))
+    if mode.scope.rule(Kind.ATTENTION) is None:
+        return None
+    for i in (0,) if quotient else (0, 1):
+        weights = patterns.weights_in(args[i], args[1 - i], quotient)
+        if weights is not None:  # the same, if the sum was taken in another way
+            result = _tensor(plain(*args))
+            if patterns.mark_if_ones(result, parents(weights)[0]):
+                return result
+    return None
+
+
+def _row_sums(
+    mode: Interception, plain: Any, args: tuple[Any, ...], quotient: bool
+) -> Tensor | None:
+    """Values summed with weights, divided by the sum of the weights."""
+    if mode.scope.rule(Kind.ATTENTION) is None:
+        return None
+    rescaling = weighing.renormalizer(args, quotient)
+    if rescaling is None and quotient and weighing.rescaled_entries(args[0], args[1]):
+        rescaling = 1
+    if rescaling is None or homogeneity.is_norm(
+        args[rescaling], (args[1 - rescaling],), quotient
+    ):  # o / rms(o) is a norm of the values
+        return None
+    mode.scope.find("row sums of attention")
+    operation = PatternProduct(
+        plain, args, {}, patterns=(rescaling,), operands=(0, 1), rescales=True
+    )
+    return _tensor(mode.apply(Kind.ATTENTION, operation))
+
+
+def _norm(mode: Interception, plain: Any, args: tuple[Any, ...], quotient: bool) -> Tensor | None:
+    """Something divided by its own size."""
+    if mode.scope.rule(Kind.NORM) is None:
+        return None
+    if quotient and homogeneity.is_ratio(args[0], args[1]):
+        return _tensor(plain(*args))  # what the ratio multiplies decides
+    for i in (1,) if quotient else (1, 0):
+        if homogeneity.is_norm(args[i], (args[1 - i],), quotient):
+            mode.scope.find("norm written out")
+            operation = NormalizerProduct(plain, args, {}, normalizer=i)
+            return _tensor(mode.apply(Kind.NORM, operation))
+    return None
+
+
+def _written_activation(
+    mode: Interception, plain: Any, args: tuple[Any, ...], quotient: bool
+) -> Tensor | None:
+    if mode.scope.rule(Kind.ACTIVATION) is None:
+        return None
+    x = self_gated.activated(args[0], args[1], quotient)
+    if x is None:
+        return None
+    mode.scope.find("activation written out")
+    return _tensor(_as_activation(mode, plain, args, x))
+
+
+def _other(mode: Interception, plain: Any, args: tuple[Any, ...], quotient: bool) -> Tensor | None:
+    """A gate, a pattern that may weigh what it meets, or just a product."""
+    result = None
     if mode.scope.rule(Kind.PRODUCT) is not None:
         result = _shared(mode, plain, args, quotient)
     if mode.scope.rule(Kind.ATTENTION) is not None:
@@ -138,9 +169,12 @@ def entrywise_product(
             result = _weighed_entries(mode, plain, args, result)
         if result is not None and args[0].shape != args[1].shape:
             axes.note_spread(result, *args)  # a rule may have made a constant of one
-    if result is None:
-        return func(target, args[1])
-    return target.copy_(result) if inplace else result
+    return None if result is None else _tensor(result)
+
+
+def _tensor(result: Any) -> Tensor:
+    assert isinstance(result, Tensor)
+    return result
 
 
 def _shared(mode: Interception, func: Any, args: tuple[Any, ...], quotient: bool) -> Any:

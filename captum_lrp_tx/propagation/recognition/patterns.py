@@ -31,6 +31,7 @@ _MAX_NODES = 200
 _COMBINED = frozenset({"Add", "Sub", "Mul", "Cat", "Where", "Rsub"})
 #: Between the weights and the sum that they are divided by.
 _SAFEGUARDS = KEEP_ENTRIES | frozenset("Add Clamp ClampMin Maximum".split())
+_INVERSES = frozenset("Reciprocal Div Pow Exp".split())
 #: What sums weights; those by index are brought back to the entries by an index.
 _SUMS = frozenset("Sum Mean IndexAdd ScatterAdd ScatterReduce SegmentReduce IndexPut".split())
 #: Views that lay entries out in another way, and those that take one entry of an axis.
@@ -104,9 +105,14 @@ def mark_exponential(result: Tensor) -> None:
         mark_if_ones(result, operands[0])
 
 
-def weights_in(dividend: Tensor, divisor: Tensor) -> Node | None:
-    """The activation that made a dividend, if the divisor was made of it, too."""
+def weights_in(dividend: Tensor, divisor: Tensor, quotient: bool) -> Node | None:
+    """The activation that made a dividend, if the divisor was made of it, too.
+
+    If it is no ``quotient``, the divisor is given by its reciprocal.
+    """
     if dividend.grad_fn is None or divisor.grad_fn is None:
+        return None
+    if not quotient and node_name(_root(divisor.grad_fn)) not in _INVERSES:
         return None
     weights = _root(dividend.grad_fn)
     if not is_activation(weights):

@@ -625,7 +625,7 @@ def test_command_fails_in_one_line(tmp_path, capsys, monkeypatch, arguments, mes
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "labels.txt").write_text("1\n")
-    (tmp_path / "other.tsv").write_text("text\tlabel\na film\t1\n")
+    (tmp_path / "other.tsv").write_text("body\tlabel\na film\t1\n")
     (tmp_path / "heads.tsv").write_text("sentence\tlabel\n\t1\n")
     (tmp_path / "blank.txt").write_text("\n  \n")
     (tmp_path / "long.txt").write_text("word " * 600)

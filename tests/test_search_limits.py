@@ -45,7 +45,7 @@ SEARCHES: dict[str, tuple[Callable[[Tensor], Any], Callable[[int], Tensor], int]
         lambda n: moved(leaf().softmax(-1), n - 1) + leaf().softmax(-1), 39,
     ),
     "sink gate": (
-        patterns.is_sink_gate, lambda n: moved(leaf().logsumexp(-1, keepdim=True).sigmoid(), n), 38,
+        patterns.is_sink_gate, lambda n: moved(leaf().logsumexp(-1, keepdim=True).sigmoid(), n), 40,
     ),
     "gate": (graph.gate_strength, lambda n: moved(leaf().sigmoid(), n), 39),
     "feature map": (graph.gate_strength, lambda n: moved(leaf().relu(), n), 39),

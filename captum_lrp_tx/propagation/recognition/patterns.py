@@ -283,11 +283,15 @@ def is_sink_gate(tensor: Tensor) -> bool:
     It is what the pattern loses to an attention sink, or to the keys of other chunks, multiplied in
     after the values: part of the pattern, not a gate of the values.
     """
-    gate = axes.moved(tensor)
+    gate = tensor.grad_fn
+    for _ in range(_MAX_DEPTH):
+        if gate is None or node_name(gate) not in KEEP_ENTRIES or len(parents(gate)) != 1:
+            break
+        (gate,) = parents(gate)
     if gate is None or node_name(gate) not in ("Sigmoid", "Exp"):
         return False
     todo, seen, has_total = parents(gate), set[Node](), False
-    while todo:
+    while todo and len(seen) < _MAX_NODES:
         node = todo.pop()
         name = node_name(node)
         if node in seen:

@@ -14,7 +14,7 @@ pytest.importorskip("timm")
 
 #: What has no rule, by model and preset.
 REFUSED = {
-    ("efficientvim_m1", "ah+ln"): "what a softmax became, which is no attention pattern",
+    ("efficientvim_m1", "ah+ln"): "weights that were not recognised as an attention pattern",
 }
 NAMES = walker.names()
 

@@ -187,3 +187,21 @@ def test_a_softmax_that_scales_tokens_is_no_attention() -> None:
     model.head.register_forward_pre_hook(lambda _, args: (args[0] ** 2,))
     got = ConservativeLRP(model, "ah").attribute(x, target=1)
     torch.testing.assert_close(got, ConservativeLRP(model, "gi").attribute(x, target=1))
+
+
+@pytest.mark.parametrize("preset", ["ah", "ah+ln"])
+def test_gates_in_units_of_their_mean_and_complex_exponentials_are_plain(preset: str) -> None:
+    def gated(w: spellings.Weights, x: Tensor, *_: Any) -> Tensor:
+        gate = torch.sigmoid(w.a(x))
+        return gate * w.b(x) / gate.mean(-1, keepdim=True)
+
+    def turned(w: spellings.Weights, x: Tensor, *_: Any) -> Tensor:
+        return torch.exp(1j * w.a(x) - 1j * w.b(x)).real
+
+    for spelling in (gated, turned):
+        model, x = Blocks(spelling).eval(), spellings.inputs()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            got = ConservativeLRP(model, preset).attribute(x, target=1, strict=True)
+            plain = ConservativeLRP(model, "gi").attribute(x, target=1)
+        torch.testing.assert_close(got, plain)

@@ -85,6 +85,8 @@ def mark(tensor: Tensor, axis: int | None, logits: Node | None = None) -> None:
 
 def mark_if_ones(weights: Tensor, logits: Node | None) -> bool:
     """Mark weights as a pattern if they sum to one along an axis, as their values tell."""
+    if not weights.is_floating_point():
+        return False  # complex numbers weigh nothing
     with torch.no_grad():
         values = weights.double()
         if bool((values < 0).any()):
@@ -99,9 +101,9 @@ def mark_if_ones(weights: Tensor, logits: Node | None) -> bool:
 
 def mark_exponential(result: Tensor) -> None:
     """Mark ``exp(s - t)`` as a pattern if ``t`` is the log of the sum of ``exp(s)``."""
-    (before,) = parents(result.grad_fn)
-    operands = parents(before)
-    if node_name(before) == "Sub" and len(operands) == 2 and _pattern(result.grad_fn, 2) is None:
+    before = parents(result.grad_fn)
+    operands = parents(before[0]) if len(before) == 1 else []
+    if len(operands) == 2 and node_name(before[0]) == "Sub" and _pattern(result.grad_fn, 2) is None:
         mark_if_ones(result, operands[0])
 
 

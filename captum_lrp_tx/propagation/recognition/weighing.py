@@ -350,7 +350,7 @@ def rescaled_entries(dividend: Tensor, divisor: Tensor) -> bool:
     weights, _ = _activated(divisor.grad_fn, is_summed=False)
     if not weights:
         return False
-    _, weighed = _activated(dividend.grad_fn, is_summed=True)
+    _, weighed = _activated(dividend.grad_fn, is_summed=False)
     products = [node for node, weight in weighed if weight in weights]
     if not products:
         return False
@@ -398,7 +398,7 @@ def _activated(root: Node | None, is_summed: bool) -> tuple[set[Node], list[tupl
             (node,) = before
             name, before = node_name(node), parents(node)
         is_product = len(before) == 2 and name in _MATMUL | {"Mul"}
-        if is_product and is_summed:
+        if is_product and (summed or name in _MATMUL):  # else a gate in units of its mean
             sides = [one for edge in before if (one := _walk_to(edge, is_activation))]
             products += [(whole, sides[0])] if len(sides) == 1 else []
         if name in _KEPT or name in _ADDED or is_product:

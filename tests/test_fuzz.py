@@ -10,6 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable
+from inspect import isabstract
 from typing import Any
 
 import pytest
@@ -306,19 +307,31 @@ def test_composites_of_anything(entries: Any, base: Any, epsilon: Any, bias: Any
         assert found.shape == x.shape and found.isfinite().all()
 
 
-@MANY
+#: What rules that hold other rules are given.
+INNER: dict[Any, dict[str, Rule]] = {
+    rules.ByDepthRule: {"lower": rules.EpsilonRule(), "upper": rules.GammaRule()},
+    rules.SinkRule: {"rule": rules.AHRule()},
+}
+
+
+RULES = [
+    cls
+    for cls in map(vars(rules).get, rules.__all__)
+    if isinstance(cls, type) and issubclass(cls, Rule) and not isabstract(cls)
+]
+
+
+@pytest.mark.parametrize("cls", RULES)
+@settings(MANY, max_examples=MANY.max_examples // 5)
 @given(
-    st.sampled_from([c for c in vars(rules).values() if isinstance(c, type)]),
-    st.dictionaries(st.sampled_from(["epsilon", "gamma", "alpha", "beta", "bias"]), NUMBERS),
+    st.dictionaries(
+        st.sampled_from(["epsilon", "gamma", "alpha", "beta", "bias", "share"]), NUMBERS
+    )
 )
 def test_parameters_of_rules(cls: Any, parameters: Any) -> None:
     """A rule is refused, with a reason, when its parameters make no sense."""
-    if not issubclass(cls, Rule) or getattr(cls, "__abstractmethods__", None):
-        return
     known = {k: v for k, v in parameters.items() if k in getattr(cls, "__dataclass_fields__", {})}
-    if cls is rules.ByDepthRule:
-        known = {"lower": rules.EpsilonRule(), "upper": rules.GammaRule()}
-    made = outcome(lambda: cls(**known))
+    made = outcome(lambda: cls(**INNER.get(cls, {}), **known))
     if is_refused(made, lambda: None):
         return
     x = torch.linspace(-1, 1, 8).reshape(2, 4)

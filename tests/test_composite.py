@@ -90,7 +90,7 @@ def test_the_first_entry_wins(net: Net, x: Tensor) -> None:
 
 def test_entries_govern_only_the_kinds_of_their_rule(net: Net, x: Tensor) -> None:
     got = applied(net, x, Composite({"blocks.0": GammaRule()}, base="lrp"))
-    assert got["blocks.0.act", "activation"] == "IdentityRule()"
+    assert got["blocks.0.act", "activation"] == "PassActivationRule()"
     several = Composite({"blocks.0": [GammaRule(), rules.PassRule()]}, base="lrp")
     assert applied(net, x, several)["blocks.0.act", "activation"] == "PassRule()"
 

@@ -46,6 +46,7 @@ from captum_lrp_tx.rules import (
     GammaRule,
     GeneralizedGammaRule,
     LNRule,
+    ZBoxRule,
     ZPlusRule,
 )
 
@@ -176,6 +177,12 @@ def test_negative_gamma(rule: Any) -> None:
 def test_alpha_beta_that_does_not_conserve(alpha: float, beta: float) -> None:
     with pytest.raises(RuleError, match=f"alpha={alpha}, beta={beta}"):
         AlphaBetaRule(alpha=alpha, beta=beta)
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, -2.0)])
+def test_a_box_that_holds_nothing(bounds: Any) -> None:
+    with pytest.raises(RuleError, match="needs low < high"):
+        ZBoxRule(*bounds)
 
 
 @pytest.mark.parametrize("bias", ["drop", 0, True])

@@ -270,7 +270,7 @@ def test_weights_of_any_value(value: float, name: str, preset: str, dtype: Any) 
 RULES = st.sampled_from(
     [
         rules.GammaRule(), rules.ZPlusRule(), rules.EpsilonRule(0.0), rules.FlatRule(),
-        rules.AHRule(), rules.LNRule(), rules.PassRule(), rules.IdentityRule(), None,
+        rules.AHRule(), rules.LNRule(), rules.PassRule(), rules.PassActivationRule(), None,
     ]
 )  # fmt: skip
 KEYS = (

@@ -47,6 +47,7 @@ def test_ratios_at_zero(dtype: torch.dtype) -> None:
         rules.ZeroRule(), rules.EpsilonRule(), rules.EpsilonRule(0.1), rules.GammaRule(),
         rules.GeneralizedGammaRule(), rules.AlphaBetaRule(), rules.ZPlusRule(),
         rules.PositiveWeightRule(), rules.FlatRule(),
+        rules.WSquareRule(), rules.ZBoxRule(),
     ],
     ids=str,
 )  # fmt: skip

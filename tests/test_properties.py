@@ -29,6 +29,8 @@ from captum_lrp_tx.rules import (
     GeneralizedGammaRule,
     LinearRule,
     PositiveWeightRule,
+    WSquareRule,
+    ZBoxRule,
     ZeroRule,
     ZPlusRule,
 )
@@ -369,6 +371,14 @@ def by_connection(
         elif isinstance(rule, FlatRule):
             counts = [float(connected[j, i]) for i in range(inputs)]
             ways = [(counts, 0.0, 1.0)]
+        elif isinstance(rule, WSquareRule):
+            ways = [([float(w) ** 2 for w in weights[j]], 0.0, 1.0)]
+        elif isinstance(rule, ZBoxRule):
+            boxed = [
+                z - rule.low * max(float(w), 0.0) - rule.high * min(float(w), 0.0)
+                for z, w in zip(zs, weights[j], strict=True)
+            ]
+            ways = [(boxed, 0.0, 1.0)]
         else:
             ways = [(zs, bj, 1.0)]
         for contributions, b_way, share in ways:
@@ -399,6 +409,8 @@ def rules() -> Any:
         ),
         st.builds(PositiveWeightRule, epsilon=epsilon),
         st.builds(FlatRule, epsilon=epsilon),
+        st.builds(WSquareRule, epsilon=epsilon),
+        st.builds(ZBoxRule, epsilon=epsilon, low=st.sampled_from([-9.0, 0.0]), high=st.just(9.0)),
     )
 
 

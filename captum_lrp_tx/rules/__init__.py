@@ -15,8 +15,10 @@ rule                           governs                              source
 :class:`AlphaBetaRule`         linear maps                          Bach et al. 2015
 :class:`PositiveWeightRule`    linear maps, positive weights        Captum
 :class:`FlatRule`              linear maps, by connection only      Lapuschkin et al. 2019
+:class:`WSquareRule`           linear maps of unbounded inputs      Montavon et al. 2017
+:class:`ZBoxRule`              linear maps of bounded inputs        Montavon et al. 2017
 :class:`PassRule`              any: output to input, same place     Bach et al. 2015
-:class:`IdentityRule`          element-wise activations             Achtibat et al. 2024, eq. 9
+:class:`PassActivationRule`    element-wise activations             Achtibat et al. 2024, eq. 9
 :class:`GateRule`              products with a gate                 Arras et al. 2017
 :class:`UniformRule`           products, half to each factor        Achtibat et al. 2024, eq. 13
 :class:`UniformAttentionRule`  attention, as AttnLRP                Achtibat et al. 2024
@@ -25,10 +27,14 @@ rule                           governs                              source
 :class:`ByDepthRule`           any: one below, another above        see there
 :class:`GradientRule`          any: plain gradient                  Shrikumar et al. 2016
 ============================== ==================================== ============================
+
+Other packages call some by other names: zennit's ``Pass`` and Captum's ``IdentityRule`` are
+:class:`PassRule`, on activations :class:`PassActivationRule`, which LXT calls ``IdentityRule``;
+Captum's ``Alpha1_Beta0_Rule`` is :class:`PositiveWeightRule`.
 """
 
 from captum_lrp_tx.propagation.operations import Kind
-from captum_lrp_tx.rules.activation import IdentityRule
+from captum_lrp_tx.rules.activation import PassActivationRule
 from captum_lrp_tx.rules.attention import AHRule, UniformAttentionRule
 from captum_lrp_tx.rules.base import Bias, GradientRule, PassRule, Rule
 from captum_lrp_tx.rules.composite import PRESETS, Composite
@@ -42,6 +48,8 @@ from captum_lrp_tx.rules.linear import (
     GeneralizedGammaRule,
     LinearRule,
     PositiveWeightRule,
+    WSquareRule,
+    ZBoxRule,
     ZeroRule,
     ZPlusRule,
 )
@@ -62,10 +70,10 @@ __all__ = [
     "GateRule",
     "GeneralizedGammaRule",
     "GradientRule",
-    "IdentityRule",
     "Kind",
     "LNRule",
     "LinearRule",
+    "PassActivationRule",
     "PassRule",
     "PositiveWeightRule",
     "Rule",
@@ -73,6 +81,8 @@ __all__ = [
     "StateSpaceRule",
     "UniformAttentionRule",
     "UniformRule",
+    "WSquareRule",
+    "ZBoxRule",
     "ZPlusRule",
     "ZeroRule",
 ]

@@ -17,10 +17,14 @@ _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Prelu"})
 
 
 @dataclass(frozen=True)
-class IdentityRule(Rule):
+class PassActivationRule(Rule):
     """An activation hands its relevance on unchanged: ``R(x) = R(f(x))``, factor ``f(x) / x``.
 
     Where ``x`` is exactly zero no relevance passes (0/0 := 0): the constant ``f(0)`` takes it.
+
+    Achtibat et al. and LXT call this the identity rule, zennit ``Pass``. Captum's ``IdentityRule``
+    is for any module with outputs in the shape of its inputs; here that is
+    :class:`~captum_lrp_tx.rules.PassRule`.
 
     Source: Bach et al. 2015; Achtibat et al. 2024, eq. 9.
     """

@@ -93,7 +93,9 @@ class GradientRule(Rule):
 
 @dataclass(frozen=True)
 class PassRule(Rule):
-    """Relevance of an output goes to the input at the same place (Captum's ``IdentityRule``).
+    """Relevance of an output goes to the input at the same place.
+
+    Captum calls this ``IdentityRule``, zennit ``Pass``.
 
     For modules whose inputs and outputs have one shape: a square linear layer, a norm.  Inputs of
     value zero cannot carry relevance in a modified gradient: what would go there is lost.

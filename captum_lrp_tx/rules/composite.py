@@ -14,7 +14,7 @@ from torch import nn
 
 from captum_lrp_tx.errors import RuleError
 from captum_lrp_tx.propagation.operations import Kind, PropagationRule
-from captum_lrp_tx.rules.activation import IdentityRule
+from captum_lrp_tx.rules.activation import PassActivationRule
 from captum_lrp_tx.rules.attention import AHRule, UniformAttentionRule
 from captum_lrp_tx.rules.base import Bias, GradientRule, Rule
 from captum_lrp_tx.rules.depth import ByDepthRule, Depths, at_depth
@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
     "lrp": {
         Kind.ATTENTION: AHRule(),
         Kind.NORM: LNRule(),
-        Kind.ACTIVATION: IdentityRule(),
+        Kind.ACTIVATION: PassActivationRule(),
         Kind.PRODUCT: GateRule(),
         Kind.SCAN: StateSpaceRule(),
         Kind.LINEAR: EpsilonRule(),
@@ -51,7 +51,7 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
     "lrp-gamma": {
         Kind.ATTENTION: AHRule(),
         Kind.NORM: LNRule(),
-        Kind.ACTIVATION: IdentityRule(),
+        Kind.ACTIVATION: PassActivationRule(),
         Kind.PRODUCT: GateRule(),
         Kind.SCAN: StateSpaceRule(),
         Kind.LINEAR: GeneralizedGammaRule(gamma=0.01),
@@ -59,7 +59,7 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
     "mambalrp": {
         Kind.ATTENTION: AHRule(),
         Kind.NORM: LNRule(),
-        Kind.ACTIVATION: IdentityRule(),
+        Kind.ACTIVATION: PassActivationRule(),
         Kind.PRODUCT: UniformRule(),
         Kind.SCAN: StateSpaceRule(),
         Kind.LINEAR: EpsilonRule(),
@@ -67,7 +67,7 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
     "attnlrp": {
         Kind.ATTENTION: UniformAttentionRule(),
         Kind.NORM: LNRule(),
-        Kind.ACTIVATION: IdentityRule(),
+        Kind.ACTIVATION: PassActivationRule(),
         Kind.PRODUCT: UniformRule(),
         Kind.SCAN: StateSpaceRule(),
         Kind.LINEAR: EpsilonRule(),
@@ -76,7 +76,7 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
     "attnlrp-gamma": {
         Kind.ATTENTION: UniformAttentionRule(),
         Kind.NORM: LNRule(),
-        Kind.ACTIVATION: IdentityRule(),
+        Kind.ACTIVATION: PassActivationRule(),
         Kind.PRODUCT: UniformRule(),
         Kind.SCAN: StateSpaceRule(),
         Kind.LINEAR: GeneralizedGammaRule(gamma=0.01),
@@ -85,7 +85,7 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
     "language": {
         Kind.ATTENTION: ByDepthRule(SinkRule(UniformAttentionRule()), SinkRule(AHRule())),
         Kind.NORM: LNRule(),
-        Kind.ACTIVATION: IdentityRule(),
+        Kind.ACTIVATION: PassActivationRule(),
         Kind.PRODUCT: UniformRule(),
         Kind.SCAN: StateSpaceRule(),
         Kind.LINEAR: EpsilonRule(),
@@ -93,7 +93,7 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
     "language-ah": {
         Kind.ATTENTION: SinkRule(AHRule()),
         Kind.NORM: LNRule(),
-        Kind.ACTIVATION: IdentityRule(),
+        Kind.ACTIVATION: PassActivationRule(),
         Kind.PRODUCT: UniformRule(),
         Kind.SCAN: StateSpaceRule(),
         Kind.LINEAR: EpsilonRule(),

@@ -332,6 +332,56 @@ class FlatRule(LinearRule):
         return [(operation.apply(ones, torch.ones_like(operation.weight)), None, 1.0)]
 
 
+@dataclass(frozen=True)
+class WSquareRule(LinearRule):
+    r"""w\ :sup:`2` rule: each input gets relevance by the square of its weight, whatever its value.
+
+    For first layers whose inputs have no bounds. zennit: ``WSquare``.
+
+    Source: Montavon et al., Pattern Recognition 2017, sec. 4.1.
+    """
+
+    gives_to_zero_inputs = True
+
+    def ways(self, operation: LinearMap, output: Tensor) -> list[Way]:
+        return [(operation.apply(Flatten.call(operation.input), operation.weight**2), None, 1.0)]
+
+
+@dataclass(frozen=True)
+class ZBoxRule(LinearRule):
+    r"""z\ :sup:`B` rule for first layers with bounded inputs, such as pixels.
+
+    Contributions are :math:`x_i w_{ij} - l\, w_{ij}^+ - h\, w_{ij}^-` for inputs between :math:`l`
+    and :math:`h`, so that all of them are positive; biases take nothing. zennit: ``ZBox``.
+
+    Args:
+        low, high: Smallest and largest value that an input can have.
+
+    Raises:
+        RuleError: ``low`` is not below ``high``.
+
+    Source: Montavon et al., Pattern Recognition 2017, sec. 4.2.
+    """
+
+    low: float = -1.0
+    high: float = 1.0
+    gives_to_zero_inputs = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("low", "high"):  # of either sign
+            value = getattr(self, name)
+            check_number(name, abs(value) if isinstance(value, Real) else value)
+        if self.low >= self.high:
+            raise RuleError(f"ZBoxRule needs low < high, got {self.low} and {self.high}.")
+
+    def ways(self, operation: LinearMap, output: Tensor) -> list[Way]:
+        apply, w, ones = operation.apply, operation.weight, Flatten.call(operation.input)
+        z = apply(operation.input, w)
+        z = z - apply(self.low * ones, w.clamp(min=0)) - apply(self.high * ones, w.clamp(max=0))
+        return [(z, None, 1.0)]
+
+
 def _signed_contributions(operation: LinearMap) -> tuple[Tensor, Tensor]:
     """Sums of the positive and of the negative contributions ``x_i w_ij``."""
     x, w = operation.input, operation.weight

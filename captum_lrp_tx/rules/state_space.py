@@ -25,9 +25,9 @@ class StateSpaceRule(Rule):
     The initial state, if one is handed in, is a constant that absorbs its share.
 
     MambaLRP has two more rules, which are in this package anyway: SiLU by
-    :class:`~captum_lrp_tx.rules.IdentityRule` (section 4.1) and the multiplicative gate by halves,
-    :class:`~captum_lrp_tx.rules.UniformRule` (section 4.3).  The preset ``"mambalrp"`` puts them
-    together (attention, as in Jamba, by the AH-rule); ``"lrp"`` treats the gate as a constant.
+    :class:`~captum_lrp_tx.rules.PassActivationRule` (section 4.1) and the multiplicative gate by
+    halves, :class:`~captum_lrp_tx.rules.UniformRule` (section 4.3).  The preset ``"mambalrp"`` puts
+    them together (attention, as in Jamba, by the AH-rule); ``"lrp"`` treats the gate as a constant.
 
     Source: Jafari et al., NeurIPS 2024 (MambaLRP), section 4.2.
     """

@@ -1,6 +1,6 @@
 """Truthful explanations of transformer predictions, as Captum attribution classes."""
 
-from captum_lrp_tx import audit, insights, metrics, rules, visualization
+from captum_lrp_tx import audit, insights, methods, metrics, rules, visualization
 from captum_lrp_tx._version import __version__
 from captum_lrp_tx.attr import targets
 from captum_lrp_tx.attr.attention_maps import AttentionFlow, AttentionLast, AttentionRollout
@@ -10,10 +10,15 @@ from captum_lrp_tx.attr.dataloader import LoaderAttribution
 from captum_lrp_tx.attr.gradient_attention import GenericAttention, TransformerAttribution
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
 from captum_lrp_tx.attr.random import RandomAttribution
-from captum_lrp_tx.compare import compare
+from captum_lrp_tx.attr.token_gradients import (
+    TokenGradientShap,
+    TokenIntegratedGradients,
+    TokenSaliency,
+)
+from captum_lrp_tx.comparing import compare
 from captum_lrp_tx.datasets import attribute_dataset, read_dataset
 from captum_lrp_tx.explaining import Explanation, Explanations, explain
-from captum_lrp_tx.report import report
+from captum_lrp_tx.reporting import report
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.support import supported
 
@@ -31,6 +36,9 @@ __all__ = [
     "LayerConservativeLRP",
     "LoaderAttribution",
     "RandomAttribution",
+    "TokenGradientShap",
+    "TokenIntegratedGradients",
+    "TokenSaliency",
     "TransformerAttribution",
     "__version__",
     "attribute_dataset",
@@ -38,6 +46,7 @@ __all__ = [
     "compare",
     "explain",
     "insights",
+    "methods",
     "metrics",
     "read_dataset",
     "report",

@@ -28,9 +28,11 @@ from captum_lrp_tx import (
     LayerConservativeGI,
     LayerConservativeLRP,
     RandomAttribution,
+    TokenGradientShap,
+    TokenIntegratedGradients,
+    TokenSaliency,
     TransformerAttribution,
 )
-from captum_lrp_tx.compare import TokenGradientShap, TokenIntegratedGradients, TokenSaliency
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.rules import GammaRule
 

@@ -27,20 +27,22 @@ from captum_lrp_tx import (
     LayerConservativeGI,
     LayerConservativeLRP,
     RandomAttribution,
+    TokenGradientShap,
+    TokenIntegratedGradients,
+    TokenSaliency,
     TransformerAttribution,
 )
 from captum_lrp_tx.attr.targets import Contrast
-from captum_lrp_tx.compare import TokenGradientShap, TokenIntegratedGradients, TokenSaliency
 from captum_lrp_tx.errors import InputError, NonFiniteError, TargetError
 from captum_lrp_tx.metrics.bootstrap import bootstrap_interval
-from captum_lrp_tx.metrics.captum_inputs import (
+from captum_lrp_tx.metrics.captum_arguments import (
     captum_inputs,
     embedded_inputs,
     explanation,
     spread_over_pixels,
 )
 from captum_lrp_tx.metrics.captum_perturbations import GaussianNoise, RandomMasking, UniformNoise
-from captum_lrp_tx.metrics.captum_scores import captum_scores
+from captum_lrp_tx.metrics.captum_scoring import captum_scores
 from captum_lrp_tx.metrics.masking import MaskTokens, RemoveTokens
 from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
 

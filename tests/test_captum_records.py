@@ -17,7 +17,7 @@ from captum_lrp_tx import ConservativeLRP, LayerConservativeLRP
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.models import digit_samples, digits, sentiment
 from captum_lrp_tx.visualization.captum_records import text_records, text_scale
-from captum_lrp_tx.visualization.patch_heatmap import (
+from captum_lrp_tx.visualization.patch_maps import (
     heatmap_figure,
     heatmap_scale,
     patch_heatmap,

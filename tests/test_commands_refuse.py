@@ -14,9 +14,8 @@ from torch import nn
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
-from captum_lrp_tx import AttentionRollout, ConservativeLRP, audit
+from captum_lrp_tx import AttentionRollout, ConservativeLRP, audit, compare
 from captum_lrp_tx.cli import main
-from captum_lrp_tx.compare import compare
 from captum_lrp_tx.datasets import attribute_dataset, read_dataset
 from captum_lrp_tx.errors import InputError, OutputError, TargetError, UnsupportedModelError
 from captum_lrp_tx.files import check_writable

@@ -15,19 +15,18 @@ pytest.importorskip("transformers")
 
 from captum.attr import GradientShap, IntegratedGradients, LayerIntegratedGradients, Saliency
 
-from captum_lrp_tx import ConservativeGI, ConservativeLRP
-from captum_lrp_tx.cli import main
-from captum_lrp_tx.cli.compare import read_texts
-from captum_lrp_tx.compare import (
-    METHODS,
+from captum_lrp_tx import (
+    ConservativeGI,
+    ConservativeLRP,
     TokenGradientShap,
     TokenIntegratedGradients,
     TokenSaliency,
     compare,
-    find_method,
-    unavailable_methods,
 )
+from captum_lrp_tx.cli import main
+from captum_lrp_tx.cli.compare import read_texts
 from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, TargetError
+from captum_lrp_tx.methods import METHODS, find_method, unavailable_methods
 from captum_lrp_tx.models import digit_samples, digits, sentiment
 from captum_lrp_tx.visualization.comparison import (
     Strip,

@@ -16,7 +16,7 @@ from captum_lrp_tx.evaluation.reading import read_images, read_labels, read_text
 from captum_lrp_tx.metrics import Perturbation
 from captum_lrp_tx.metrics.patches import MaskPatches
 from captum_lrp_tx.metrics.targets import split_target, target_outputs
-from captum_lrp_tx.report.samples import device_of, read_samples
+from captum_lrp_tx.reporting.samples import device_of, read_samples
 
 IDS = torch.tensor([[5, 6, 0], [7, 8, 9]])
 MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])

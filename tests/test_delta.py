@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx import ConservativeLRP, LayerConservativeLRP
-from captum_lrp_tx.compare.captum_methods import TokenIntegratedGradients
+from captum_lrp_tx.attr.token_gradients import TokenIntegratedGradients
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.metrics.conservation import _total
+from captum_lrp_tx.metrics.sums import _total
 
 
 class TwoKinds(nn.Module):

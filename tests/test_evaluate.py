@@ -14,9 +14,13 @@ import torch
 pytest.importorskip("transformers")
 
 import captum_lrp_tx.evaluation.explaining as explaining
-from captum_lrp_tx import ConservativeGI, LayerConservativeGI, RandomAttribution
+from captum_lrp_tx import (
+    ConservativeGI,
+    LayerConservativeGI,
+    RandomAttribution,
+    TokenIntegratedGradients,
+)
 from captum_lrp_tx.cli import main
-from captum_lrp_tx.compare import TokenIntegratedGradients
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.evaluation import (
     MEASURES,

@@ -24,7 +24,6 @@ from captum_lrp_tx.errors import (
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.blocks import transformer_blocks
 from captum_lrp_tx.metrics.bootstrap import bootstrap_interval, paired_bootstrap
-from captum_lrp_tx.metrics.conservation import RULES, conservation
 from captum_lrp_tx.metrics.curves import (
     FRACTIONS,
     Curve,
@@ -38,6 +37,7 @@ from captum_lrp_tx.metrics.eraser import BINS, comprehensiveness, log_odds, suff
 from captum_lrp_tx.metrics.masking import Masker, MaskTokens, RemoveTokens
 from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
 from captum_lrp_tx.metrics.perturbation import Perturbation
+from captum_lrp_tx.metrics.sums import RULES, conservation
 from captum_lrp_tx.models import digit_samples, digits, sentiment
 
 TEXTS = [
@@ -770,7 +770,7 @@ def test_relevance_and_what_constants_absorb_are_the_output(text, conserved, tmp
 def test_a_method_has_one_colour(conserved):
     pytest.importorskip("matplotlib")
     colours = pytest.importorskip("matplotlib.colors")
-    from captum_lrp_tx.visualization.method_styles import STYLES, styles
+    from captum_lrp_tx.methods.styles import STYLES, styles
 
     for place, axes in enumerate(conserved.figure().axes[:-1]):
         colour = colours.to_hex(axes.collections[0].get_facecolors()[0])

@@ -28,7 +28,7 @@ from rdkit import Chem  # noqa: E402
 from rdkit.Chem.Scaffolds import MurckoScaffold  # noqa: E402
 
 from captum_lrp_tx import ConservativeGI, ConservativeLRP, audit  # noqa: E402
-from captum_lrp_tx.compare import find_method  # noqa: E402
+from captum_lrp_tx.methods import find_method  # noqa: E402
 from captum_lrp_tx.metrics.batches import Batch  # noqa: E402
 from captum_lrp_tx.metrics.curves import activation_curve, pruning_curve  # noqa: E402
 from tutorials.paper.graphormer import molecules as mols  # noqa: E402

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_lrp_tx import ConservativeGI, ConservativeLRP
-from captum_lrp_tx.compare import TokenIntegratedGradients
+from captum_lrp_tx import ConservativeGI, ConservativeLRP, TokenIntegratedGradients
 
 transformers = pytest.importorskip("transformers")
 IDS = torch.tensor([[10, 11, 12, 13, 14, 15, 16, 2]])

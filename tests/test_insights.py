@@ -34,12 +34,12 @@ from captum_lrp_tx import (
     ConservativeLRP,
     GenericAttention,
     RandomAttribution,
+    TokenIntegratedGradients,
     TransformerAttribution,
     insights,
     rules,
 )
 from captum_lrp_tx.cli import main
-from captum_lrp_tx.compare import TokenIntegratedGradients
 from captum_lrp_tx.errors import (
     CaptumLRPError,
     InputError,

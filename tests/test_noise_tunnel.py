@@ -21,12 +21,14 @@ from captum_lrp_tx import (
     GenericAttention,
     LayerConservativeGI,
     LayerConservativeLRP,
+    TokenGradientShap,
+    TokenIntegratedGradients,
+    TokenSaliency,
     TransformerAttribution,
 )
 from captum_lrp_tx.attr.dataloader import LoaderAttribution
-from captum_lrp_tx.compare import TokenGradientShap, TokenIntegratedGradients, TokenSaliency
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.metrics.captum_inputs import embedded_inputs
+from captum_lrp_tx.metrics.captum_arguments import embedded_inputs
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::captum_lrp_tx.errors.CaptumLRPWarning"),

@@ -21,12 +21,12 @@ pytest.importorskip("transformers")
 
 from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.cli import main
-from captum_lrp_tx.compare import METHODS, find_method
 from captum_lrp_tx.errors import CaptumLRPError, InputError, OutputError, TargetError
+from captum_lrp_tx.methods import METHODS, find_method
 from captum_lrp_tx.models import digit_samples, digits, sentiment
-from captum_lrp_tx.report import report
-from captum_lrp_tx.report.page import embedded
-from captum_lrp_tx.report.payload import MAP_SIDE, floats, shown_map
+from captum_lrp_tx.reporting import report
+from captum_lrp_tx.reporting.page import embedded
+from captum_lrp_tx.reporting.payload import MAP_SIDE, floats, shown_map
 
 # two of one length, so that a batch is made of them; one with word-pieces
 TEXTS = ["a charming film", "an unwatchable mess of cliches", "a dreadful film"]

@@ -25,6 +25,9 @@ from captum_lrp_tx import (
     LayerConservativeGI,
     LayerConservativeLRP,
     RandomAttribution,
+    TokenGradientShap,
+    TokenIntegratedGradients,
+    TokenSaliency,
     TransformerAttribution,
     audit,
     compare,
@@ -38,7 +41,6 @@ from captum_lrp_tx.attr.targets import (
     indices_of,
     select_target,
 )
-from captum_lrp_tx.compare import TokenGradientShap, TokenIntegratedGradients, TokenSaliency
 from captum_lrp_tx.errors import InputError, TargetError
 
 pytestmark = pytest.mark.filterwarnings("ignore::captum_lrp_tx.errors.CaptumLRPWarning")

@@ -15,12 +15,12 @@ from tqdm import tqdm
 from captum_lrp_tx.cli.options import add_subject, text_of
 from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.cli.subject import Loaded, Subject, load, load_subject, subject_of
-from captum_lrp_tx.compare.comparison import Comparison
-from captum_lrp_tx.compare.registry import METHODS, find_method
-from captum_lrp_tx.compare.run import compare
+from captum_lrp_tx.comparing.comparison import Comparison
+from captum_lrp_tx.comparing.run import compare
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation.tables import read_table
 from captum_lrp_tx.files import check_writable, write_atomically
+from captum_lrp_tx.methods.registry import METHODS, find_method
 from captum_lrp_tx.visualization import summary, supports_colour
 from captum_lrp_tx.visualization.comparison import TextComparison, numbers_table
 from captum_lrp_tx.visualization.comparison_page import comparison_html

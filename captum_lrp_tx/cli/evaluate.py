@@ -12,7 +12,6 @@ from typing import Any
 from captum_lrp_tx.cli.images import read_image
 from captum_lrp_tx.cli.models import Source, find, kind_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.status import note, status
-from captum_lrp_tx.compare.registry import METHODS, find_method
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.evaluation import MEASURES, PAPER, Evaluation, evaluate
 from captum_lrp_tx.evaluation.examples import Examples, ImageExamples, ImageFiles, TextExamples
@@ -20,6 +19,7 @@ from captum_lrp_tx.evaluation.measures import find_measure
 from captum_lrp_tx.evaluation.reading import class_numbers, read_images, read_labels, read_texts
 from captum_lrp_tx.explaining.names import labels_of
 from captum_lrp_tx.files import write_atomically
+from captum_lrp_tx.methods.registry import METHODS, find_method
 from captum_lrp_tx.metrics.curves import FRACTIONS, Fractions
 from captum_lrp_tx.metrics.masking import Masker, MaskTokens, RemoveTokens
 from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches

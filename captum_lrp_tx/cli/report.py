@@ -14,13 +14,13 @@ from torch import Tensor
 from captum_lrp_tx.cli.images import read_image
 from captum_lrp_tx.cli.models import Source, find, kind_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.status import note
-from captum_lrp_tx.compare.registry import METHODS, find_method
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.evaluation import tables
 from captum_lrp_tx.explaining.names import labels_of
 from captum_lrp_tx.files import check_writable
-from captum_lrp_tx.report import Report, report
-from captum_lrp_tx.report.explaining import DEFAULT_METHODS
+from captum_lrp_tx.methods.registry import METHODS, find_method
+from captum_lrp_tx.reporting import Report, report
+from captum_lrp_tx.reporting.explaining import DEFAULT_METHODS
 from captum_lrp_tx.visualization.wording import printable
 
 DESCRIPTION = "Explain many predictions by several methods and write a page to look through them."

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
-from captum_lrp_tx.compare.registry import METHODS, Method, find_method
-from captum_lrp_tx.compare.run import Chosen
+from captum_lrp_tx.comparing.run import Chosen
 from captum_lrp_tx.errors import CaptumLRPError, InputError
+from captum_lrp_tx.methods.registry import METHODS, Method, find_method
 from captum_lrp_tx.metrics.blocks import transformer_blocks
 
 At = Literal["embeddings", "input"]

@@ -15,14 +15,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_lrp_tx._version import __version__
-from captum_lrp_tx.compare.registry import find_method
-from captum_lrp_tx.compare.run import Chosen
+from captum_lrp_tx.comparing.run import Chosen
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation.examples import Examples
 from captum_lrp_tx.evaluation.explaining import At, chosen_methods, reason, relevance
 from captum_lrp_tx.evaluation.measures import Measure, Measured, find_measure
 from captum_lrp_tx.evaluation.result import Evaluation, MethodResult
 from captum_lrp_tx.evaluation.store import Entry, Store
+from captum_lrp_tx.methods.registry import find_method
 from captum_lrp_tx.metrics.curves import FRACTIONS, Curve, Fractions
 from captum_lrp_tx.metrics.masking import Masker
 from captum_lrp_tx.metrics.perturbation import Perturbation
@@ -64,7 +64,7 @@ def evaluate(
         model (nn.Module or callable): In evaluation mode and single precision.
         examples (Examples): :class:`TextExamples`, :class:`ImageExamples`, or a class of your own.
         methods (str or sequence): ``"paper"`` (the tables of Ali et al.), ``"all"``, or names as in
-            ``captum_lrp_tx.compare.METHODS`` and pairs of a name and a function that gets the
+            ``captum_lrp_tx.methods.METHODS`` and pairs of a name and a function that gets the
             model and returns an attribution. (What the function does is not part of what the
             folder is checked for.)
         masker (Masker): What is hidden, and how; its fully masked inputs are the baseline of

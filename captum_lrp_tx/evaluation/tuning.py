@@ -11,7 +11,7 @@ from torch import nn
 
 from captum_lrp_tx import audit
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
-from captum_lrp_tx.compare.run import Chosen
+from captum_lrp_tx.comparing.run import Chosen
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation.examples import Examples
 from captum_lrp_tx.evaluation.run import evaluate

@@ -30,7 +30,7 @@ from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.rules.base import Bias
 from captum_lrp_tx.rules.composite import PRESETS, Composite
 from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule
-from captum_lrp_tx.visualization.patch_heatmap import token_grid
+from captum_lrp_tx.visualization.patch_maps import token_grid
 
 
 @dataclass(frozen=True)

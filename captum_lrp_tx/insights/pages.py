@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
-from captum_lrp_tx.compare.captum_methods import padding_id
+from captum_lrp_tx.attr.token_gradients import padding_id
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.insights.registration import insights_module
 from captum_lrp_tx.propagation.outputs import output_tensor

@@ -17,17 +17,15 @@ from captum_lrp_tx.metrics.bootstrap import (
     bootstrap_interval,
     paired_bootstrap,
 )
-from captum_lrp_tx.metrics.captum_inputs import (
+from captum_lrp_tx.metrics.captum_arguments import (
     captum_inputs,
     embedded_inputs,
     explanation,
     spread_over_pixels,
 )
 from captum_lrp_tx.metrics.captum_perturbations import GaussianNoise, RandomMasking, UniformNoise
-from captum_lrp_tx.metrics.captum_scores import captum_scores
+from captum_lrp_tx.metrics.captum_scoring import captum_scores
 from captum_lrp_tx.metrics.captum_table import CaptumScore, CaptumScores
-from captum_lrp_tx.metrics.conservation import Conservation, LevelConservation, conservation
-from captum_lrp_tx.metrics.conservation_figure import conservation_figure
 from captum_lrp_tx.metrics.curves import (
     Curve,
     activation_curve,
@@ -40,6 +38,8 @@ from captum_lrp_tx.metrics.eraser import comprehensiveness, log_odds, sufficienc
 from captum_lrp_tx.metrics.masking import Masker, MaskTokens, RemoveTokens
 from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
 from captum_lrp_tx.metrics.perturbation import Perturbation
+from captum_lrp_tx.metrics.sums import Conservation, LevelConservation, conservation
+from captum_lrp_tx.metrics.sums_figure import conservation_figure
 
 __all__ = [
     "CaptumScore",

@@ -63,7 +63,7 @@ class RandomMasking:
 
         >>> from captum.metrics import infidelity
         >>> from captum_lrp_tx import ConservativeLRP
-        >>> from captum_lrp_tx.metrics.captum_inputs import captum_inputs
+        >>> from captum_lrp_tx.metrics.captum_arguments import captum_inputs
         >>> from captum_lrp_tx.metrics.masking import MaskTokens
         >>> from captum_lrp_tx.models import sentiment
         >>> model, tokenizer = sentiment()
@@ -181,7 +181,7 @@ class GaussianNoise:
 
     Example::
 
-        >>> from captum_lrp_tx.metrics.captum_inputs import embedded_inputs
+        >>> from captum_lrp_tx.metrics.captum_arguments import embedded_inputs
         >>> forward, embeddings, more = embedded_inputs(model, inputs)
         >>> relevance = ConservativeGI(forward).attribute(embeddings, 1, more)
         >>> scores = infidelity(

@@ -20,7 +20,7 @@ from captum_lrp_tx.visualization.captum_records import text_records, text_scale
 from captum_lrp_tx.visualization.colours import colour_of, supports_colour
 from captum_lrp_tx.visualization.figures import figure, image_figure, png
 from captum_lrp_tx.visualization.page import html, image_html
-from captum_lrp_tx.visualization.patch_heatmap import (
+from captum_lrp_tx.visualization.patch_maps import (
     heatmap_figure,
     heatmap_scale,
     patch_heatmap,

@@ -1,6 +1,6 @@
 """Which methods the experiments compare.
 
-A further method is one more line in ``METHODS``: a name of ``captum_lrp_tx.compare.METHODS``, or a
+A further method is one more line in ``METHODS``: a name of ``captum_lrp_tx.methods.METHODS``, or a
 name with a function that makes an attribution from the model::
 
     ("winner", lambda model: ConservativeLRP(model, rules="my preset")),
@@ -15,10 +15,14 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_lrp_tx import ConservativeGI, ConservativeLRP, LayerConservativeGI
+from captum_lrp_tx import (
+    ConservativeGI,
+    ConservativeLRP,
+    LayerConservativeGI,
+    TokenIntegratedGradients,
+)
 from captum_lrp_tx.attr.layer import LayerConservativeLRP
-from captum_lrp_tx.compare import TokenIntegratedGradients
-from captum_lrp_tx.compare.run import Chosen
+from captum_lrp_tx.comparing.run import Chosen
 
 #: In the order of the tables: those of the paper, then the others. Gradient x input and LRP take
 #: relevance at the output of the embedding block, as in the published code of the paper, unless

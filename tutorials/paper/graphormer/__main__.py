@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 import captum_lrp_tx
-from captum_lrp_tx.compare import find_method
-from captum_lrp_tx.compare.registry import Method
+from captum_lrp_tx.methods import find_method
+from captum_lrp_tx.methods.registry import Method
 from tutorials.paper.graphormer import report
 from tutorials.paper.graphormer.drugs import DRUGS
 from tutorials.paper.graphormer.evaluate import Result, conservation, evaluate

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from captum_lrp_tx import audit
-from captum_lrp_tx.compare.registry import Method
+from captum_lrp_tx.methods.registry import Method
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.curves import (
     Curve,
@@ -144,7 +144,7 @@ def evaluate(
         model (Graphormer): In evaluation mode.
         examples (sequence of Example): The molecules.
         targets (Tensor): Class of each that is explained, shape ``(molecules,)``.
-        methods (sequence of Method): Of :data:`captum_lrp_tx.compare.METHODS`.
+        methods (sequence of Method): Of :data:`captum_lrp_tx.methods.METHODS`.
         seed (int): Of methods that are random.
         show_progress (bool): Show a progress bar on standard error.
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.compare import METHODS
-from captum_lrp_tx.compare.registry import Method
+from captum_lrp_tx.methods import METHODS
+from captum_lrp_tx.methods.registry import Method
 from tutorials.paper.graphormer.model import FromEmbeddings, Graphormer
 from tutorials.paper.graphormer.molecules import Graphs
 
@@ -29,7 +29,7 @@ def relevance_of(
 
     Args:
         model (Graphormer): In evaluation mode.
-        method (Method): Of :data:`captum_lrp_tx.compare.METHODS`.
+        method (Method): Of :data:`captum_lrp_tx.methods.METHODS`.
         graphs (Graphs): A batch.
         target (Tensor): Class of each molecule, shape ``(batch,)``.
         seed (int): Of methods that are random.

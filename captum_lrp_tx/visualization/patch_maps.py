@@ -8,7 +8,7 @@ compared.  :func:`heatmap_scale` computes that threshold over all pictures toget
 Example::
 
     >>> from captum.attr import visualization
-    >>> from captum_lrp_tx.visualization.patch_heatmap import patch_heatmap
+    >>> from captum_lrp_tx.visualization.patch_maps import patch_heatmap
     >>> from captum_lrp_tx import AttentionRollout
     >>> from captum_lrp_tx.models import digit_samples, digits
     >>> pixels, labels = digit_samples()

@@ -11,8 +11,8 @@ from importlib import resources
 from typing import Any
 
 from captum_lrp_tx._version import __version__
-from captum_lrp_tx.report.payload import payload
-from captum_lrp_tx.report.results import Report
+from captum_lrp_tx.reporting.payload import payload
+from captum_lrp_tx.reporting.results import Report
 from captum_lrp_tx.visualization.wording import printable
 
 _FOLDER = "page"
@@ -64,7 +64,7 @@ def embedded(data: Any) -> str:
 
 
 def _read(name: str) -> str:
-    file = resources.files("captum_lrp_tx.report").joinpath(_FOLDER, name)
+    file = resources.files("captum_lrp_tx.reporting").joinpath(_FOLDER, name)
     return file.read_text(encoding="utf-8")
 
 

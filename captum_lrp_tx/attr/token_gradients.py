@@ -233,7 +233,7 @@ class TokenIntegratedGradients(_OnTokens):
 
     Example::
 
-        >>> from captum_lrp_tx.compare import TokenIntegratedGradients
+        >>> from captum_lrp_tx import TokenIntegratedGradients
         >>> explainer = TokenIntegratedGradients(model, baseline=tokenizer.mask_token_id)
         >>> relevance = explainer.attribute(inputs, target=1)  # (batch, tokens)
     """

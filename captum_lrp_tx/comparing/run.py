@@ -15,13 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_lrp_tx.attr.base import AttributionInputs, TargetType, select_target
-from captum_lrp_tx.compare.captum_methods import Baseline, padding_id
-from captum_lrp_tx.compare.comparison import Comparison, Row
-from captum_lrp_tx.compare.registry import METHODS, Method, find_method
+from captum_lrp_tx.attr.token_gradients import Baseline, padding_id
+from captum_lrp_tx.comparing.comparison import Comparison, Row
 from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, TargetError
+from captum_lrp_tx.methods.registry import METHODS, Method, find_method
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.outputs import output_tensor
-from captum_lrp_tx.visualization.patch_heatmap import token_grid
+from captum_lrp_tx.visualization.patch_maps import token_grid
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
 
 #: A method by name, or a name with a function that makes an attribution from the model.
@@ -57,7 +57,7 @@ def compare(
             only output, or the largest of the classes.
         additional_forward_args (Any, optional): Further arguments of the forward function.
         methods (sequence): Names as in the papers' tables, in any spelling (see
-            ``captum_lrp_tx.compare.METHODS``), or pairs of a name and a function that gets the
+            ``captum_lrp_tx.methods.METHODS``), or pairs of a name and a function that gets the
             model and returns an attribution, e.g.
             ``("LRP gamma", lambda m: ConservativeLRP(m, composite))``.
         tokens (sequence of str, optional): Names of the tokens, as the tokenizer gives them.

@@ -3,12 +3,12 @@
 Example::
 
     >>> from captum_lrp_tx.models import digit_samples, digits
-    >>> from captum_lrp_tx.report import report
+    >>> from captum_lrp_tx import report
     >>> images, labels = digit_samples()
     >>> made = report(digits(), images, labels=labels, path="digits.html")  # doctest: +SKIP
 """
 
-from captum_lrp_tx.report.results import Example, Explanations, Report
-from captum_lrp_tx.report.run import report
+from captum_lrp_tx.reporting.results import Example, Explanations, Report
+from captum_lrp_tx.reporting.run import report
 
 __all__ = ["Example", "Explanations", "Report", "report"]

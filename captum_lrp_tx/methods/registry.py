@@ -54,7 +54,7 @@ _MAPS = _ATTR + "attention_maps"
 _WEIGHTED = _ATTR + "gradient_attention"
 _GI = _ATTR + "conservative_gi"
 _LRP = _ATTR + "conservative_lrp"
-_CAPTUM = "captum_lrp_tx.compare.captum_methods"
+_CAPTUM = _ATTR + "token_gradients"
 
 #: In the order of the tables of Ali et al. 2022, then what came later, then Captum's own.
 METHODS: tuple[Method, ...] = (

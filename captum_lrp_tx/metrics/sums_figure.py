@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.metrics.conservation import Conservation
+from captum_lrp_tx.methods.styles import Style, styles
+from captum_lrp_tx.metrics.sums import Conservation
 from captum_lrp_tx.visualization.figures import require_matplotlib
-from captum_lrp_tx.visualization.method_styles import Style, styles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

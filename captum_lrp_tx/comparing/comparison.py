@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from captum_lrp_tx.compare.registry import _plain, find_method
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.methods.registry import _plain, find_method
 from captum_lrp_tx.visualization.comparison import (
     Strip,
     TextComparison,

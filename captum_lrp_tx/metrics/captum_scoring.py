@@ -14,12 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_lrp_tx.attr.base import AttributionInputs, TargetType, select_target
-from captum_lrp_tx.compare.captum_methods import Baseline
-from captum_lrp_tx.compare.registry import Method, find_method
+from captum_lrp_tx.attr.token_gradients import Baseline
 from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, TargetError
+from captum_lrp_tx.methods.registry import Method, find_method
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.bootstrap import Interval, bootstrap_interval
-from captum_lrp_tx.metrics.captum_inputs import embedded_inputs, explanation, spread_over_pixels
+from captum_lrp_tx.metrics.captum_arguments import embedded_inputs, explanation, spread_over_pixels
 from captum_lrp_tx.metrics.captum_perturbations import RandomMasking, UniformNoise
 from captum_lrp_tx.metrics.captum_table import CaptumScore, CaptumScores
 from captum_lrp_tx.metrics.masking import Masker
@@ -72,7 +72,7 @@ def captum_scores(
             ``model.eval()`` before.
         inputs (Tensor or mapping): A batch of token ids, of images ``(batch, channels, height,
             width)``, or what a tokenizer returns (padded).
-        methods (sequence): Names as in ``captum_lrp_tx.compare.METHODS``, or pairs of a name and a
+        methods (sequence): Names as in ``captum_lrp_tx.methods.METHODS``, or pairs of a name and a
             function that gets the model and returns an attribution.
         masker (Masker): What is hidden: ``MaskTokens.from_tokenizer(tokenizer, "mask",
             keep_special=True)``, ``MaskPatches(4, value=-1.0)``.

@@ -15,12 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_lrp_tx.attr.base import AttributionInputs
-from captum_lrp_tx.compare.captum_methods import padding_id
+from captum_lrp_tx.attr.token_gradients import padding_id
 from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, OutputError
 from captum_lrp_tx.propagation.inputs import Inputs
 from captum_lrp_tx.propagation.modules import find_modules
 from captum_lrp_tx.propagation.outputs import output_tensor
-from captum_lrp_tx.report.explaining import (
+from captum_lrp_tx.reporting.explaining import (
     DEFAULT_METHODS,
     Chosen,
     chosen_tasks,
@@ -28,9 +28,9 @@ from captum_lrp_tx.report.explaining import (
     explain,
     portions,
 )
-from captum_lrp_tx.report.faithfulness import Faithfulness
-from captum_lrp_tx.report.results import Example, Report, check_labels, class_number
-from captum_lrp_tx.report.samples import Samples, Texts, read_samples
+from captum_lrp_tx.reporting.faithfulness import Faithfulness
+from captum_lrp_tx.reporting.results import Example, Report, check_labels, class_number
+from captum_lrp_tx.reporting.samples import Samples, Texts, read_samples
 from captum_lrp_tx.visualization.wording import Scheme, guess_scheme
 
 #: Every class is explained up to so many; beyond, the few most probable ones of each example.
@@ -82,7 +82,7 @@ def report(
         labels (sequence or Tensor, optional): True classes, by number or name; None where unknown.
         class_names (sequence of str, optional): Those of ``model.config`` unless given.
         methods (sequence): Names as in the papers' tables, in any spelling (see
-            ``captum_lrp_tx.compare.METHODS``), or pairs of a name and a function that gets the
+            ``captum_lrp_tx.methods.METHODS``), or pairs of a name and a function that gets the
             model and returns an attribution. The latter are called with batches.
         classes (str, int or sequence, optional): ``"all"``; a number, for so many of the most
             probable classes of each example; or numbers or names of classes. Unless given, all of

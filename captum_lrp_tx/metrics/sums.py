@@ -135,9 +135,9 @@ class Conservation:
         """Sums against outputs, and the relative error by depth.
 
         Args:
-            options: See :func:`~captum_lrp_tx.metrics.conservation_figure.conservation_figure`.
+            options: See :func:`~captum_lrp_tx.metrics.conservation_figure`.
         """
-        from captum_lrp_tx.metrics.conservation_figure import conservation_figure
+        from captum_lrp_tx.metrics.sums_figure import conservation_figure
 
         return conservation_figure(self, **options)
 
@@ -198,7 +198,7 @@ def conservation(
 
     Example::
 
-        >>> from captum_lrp_tx.metrics.conservation import conservation
+        >>> from captum_lrp_tx.metrics.sums import conservation
         >>> from captum_lrp_tx.models import sentiment
         >>> model, tokenizer = sentiment()
         >>> texts = ["a charming and funny film", "a dull mess", "not bad"]

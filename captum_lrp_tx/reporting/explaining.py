@@ -10,11 +10,11 @@ from typing import Any, Union
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.compare.registry import METHODS, Method, find_method
 from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError
-from captum_lrp_tx.report.results import Explanations, Key
-from captum_lrp_tx.report.samples import Samples
-from captum_lrp_tx.visualization.patch_heatmap import token_grid
+from captum_lrp_tx.methods.registry import METHODS, Method, find_method
+from captum_lrp_tx.reporting.results import Explanations, Key
+from captum_lrp_tx.reporting.samples import Samples
+from captum_lrp_tx.visualization.patch_maps import token_grid
 
 #: A method by name, or a name with a function that makes an attribution from the model.
 Chosen = Union[str, tuple[str, Callable[[Any], Any]]]

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.attr.base import AttributionInputs
-from captum_lrp_tx.compare.captum_methods import padding_id
+from captum_lrp_tx.attr.token_gradients import padding_id
 from captum_lrp_tx.errors import CaptumLRPError
 from captum_lrp_tx.metrics.curves import Curve, activation_curve, pruning_curve
 from captum_lrp_tx.metrics.masking import Masker, MaskTokens
 from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
 from captum_lrp_tx.metrics.perturbation import Perturbation
 from captum_lrp_tx.propagation.modules import find_modules
-from captum_lrp_tx.report.results import Explanations
-from captum_lrp_tx.report.samples import Samples
+from captum_lrp_tx.reporting.results import Explanations
+from captum_lrp_tx.reporting.samples import Samples
 
 
 class Faithfulness:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx._version import __version__
-from captum_lrp_tx.compare.run import ROUNDING
+from captum_lrp_tx.comparing.run import ROUNDING
+from captum_lrp_tx.methods.styles import Style, styles
 from captum_lrp_tx.metrics.curves import Curve
-from captum_lrp_tx.report.results import Example, Explanations, Report
+from captum_lrp_tx.reporting.results import Example, Explanations, Report
 from captum_lrp_tx.visualization.arrays import block_sums, pixels_of
 from captum_lrp_tx.visualization.colours import BLUE, RED, RGB
 from captum_lrp_tx.visualization.comparison import PURPLE
-from captum_lrp_tx.visualization.method_styles import Style, styles
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
 from captum_lrp_tx.visualization.wording import Scheme, printable
 

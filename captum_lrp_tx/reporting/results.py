@@ -12,10 +12,10 @@ from typing import Union
 
 from torch import Tensor
 
-from captum_lrp_tx.compare.registry import find_method
 from captum_lrp_tx.errors import InputError, TargetError
+from captum_lrp_tx.methods.registry import find_method
 from captum_lrp_tx.metrics.curves import Curve
-from captum_lrp_tx.report.samples import Kind
+from captum_lrp_tx.reporting.samples import Kind
 from captum_lrp_tx.visualization.wording import Scheme
 
 #: An example and a class.
@@ -157,7 +157,7 @@ class Report:
             str: An HTML document that fetches nothing; all texts are escaped. The same report
             gives the same document.
         """
-        from captum_lrp_tx.report.page import page
+        from captum_lrp_tx.reporting.page import page
 
         return page(self)
 

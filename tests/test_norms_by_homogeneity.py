@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_lrp_tx import ConservativeGI
+from captum_lrp_tx.errors import NoRuleAppliedWarning, UncoveredOperationError
 
 EPS, WIDTH, TOKENS = 1e-5, 8, 6
 Freeze = Callable[[Tensor], Tensor]
@@ -42,7 +43,25 @@ SAME: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
     "applied by addcdiv": lambda x, n: torch.addcdiv(
         torch.zeros(WIDTH), x, n(mean_square(x).sqrt())
     ),
-}
+    "applied by a diagonal matrix": lambda x, n: (
+        torch.diag_embed(n(mean_square(x)[..., 0].rsqrt())) @ x
+    ),
+    "sum of exponentials of logarithms": lambda x, n: (
+        x / n(((2 * x.abs().log()).logsumexp(-1, keepdim=True).exp() / WIDTH + EPS).sqrt())
+    ),
+    "spectrum": lambda x, n: (
+        x / n((torch.fft.fft(x, norm="ortho").abs().square().mean(-1, keepdim=True) + EPS).sqrt())
+    ),
+    "added by index": lambda x, n: (
+        x / n((torch.zeros(2, TOKENS, 1).index_add(2, torch.zeros(WIDTH, dtype=torch.long),
+            x.square()) / WIDTH + EPS).sqrt())
+    ),
+    "trace": lambda x, n: torch.stack([torch.stack(
+        [t / n((torch.outer(t, t).trace() / WIDTH + EPS).sqrt()) for t in one]) for one in x]),
+    "in units of the greatest": lambda x, n: (lambda m: x / n(
+        m * (x / m).square().mean(-1, keepdim=True).sqrt()
+    ))(x.abs().amax(-1, keepdim=True)),
+}  # fmt: skip
 OTHERS: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
     "sum of moduli": lambda x, n: x / n(x.abs().sum(-1, keepdim=True)),
     "greatest modulus": lambda x, n: x / n(x.abs().amax(-1, keepdim=True)),
@@ -129,3 +148,49 @@ def test_the_statistic_of_a_norm_is_constant_and_nothing_else(name: str, preset:
 def test_one_norm_in_every_spelling(name: str, preset: str) -> None:
     want = relevance(SAME["rsqrt"], preset)
     assert (relevance(SAME[name], preset) - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+#: Norms that are told from other quotients, but not held constant.
+NOT_HELD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "in two steps": (lambda x: x * mean_square(x) ** -0.25 * mean_square(x) ** -0.25, "at once"),
+    "root by root": (lambda x: x / mean_square(x) ** 0.25 / mean_square(x).sqrt().sqrt(), "at once"),
+    "determinant": (
+        lambda x: x / torch.linalg.det(x[..., None, :] @ x[..., None])[..., None].sqrt(), "own size"),
+    "of a view": (
+        lambda x: x.mT.flatten(1) / torch.linalg.det(
+            x.flatten(1)[:, None] @ x.flatten(1)[..., None])[:, None].sqrt(), "own size"),
+    "multiplied": (
+        lambda x: x * torch.linalg.det(x[..., None, :] @ x[..., None])[..., None].rsqrt(),
+        "own size"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["ln", "ah+ln"])
+@pytest.mark.parametrize("name", NOT_HELD)
+def test_a_norm_that_is_not_held_constant_is_refused(name: str, preset: str) -> None:
+    """Also beside norms that are."""
+    spelling, why = NOT_HELD[name]
+    explainer = ConservativeGI(lambda x: read(spelling(F.normalize(source(x), dim=-1))), preset)
+    with pytest.raises(UncoveredOperationError, match=why):
+        explainer.attribute(inputs(), target=0, strict=True)
+    plain = ConservativeGI(lambda x: read(spelling(source(x))), "gi")
+    plain.attribute(inputs(), target=0, strict=True)
+
+
+@pytest.mark.parametrize("preset", ["ln", "ah+ln"])
+@pytest.mark.parametrize("name", [*SAME, *OTHERS])
+def test_no_false_alarm(name: str, preset: str) -> None:
+    def forward(x: Tensor) -> Tensor:
+        return read({**SAME, **OTHERS}[name](F.normalize(source(x), dim=-1), lambda t: t))
+
+    if name == "of something else":
+        pytest.skip("a norm of something else, which divides, is a fault")
+    ConservativeGI(forward, preset).attribute(inputs(), target=0, strict=True)
+
+
+def test_strict_where_no_rule_acted() -> None:
+    explainer = ConservativeGI(lambda x: read(source(x)), "ln")
+    with pytest.raises(UncoveredOperationError, match="No operation .* matched"):
+        explainer.attribute(inputs(), target=0, strict=True)
+    with pytest.warns(NoRuleAppliedWarning):
+        explainer.attribute(inputs(), target=0)

@@ -240,6 +240,12 @@ class Conservative(WithoutFutures):
                     "strict=False to accept their plain gradient.",
                     tuple(faults),
                 )
+            if strict and not layers and self.composite.base and not scope.applied:
+                raise UncoveredOperationError(
+                    f"{self._nothing_matched('the inputs')} If that is what you want, choose the "
+                    "preset gi; if a part should have matched, "
+                    "captum_lrp_tx.audit.explainability(model, inputs) lists what was recognised."
+                )
             if named or not faults:  # not job.trace: the job would lead to itself
                 TOLD.first_time(subject, checked)
                 TOLD.first_time(subject, ran)
@@ -291,12 +297,10 @@ class Conservative(WithoutFutures):
                 UncoveredOperationWarning,
             )
         if self.composite.base and not scope.applied:
-            kinds = ", ".join(sorted(kind.value for kind in self.composite.base))
             tell_once(
                 subject,
                 f"nothing {rule_set} {start}",
-                f"No operation between {start} and the output matched a rule of "
-                f"{self.composite!r} (kinds: {kinds}); the result equals plain gradient x input.",
+                self._nothing_matched(start),
                 NoRuleAppliedWarning,
             )
         if scope.mixes_examples:
@@ -316,6 +320,13 @@ class Conservative(WithoutFutures):
                 "random; call model.eval() first.",
                 TrainingModeWarning,
             )
+
+    def _nothing_matched(self, start: str) -> str:
+        kinds = ", ".join(sorted(kind.value for kind in self.composite.base))
+        return (
+            f"No operation between {start} and the output matched a rule of {self.composite!r} "
+            f"(kinds: {kinds}); the result equals plain gradient x input."
+        )
 
 
 def refuse_conventions(scope: Scope) -> None:

@@ -151,8 +151,9 @@ class ConservativeGI(Conservative, GradientAttribution):
                 function, a tuple if there are several. They get no relevance.
             return_convergence_delta (bool): Also return output minus sum of relevance.
             strict (bool or "papers"): Raise instead of warning if a non-linear operation on the
-                path to the inputs has no rule; with ``"papers"`` also for what is governed by a
-                convention that is in none of the papers (linear attention, say).
+                path to the inputs has no rule, or if no rule acted at all; with ``"papers"`` also
+                for what is governed by a convention that is in none of the papers (linear
+                attention, say).
             positions (str): ``"sum"``, or ``"separate"`` for a dictionary with the relevance of
                 each embedding (word, position, segment, ...) of the token ids.
 

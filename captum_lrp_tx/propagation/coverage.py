@@ -27,6 +27,7 @@ from captum_lrp_tx.propagation.graph import (
 from captum_lrp_tx.propagation.obstacles import foreign
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.propagation.recognition import axes, homogeneity
+from captum_lrp_tx.propagation.recognition.own_size import is_divided_by_its_size
 from captum_lrp_tx.propagation.recognition.weighing import SEEN, UNTOLD
 from captum_lrp_tx.propagation.recurrence import UNCLEAR, marked
 from captum_lrp_tx.propagation.scope import Scope
@@ -363,6 +364,11 @@ def _judge(node: Node, path: _Path, base: Mapping[Kind, Any]) -> tuple[str, bool
         return "sampling at input-dependent places", full
     if node.metadata.get(UNTOLD) and Kind.ATTENTION in base:
         return "product with weights that were not recognised as an attention pattern", True
+    if node.metadata.get(homogeneity.IN_STEPS) and Kind.NORM in base:
+        return "last of several divisions by parts of a norm; divide by the whole at once", True
+    is_plain = name in ("Mul", "Div") and live == [0, 1] and not full
+    if is_plain and Kind.NORM in base and is_divided_by_its_size(node):
+        return "divided by its own size, in a way that was not recognised as a norm", True
     in_eval = "BatchNorm" in name and not getattr(node, "_saved_training", True)
     if name in _PRODUCTS or in_eval:
         return _judge_product(name, [e for i, e in enumerate(edges) if i in live], live, base)
@@ -372,7 +378,9 @@ def _judge(node: Node, path: _Path, base: Mapping[Kind, Any]) -> tuple[str, bool
         if name == "LinalgVectorNorm" and node._saved_ord == 1 and _is_of_weights(node):
             return None
         told = "norm or statistic without a rule"
-        return told, full or (Kind.NORM in base and (name in _WHOLE or path.divides(node)))
+        source = axes.moved(parents(node)[0])
+        divides = path.divides(node) and not (source and homogeneity.is_weight(source))
+        return told, full or (Kind.NORM in base and (name in _WHOLE or divides))
     if is_softmax(name):
         if getattr(base.get(Kind.ATTENTION), "covers_softmax", False):
             return None

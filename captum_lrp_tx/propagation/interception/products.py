@@ -143,7 +143,11 @@ def _norm(mode: Interception, plain: Any, args: tuple[Any, ...], quotient: bool)
         if homogeneity.is_norm(args[i], (args[1 - i],), quotient):
             mode.scope.find("norm written out")
             operation = NormalizerProduct(plain, args, {}, normalizer=i)
-            return _tensor(mode.apply(Kind.NORM, operation))
+            result = _tensor(mode.apply(Kind.NORM, operation))
+            homogeneity.note_norm(result, args[i], quotient)
+            return result
+        if homogeneity.is_norm(args[i], (args[1 - i],), quotient, in_steps=True):
+            return _tensor(homogeneity.note_steps(plain(*args)))
     return None
 
 

@@ -15,7 +15,7 @@ A new spelling is one more name in one of the sets below.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +25,7 @@ from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, is_softmax, node
 #: Keep the degree of their only input-dependent operand.
 _KEEP = KEEP_ENTRIES | frozenset(
     """Abs Relu LeakyRelu Clamp ClampMin ClampMax Topk Sort Real Imag ViewAsReal
-    ViewAsComplex""".split()
+    ViewAsComplex DiagEmbed""".split()
 )
 #: Add up operands of one degree, or choose among them.
 _SUMS = frozenset(
@@ -36,9 +36,10 @@ _EXTREMES = _POOLED_EXTREMES | frozenset(
     "Max Amax Min Amin Aminmax Cummax Median Maximum Hypot".split()
 )
 _REDUCTIONS = _POOLED_EXTREMES | frozenset(
-    "Sum Mean Cumsum Nansum Max Amax Min Amin Aminmax Median Cummax".split()
+    """Sum Mean Cumsum Nansum Max Amax Min Amin Aminmax Median Cummax Trace IndexAdd ScatterAdd
+    ScatterReduce SegmentReduce""".split()
 )
-_SPREADS = frozenset("Std Var StdMean VarMean LinalgVectorNorm Norm".split())
+_SPREADS = frozenset("Std Var StdMean VarMean LinalgVectorNorm Norm LinalgSvd".split())
 _POWERS = {"Sqrt": 0.5, "Rsqrt": -0.5, "Reciprocal": -1.0, "Sign": 0.0, "Sgn": 0.0}
 _MATRIX_PRODUCTS = frozenset(
     "Mm Bmm Mv Dot Vdot Addmm Baddbmm Addmv Inner Einsum LinalgVecdot".split()
@@ -49,7 +50,7 @@ _LINEAR_MAPS = (
     | _POOLS
     | frozenset(
         """Convolution MkldnnConvolution LinearValue Substitute SpreadBias Stabilize
-        Signed""".split()
+        Signed FftR2C FftC2C FftC2R""".split()
     )
 )
 _SUMMAND_FIRST = frozenset("Addmm Baddbmm Addmv".split())
@@ -58,6 +59,9 @@ _WEIGHTS = frozenset({"Sigmoid", "Hardsigmoid"})
 _MAX_NODES = 300
 _EXPONENT = "captum_lrp_tx.exponent"
 _SHIFT = "captum_lrp_tx.shift"
+_DIVISOR = "captum_lrp_tx.divisor"
+#: Where the node of a product notes that a norm was taken in several steps, and this is the last.
+IN_STEPS = "captum_lrp_tx.norm_in_steps"
 #: From here on, a number added to a norm is no safeguard against division by zero.
 _LARGE_SHIFT = 0.25
 
@@ -72,6 +76,7 @@ class Degree:
         is_reduced (bool): Whether entries were combined after that.
         is_pooled (bool): Whether that was done over neighbours (local response norm).
         is_shifted (bool): Whether a number too large for a safeguard was added.
+        is_mixed (bool): Whether something was multiplied or divided by a statistic.
     """
 
     of: dict[Node, float]
@@ -79,6 +84,7 @@ class Degree:
     is_reduced: bool = False
     is_pooled: bool = False
     is_shifted: bool = False
+    is_mixed: bool = False
 
 
 def note_shift(result: Any, number: Any) -> None:
@@ -94,6 +100,22 @@ def is_shifted(node: Node) -> bool:
     return bool(node.metadata.get(_SHIFT))
 
 
+def note_norm(result: Any, statistic: Tensor, quotient: bool) -> None:
+    """Remember what something was normalised by, which is a constant in the graph by now."""
+    node: Node | None = getattr(result, "grad_fn", None)
+    if node is not None and statistic.grad_fn is not None:
+        found = _Search(deep=False).degree(statistic.grad_fn, statistic.output_nr)
+        node.metadata[_DIVISOR] = found, -1.0 if quotient else 1.0
+
+
+def note_steps(result: Any) -> Any:
+    """Remember that something was divided by the last part of a norm."""
+    node: Node | None = getattr(result, "grad_fn", None)
+    if node is not None:
+        node.metadata[IN_STEPS] = True
+    return result
+
+
 def with_exponent(result: Any, exponent: float | None) -> Any:
     """A result under a rule for activations, whose node does not tell the exponent of a power."""
     node: Node | None = getattr(result, "grad_fn", None)
@@ -102,21 +124,27 @@ def with_exponent(result: Any, exponent: float | None) -> Any:
     return result
 
 
-def is_norm(statistic: Tensor, others: Sequence[Tensor], quotient: bool) -> bool:
+def is_norm(
+    statistic: Tensor, others: Sequence[Tensor], quotient: bool, in_steps: bool = False
+) -> bool:
     """Whether ``statistic`` normalises the other factors of a product (or their quotient).
 
     Args:
         statistic (Tensor): The factor, or the divisor.
         others (sequence of Tensor): The remaining input-dependent factors.
         quotient (bool): Whether ``statistic`` divides.
+        in_steps (bool): Whether a part of the norm must have been taken before:
+            ``x * m ** -0.25 * m ** -0.25``.
     """
     if statistic.grad_fn is None:
         return False
     if len(others) == 1 and _is_of(statistic, others[0], quotient):
-        return True
-    for deep in (False, True):
-        search = _Search(deep)
-        found = search.degree(statistic.grad_fn, 0)
+        return not in_steps
+    for deep, through_norms in ((False, False), (True, False), (False, True)):
+        search = _Search(deep, through_norms=through_norms)
+        found = search.degree(statistic.grad_fn, statistic.output_nr)
+        if through_norms and not (search.has_met_norm and found.of):
+            return False
         reduced = found.is_reduced or statistic.numel() < max(o.numel() for o in others)
         modulus = any(o.is_complex() for o in others) and not statistic.is_complex()
         if not found.is_nonlinear or not (reduced or modulus):
@@ -124,16 +152,15 @@ def is_norm(statistic: Tensor, others: Sequence[Tensor], quotient: bool) -> bool
         if found.is_shifted and not found.is_pooled:
             return False
         if not found.of and found.is_reduced:
-            return True  # norms compared with their own mean (global response norm)
-        names = [node_name(n) for n in found.of]
-        if all(is_softmax(name) or name in _WEIGHTS for name in names):
+            return not in_steps  # norms compared with their own mean (global response norm)
+        if all(map(is_weight, found.of)):
             return False  # weights of a mixture in units of their own size, sum or norm
         sign = 1.0 if quotient else -1.0
         factors = _product([search.degree(o.grad_fn, 0) for o in others if o.grad_fn is not None])
         if not deep and factors.is_nonlinear and factors.is_reduced:
             return False  # a ratio of norms: what it multiplies decides
         if all(_cancels(factors.of.get(n, 0.0), sign * d, found) for n, d in found.of.items()):
-            return True
+            return factors.is_mixed is in_steps
     return False
 
 
@@ -145,12 +172,12 @@ def _is_of(statistic: Tensor, factor: Tensor, quotient: bool) -> bool:
     if factor.grad_fn is None or is_statistic(factor):
         return False
     behind = _Search(deep=False).degree(factor.grad_fn, factor.output_nr)
-    if all(is_softmax(name) or name in _WEIGHTS for name in map(node_name, behind.of)):
+    if all(map(is_weight, behind.of)):
         return False
-    source = _moved(factor.grad_fn, factor.output_nr)
+    source = moved(factor.grad_fn, factor.output_nr)
     sources = [source]
     if node_name(source[0]) in ("Add", "Sub"):  # centred: of what the mean was taken
-        sources += [_moved(*edge) for edge in source[0].next_functions[:1] if edge[0] is not None]
+        sources += [moved(*edge) for edge in source[0].next_functions[:1] if edge[0] is not None]
     sign = 1.0 if quotient else -1.0
     for one in sources:
         search, alone = _Search(deep=False, source=one), {one[0]}
@@ -164,7 +191,7 @@ def _is_of(statistic: Tensor, factor: Tensor, quotient: bool) -> bool:
     return False
 
 
-def _moved(node: Node, output: int) -> tuple[Node, int]:
+def moved(node: Node, output: int) -> tuple[Node, int]:
     """Where a tensor comes from, before it was viewed or cast."""
     while node_name(node) in KEEP_ENTRIES:
         edges = [(e, i) for e, i in node.next_functions if e is not None]
@@ -181,6 +208,17 @@ def is_statistic(tensor: Tensor) -> bool:
     found = _Search(deep=False).degree(tensor.grad_fn, 0)
     lengths = all(abs(abs(d) - 1) < 1e-3 for d in found.of.values())
     return found.is_nonlinear and found.is_reduced and lengths
+
+
+def is_weight(node: Node) -> bool:
+    """Whether a node makes the weights of a mixture."""
+    return is_softmax(node_name(node)) or node_name(node) in _WEIGHTS
+
+
+def is_known(statistic: Node, output: int, factor: Node) -> bool:
+    """Whether the degree of a statistic in a factor is told by names, so that it is no norm."""
+    found = _Search(deep=True).degree(statistic, output)
+    return set(found.of) <= {factor}
 
 
 def is_ratio(numerator: Tensor, divisor: Tensor) -> bool:
@@ -207,6 +245,7 @@ def _product(factors: Sequence[Degree], signs: Sequence[float] = ()) -> Degree:
     for factor, sign in zip(factors, signs or [1.0] * len(factors), strict=True):
         for node, degree in factor.of.items():
             of[node] = of.get(node, 0.0) + sign * degree
+    shared_out = len({f.is_reduced for f in factors}) > 1
     shared = not signs and len(factors) > 1 and bool(set(factors[0].of) & set(factors[1].of))
     return Degree(
         {n: d for n, d in of.items() if abs(d) > 1e-6},
@@ -214,23 +253,32 @@ def _product(factors: Sequence[Degree], signs: Sequence[float] = ()) -> Degree:
         bool(factors) and all(f.is_reduced for f in factors),
         any(f.is_pooled for f in factors),
         any(f.is_shifted for f in factors),
+        any(f.is_mixed for f in factors) or (shared_out and any(map(_is_of_statistics, factors))),
     )
 
 
+def _is_of_statistics(degree: Degree) -> bool:
+    return degree.is_nonlinear and degree.is_reduced and bool(degree.of)
+
+
 def _scaled(degree: Degree, power: float, **changed: bool) -> Degree:
-    flags = {k: getattr(degree, k) for k in ("is_nonlinear", "is_reduced", "is_pooled")}
-    flags["is_shifted"] = degree.is_shifted
-    return Degree({n: d * power for n, d in degree.of.items()}, **{**flags, **changed})
+    of = {n: d * power for n, d in degree.of.items()}
+    return replace(degree, of=of, **changed)
 
 
 class _Search:
     """The degrees behind a tensor, up to ``source`` if one is given.
 
-    ``deep`` looks through linear maps of a source as well: ``(W x) / rms(x)``.
+    ``deep`` looks through linear maps of a source as well: ``(W x) / rms(x)``.  What was normalised
+    is a source, too; ``through_norms`` looks at what it was before.
     """
 
-    def __init__(self, deep: bool, source: tuple[Node, int] | None = None) -> None:
+    def __init__(
+        self, deep: bool, source: tuple[Node, int] | None = None, through_norms: bool = False
+    ) -> None:
         self.deep = deep
+        self.through_norms = through_norms
+        self.has_met_norm = False
         self.known: dict[tuple[Node, int], Degree] = {}
         if source is not None:
             self.known[source] = Degree({source[0]: 1.0})
@@ -256,6 +304,11 @@ class _Search:
             edges = edges[-1:]
         if not edges or name == "AccumulateGrad":
             return None
+        divisor = node.metadata.get(_DIVISOR)
+        if divisor is not None:
+            self.has_met_norm = True
+            if self.through_norms and len(edges) == 1:
+                return _product([self.degree(*edges[0]), divisor[0]], (1.0, divisor[1]))
         if len(edges) == 1:
             return self._of_one(node, name, output, *edges[0])
         if name in _SUMS:
@@ -279,6 +332,7 @@ class _Search:
             any(t.is_reduced for t in terms) and all(t.is_nonlinear for t in terms),
             any(t.is_pooled for t in terms),
             any(t.is_shifted for t in terms),
+            any(t.is_mixed for t in terms),
         )
 
     def _of_one(self, node: Node, name: str, output: int, edge: Node, index: int) -> Degree | None:
@@ -319,6 +373,9 @@ class _Search:
                 return None
             if name == "Log":
                 return _scaled(self.degree(*edges[0]), power, is_nonlinear=True)
+            if name in ("Logsumexp", "Logcumsumexp"):  # of logs: a sum
+                total = self._exponential(edges[0][0])
+                return None if total is None else _scaled(total, power, is_reduced=True)
             if name == "Neg":
                 power = -power
             elif name in ("Mul", "Div"):
@@ -328,7 +385,7 @@ class _Search:
                 if not number or (name == "Div" and node.next_functions[0][0] is None):
                     return None
                 power = power * number if name == "Mul" else power / number
-            elif name not in KEEP_ENTRIES:
+            elif name not in KEEP_ENTRIES and name not in ("Add", "Sub"):  # of a constant
                 return None
             node = edges[0][0]
         return None

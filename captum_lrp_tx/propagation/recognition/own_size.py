@@ -1,0 +1,67 @@
+"""Norms that no name tells: what is divided by something that grows as it does.
+
+A statistic ``s`` of degree one in ``x`` has, by Euler's theorem, a derivative along ``x`` that is
+``s`` itself.  One partial backward pass, from the statistic to what it divides, tells whether that
+holds, however the statistic is computed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from captum_lrp_tx.propagation.graph import Node, node_name
+from captum_lrp_tx.propagation.recognition import axes, homogeneity
+
+#: How far from one the degree may be: of a sum of squares with a safeguard added.
+_TOLERANCE = 1e-2
+
+
+def is_divided_by_its_size(node: Node) -> bool:
+    """Whether a quotient (or a product with a reciprocal) was divided by a norm of its dividend.
+
+    Args:
+        node (Node): Of the plain quotient or product of two input-dependent tensors.
+    """
+    if not axes.KNOWS_SHAPES:
+        return False
+    first, second = node.next_functions
+    if node_name(node) == "Div":
+        return _has_degree(second, first, node._saved_other, node._saved_self, 1.0)
+    values = node._saved_self, node._saved_other
+    return _has_degree(second, first, values[1], values[0], -1.0) or _has_degree(
+        first, second, values[0], values[1], -1.0
+    )
+
+
+def _has_degree(
+    statistic: tuple[Node, int],
+    factor: tuple[Node, int],
+    size: Tensor | None,
+    value: Tensor | None,
+    degree: float,
+) -> bool:
+    if size is None or value is None or size.numel() >= value.numel():
+        return False
+    if size.is_complex() or not bool((size > 0).all()):
+        return False
+    source = homogeneity.moved(*factor)
+    if homogeneity.is_known(*statistic, source[0]):
+        return False
+    at, of = GradientEdge(*source), GradientEdge(*statistic)
+    gradient = _backward(of, at, 1 / size)
+    whole = value if source == factor else _backward(GradientEdge(*factor), at, value)
+    if gradient is None or whole is None or gradient.shape != whole.shape:
+        return False
+    found = float((gradient * whole).sum()) / size.numel()
+    return abs(found - degree) < _TOLERANCE
+
+
+def _backward(of: GradientEdge, at: GradientEdge, gradient: Tensor) -> Tensor | None:
+    """The gradient at one result, from that of another."""
+    shape = axes.shape(of.node, of.output_nr)
+    (found,) = torch.autograd.grad(
+        [of], [at], [gradient.detach().reshape(shape)], retain_graph=True, allow_unused=True
+    )
+    return found

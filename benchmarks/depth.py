@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_lrp_tx import audit
-from captum_lrp_tx.rules.base import Bias
+from captum_lrp_tx.rules.rule import Bias
 
 DEPTHS = (1, 3, 6, 12, 24, 48)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -17,16 +17,21 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
-from captum_lrp_tx.attr.base import AttributionInputs, Strict, TargetType, refuse_conventions
+from captum_lrp_tx.attr.conservative import (
+    AttributionInputs,
+    Strict,
+    TargetType,
+    refuse_conventions,
+)
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.errors import UncoveredOperationError
-from captum_lrp_tx.propagation.coverage import Finding, uncovered
 from captum_lrp_tx.propagation.engine import propagate
 from captum_lrp_tx.propagation.graph import Node
-from captum_lrp_tx.propagation.inputs import Inputs
-from captum_lrp_tx.propagation.scope import Scope
-from captum_lrp_tx.rules.base import Bias
+from captum_lrp_tx.propagation.judging.coverage import Finding, uncovered
+from captum_lrp_tx.propagation.state.inputs import Inputs
+from captum_lrp_tx.propagation.state.scope import Scope
 from captum_lrp_tx.rules.composite import Composite
+from captum_lrp_tx.rules.rule import Bias
 
 __all__ = ["AppliedRule", "Finding", "Found", "LayerConservation", "Report", "explainability"]
 

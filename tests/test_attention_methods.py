@@ -25,8 +25,8 @@ from captum_lrp_tx.attr.attention_maps import (
     maximum_flows,
 )
 from captum_lrp_tx.attr.gradient_attention import GenericAttention, TransformerAttribution
+from captum_lrp_tx.attr.prefix_tokens import prefix_tokens
 from captum_lrp_tx.attr.random import RandomAttribution
-from captum_lrp_tx.attr.tokens import prefix_tokens
 from captum_lrp_tx.errors import InputError, TargetError, UnsupportedModelError
 
 MODELS = (

@@ -14,11 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from captum_lrp_tx.propagation import compact
-from captum_lrp_tx.propagation.backward import _rescale
-from captum_lrp_tx.propagation.functions import Stabilize, _true_entries, nonzero, safe_ratio
-from captum_lrp_tx.propagation.ledger import Ledger, encloses
-from captum_lrp_tx.propagation.packing import pack_size
+from captum_lrp_tx.propagation.autograd import compact
+from captum_lrp_tx.propagation.autograd.functions import (
+    Stabilize,
+    _true_entries,
+    nonzero,
+    safe_ratio,
+)
+from captum_lrp_tx.propagation.backward.packing import pack_size
+from captum_lrp_tx.propagation.backward.seeds import _rescale
+from captum_lrp_tx.propagation.state.ledger import Ledger, encloses
 
 # ---- ledger -------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from captum_lrp_tx.errors import (
     UncoveredOperationWarning,
     UnsupportedModelError,
 )
-from captum_lrp_tx.propagation import obstacles
+from captum_lrp_tx.propagation.judging import obstacles
 
 GAMMA = Composite({nn.Linear: rules.GeneralizedGammaRule()}, base="lrp")
 METHODS: Any = pytest.mark.parametrize(

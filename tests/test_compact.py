@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx import ConservativeGI, ConservativeLRP
-from captum_lrp_tx.propagation import compact
+from captum_lrp_tx.propagation.autograd import compact
 
 ACTIVATIONS = (nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Tanh(), nn.Mish(), nn.Hardswish())
 

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx import Composite, ConservativeGI
-from captum_lrp_tx.attr.tokens import pools_patches, prefix_tokens
+from captum_lrp_tx.attr.prefix_tokens import pools_patches, prefix_tokens
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.propagation.attention_maps import explicit_pattern
-from captum_lrp_tx.propagation.inputs import Inputs
-from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.propagation.backward.packing import gradients
+from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, Residual
-from captum_lrp_tx.propagation.packing import gradients
-from captum_lrp_tx.propagation.scope import Boundary, Call, Scope, relevance_sum
+from captum_lrp_tx.propagation.state.inputs import Inputs
+from captum_lrp_tx.propagation.state.scope import Boundary, Call, Scope, relevance_sum
 from captum_lrp_tx.rules.deep_taylor import ResidualRule, SeenAttention, deep_taylor
+from captum_lrp_tx.rules.spelled_attention import explicit_pattern
 
 BATCH, TOKENS, WIDTH = 2, 3, 4
 

@@ -37,8 +37,8 @@ from captum_lrp_tx import (
     audit,
 )
 from captum_lrp_tx.attr.dataloader import LoaderAttribution
-from captum_lrp_tx.propagation import hooks as hooks_module
-from captum_lrp_tx.propagation import scope as scope_module
+from captum_lrp_tx.propagation.hygiene import hooks as hooks_module
+from captum_lrp_tx.propagation.state import scope as scope_module
 from captum_lrp_tx.rules import AHRule, GammaRule
 
 THOROUGH = bool(os.environ.get("CAPTUM_LRP_TX_THOROUGH"))  # every place; every few otherwise

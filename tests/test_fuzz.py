@@ -34,7 +34,7 @@ from captum_lrp_tx import (
 )
 from captum_lrp_tx.attr.targets import Contrast, LogProbability, Sum
 from captum_lrp_tx.errors import CaptumLRPError
-from captum_lrp_tx.rules.base import Rule
+from captum_lrp_tx.rules.rule import Rule
 
 MANY = settings(
     max_examples=2000 if os.environ.get("CAPTUM_LRP_TX_THOROUGH") else 150,

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from captum_lrp_tx import ConservativeLRP, LayerConservativeGI, LayerConservativeLRP
 from captum_lrp_tx.errors import InputError, RepeatedLayerWarning
-from captum_lrp_tx.propagation.nested import mapped
+from captum_lrp_tx.propagation.model.nested import mapped
 
 Pair = namedtuple("Pair", "first second")
 

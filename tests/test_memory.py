@@ -13,7 +13,7 @@ from torch.nn.modules import module
 
 from captum_lrp_tx import Composite, ConservativeGI, ConservativeLRP, rules
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
-from captum_lrp_tx.propagation.recomputation import repeated_blocks
+from captum_lrp_tx.propagation.backward.recomputation import repeated_blocks
 
 SMALL: dict[str, Any] = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,

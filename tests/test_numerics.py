@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import stress
 from captum_lrp_tx import Composite, ConservativeGI, ConservativeLRP, rules
-from captum_lrp_tx.propagation.functions import nonzero, safe_ratio
+from captum_lrp_tx.propagation.autograd.functions import nonzero, safe_ratio
 
 THOROUGH = bool(os.environ.get("CAPTUM_LRP_TX_THOROUGH"))
 LOW = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import oracle
 import zoo
 from captum_lrp_tx import ConservativeGI, ConservativeLRP
-from captum_lrp_tx.propagation import functions, pattern_product
+from captum_lrp_tx.propagation.autograd import functions, pattern_product
 from oracle import RULES
 
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 import zoo
 from captum_lrp_tx import ConservativeGI, ConservativeLRP, LayerConservativeGI, audit
 from captum_lrp_tx.errors import UnreachedInputError, UnsupportedModelError
-from captum_lrp_tx.propagation import diagnosis, graph, obstacles
-from captum_lrp_tx.propagation.arguments import fresh
+from captum_lrp_tx.propagation import graph
+from captum_lrp_tx.propagation.hygiene.arguments import fresh
+from captum_lrp_tx.propagation.judging import diagnosis, obstacles
 from captum_lrp_tx.propagation.recognition import homogeneity, patterns
-from captum_lrp_tx.propagation.scope import Boundary
+from captum_lrp_tx.propagation.state.scope import Boundary
 
 TOKENS, WIDTH = 5, 4
 

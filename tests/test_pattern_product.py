@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_lrp_tx.propagation import pattern_product
-from captum_lrp_tx.propagation.pattern_product import (
+from captum_lrp_tx.propagation.autograd import pattern_product
+from captum_lrp_tx.propagation.autograd.pattern_product import (
     attention_with_logsumexp,
     heads_of,
     transposed_pattern_product,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx import AttentionRollout
+from captum_lrp_tx.attr.attention_recorder import AttentionMap, Recorder
 from captum_lrp_tx.errors import LeftOutPatternWarning, UnsupportedModelError
-from captum_lrp_tx.propagation.attention_maps import AttentionMap, Recorder
 from captum_lrp_tx.propagation.operations import PatternProduct
 
 BATCH, HEADS, TOKENS, WIDTH = 2, 3, 5, 4

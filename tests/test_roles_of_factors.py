@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_lrp_tx.errors import UnsupportedModelError
-from captum_lrp_tx.propagation import delta_rule, graph, obstacles
+from captum_lrp_tx.propagation import delta_rule, graph
+from captum_lrp_tx.propagation.judging import obstacles
 from captum_lrp_tx.propagation.recognition import axes, undecided, weighing
 from captum_lrp_tx.propagation.recognition.axes import Origin
 from captum_lrp_tx.propagation.recognition.contracted import contraction_of

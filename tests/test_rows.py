@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from captum_lrp_tx.propagation.rows import product_of_rows, rows_with_entries
+from captum_lrp_tx.propagation.autograd.rows import product_of_rows, rows_with_entries
 
 
 def test_rows_with_entries() -> None:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_lrp_tx.propagation import delta_rule, graph, recurrence
-from captum_lrp_tx.propagation.arguments import fresh
-from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.propagation.hygiene.arguments import fresh
+from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.recognition import patterns, weighing
 
 

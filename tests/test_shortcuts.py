@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from captum_lrp_tx import ConservativeGI
-from captum_lrp_tx.propagation.functions import Stabilize
+from captum_lrp_tx.propagation.autograd.functions import Stabilize
 
 
 def bytes_saved(run: Callable[[], Any]) -> int:

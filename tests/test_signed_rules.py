@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captum_lrp_tx import Composite, ConservativeLRP, audit
-from captum_lrp_tx.propagation import signed
+from captum_lrp_tx.propagation.autograd import signed
 from captum_lrp_tx.rules import AlphaBetaRule, GeneralizedGammaRule, ZPlusRule
 
 pytestmark = pytest.mark.filterwarnings("ignore::captum_lrp_tx.errors.NoRuleAppliedWarning")

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_tx.propagation.attention_maps import explicit_pattern, spelled_out
 from captum_lrp_tx.propagation.operations import FusedAttention, PatternProduct
+from captum_lrp_tx.rules.spelled_attention import explicit_pattern, spelled_out
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH = 2, 6, 3, 5, 8
 

@@ -22,7 +22,7 @@ def test_mixed_jobs_of_many_threads_have_their_single_threaded_values() -> None:
 
 def test_the_comparison_sees_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above can fail: rules that are not the thread's own show at once."""
-    from captum_lrp_tx.propagation.scope import Scope
+    from captum_lrp_tx.propagation.state.scope import Scope
 
     tables: dict[int, Any] = {}
     plain = Scope.rule

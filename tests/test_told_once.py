@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx import ConservativeGI, ConservativeLRP, LayerConservativeLRP
-from captum_lrp_tx.attr import base
+from captum_lrp_tx.attr import conservative
 from captum_lrp_tx.attr.targets import Target
 from captum_lrp_tx.errors import UncoveredOperationWarning
 
@@ -39,13 +39,13 @@ def warned(forward: Explained, *arguments: Any, explainer: Any = ConservativeLRP
 def inspections(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by one for each walk over the graph."""
     walks: list[int] = []
-    real = base.uncovered
+    real = conservative.uncovered
 
     def counted(*args: Any) -> Any:
         walks.append(1)
         return real(*args)
 
-    monkeypatch.setattr(base, "uncovered", counted)
+    monkeypatch.setattr(conservative, "uncovered", counted)
     return walks
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_lrp_tx import ConservativeLRP
-from captum_lrp_tx.propagation import uniform_attention
+from captum_lrp_tx.propagation.autograd import uniform_attention
 
 SHARES = (0.25, 0.25, 0.5)
 

@@ -14,7 +14,8 @@ from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_lrp_tx.attr.base import (
+from captum_lrp_tx.attr.attention_recorder import AttentionMap, MapPass, attention_maps
+from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
     TargetType,
     TensorOrTuple,
@@ -22,9 +23,9 @@ from captum_lrp_tx.attr.base import (
     forward_of,
     select_target,
 )
+from captum_lrp_tx.attr.prefix_tokens import pools_patches, prefix_tokens
 from captum_lrp_tx.attr.random import mask_of
 from captum_lrp_tx.attr.targets import indices_of
-from captum_lrp_tx.attr.tokens import pools_patches, prefix_tokens
 from captum_lrp_tx.attr.told import Subject, tell_once
 from captum_lrp_tx.errors import (
     InputError,
@@ -32,11 +33,10 @@ from captum_lrp_tx.errors import (
     MissingPackageError,
     UnsupportedModelError,
 )
-from captum_lrp_tx.propagation.attention_maps import AttentionMap, MapPass, attention_maps
 from captum_lrp_tx.propagation.engine import Pass
-from captum_lrp_tx.propagation.inputs import Inputs
-from captum_lrp_tx.propagation.modules import find_modules, refuse_opaque
+from captum_lrp_tx.propagation.model.modules import find_modules, refuse_opaque
 from captum_lrp_tx.propagation.operations import RuleTable
+from captum_lrp_tx.propagation.state.inputs import Inputs
 
 #: The row of an attention map that is read; see :class:`AttentionLast`.
 Query = Union[int, Literal["auto", "cls", "last", "mean"]]
@@ -377,7 +377,7 @@ class AttentionLast(_AttentionOnly):
             class token or pool their patches, and ``"cls"`` otherwise.
         layer (int): Which attention map in the order of the forward pass.
         patches_only (bool): For images, leave out class, distillation and register tokens; see
-            :mod:`captum_lrp_tx.attr.tokens`.
+            :mod:`captum_lrp_tx.attr.prefix_tokens`.
 
     Raises:
         InputError: not a query.

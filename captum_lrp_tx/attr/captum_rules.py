@@ -10,8 +10,8 @@ from torch import nn
 
 from captum_lrp_tx.errors import RuleError
 from captum_lrp_tx.propagation.operations import Kind
-from captum_lrp_tx.rules.base import Bias, PassRule, Rule
 from captum_lrp_tx.rules.linear import EpsilonRule, GammaRule, PositiveWeightRule
+from captum_lrp_tx.rules.rule import Bias, PassRule, Rule
 
 Table = dict[Kind, tuple[float, Rule]]
 

@@ -10,7 +10,7 @@ from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_lrp_tx.attr.base import (
+from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
     Conservative,
     Memory,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from captum_lrp_tx.attr.base import Memory, forward_of
 from captum_lrp_tx.attr.captum_rules import assigned_rules
+from captum_lrp_tx.attr.conservative import Memory, forward_of
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
-from captum_lrp_tx.propagation.modules import find_modules
-from captum_lrp_tx.rules.base import Bias
+from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.rules.composite import Composite
+from captum_lrp_tx.rules.rule import Bias
 
 
 class ConservativeLRP(ConservativeGI):

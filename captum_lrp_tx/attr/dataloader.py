@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_lrp_tx.attr.base import TargetType, TensorOrTuple
+from captum_lrp_tx.attr.conservative import TargetType, TensorOrTuple
 from captum_lrp_tx.errors import InputError
 
 #: Captum's ``InputRole``: explained, not passed to the model, passed without being explained.

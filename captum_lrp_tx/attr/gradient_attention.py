@@ -18,13 +18,13 @@ from captum_lrp_tx.attr.attention_maps import (
     rolled_out,
     square,
 )
-from captum_lrp_tx.attr.base import AttributionInputs, TargetType, TensorOrTuple
-from captum_lrp_tx.attr.tokens import prefix_tokens
+from captum_lrp_tx.attr.attention_recorder import AttentionMap
+from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, TensorOrTuple
+from captum_lrp_tx.attr.prefix_tokens import prefix_tokens
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
-from captum_lrp_tx.propagation.attention_maps import AttentionMap
-from captum_lrp_tx.propagation.functions import safe_ratio
-from captum_lrp_tx.propagation.inputs import Inputs
-from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.propagation.autograd.functions import safe_ratio
+from captum_lrp_tx.propagation.model.modules import find_modules
+from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.rules.deep_taylor import deep_taylor
 
 GenericVariant = Literal["chefer", "ali"]

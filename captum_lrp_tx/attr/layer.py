@@ -10,7 +10,8 @@ from captum.attr import LayerGradientXActivation
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_lrp_tx.attr.base import (
+from captum_lrp_tx.attr.captum_rules import assigned_rules
+from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
     Conservative,
     Strict,
@@ -22,12 +23,11 @@ from captum_lrp_tx.attr.base import (
     forward_of,
     stacked,
 )
-from captum_lrp_tx.attr.captum_rules import assigned_rules
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.engine import Propagated
-from captum_lrp_tx.propagation.modules import find_modules
-from captum_lrp_tx.rules.base import Bias
+from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.rules.composite import Composite
+from captum_lrp_tx.rules.rule import Bias
 
 Layers = Union[nn.Module, list[nn.Module]]
 LayerAttributions = Union[TensorOrTuple, list[TensorOrTuple]]

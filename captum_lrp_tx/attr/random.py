@@ -11,7 +11,7 @@ from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_lrp_tx.attr.base import (
+from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
     TargetType,
     TensorOrTuple,
@@ -19,7 +19,7 @@ from captum_lrp_tx.attr.base import (
     formatted,
 )
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.state.inputs import Inputs
 
 
 class RandomAttribution(WithoutFutures, Attribution):

@@ -20,7 +20,7 @@ from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_lrp_tx.attr.base import (
+from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
     TargetType,
     TensorOrTuple,
@@ -30,13 +30,13 @@ from captum_lrp_tx.attr.base import (
 )
 from captum_lrp_tx.attr.targets import holds_target
 from captum_lrp_tx.errors import InputError, TargetError
-from captum_lrp_tx.propagation.inputs import Inputs, Looking
+from captum_lrp_tx.propagation.hygiene.isolation import isolated
 from captum_lrp_tx.propagation.interception import Interception
-from captum_lrp_tx.propagation.isolation import isolated
-from captum_lrp_tx.propagation.modules import find_modules
-from captum_lrp_tx.propagation.outputs import output_tensor
-from captum_lrp_tx.propagation.scope import Scope
-from captum_lrp_tx.propagation.tracing import by_rows
+from captum_lrp_tx.propagation.model.modules import find_modules
+from captum_lrp_tx.propagation.model.outputs import output_tensor
+from captum_lrp_tx.propagation.state.inputs import Inputs, Looking
+from captum_lrp_tx.propagation.state.scope import Scope
+from captum_lrp_tx.propagation.state.tracing import by_rows
 
 Baseline = Union[int, float, Tensor, None]
 

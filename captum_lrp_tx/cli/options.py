@@ -8,8 +8,8 @@ import os
 import sys
 from typing import NoReturn
 
-from captum_lrp_tx.rules.base import Bias
 from captum_lrp_tx.rules.composite import PRESETS, Composite
+from captum_lrp_tx.rules.rule import Bias
 
 _BIAS_HELP = {
     "absorb": "biases keep their relevance (default)",

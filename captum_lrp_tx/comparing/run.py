@@ -14,13 +14,13 @@ from captum._utils.common import _format_additional_forward_args
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_lrp_tx.attr.base import AttributionInputs, TargetType, select_target
+from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, select_target
 from captum_lrp_tx.attr.token_gradients import Baseline, padding_id
 from captum_lrp_tx.comparing.comparison import Comparison, Row
 from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, TargetError
 from captum_lrp_tx.methods.registry import METHODS, Method, find_method
-from captum_lrp_tx.propagation.inputs import Inputs
-from captum_lrp_tx.propagation.outputs import output_tensor
+from captum_lrp_tx.propagation.model.outputs import output_tensor
+from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.visualization.patch_maps import token_grid
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.attr.base import Conservative
+from captum_lrp_tx.attr.conservative import Conservative
 from captum_lrp_tx.attr.targets import Target, TargetType, select_target
 from captum_lrp_tx.datasets.encoding import Example
 from captum_lrp_tx.datasets.padding import Side, as_they_were, is_alike, padded_batch, real_places
 from captum_lrp_tx.errors import InputError, OutputError, TargetError
-from captum_lrp_tx.propagation.outputs import output_tensor
+from captum_lrp_tx.propagation.model.outputs import output_tensor
 
 #: What is explained of one example: a target as ``attribute`` takes it; ``None``: the prediction.
 Wanted = Any

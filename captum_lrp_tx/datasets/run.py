@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from captum_lrp_tx._version import __version__
-from captum_lrp_tx.attr.base import forward_of
+from captum_lrp_tx.attr.conservative import forward_of
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.targets import Target
 from captum_lrp_tx.datasets.batching import Batch, plan_batches, plan_shards
@@ -27,7 +27,7 @@ from captum_lrp_tx.datasets.ranks import ranks
 from captum_lrp_tx.datasets.reading import DatasetAttributions
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.evaluation.run import model_fingerprint
-from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.rules.composite import Composite
 
 

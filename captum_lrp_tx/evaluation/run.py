@@ -26,7 +26,7 @@ from captum_lrp_tx.methods.registry import find_method
 from captum_lrp_tx.metrics.curves import FRACTIONS, Curve, Fractions
 from captum_lrp_tx.metrics.masking import Masker
 from captum_lrp_tx.metrics.perturbation import Perturbation
-from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.propagation.model.modules import find_modules
 
 Targets = Literal["predicted", "label"]
 

@@ -17,10 +17,10 @@ from captum_lrp_tx.evaluation.examples import Examples
 from captum_lrp_tx.evaluation.run import evaluate
 from captum_lrp_tx.metrics.blocks import transformer_blocks
 from captum_lrp_tx.metrics.masking import Masker
-from captum_lrp_tx.propagation.modules import find_modules
-from captum_lrp_tx.rules.base import Bias, Rule
+from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule
+from captum_lrp_tx.rules.rule import Bias, Rule
 
 #: Gammas that are tried unless others are given; 0 is the epsilon rule.
 GAMMAS = (0.0, 0.01, 0.02, 0.05, 0.1)

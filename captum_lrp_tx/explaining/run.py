@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.attr.base import Strict
+from captum_lrp_tx.attr.conservative import Strict
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.audit import Report, explainability
 from captum_lrp_tx.errors import CaptumLRPError, InputError
@@ -17,8 +17,8 @@ from captum_lrp_tx.explaining.explanation import Explanation, Explanations
 from captum_lrp_tx.explaining.showing import is_lossy
 from captum_lrp_tx.explaining.tasks import Case, Chosen, Wish, task_of
 from captum_lrp_tx.explaining.texts import Reader, is_chat
-from captum_lrp_tx.rules.base import Bias
 from captum_lrp_tx.rules.composite import Composite
+from captum_lrp_tx.rules.rule import Bias
 
 _MISSING: Any = object()
 

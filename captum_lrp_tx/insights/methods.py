@@ -20,16 +20,16 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_lrp_tx.attr.attention_maps import AttentionFlow, AttentionLast, AttentionRollout
-from captum_lrp_tx.attr.base import AttributionInputs, TargetType
+from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.gradient_attention import GenericAttention, TransformerAttribution
 from captum_lrp_tx.attr.random import RandomAttribution
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.propagation.operations import Kind
-from captum_lrp_tx.rules.base import Bias
 from captum_lrp_tx.rules.composite import PRESETS, Composite
 from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule
+from captum_lrp_tx.rules.rule import Bias
 from captum_lrp_tx.visualization.patch_maps import token_grid
 
 

@@ -13,7 +13,7 @@ from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.token_gradients import padding_id
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.insights.registration import insights_module
-from captum_lrp_tx.propagation.outputs import output_tensor
+from captum_lrp_tx.propagation.model.outputs import output_tensor
 
 
 class _Embeddings(TorchFunctionMode):

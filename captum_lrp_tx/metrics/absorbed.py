@@ -7,13 +7,13 @@ from typing import Any, Union
 
 from torch import nn
 
-from captum_lrp_tx.attr.base import forward_of
+from captum_lrp_tx.attr.conservative import forward_of
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.propagation.engine import propagate
-from captum_lrp_tx.propagation.inputs import Inputs
-from captum_lrp_tx.rules.base import Bias
+from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.rules.composite import Composite
+from captum_lrp_tx.rules.rule import Bias
 
 #: A preset or composite, or one with a treatment of biases for ``ConservativeLRP``.
 Rules = Union[str, Composite, tuple[Union[str, Composite], Bias]]

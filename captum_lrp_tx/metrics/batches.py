@@ -11,7 +11,7 @@ from captum._utils.common import _format_additional_forward_args
 from torch import Tensor
 
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.propagation.outputs import output_tensor
+from captum_lrp_tx.propagation.model.outputs import output_tensor
 
 _MAIN = ("input_ids", "pixel_values", "inputs_embeds", "input_features", "input_values")
 

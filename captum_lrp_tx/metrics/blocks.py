@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.propagation.model.modules import find_modules
 
 
 def transformer_blocks(model: Callable[..., Any]) -> list[nn.Module]:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from captum_lrp_tx.attr.base import AttributionInputs
+from captum_lrp_tx.attr.conservative import AttributionInputs
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.metrics.batches import Batch
-from captum_lrp_tx.propagation.outputs import output_tensor
+from captum_lrp_tx.propagation.model.outputs import output_tensor
 from captum_lrp_tx.visualization.patch_maps import token_grid
 
 _LOOKUPS = ("embedding", "__getitem__", "index_select")

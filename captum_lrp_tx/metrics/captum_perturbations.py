@@ -28,7 +28,7 @@ import torch
 from captum._utils.common import safe_div
 from torch import Tensor
 
-from captum_lrp_tx.attr.base import AttributionInputs
+from captum_lrp_tx.attr.conservative import AttributionInputs
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.masking import Masker

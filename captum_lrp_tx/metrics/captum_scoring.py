@@ -13,7 +13,7 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_lrp_tx.attr.base import AttributionInputs, TargetType, select_target
+from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, select_target
 from captum_lrp_tx.attr.token_gradients import Baseline
 from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, TargetError
 from captum_lrp_tx.methods.registry import Method, find_method

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.attr.base import AttributionInputs, TargetType
+from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.metrics import perturbation as measures
 from captum_lrp_tx.metrics.bootstrap import Interval, bootstrap_interval

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_lrp_tx.attr.base import AttributionInputs, TargetType
+from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.metrics.curves import deletion_curve, insertion_curve
 from captum_lrp_tx.metrics.perturbation import Perturbation

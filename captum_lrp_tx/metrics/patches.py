@@ -12,7 +12,7 @@ from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.blocks import transformer_blocks
 from captum_lrp_tx.metrics.masking import Masker
-from captum_lrp_tx.propagation.hooks import Hooks, guard
+from captum_lrp_tx.propagation.hygiene.hooks import Hooks, guard
 
 Size = Union[int, tuple[int, int]]
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_lrp_tx.attr.base import AttributionInputs, TargetType
+from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType
 from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError, TrainingModeWarning
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.masking import Masker
 from captum_lrp_tx.metrics.targets import split_target, target_classes, target_outputs
-from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.propagation.model.modules import find_modules
 
 #: From the outputs of masked variants ``(n, classes)``, those of the whole inputs, and the target
 #: class of each: one number for each variant.

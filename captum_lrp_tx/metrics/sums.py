@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_lrp_tx.attr.base import AttributionInputs, TargetType
+from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.errors import InputError, NonFiniteError

@@ -19,26 +19,26 @@ from captum_lrp_tx.errors import (
     TargetError,
     UnreachedInputError,
 )
-from captum_lrp_tx.propagation import diagnosis
-from captum_lrp_tx.propagation.arguments import fresh
-from captum_lrp_tx.propagation.backward import forget
+from captum_lrp_tx.propagation.backward.packing import Gradients, gradients, pack_size
+from captum_lrp_tx.propagation.backward.recomputation import Recomputation, repeated_blocks
+from captum_lrp_tx.propagation.backward.seeds import forget
 from captum_lrp_tx.propagation.graph import Node
-from captum_lrp_tx.propagation.inputs import Inputs, Leaf
+from captum_lrp_tx.propagation.hygiene.arguments import fresh
+from captum_lrp_tx.propagation.hygiene.isolation import isolated
 from captum_lrp_tx.propagation.interception import Interception
 from captum_lrp_tx.propagation.interception.opaque_maps import OpaqueMaps, candidates
 from captum_lrp_tx.propagation.interception.underived import refuse_underived
-from captum_lrp_tx.propagation.isolation import isolated
-from captum_lrp_tx.propagation.layers import LayerProbe
-from captum_lrp_tx.propagation.ledger import Ledger, encloses, relevance_sum
-from captum_lrp_tx.propagation.names import TableNames
-from captum_lrp_tx.propagation.obstacles import explained_failure
+from captum_lrp_tx.propagation.judging import diagnosis
+from captum_lrp_tx.propagation.judging.obstacles import explained_failure
+from captum_lrp_tx.propagation.model.outputs import call_explained, output_tensor
+from captum_lrp_tx.propagation.model.strangers import Strangers
+from captum_lrp_tx.propagation.model.table_names import TableNames
 from captum_lrp_tx.propagation.operations import RuleTable
-from captum_lrp_tx.propagation.outputs import call_explained, output_tensor
-from captum_lrp_tx.propagation.packing import Gradients, gradients, pack_size
 from captum_lrp_tx.propagation.recognition.undecided import settle_by_gradients
-from captum_lrp_tx.propagation.recomputation import Recomputation, repeated_blocks
-from captum_lrp_tx.propagation.scope import Boundary, Scope, next_sequence_number, suspended
-from captum_lrp_tx.propagation.strangers import Strangers
+from captum_lrp_tx.propagation.state.inputs import Inputs, Leaf
+from captum_lrp_tx.propagation.state.layers import LayerProbe
+from captum_lrp_tx.propagation.state.ledger import Ledger, encloses, relevance_sum
+from captum_lrp_tx.propagation.state.scope import Boundary, Scope, next_sequence_number, suspended
 
 NamedModules = Sequence[tuple[str, nn.Module]]
 
@@ -122,7 +122,7 @@ def propagate(job: Pass, inputs: Inputs) -> Propagated:
         TargetError: several values per example are left after target selection.
         NonFiniteError: NaN or infinity in the output or the relevance.
         UnreachedInputError: the output does not depend on an input.
-        InputError: see :class:`~captum_lrp_tx.propagation.inputs.Inputs`.
+        InputError: see :class:`~captum_lrp_tx.propagation.state.inputs.Inputs`.
     """
     return propagate_targets(job, inputs, lambda output: [job.select(output)])[0]
 

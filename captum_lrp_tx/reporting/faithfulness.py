@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.attr.base import AttributionInputs
+from captum_lrp_tx.attr.conservative import AttributionInputs
 from captum_lrp_tx.attr.token_gradients import padding_id
 from captum_lrp_tx.errors import CaptumLRPError
 from captum_lrp_tx.metrics.curves import Curve, activation_curve, pruning_curve
 from captum_lrp_tx.metrics.masking import Masker, MaskTokens
 from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
 from captum_lrp_tx.metrics.perturbation import Perturbation
-from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.reporting.results import Explanations
 from captum_lrp_tx.reporting.samples import Samples
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_lrp_tx.attr.base import AttributionInputs
+from captum_lrp_tx.attr.conservative import AttributionInputs
 from captum_lrp_tx.attr.token_gradients import padding_id
 from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, OutputError
-from captum_lrp_tx.propagation.inputs import Inputs
-from captum_lrp_tx.propagation.modules import find_modules
-from captum_lrp_tx.propagation.outputs import output_tensor
+from captum_lrp_tx.propagation.model.modules import find_modules
+from captum_lrp_tx.propagation.model.outputs import output_tensor
+from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.reporting.explaining import (
     DEFAULT_METHODS,
     Chosen,

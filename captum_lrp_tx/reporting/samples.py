@@ -13,10 +13,10 @@ from typing import Any, Literal, Union
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.attr.base import AttributionInputs
+from captum_lrp_tx.attr.conservative import AttributionInputs
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.propagation.inputs import Inputs
-from captum_lrp_tx.propagation.modules import find_modules
+from captum_lrp_tx.propagation.model.modules import find_modules
+from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
 
 Texts = Sequence[Union[str, tuple[str, str]]]

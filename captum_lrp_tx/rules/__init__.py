@@ -36,7 +36,6 @@ Captum's ``Alpha1_Beta0_Rule`` is :class:`PositiveWeightRule`.
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.rules.activation import PassActivationRule
 from captum_lrp_tx.rules.attention import AHRule, UniformAttentionRule
-from captum_lrp_tx.rules.base import Bias, GradientRule, PassRule, Rule
 from captum_lrp_tx.rules.composite import PRESETS, Composite
 from captum_lrp_tx.rules.depth import ByDepthRule
 from captum_lrp_tx.rules.gating import GateRule, UniformRule
@@ -54,6 +53,7 @@ from captum_lrp_tx.rules.linear import (
     ZPlusRule,
 )
 from captum_lrp_tx.rules.normalization import LNRule
+from captum_lrp_tx.rules.rule import Bias, GradientRule, PassRule, Rule
 from captum_lrp_tx.rules.sink import SinkRule
 from captum_lrp_tx.rules.state_space import StateSpaceRule
 

@@ -8,9 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.functions import PassThrough
+from captum_lrp_tx.propagation.autograd.functions import PassThrough
 from captum_lrp_tx.propagation.operations import Activation, Kind
-from captum_lrp_tx.rules.base import Rule
+from captum_lrp_tx.rules.rule import Rule
 
 #: Positively homogeneous: gradient x input already is the identity rule, and cheaper.
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Prelu"})

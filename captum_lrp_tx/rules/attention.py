@@ -8,14 +8,14 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.functions import (
+from captum_lrp_tx.propagation.autograd.functions import (
     ConstantPattern,
     ScaleGradient,
 )
+from captum_lrp_tx.propagation.autograd.pattern_product import heads_of
+from captum_lrp_tx.propagation.autograd.uniform_attention import UniformAttention
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct
-from captum_lrp_tx.propagation.pattern_product import heads_of
-from captum_lrp_tx.propagation.uniform_attention import UniformAttention
-from captum_lrp_tx.rules.base import Rule
+from captum_lrp_tx.rules.rule import Rule
 
 
 @dataclass(frozen=True)

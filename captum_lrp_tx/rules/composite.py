@@ -16,11 +16,11 @@ from captum_lrp_tx.errors import RuleError
 from captum_lrp_tx.propagation.operations import Kind, PropagationRule
 from captum_lrp_tx.rules.activation import PassActivationRule
 from captum_lrp_tx.rules.attention import AHRule, UniformAttentionRule
-from captum_lrp_tx.rules.base import Bias, GradientRule, Rule
 from captum_lrp_tx.rules.depth import ByDepthRule, Depths, at_depth
 from captum_lrp_tx.rules.gating import GateRule, UniformRule
 from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule, LinearRule
 from captum_lrp_tx.rules.normalization import LNRule
+from captum_lrp_tx.rules.rule import Bias, GradientRule, Rule
 from captum_lrp_tx.rules.sink import SinkRule
 from captum_lrp_tx.rules.state_space import StateSpaceRule
 

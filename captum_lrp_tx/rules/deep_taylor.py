@@ -14,8 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.attention_maps import spelled_out
-from captum_lrp_tx.propagation.functions import NormalizedSum, PassThrough
+from captum_lrp_tx.propagation.autograd.functions import NormalizedSum, PassThrough
 from captum_lrp_tx.propagation.operations import (
     Activation,
     FusedAttention,
@@ -26,10 +25,11 @@ from captum_lrp_tx.propagation.operations import (
     PropagationRule,
     Residual,
 )
-from captum_lrp_tx.rules.base import PassRule, Rule
 from captum_lrp_tx.rules.gating import UniformRule
 from captum_lrp_tx.rules.linear import ZPlusRule
 from captum_lrp_tx.rules.normalization import LNRule
+from captum_lrp_tx.rules.rule import PassRule, Rule
+from captum_lrp_tx.rules.spelled_attention import spelled_out
 
 
 class SeenAttention:

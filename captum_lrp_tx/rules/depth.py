@@ -11,7 +11,7 @@ from torch import nn
 
 from captum_lrp_tx.errors import RuleError
 from captum_lrp_tx.propagation.operations import Kind
-from captum_lrp_tx.rules.base import Bias, Rule
+from captum_lrp_tx.rules.rule import Bias, Rule
 
 #: Lists of smaller modules than these hold parts of blocks.
 _PARTS = 3

@@ -7,7 +7,7 @@ from typing import ClassVar, cast
 
 from torch import Tensor
 
-from captum_lrp_tx.propagation.functions import (
+from captum_lrp_tx.propagation.autograd.functions import (
     Combine,
     GatedLinearUnit,
     PassThrough,
@@ -15,7 +15,7 @@ from captum_lrp_tx.propagation.functions import (
 )
 from captum_lrp_tx.propagation.graph import gate_strength
 from captum_lrp_tx.propagation.operations import FusedGate, Kind, Product
-from captum_lrp_tx.rules.base import Rule
+from captum_lrp_tx.rules.rule import Rule
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.errors import RuleError
-from captum_lrp_tx.propagation.functions import (
+from captum_lrp_tx.propagation.autograd.functions import (
     Combine,
     Flatten,
     SignedPart,
@@ -24,9 +24,9 @@ from captum_lrp_tx.propagation.functions import (
     Substitute,
     safe_ratio,
 )
+from captum_lrp_tx.propagation.autograd.signed import Signed, Silent
 from captum_lrp_tx.propagation.operations import Kind, LinearMap
-from captum_lrp_tx.propagation.signed import Signed, Silent
-from captum_lrp_tx.rules.base import Bias, Rule, check_bias, check_number
+from captum_lrp_tx.rules.rule import Bias, Rule, check_bias, check_number
 
 #: Signed sums that are so much smaller than the sum of magnitudes cannot be told from it and the
 #: plain sum: rounding errors grow by the inverse.
@@ -168,7 +168,7 @@ class SignedLinearRule(LinearRule):
     def factors(
         self, operation: LinearMap, output: Tensor, magnitudes: Tensor
     ) -> tuple[Tensor, Tensor] | None:
-        """See :class:`~captum_lrp_tx.propagation.signed.SignedRule`."""
+        """See :class:`~captum_lrp_tx.propagation.autograd.signed.SignedRule`."""
 
     def propagate(self, operation: LinearMap) -> Tensor:
         if _origin(self, "ways") is not _origin(self, "factors"):

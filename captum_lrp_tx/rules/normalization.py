@@ -9,14 +9,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.functions import (
+from captum_lrp_tx.propagation.autograd.functions import (
     ConstantNormalizer,
     SpreadBias,
     Substitute,
     safe_ratio,
 )
 from captum_lrp_tx.propagation.operations import FusedNorm, Kind, NormalizerProduct
-from captum_lrp_tx.rules.base import Bias, Rule, check_bias
+from captum_lrp_tx.rules.rule import Bias, Rule, check_bias
 
 
 @dataclass(frozen=True)

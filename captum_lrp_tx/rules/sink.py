@@ -8,13 +8,13 @@ from numbers import Real
 from torch import Tensor
 
 from captum_lrp_tx.errors import RuleError
-from captum_lrp_tx.propagation.attention_sinks import sinks_of_call, sinks_of_product
-from captum_lrp_tx.propagation.functions import ScaleGradient, WithValue
+from captum_lrp_tx.propagation.autograd.functions import ScaleGradient, WithValue
+from captum_lrp_tx.propagation.autograd.pattern_product import heads_of
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct
-from captum_lrp_tx.propagation.pattern_product import heads_of
-from captum_lrp_tx.propagation.scope import current
+from captum_lrp_tx.propagation.state.scope import current
 from captum_lrp_tx.rules.attention import AHRule, UniformAttentionRule
-from captum_lrp_tx.rules.base import Rule
+from captum_lrp_tx.rules.attention_sinks import sinks_of_call, sinks_of_product
+from captum_lrp_tx.rules.rule import Rule
 
 
 @dataclass(frozen=True)

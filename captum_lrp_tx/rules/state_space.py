@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor
 
 from captum_lrp_tx.propagation.operations import Kind, ScanProduct
-from captum_lrp_tx.rules.base import Rule
+from captum_lrp_tx.rules.rule import Rule
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from captum_lrp_tx.attr.targets.indices import (
     indices_of,
     select_target,
 )
-from captum_lrp_tx.attr.targets.spans import LogOdds, Span
+from captum_lrp_tx.attr.targets.token_spans import LogOdds, Span
 
 __all__ = [
     "Contrast",

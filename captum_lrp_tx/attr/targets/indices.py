@@ -13,7 +13,7 @@ from captum._utils.common import _select_targets
 from torch import Tensor, nn
 
 from captum_lrp_tx.errors import TargetError
-from captum_lrp_tx.propagation.outputs import output_tensor
+from captum_lrp_tx.propagation.model.outputs import output_tensor
 
 _KINDS = (
     "an int; a tuple of ints for outputs of more than two dimensions; a list or integer tensor "

@@ -16,7 +16,7 @@ from captum_lrp_tx.errors import TargetError
 from captum_lrp_tx.explaining.names import Names
 from captum_lrp_tx.explaining.texts import Reader
 from captum_lrp_tx.explaining.words import Tokens
-from captum_lrp_tx.propagation.outputs import output_tensor
+from captum_lrp_tx.propagation.model.outputs import output_tensor
 
 #: What is explained, as a user writes it: a name, a number, or a target of ``attribute``.
 Wanted = Any

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_tx.propagation import compact, recurrence
-from captum_lrp_tx.propagation.functions import PackedSlope
+from captum_lrp_tx.propagation import recurrence
+from captum_lrp_tx.propagation.autograd import compact
+from captum_lrp_tx.propagation.autograd.functions import PackedSlope
 from captum_lrp_tx.propagation.interception.calls import Handler, by_name, depends
 from captum_lrp_tx.propagation.operations import (
     Activation,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.functions import WithValue
+from captum_lrp_tx.propagation.autograd.functions import WithValue
 from captum_lrp_tx.propagation.interception import lookups
 from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends

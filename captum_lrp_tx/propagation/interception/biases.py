@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.propagation.functions import WithValue, safe_ratio
+from captum_lrp_tx.propagation.autograd.functions import WithValue, safe_ratio
 from captum_lrp_tx.propagation.graph import Node, node_name
 from captum_lrp_tx.propagation.interception.calls import depends
 from captum_lrp_tx.propagation.interception.spreading import spread_through
-from captum_lrp_tx.propagation.layers import LEAF
 from captum_lrp_tx.propagation.operations import Kind, LinearMap
-from captum_lrp_tx.propagation.scope import TAP, tap
+from captum_lrp_tx.propagation.state.layers import LEAF
+from captum_lrp_tx.propagation.state.scope import TAP, tap
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception

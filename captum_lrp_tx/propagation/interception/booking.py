@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.coverage import conserving, made_since
+from captum_lrp_tx.propagation.autograd.uniform_attention import UniformAttention
 from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.interception.calls import bind, depends, tensors_in
+from captum_lrp_tx.propagation.judging.coverage import conserving, made_since
 from captum_lrp_tx.propagation.operations import Kind
-from captum_lrp_tx.propagation.scope import next_sequence_number
-from captum_lrp_tx.propagation.uniform_attention import UniformAttention
+from captum_lrp_tx.propagation.state.scope import next_sequence_number
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception
@@ -39,7 +39,7 @@ _STATEMENTS = frozenset("__setitem__ __iadd__ __isub__ __imul__ __idiv__ __itrue
 class Pending:
     """A call before it runs, to book what its constants add to the result afterwards.
 
-    Operations that conserve relevance (:mod:`~captum_lrp_tx.propagation.coverage` says which) are
+    Operations that conserve relevance (:func:`~.judging.coverage.conserving` says which) are
     linear or positively homogeneous in all their operands.  Of the former ``f(0, constants)`` is
     what the constants add, of the latter they get what the operands that depend on the inputs
     leave over.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from captum_lrp_tx.propagation.functions import Combine, LinearValue
+from captum_lrp_tx.propagation.autograd.functions import Combine, LinearValue
 from captum_lrp_tx.propagation.operations import (
     Kind,
     LinearMap,

@@ -9,19 +9,19 @@ from torch import Tensor
 
 from captum_lrp_tx.propagation import delta_rule
 from captum_lrp_tx.propagation.graph import gate_strength
+from captum_lrp_tx.propagation.interception.attention_patterns import (
+    exponentials_times_values,
+    is_head,
+    keys_times_values,
+    unweighted,
+    weighted_values,
+)
 from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.constant_weights import (
     apply_linear,
     folded_product,
     of_constants,
-)
-from captum_lrp_tx.propagation.interception.patterns import (
-    exponentials_times_values,
-    is_head,
-    keys_times_values,
-    unweighted,
-    weighted_values,
 )
 from captum_lrp_tx.propagation.interception.products import entrywise_product
 from captum_lrp_tx.propagation.interception.scans import scan_product

@@ -20,7 +20,7 @@ from captum_lrp_tx.propagation import graph
 from captum_lrp_tx.propagation.interception.calls import depends, tensors_in
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.propagation.recognition import homogeneity, patterns
-from captum_lrp_tx.propagation.scope import Scope
+from captum_lrp_tx.propagation.state.scope import Scope
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx.propagation.interception.calls import depends
-from captum_lrp_tx.propagation.tracing import INTEGERS, Lost, Traces, united
+from captum_lrp_tx.propagation.state.tracing import INTEGERS, Lost, Traces, united
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception

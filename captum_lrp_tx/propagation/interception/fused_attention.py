@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from captum_lrp_tx.propagation.interception.attention_patterns import await_use, proposed
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
-from captum_lrp_tx.propagation.interception.patterns import await_use, proposed
 from captum_lrp_tx.propagation.operations import (
     FusedAttention,
     Kind,

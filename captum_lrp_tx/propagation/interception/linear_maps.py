@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.functions import Combine, LinearValue, WithValue, safe_ratio
+from captum_lrp_tx.propagation.autograd.functions import Combine, LinearValue, WithValue, safe_ratio
+from captum_lrp_tx.propagation.autograd.rows import product_of_rows
 from captum_lrp_tx.propagation.interception.biases import Step, composed, of_zeros
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.constant_weights import (
@@ -33,7 +34,6 @@ from captum_lrp_tx.propagation.operations import (
     Kind,
     LinearMap,
 )
-from captum_lrp_tx.propagation.rows import product_of_rows
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception

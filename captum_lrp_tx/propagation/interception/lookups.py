@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.propagation.functions import LinearValue
+from captum_lrp_tx.propagation.autograd.functions import LinearValue
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
-from captum_lrp_tx.propagation.tracing import INTEGERS, WAY_OUT, Lost, united
+from captum_lrp_tx.propagation.state.tracing import INTEGERS, WAY_OUT, Lost, united
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.mode import Interception

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_lrp_tx.propagation.graph import Node
-from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.hygiene.isolation import isolated
 from captum_lrp_tx.propagation.interception import underived, writing
 from captum_lrp_tx.propagation.interception.biases import Maps
 from captum_lrp_tx.propagation.interception.booking import Pending, keep_names
@@ -40,16 +40,16 @@ from captum_lrp_tx.propagation.interception.lookups import (
     learned_tables,
     with_added_rows,
 )
-from captum_lrp_tx.propagation.isolation import isolated
-from captum_lrp_tx.propagation.obstacles import refuse_checkpointing
+from captum_lrp_tx.propagation.judging.obstacles import refuse_checkpointing
+from captum_lrp_tx.propagation.model.strangers import Strangers, running
 from captum_lrp_tx.propagation.operations import (
     AbsorbFn,
     Kind,
     Operation,
 )
 from captum_lrp_tx.propagation.recognition import undecided
-from captum_lrp_tx.propagation.scope import Scope, next_sequence_number
-from captum_lrp_tx.propagation.strangers import Strangers, running
+from captum_lrp_tx.propagation.state.inputs import Inputs
+from captum_lrp_tx.propagation.state.scope import Scope, next_sequence_number
 
 #: Queries and bookkeeping, which must see parameters as they are.
 _UNTOUCHED = frozenset(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.functions import Combine
+from captum_lrp_tx.propagation.autograd.functions import Combine
 from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.operations import (
     FusedNorm,

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation import delta_rule
-from captum_lrp_tx.propagation.functions import WithValue
+from captum_lrp_tx.propagation.autograd.functions import WithValue
 from captum_lrp_tx.propagation.graph import gate_strength, parents
-from captum_lrp_tx.propagation.interception.booking import booked
-from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
-from captum_lrp_tx.propagation.interception.patterns import (
+from captum_lrp_tx.propagation.interception.attention_patterns import (
     await_use,
     exponentials_times_values,
     keys_times_values,
@@ -21,6 +19,8 @@ from captum_lrp_tx.propagation.interception.patterns import (
     undecided,
     weighted_values,
 )
+from captum_lrp_tx.propagation.interception.booking import booked
+from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.scans import scan_product
 from captum_lrp_tx.propagation.operations import (
     Activation,

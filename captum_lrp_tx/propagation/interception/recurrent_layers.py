@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from captum_lrp_tx.propagation.functions import WithValue
+from captum_lrp_tx.propagation.autograd.functions import WithValue
 from captum_lrp_tx.propagation.interception.calls import (
     Handler,
     bind,

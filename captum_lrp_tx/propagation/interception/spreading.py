@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad as autograd_grad
 
-from captum_lrp_tx.propagation.functions import safe_ratio
+from captum_lrp_tx.propagation.autograd.functions import safe_ratio
 from captum_lrp_tx.propagation.operations import connections
 
 LOW = (torch.float16, torch.bfloat16)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge
 
-from captum_lrp_tx.propagation.functions import RuleFunction
+from captum_lrp_tx.propagation.autograd.functions import RuleFunction
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
 from captum_lrp_tx.propagation.recognition import axes
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.arguments import collect
+from captum_lrp_tx.propagation.hygiene.arguments import collect
 
 
 class CannotCopy(Exception):

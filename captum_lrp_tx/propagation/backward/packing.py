@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.backward import gradients_of, is_narrow
-from captum_lrp_tx.propagation.scope import Scope
+from captum_lrp_tx.propagation.backward.seeds import gradients_of, is_narrow
+from captum_lrp_tx.propagation.state.scope import Scope
 
 Gradients = list["Tensor | None"]
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from captum_lrp_tx.propagation.rows import is_packed, rows_with_entries
+from captum_lrp_tx.propagation.autograd.rows import is_packed, rows_with_entries
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 #: Upper bound on the entries of one block of the recomputed pattern.

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from captum_lrp_tx.propagation import compact
-from captum_lrp_tx.propagation.copies import kept, passed_on
-from captum_lrp_tx.propagation.pattern_product import LOW_PRECISION as _LOW
-from captum_lrp_tx.propagation.pattern_product import (
+from captum_lrp_tx.propagation.autograd import compact
+from captum_lrp_tx.propagation.autograd.copies import kept, passed_on
+from captum_lrp_tx.propagation.autograd.pattern_product import LOW_PRECISION as _LOW
+from captum_lrp_tx.propagation.autograd.pattern_product import (
     attention_with_logsumexp,
     transposed_pattern_product,
 )

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.propagation.hooks import Hooks, guard
-from captum_lrp_tx.propagation.scope import Boundary
+from captum_lrp_tx.propagation.hygiene.hooks import Hooks, guard
+from captum_lrp_tx.propagation.state.scope import Boundary
 
 
 def of_output(modules: Sequence[tuple[str, nn.Module]], run: Callable[[], Any]) -> str:

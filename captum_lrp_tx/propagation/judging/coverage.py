@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from captum_lrp_tx.propagation import functions
+from captum_lrp_tx.propagation.autograd import functions
 from captum_lrp_tx.propagation.graph import (
     KEEP_ENTRIES,
     Node,
@@ -24,13 +24,13 @@ from captum_lrp_tx.propagation.graph import (
     parents,
     walk,
 )
-from captum_lrp_tx.propagation.obstacles import foreign
+from captum_lrp_tx.propagation.judging.obstacles import foreign
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.propagation.recognition import axes, homogeneity
 from captum_lrp_tx.propagation.recognition.own_size import is_divided_by_its_size
 from captum_lrp_tx.propagation.recognition.weighing import SEEN, UNTOLD
 from captum_lrp_tx.propagation.recurrence import UNCLEAR, marked
-from captum_lrp_tx.propagation.scope import Scope
+from captum_lrp_tx.propagation.state.scope import Scope
 
 #: Linear in their arguments, or moving entries around.
 _LINEAR = frozenset(

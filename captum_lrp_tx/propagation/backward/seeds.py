@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.scope import Scope
+from captum_lrp_tx.propagation.state.scope import Scope
 
 #: Seeds of the backward pass in float16, tried in turn.
 _SEEDS = (1.0, 2.0**-8, 2.0**-16)

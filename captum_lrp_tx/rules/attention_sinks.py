@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.operations import FusedAttention, PatternProduct
-from captum_lrp_tx.propagation.pattern_product import (
+from captum_lrp_tx.propagation.autograd.pattern_product import (
     additive,
     heads_of,
     transposed_pattern_product,
 )
+from captum_lrp_tx.propagation.operations import FusedAttention, PatternProduct
 from captum_lrp_tx.propagation.recognition.contracted import contraction_of
 
 

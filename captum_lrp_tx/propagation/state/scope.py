@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.propagation.hooks import Hooks, guard
-from captum_lrp_tx.propagation.ledger import Ledger, relevance_sum
-from captum_lrp_tx.propagation.nested import mapped
+from captum_lrp_tx.propagation.hygiene.hooks import Hooks, guard
+from captum_lrp_tx.propagation.model.nested import mapped
 from captum_lrp_tx.propagation.operations import Kind, PropagationRule, RuleTable
-from captum_lrp_tx.propagation.tracing import carry
+from captum_lrp_tx.propagation.state.ledger import Ledger, relevance_sum
+from captum_lrp_tx.propagation.state.tracing import carry
 
 #: Where the node of an alias keeps what its relevance is added to (see :func:`tap`).
 TAP = "captum_lrp_tx.tap"

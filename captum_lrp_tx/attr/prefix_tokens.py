@@ -39,7 +39,7 @@ def prefix_tokens(model: nn.Module | Iterable[nn.Module]) -> int:
 
     Example::
 
-        >>> from captum_lrp_tx.attr.tokens import prefix_tokens
+        >>> from captum_lrp_tx.attr.prefix_tokens import prefix_tokens
         >>> from captum_lrp_tx.models import digits
         >>> prefix_tokens(digits())
         1

@@ -28,14 +28,14 @@ from captum_lrp_tx.errors import (
     UncoveredOperationWarning,
     UnstableRelevanceWarning,
 )
-from captum_lrp_tx.propagation.coverage import Finding, uncovered
 from captum_lrp_tx.propagation.engine import Pass, Propagated, propagate_targets
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
-from captum_lrp_tx.propagation.inputs import Inputs
-from captum_lrp_tx.propagation.modules import find_modules, refuse_opaque
-from captum_lrp_tx.propagation.scope import Scope
-from captum_lrp_tx.rules.base import Bias, check_bias
+from captum_lrp_tx.propagation.judging.coverage import Finding, uncovered
+from captum_lrp_tx.propagation.model.modules import find_modules, refuse_opaque
+from captum_lrp_tx.propagation.state.inputs import Inputs
+from captum_lrp_tx.propagation.state.scope import Scope
 from captum_lrp_tx.rules.composite import Composite
+from captum_lrp_tx.rules.rule import Bias, check_bias
 
 TensorOrTuple = Union[Tensor, tuple[Tensor, ...]]
 AttributionInputs = Union[Tensor, tuple[Tensor, ...], Mapping[str, Any]]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from captum_lrp_tx.propagation.hooks import Hooks
+from captum_lrp_tx.propagation.hygiene.hooks import Hooks
 
 #: Hooks of torch that compute a weight before every call and store it as a plain attribute.
 _OLD_NORMS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")

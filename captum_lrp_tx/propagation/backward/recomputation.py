@@ -28,11 +28,11 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from captum_lrp_tx.errors import UnsupportedModelError
-from captum_lrp_tx.propagation.hooks import Hooks
-from captum_lrp_tx.propagation.inputs import Inputs
+from captum_lrp_tx.propagation.hygiene.hooks import Hooks
+from captum_lrp_tx.propagation.hygiene.snapshots import CannotCopy, Snapshot, reads_placeholder
 from captum_lrp_tx.propagation.operations import RuleTable
-from captum_lrp_tx.propagation.scope import Scope
-from captum_lrp_tx.propagation.snapshots import CannotCopy, Snapshot, reads_placeholder
+from captum_lrp_tx.propagation.state.inputs import Inputs
+from captum_lrp_tx.propagation.state.scope import Scope
 
 #: The state of the CPU's generator, and of those of devices.
 _Random = tuple[Tensor, list[int], list[Tensor]]

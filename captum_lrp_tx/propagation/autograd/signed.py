@@ -20,10 +20,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from captum_lrp_tx.propagation.copies import kept
-from captum_lrp_tx.propagation.functions import RuleFunction, relevance_of_bias, share_of_way
+from captum_lrp_tx.propagation.autograd.copies import kept
+from captum_lrp_tx.propagation.autograd.functions import (
+    RuleFunction,
+    relevance_of_bias,
+    share_of_way,
+)
+from captum_lrp_tx.propagation.autograd.rows import rows_with_entries
 from captum_lrp_tx.propagation.operations import LinearMap
-from captum_lrp_tx.propagation.rows import rows_with_entries
 
 Way = tuple[Tensor, "Tensor | None", "Tensor | float"]
 #: Magnitudes are a sum that may leave the range of float16 where the two signed sums do not.

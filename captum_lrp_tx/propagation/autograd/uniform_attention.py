@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from captum_lrp_tx.propagation.functions import RuleFunction
-from captum_lrp_tx.propagation.pattern_product import additive, attention_with_logsumexp, heads_of
+from captum_lrp_tx.propagation.autograd.functions import RuleFunction
+from captum_lrp_tx.propagation.autograd.pattern_product import (
+    additive,
+    attention_with_logsumexp,
+    heads_of,
+)
 
 #: Query, key, value, additive mask.
 _SHARES = (0.25, 0.25, 0.5, 0.5)

@@ -13,7 +13,7 @@ import sys
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.rows import is_packed
+from captum_lrp_tx.propagation.autograd.rows import is_packed
 
 #: From so many entries on memory matters.
 LARGE = 1 << 18

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 from torch import Tensor
 
 from captum_lrp_tx.errors import RuleError
-from captum_lrp_tx.propagation.functions import PassThrough
+from captum_lrp_tx.propagation.autograd.functions import PassThrough
 from captum_lrp_tx.propagation.operations import (
     Activation,
     FusedNorm,

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.errors import InputError, NonFiniteError
-from captum_lrp_tx.propagation.arguments import fresh
-from captum_lrp_tx.propagation.functions import nonzero
-from captum_lrp_tx.propagation.modules import refuse_transforms
-from captum_lrp_tx.propagation.scope import Scope, next_sequence_number
-from captum_lrp_tx.propagation.tracing import WAY_OUT, Traces, by_rows
+from captum_lrp_tx.propagation.autograd.functions import nonzero
+from captum_lrp_tx.propagation.hygiene.arguments import fresh
+from captum_lrp_tx.propagation.model.modules import refuse_transforms
+from captum_lrp_tx.propagation.state.scope import Scope, next_sequence_number
+from captum_lrp_tx.propagation.state.tracing import WAY_OUT, Traces, by_rows
 
 _FLOAT = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from captum_lrp_tx.errors import InputError, UnreachedInputError
 from captum_lrp_tx.propagation.graph import Node
-from captum_lrp_tx.propagation.hooks import Hooks
-from captum_lrp_tx.propagation.nested import mapped
+from captum_lrp_tx.propagation.hygiene.hooks import Hooks
+from captum_lrp_tx.propagation.model.nested import mapped
 
 #: Tells the node of what goes on behind a captured layer: nothing is followed past it.
 LEAF = "captum_lrp_tx.leaf"

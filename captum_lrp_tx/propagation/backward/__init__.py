@@ -1,0 +1,1 @@
+"""The backward pass: its seed in half precision, many targets in packs, blocks that run again."""

@@ -1,0 +1,1 @@
+"""What no rule covers, what no rule can reach, and which module made a NaN."""

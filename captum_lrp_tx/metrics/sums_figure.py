@@ -10,11 +10,12 @@ import numpy as np
 
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.methods.styles import Style, styles
-from captum_lrp_tx.metrics.sums import Conservation
 from captum_lrp_tx.visualization.figures import require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from captum_lrp_tx.metrics.sums import Conservation
 
 _TINY = 1e-8
 Array = np.ndarray[Any, np.dtype[np.float64]]

@@ -153,9 +153,11 @@ def test_one_norm_in_every_spelling(name: str, preset: str) -> None:
 #: Norms that are told from other quotients, but not held constant.
 NOT_HELD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "in two steps": (lambda x: x * mean_square(x) ** -0.25 * mean_square(x) ** -0.25, "at once"),
-    "root by root": (lambda x: x / mean_square(x) ** 0.25 / mean_square(x).sqrt().sqrt(), "at once"),
+    "root by root": (
+        lambda x: x / mean_square(x) ** 0.25 / mean_square(x).sqrt().sqrt(), "at once"),
     "determinant": (
-        lambda x: x / torch.linalg.det(x[..., None, :] @ x[..., None])[..., None].sqrt(), "own size"),
+        lambda x: x / torch.linalg.det(x[..., None, :] @ x[..., None])[..., None].sqrt(),
+        "own size"),
     "of a view": (
         lambda x: x.mT.flatten(1) / torch.linalg.det(
             x.flatten(1)[:, None] @ x.flatten(1)[..., None])[:, None].sqrt(), "own size"),
@@ -190,7 +192,7 @@ def test_no_false_alarm(name: str, preset: str) -> None:
 
 def test_strict_where_no_rule_acted() -> None:
     explainer = ConservativeGI(lambda x: read(source(x)), "ln")
-    with pytest.raises(UncoveredOperationError, match="No operation .* matched"):
+    with pytest.raises(UncoveredOperationError, match=r"No operation .* matched"):
         explainer.attribute(inputs(), target=0, strict=True)
     with pytest.warns(NoRuleAppliedWarning):
         explainer.attribute(inputs(), target=0)

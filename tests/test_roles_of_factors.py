@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_lrp_tx.errors import UnsupportedModelError
 from captum_lrp_tx.propagation import delta_rule, graph
 from captum_lrp_tx.propagation.judging import obstacles
-from captum_lrp_tx.propagation.recognition import axes, undecided, weighing
+from captum_lrp_tx.propagation.recognition import axes, rescaling, summaries, undecided, weighing
 from captum_lrp_tx.propagation.recognition.axes import Origin
 from captum_lrp_tx.propagation.recognition.contracted import contraction_of
 
@@ -49,7 +49,7 @@ class Data:
         """``f(k)^T v`` that is known to be such, moved and masked since."""
         args = (self.linear().softmax(0).mT, self.linear())
         result = args[0] @ args[1]
-        weighing.summarize(result, args, torch.matmul, (0,))
+        summaries.summarize(result, args, torch.matmul, (0,))
         return result[None].squeeze(0) * 0.5
 
 
@@ -126,7 +126,7 @@ def test_keys_and_values_are_attention_once_a_query_reads_them() -> None:
     told: list[int] = []
     result = undecided.Undecided.call(plain.detach(), plain, plain * 1.0)
     weighed = undecided.Weighed(weakref.ref(result.grad_fn), None, (), told.append)
-    weighing.summarize(result, args, torch.matmul, (0,)).weighed = weighed
+    summaries.summarize(result, args, torch.matmul, (0,)).weighed = weighed
     assert of(d.linear(), result) == weighing.Weighing(), "a bare factor is no query"
     assert of(d.feature(), result.mT) == weighing.Weighing(), "along the channels of the values"
     assert not told and graph.parents(result.grad_fn) == [plain.grad_fn]
@@ -139,15 +139,15 @@ def test_what_divides_weighed_values() -> None:
     weights = d.score().exp()
     values = d.linear()
     result = weights @ values
-    weighing.summarize(result, (weights, values), torch.matmul, (0,))
+    summaries.summarize(result, (weights, values), torch.matmul, (0,))
     total = weights.sum(-1, keepdim=True)
-    assert weighing.renormalizer((result, total), True) == 1
-    assert weighing.renormalizer((result, total.reciprocal()), False) == 1
-    assert weighing.renormalizer((total.reciprocal(), result), False) == 0
-    assert weighing.renormalizer((result, total), False) is None, "no quotient"
+    assert rescaling.renormalizer((result, total), True) == 1
+    assert rescaling.renormalizer((result, total.reciprocal()), False) == 1
+    assert rescaling.renormalizer((total.reciprocal(), result), False) == 0
+    assert rescaling.renormalizer((result, total), False) is None, "no quotient"
     for other in (d.linear(), result.square().mean(-1, keepdim=True).sqrt(), 1 + values.exp()):
-        assert weighing.renormalizer((result, other), True) is None
-    assert weighing.renormalizer((values, total), True) is None
+        assert rescaling.renormalizer((result, other), True) is None
+    assert rescaling.renormalizer((values, total), True) is None
 
 
 # ---- where an axis comes from -------------------------------------------------------------------

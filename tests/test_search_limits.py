@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from captum_lrp_tx.propagation import delta_rule, graph, recurrence
 from captum_lrp_tx.propagation.hygiene.arguments import fresh
 from captum_lrp_tx.propagation.model.modules import find_modules
-from captum_lrp_tx.propagation.recognition import patterns, weighing
+from captum_lrp_tx.propagation.recognition import patterns, summaries
 
 
 def leaf() -> Tensor:
@@ -53,14 +53,14 @@ SEARCHES: dict[str, tuple[Callable[[Tensor], Any], Callable[[int], Tensor], int]
     "decay by a step size": (
         lambda t: recurrence.role(t) == "decay", lambda n: moved(F.softplus(leaf()), n).exp(), 400,
     ),
-    "sum of values": (weighing.is_weighed, lambda n: moved(summary(), n), 39),
+    "sum of values": (summaries.is_weighed, lambda n: moved(summary(), n), 39),
 }  # fmt: skip
 
 
 def summary() -> Tensor:
     args = (leaf().softmax(-1), leaf())
     result = args[0] @ args[1]
-    weighing.summarize(result, args, torch.matmul, (0,))
+    summaries.summarize(result, args, torch.matmul, (0,))
     return result
 
 

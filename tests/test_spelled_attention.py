@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.propagation.operations import FusedAttention, PatternProduct
 from captum_lrp_tx.rules.spelled_attention import explicit_pattern, spelled_out
 
@@ -193,3 +196,38 @@ def test_maps_of_matrix_products(constant: bool) -> None:
         result = spelled_out(operation, 1.0, False, lambda p, seen=seen: seen.append(p) or p)
         assert torch.equal(seen[0], pattern)
         torch.testing.assert_close(result, torch.matmul(*args))
+
+
+SPARSE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sparse product": lambda p, v: torch.sparse.mm(p.to_sparse(), v),
+    "operator": lambda p, v: p.to_sparse() @ v,
+    "compressed rows": lambda p, v: p.to_sparse_csr() @ v,
+    "by places": lambda p, v: torch.sparse.mm(
+        torch.sparse_coo_tensor(p.nonzero().T, p[p > 0], p.shape), v),
+    "masked": lambda p, v: torch.sparse.mm(p.sparse_mask((p > 0).double().to_sparse()), v),
+    "dense again": lambda p, v: p.to_sparse().to_dense() @ v,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:Sparse invariant")
+@pytest.mark.parametrize("preset", ["gi", "ah", "ah+ln", "lrp", "attnlrp", "lrp-gamma"])
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_sparse_pattern_is_one(name: str, preset: str) -> None:
+    edges = torch.tril(torch.ones(KEYS, KEYS, dtype=torch.bool))
+    queries, values = torch.randn(2, WIDTH, WIDTH, dtype=torch.float64)
+
+    def forward(multiply: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
+        rows = []
+        for one in x:
+            scores = (one @ queries @ one.mT / WIDTH).masked_fill(~edges, -torch.inf)
+            rows.append(multiply(scores.softmax(-1), one @ values).mean(0))
+        return torch.stack(rows)
+
+    x = torch.randn(BATCH, KEYS, WIDTH, dtype=torch.float64)
+    want, got = (
+        ConservativeLRP(functools.partial(forward, multiply), preset).attribute(
+            x, target=0, strict=True
+        )
+        for multiply in (torch.matmul, SPARSE[name])
+    )
+    torch.testing.assert_close(got, want)

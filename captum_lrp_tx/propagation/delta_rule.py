@@ -22,7 +22,7 @@ from captum_lrp_tx.propagation.graph import (
     parents,
     signals,
 )
-from captum_lrp_tx.propagation.recognition.weighing import is_summary
+from captum_lrp_tx.propagation.recognition.summaries import is_summary
 
 _KEY, _VALUE = "captum_lrp_tx.delta_key", "captum_lrp_tx.delta_value"
 _PARTS = frozenset({"Split", "SplitWithSizes", "UnsafeSplit", "Unbind", "Chunk"})

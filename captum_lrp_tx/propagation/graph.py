@@ -23,7 +23,8 @@ KEEP_ENTRIES = frozenset(
     Slice Select Index Narrow Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Unbind Unfold
     Clone ToCopy AsStrided Diagonal MaskedFill NativeDropout NanToNum Tril Triu Repeat Roll Flip
     IndexSelect Gather Contiguous Copy Detach ConstantPadNd SwapAxes Chunk Neg
-    ScaleGradient""".split()
+    ScaleGradient ToSparse ToSparseCsr ToDense SparseMask SparseCooTensorWithDimsAndTensors
+    SparseCompressedTensor Coalesce Values""".split()
 )
 
 #: How strongly a factor looks like a gate: bounded functions first, then self-gated activations.

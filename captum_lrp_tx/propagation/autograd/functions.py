@@ -69,7 +69,7 @@ class ScaleGradient(RuleFunction):
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
-        return x.view_as(x)
+        return x.view_as(x) if x.layout is torch.strided else x.clone()
 
     @staticmethod
     @once_differentiable

@@ -14,7 +14,7 @@ from captum_lrp_tx.propagation.operations import (
     PatternProduct,
     Product,
 )
-from captum_lrp_tx.propagation.recognition import axes, patterns, weighing
+from captum_lrp_tx.propagation.recognition import axes, patterns, rescaling, summaries
 from captum_lrp_tx.propagation.recognition.undecided import Undecided, Weighed, remember
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def keys_times_values(
     ]  # fmt: skip
     result, weighed = proposed(mode, plain, operations, "linear attention (convention)")
     if weighed is not None:
-        weighing.summarize(result, args, func, keys).weighed = weighed
+        summaries.summarize(result, args, func, keys).weighed = weighed
         remember(result, weighed)  # or a divisor decides
     return result
 
@@ -119,7 +119,7 @@ def exponentials_times_values(
 ) -> Tensor:
     """A product that is attention if it is divided by the sum of its exponentials afterwards."""
     factors = tuple(i for i, a in enumerate(args) if depends(a))
-    weights = [i for i in factors if weighing.is_exponential(args[i])]
+    weights = [i for i in factors if rescaling.is_exponential(args[i])]
     if len(factors) != 2 or len(weights) != 1 or not axes.KNOWS_SHAPES:
         return plain
     operation = PatternProduct(func, args, kwargs, patterns=tuple(weights), operands=factors)

@@ -32,7 +32,13 @@ from captum_lrp_tx.propagation.operations import (
     NormalizerProduct,
     PatternProduct,
 )
-from captum_lrp_tx.propagation.recognition import homogeneity, patterns, weighing
+from captum_lrp_tx.propagation.recognition import (
+    homogeneity,
+    patterns,
+    rescaling,
+    summaries,
+    weighing,
+)
 from captum_lrp_tx.propagation.recognition.contracted import contraction_of, entries_of
 
 if TYPE_CHECKING:
@@ -121,7 +127,7 @@ def _dependent_contraction(
                     shares=what.shares,
                 ),
             )  # fmt: skip
-            weighing.summarize(result, args, func, what.weights)
+            summaries.summarize(result, args, func, what.weights)
             return result
     if mode.scope.rule(Kind.NORM) is not None:
         for i in reversed(dependent):
@@ -139,7 +145,7 @@ def _dependent_contraction(
         result = unweighted(mode, func, args, kwargs, dependent, what.mixes)
     node = getattr(result, "grad_fn", None)
     if what.is_untold and node is not None:
-        node.metadata[weighing.UNTOLD] = True
+        node.metadata[rescaling.UNTOLD] = True
     if what.is_pattern:
         patterns.mark(result, None)
     if what.proposed:

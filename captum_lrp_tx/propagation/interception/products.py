@@ -35,7 +35,9 @@ from captum_lrp_tx.propagation.recognition import (
     entrywise,
     homogeneity,
     patterns,
+    rescaling,
     self_gated,
+    summaries,
     weighing,
 )
 from captum_lrp_tx.propagation.recognition.contracted import equation_of
@@ -87,7 +89,7 @@ def _sink(mode: Interception, plain: Any, args: tuple[Any, ...], quotient: bool)
     if mode.scope.rule(Kind.ATTENTION) is None or quotient:
         return None
     sinks = tuple(
-        i for i in (0, 1) if patterns.is_sink_gate(args[i]) and weighing.is_weighed(args[1 - i])
+        i for i in (0, 1) if patterns.is_sink_gate(args[i]) and summaries.is_weighed(args[1 - i])
     )
     if len(sinks) != 1:
         return None
@@ -119,17 +121,15 @@ def _row_sums(
     """Values summed with weights, divided by the sum of the weights."""
     if mode.scope.rule(Kind.ATTENTION) is None:
         return None
-    rescaling = weighing.renormalizer(args, quotient)
-    if rescaling is None and quotient and weighing.rescaled_entries(args[0], args[1]):
-        rescaling = 1
-    if rescaling is None or homogeneity.is_norm(
-        args[rescaling], (args[1 - rescaling],), quotient
+    divisor = rescaling.renormalizer(args, quotient)
+    if divisor is None and quotient and rescaling.rescaled_entries(args[0], args[1]):
+        divisor = 1
+    if divisor is None or homogeneity.is_norm(
+        args[divisor], (args[1 - divisor],), quotient
     ):  # o / rms(o) is a norm of the values
         return None
     mode.scope.find("row sums of attention")
-    operation = PatternProduct(
-        plain, args, {}, patterns=(rescaling,), operands=(0, 1), rescales=True
-    )
+    operation = PatternProduct(plain, args, {}, patterns=(divisor,), operands=(0, 1), rescales=True)
     return _tensor(mode.apply(Kind.ATTENTION, operation))
 
 
@@ -266,7 +266,7 @@ def _linear_attention(mode: Interception, plain: Any, args: tuple[Any, ...], pro
         if keys:
             product = plain(*args) if product is None else product
             return keys_times_values(mode, product, torch.einsum, written, {}, keys)
-    if any(map(weighing.is_exponential, args)):
+    if any(map(rescaling.is_exponential, args)):
         product = plain(*args) if product is None else product
         return exponentials_times_values(mode, product, plain, args, {})
     return product

@@ -28,29 +28,25 @@ from captum_lrp_tx.propagation.judging.obstacles import foreign
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.propagation.recognition import axes, homogeneity
 from captum_lrp_tx.propagation.recognition.own_size import is_divided_by_its_size
-from captum_lrp_tx.propagation.recognition.weighing import SEEN, UNTOLD
+from captum_lrp_tx.propagation.recognition.rescaling import UNTOLD
+from captum_lrp_tx.propagation.recognition.weighing import SEEN
 from captum_lrp_tx.propagation.recurrence import UNCLEAR, marked
 from captum_lrp_tx.propagation.state.scope import Scope
 
 #: Linear in their arguments, or moving entries around.
-_LINEAR = frozenset(
-    """AccumulateGrad View UnsafeView Reshape ReshapeAlias Alias Expand Transpose T Permute Squeeze
-    Unsqueeze Slice Select Index Narrow Split SplitWithSizes UnsafeSplit
-    UnsafeSplitWithSizes Unbind
-    Unfold Clone ToCopy AsStrided Diagonal MaskedFill NanToNum Tril
-    Triu Repeat Roll Flip IndexSelect Gather Contiguous Copy Detach ConstantPadNd SwapAxes Chunk Neg
-    Add Sub Rsub Sum Mean Cat Stack Cumsum NativeDropout Trace Movedim Flatten Unflatten
+_LINEAR = KEEP_ENTRIES | frozenset(
+    """AccumulateGrad Add Sub Rsub Sum Mean Cat Stack Cumsum Trace Movedim Flatten Unflatten
     AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D
-    UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact2D UpsampleLinear1D
-    UpsampleBilinear2D UpsampleBicubic2D UpsampleBilinear2DAa UpsampleBicubic2DAa
-    UpsampleTrilinear3D
-    PixelShuffle PixelUnshuffle Im2Col Col2Im ReflectionPad1D ReflectionPad2D ReplicationPad1D
-    ReplicationPad2D ReplicationPad3D ReflectionPad3D IndexPut IndexAdd IndexCopy IndexFill Scatter
-    ScatterAdd SliceScatter SelectScatter MaskedScatter MaskedSelect Embedding Put Take TakeAlongDim
-    Kron Where ViewAsReal ViewAsComplex Real Imag FftR2C FftC2R FftC2C Conj ConjPhysical
-    Lift LiftFresh CopySlices CopyBackwards ToDense Rot90 Nansum MkldnnReshape ChannelShuffle
-    GridSampler2D GridSampler3D Lerp Zero Fill BlockDiag DiagEmbed DiagonalScatter Complex LuUnpack
-    NarrowCopy ToSparse UpsampleNearestExact1D UpsampleNearestExact3D UnsafeMaskedIndex
+    UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact2D
+    UpsampleLinear1D UpsampleBilinear2D UpsampleBicubic2D UpsampleBilinear2DAa
+    UpsampleBicubic2DAa UpsampleTrilinear3D PixelShuffle PixelUnshuffle Im2Col Col2Im
+    ReflectionPad1D ReflectionPad2D ReplicationPad1D ReplicationPad2D ReplicationPad3D
+    ReflectionPad3D IndexPut IndexAdd IndexCopy IndexFill Scatter ScatterAdd SliceScatter
+    SelectScatter MaskedScatter MaskedSelect Embedding Put Take TakeAlongDim Kron Where
+    ViewAsReal ViewAsComplex Real Imag FftR2C FftC2R FftC2C Conj ConjPhysical Lift LiftFresh
+    CopySlices CopyBackwards Rot90 Nansum MkldnnReshape ChannelShuffle GridSampler2D
+    GridSampler3D Lerp Zero Fill BlockDiag DiagEmbed DiagonalScatter Complex LuUnpack NarrowCopy
+    UpsampleNearestExact1D UpsampleNearestExact3D UnsafeMaskedIndex
     UnsafeMaskedIndexPutAccumulate Rad2Deg Deg2Rad NllLoss NllLoss2D NllLossNd
     AffineGridGenerator PackPaddedSequence""".split()
 )

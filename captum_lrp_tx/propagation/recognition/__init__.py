@@ -9,9 +9,12 @@ autograd graph so far, which holds what depends on the explained inputs and noth
 :mod:`.axes`       what an axis counts: places of the data, or what parameters made
 :mod:`.contracted` which axes of its factors a product sums over
 :mod:`.weighing`   the table: what a product is (attention, mixture, linear attention, plain)
+:mod:`.summaries`  values summed with weights, and what may become of them
+:mod:`.rescaling`  what such sums are divided by afterwards
 :mod:`.entrywise`  the same for patterns that meet values entry by entry
 :mod:`.undecided`  products whose meaning shows only in what becomes of them
 :mod:`.homogeneity` norms: products that do not change when their source is scaled
+:mod:`.own_size`   norms that no name tells, by Euler's theorem: refused
 :mod:`.self_gated` activations written by hand
 ================== ==============================================================================
 
@@ -26,7 +29,7 @@ in an unusual way (a product with ones, pooling, writes into a buffer) are seen 
 arrives, which is the same all along the axis (:func:`.undecided.settle_by_gradients`); a softmax
 whose sum is taken in an unusual way is seen by weights that sum to one
 (:func:`.patterns.mark_if_ones`).  Exponentials times values wait for the divisor that sums the
-exponentials up (:func:`.weighing.rescaled_entries`), as in FlashAttention and RWKV.
+exponentials up (:func:`.rescaling.rescaled_entries`), as in FlashAttention and RWKV.
 
 **Decided once.**  Weights of a softmax over what the model itself holds (memory slots, bases of
 conditional convolutions, a grid of places) are an activation in front of a linear map: nothing is

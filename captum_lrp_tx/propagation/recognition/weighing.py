@@ -21,14 +21,13 @@ reads it; until then it is *undecided*.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from captum_lrp_tx.propagation.graph import (
-    KEEP_ENTRIES,
     Node,
     gate_strength,
     is_activation,
@@ -39,45 +38,21 @@ from captum_lrp_tx.propagation.graph import (
 from captum_lrp_tx.propagation.recognition import axes, patterns
 from captum_lrp_tx.propagation.recognition.axes import Origin
 from captum_lrp_tx.propagation.recognition.contracted import Contraction, contraction_of
-from captum_lrp_tx.propagation.recognition.undecided import UNDECIDED, Weighed
+from captum_lrp_tx.propagation.recognition.rescaling import MATMUL
+from captum_lrp_tx.propagation.recognition.summaries import (
+    KEPT,
+    keys_at,
+    leads_to,
+    summaries_of,
+    walks_to,
+)
+from captum_lrp_tx.propagation.recognition.undecided import Weighed
 
-_SUMMARY = "captum_lrp_tx.summary"
-#: Where the node of a product notes that a softmax made a factor in a way that no rule knows.
-UNTOLD = "captum_lrp_tx.untold"
 #: Where the node of a softmax notes that a product with it was seen.
 SEEN = "captum_lrp_tx.seen"
-_MATMUL = frozenset({"Mm", "Bmm", "Baddbmm", "Addmm", "Einsum"})
-_SCALED = KEEP_ENTRIES | {"Add", "Sub", "Mul", "Div"}
-#: What values summed with weights go through before a query reads them.
-_KEPT = _SCALED | frozenset("Sum Mean Nansum Cumsum Cat Stack CopySlices Undecided".split())
 #: Functions of single entries.
 _ENTRYWISE = frozenset("Pow Sqrt Rsqrt Log Exp Relu Clamp ClampMin Abs Rsub Topk Sort".split())
-#: Adds up entries.
-_ADDED = frozenset("Sum Mean Nansum Cumsum IndexAdd ScatterAdd SegmentReduce".split())
 _MAX_DEPTH = 40
-_MAX_NODES = 400
-
-
-@dataclass
-class Summary:
-    """Values summed with weights.
-
-    Attributes:
-        weights (list of Node): What weighed them, before it was moved or masked.
-        keys (list): Candidates for the keys of linear attention: the meaning of the product under
-            which they are weights, their node and axis there, and where that axis is in the
-            result, counted from the right.
-        weighed (Weighed, optional): The undecided product, if it is one.
-    """
-
-    weights: list[Node]
-    keys: list[tuple[int, Node, int, int]] = field(default_factory=list)
-    weighed: Weighed | None = None
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether the weights are known to be such."""
-        return self.weighed is None or (self.weighed.is_settled and self.weighed.node.chosen != 0)
 
 
 @dataclass(frozen=True)
@@ -135,13 +110,13 @@ def weighing_of(func: Any, args: Sequence[Any], factors: Sequence[int]) -> Weigh
         return Weighing()
     scores = [
         i for i in factors
-        if _leads_to(args[i], _is_activated_score) and _is_of_data(args[i], i, how)
+        if leads_to(args[i], _is_activated_score) and _is_of_data(args[i], i, how)
     ]  # fmt: skip
     features = scores or [i for i in factors if i in found or gate_strength(args[i])]
     if len(features) == 2 and not _is_along_data(args, features, how):
         return Weighing(is_pattern=True)
     values = [i for i in factors if i not in features]
-    if len(features) == 1 and _leads_to(args[values[0]], _is_score):
+    if len(features) == 1 and leads_to(args[values[0]], _is_score):
         return Weighing()
     if scores and len(scores) == 1:
         return Weighing((scores[0],), what="attention without a softmax (convention)")
@@ -166,7 +141,7 @@ def _is_of_softmax(tensor: Tensor) -> bool:
         seen.add(node)
         if is_softmax(node_name(node)):
             return True
-        if node_name(node) in _KEPT | _ENTRYWISE:
+        if node_name(node) in KEPT | _ENTRYWISE:
             todo.extend(parents(node))
     return False
 
@@ -197,7 +172,7 @@ def _meets(
 
 def _is_read(tensor: Tensor, axis: int) -> bool:
     """Whether an axis of values that were summed with weights is the channels of their keys."""
-    return any(_keys_at(*found, axis) for found in _summaries(tensor))
+    return any(keys_at(*found, axis) for found in summaries_of(tensor))
 
 
 def _reads(args: Sequence[Any], factors: Sequence[int], how: Contraction | None) -> Weighing | None:
@@ -205,9 +180,9 @@ def _reads(args: Sequence[Any], factors: Sequence[int], how: Contraction | None)
     for i in factors:
         others = [j for j in factors if j != i]
         along = [None] if how is None else how.summed(i)
-        for summary, steps in _summaries(args[i]):
+        for summary, steps in summaries_of(args[i]):
             for axis in along:
-                key = _keys_at(summary, steps, axis)
+                key = keys_at(summary, steps, axis)
                 if key is None:
                     continue
                 shares = None
@@ -215,7 +190,7 @@ def _reads(args: Sequence[Any], factors: Sequence[int], how: Contraction | None)
                     if not any(gate_strength(args[j]) or patterns.is_pattern(args[j])
                                for j in others):  # fmt: skip
                         continue
-                    for one, _ in _summaries(args[i]):
+                    for one, _ in summaries_of(args[i]):
                         if one.weighed is not None:
                             one.weighed.confirm(key)
                 if summary.weighed is not None and len(others) == 1:
@@ -244,207 +219,16 @@ class Reading:
 def reading_of(first: Tensor, second: Tensor) -> Reading | None:
     """Whether one of two factors may be a query of the other, entry by entry."""
     for query, one, other in ((0, first, second), (1, second, first)):
-        found = _summaries(other)
+        found = summaries_of(other)
         for summary, steps in found:
             for axis in range(-min(one.dim(), other.dim()), 0):
                 if one.shape[axis] != other.shape[axis] or one.shape[axis] == 1:
                     continue
-                key = _keys_at(summary, steps, axis)
+                key = keys_at(summary, steps, axis)
                 if key is not None and (gate_strength(one) or patterns.is_pattern(one)):
                     sums = [s.weighed for s, _ in found if s.weighed is not None]
                     return Reading(query, axis, key, sums)
     return None
-
-
-def _keys_at(summary: Summary, steps: list[Node], axis: int | None) -> int | None:
-    """The meaning of a product under which this axis of it is the channels of its keys."""
-    if not axes.KNOWS_SHAPES:
-        return summary.keys[0][0] if summary.keys else None
-    for meaning, node, there, place in summary.keys:
-        if axes.of_node(node, there) is not Origin.PARAMETERS:
-            continue
-        if axis is None:
-            return meaning
-        at: int | None = None
-        shape = None
-        for step in reversed(steps):
-            before = axes.shape_before(step)
-            at = place + len(before) if shape is None else at
-            assert at is not None
-            shape = axes.shape(step)
-            at = axes.forwards(step, at, before, shape)
-            if at is None:
-                break
-        if shape is None:
-            if axis == place:
-                return meaning
-        elif at is not None and at - len(shape) == axis:
-            return meaning
-    return None
-
-
-def summarize(result: Any, args: Sequence[Any], func: Any, weights: Sequence[int]) -> Summary:
-    """Let the node of a product remember that it sums values with weights, and with which.
-
-    Args:
-        result: The result of the product.
-        args (sequence): Its arguments.
-        func (callable): The product.
-        weights (sequence of int): Positions of the weights, in the order of its meanings.
-    """
-    how = contraction_of(func, args)
-    roots = [node for i in weights if (node := axes.moved(args[i])) is not None]
-    summary = Summary(roots)
-    for meaning, i in enumerate(weights, 1):
-        node = args[i].grad_fn
-        for there, place in how.own(i) if how is not None and node is not None else []:
-            summary.keys.append((meaning, node, there + args[i].dim(), place))
-    node = getattr(result, "grad_fn", None)
-    if node is not None:
-        node.metadata[_SUMMARY] = summary
-    if how is not None:
-        axes.note_weighed(result, [(args[i], axis) for i, axis in how.came_from(weights)])
-    return summary
-
-
-def is_summary(node: Node) -> bool:
-    """Whether the result of a node is values summed with weights that are known to be such."""
-    summary: Summary | None = node.metadata.get(_SUMMARY)
-    return summary is not None and summary.is_certain
-
-
-def is_weighed(tensor: Tensor) -> bool:
-    """Whether a tensor is what an attention head has read: values weighed by a pattern."""
-    return _leads_to(
-        tensor,
-        lambda node: is_summary(node) or node_name(node) in ("ConstantPattern", "UniformAttention"),
-    )
-
-
-def renormalizer(args: Sequence[Any], quotient: bool) -> int | None:
-    """Position of what rescales a sum of values to weights of sum one: divisor or reciprocal.
-
-    It must be made of the weights themselves: ``o / rms(o)`` and ``o / (1 + exp(-g))`` are not.
-    """
-    for i, other in ((0, 1), (1, 0)):
-        if quotient and i == 1:
-            return None
-        if not quotient and not _leads_to(args[other], lambda n: node_name(n) == "Reciprocal"):
-            continue
-        certain = [s for s, _ in _summaries(args[i]) if s.is_certain]
-        if certain and _is_made_of(args[other], [w for s in certain for w in s.weights]):
-            return other
-    return None
-
-
-def rescaled_entries(dividend: Tensor, divisor: Tensor) -> bool:
-    """Whether a divisor is the sum of the weights that its dividend was summed with.
-
-    The products of values with these weights, undecided until now, are attention then.  If there
-    are products that did not wait for this, they are noted as what no rule knows.
-
-    Args:
-        dividend (Tensor): A sum, as in the online softmax of FlashAttention or RWKV.
-        divisor (Tensor): What may be the sum of its weights.
-    """
-    weights, _ = _activated(divisor.grad_fn, is_summed=False)
-    if not weights:
-        return False
-    _, weighed = _activated(dividend.grad_fn, is_summed=False)
-    products = [node for node, weight in weighed if weight in weights]
-    if not products:
-        return False
-    waiting = [one.metadata.get(UNDECIDED) for one in products]
-    if None in waiting:
-        products[waiting.index(None)].metadata[UNTOLD] = True
-        return False
-    for one in waiting:
-        one.confirm()
-    return True
-
-
-def is_exponential(tensor: Tensor) -> bool:
-    """Whether a tensor is an exponential, moved or scaled since: weights before their division."""
-    return _leads_to(tensor, lambda node: node_name(node) in ("Exp", "Exp2"))
-
-
-def _activated(root: Node | None, is_summed: bool) -> tuple[set[Node], list[tuple[Node, Node]]]:
-    """The activations whose entries a tensor sums up, and the products with them.
-
-    Args:
-        root (Node, optional): Of the tensor; what rules have summed with weights is left out.
-        is_summed (bool): Whether activations count that nothing adds up on the way.
-
-    Returns:
-        tuple: the activations; for each product with something else its node and the activation.
-    """
-    found: set[Node] = set()
-    products: list[tuple[Node, Node]] = []
-    seen: set[tuple[Node, bool]] = set()
-    todo = [(root, is_summed)]
-    while todo and len(seen) < _MAX_NODES:
-        node, summed = todo.pop()
-        if node is None or (node, summed) in seen or is_summary(node):
-            continue
-        seen.add((node, summed))
-        name, before = node_name(node), parents(node)
-        if is_activation(node):
-            if summed:
-                found.add(node)
-            continue
-        whole = node
-        is_waiting = name == "Undecided"
-        while is_waiting and len(before) == 1:  # the plain product behind it
-            (node,) = before
-            name, before = node_name(node), parents(node)
-        is_product = len(before) == 2 and name in _MATMUL | {"Mul"}
-        if is_product and (summed or name in _MATMUL):  # else a gate in units of its mean
-            sides = [one for edge in before if (one := _walk_to(edge, is_activation))]
-            products += [(whole, sides[0])] if len(sides) == 1 else []
-        if name in _KEPT or name in _ADDED or is_product:
-            adds = name in _ADDED or name in _MATMUL or (name == "Add" and len(before) > 1)
-            todo.extend((edge, summed or adds) for edge in before)
-    return found, products
-
-
-def _is_made_of(tensor: Tensor, weights: list[Node]) -> bool:
-    seen: set[Node] = set()
-    todo: list[Any] = [tensor.grad_fn]
-    while todo and len(seen) < _MAX_NODES:
-        node = todo.pop()
-        if node is None or node in seen or node.metadata.get(_SUMMARY) is not None:
-            continue
-        if node in weights:
-            return True
-        seen.add(node)
-        todo.extend(parents(node))
-    return False
-
-
-def _summaries(tensor: Tensor) -> list[tuple[Summary, list[Node]]]:
-    """The sums of values that a tensor is made of, moved and scaled since, and the nodes between.
-
-    None of its parts may be anything else.
-    """
-    found: list[tuple[Summary, list[Node]]] = []
-    todo: list[tuple[Node | None, list[Node]]] = [(tensor.grad_fn, [])]
-    count = 0
-    while todo:
-        node, steps = todo.pop()
-        count += 1
-        if node is None or count > _MAX_NODES:
-            return []
-        summary = node.metadata.get(_SUMMARY)
-        if summary is not None:
-            found.append((summary, steps))
-            continue
-        before = parents(node)
-        if not before or node_name(node) not in _KEPT:
-            return []
-        if node_name(node) in ("Mul", "Div") and len(before) > 1:
-            return []
-        todo.extend((parent, [*steps, node]) for parent in before)
-    return found
 
 
 def _is_of_data(tensor: Tensor, position: int, how: Contraction | None) -> bool:
@@ -465,29 +249,8 @@ def _is_along_data(args: Sequence[Any], positions: Sequence[int], how: Contracti
 
 
 def _is_score(node: Node) -> bool:
-    return node_name(node) in _MATMUL and len(parents(node)) > 1
+    return node_name(node) in MATMUL and len(parents(node)) > 1
 
 
 def _is_activated_score(node: Node) -> bool:
-    return is_activation(node) and any(_walks_to(edge, _is_score) for edge in parents(node))
-
-
-def _leads_to(tensor: Tensor, found: Callable[[Node], bool]) -> bool:
-    """Whether a tensor is what is looked for, moved, masked or scaled since."""
-    return _walks_to(tensor.grad_fn, found)
-
-
-def _walks_to(node: Node | None, found: Callable[[Node], bool]) -> bool:
-    return _walk_to(node, found) is not None
-
-
-def _walk_to(node: Node | None, found: Callable[[Node], bool]) -> Node | None:
-    """What is looked for, if a node is that, moved, masked or scaled since."""
-    for _ in range(_MAX_DEPTH):
-        if node is None or found(node):
-            return node
-        edges = parents(node)
-        if len(edges) != 1 or node_name(node) not in _SCALED:
-            return None
-        node = edges[0]
-    return None
+    return is_activation(node) and any(walks_to(edge, _is_score) for edge in parents(node))

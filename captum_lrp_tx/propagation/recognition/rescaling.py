@@ -1,0 +1,126 @@
+"""What sums of values are divided by afterwards: the sum of the weights, in whatever spelling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from captum_lrp_tx.propagation.graph import Node, is_activation, node_name, parents
+from captum_lrp_tx.propagation.recognition.summaries import (
+    KEPT,
+    SUMMARY,
+    is_summary,
+    leads_to,
+    summaries_of,
+    walk_to,
+)
+from captum_lrp_tx.propagation.recognition.undecided import UNDECIDED
+
+#: Where the node of a product notes that its weights were made in a way that no rule knows.
+UNTOLD = "captum_lrp_tx.untold"
+MATMUL = frozenset({"Mm", "Bmm", "Baddbmm", "Addmm", "Einsum"})
+#: Adds up entries.
+_ADDED = frozenset("Sum Mean Nansum Cumsum IndexAdd ScatterAdd SegmentReduce".split())
+_MAX_NODES = 400
+
+
+def renormalizer(args: Sequence[Any], quotient: bool) -> int | None:
+    """Position of what rescales a sum of values to weights of sum one: divisor or reciprocal.
+
+    It must be made of the weights themselves: ``o / rms(o)`` and ``o / (1 + exp(-g))`` are not.
+    """
+    for i, other in ((0, 1), (1, 0)):
+        if quotient and i == 1:
+            return None
+        if not quotient and not leads_to(args[other], lambda n: node_name(n) == "Reciprocal"):
+            continue
+        certain = [s for s, _ in summaries_of(args[i]) if s.is_certain]
+        if certain and _is_made_of(args[other], [w for s in certain for w in s.weights]):
+            return other
+    return None
+
+
+def rescaled_entries(dividend: Tensor, divisor: Tensor) -> bool:
+    """Whether a divisor is the sum of the weights that its dividend was summed with.
+
+    The products of values with these weights, undecided until now, are attention then.  If there
+    are products that did not wait for this, they are noted as what no rule knows.
+
+    Args:
+        dividend (Tensor): A sum, as in the online softmax of FlashAttention or RWKV.
+        divisor (Tensor): What may be the sum of its weights.
+    """
+    weights, _ = _activated(divisor.grad_fn, is_summed=False)
+    if not weights:
+        return False
+    _, weighed = _activated(dividend.grad_fn, is_summed=False)
+    products = [node for node, weight in weighed if weight in weights]
+    if not products:
+        return False
+    waiting = [one.metadata.get(UNDECIDED) for one in products]
+    if None in waiting:
+        products[waiting.index(None)].metadata[UNTOLD] = True
+        return False
+    for one in waiting:
+        one.confirm()
+    return True
+
+
+def is_exponential(tensor: Tensor) -> bool:
+    """Whether a tensor is an exponential, moved or scaled since: weights before their division."""
+    return leads_to(tensor, lambda node: node_name(node) in ("Exp", "Exp2"))
+
+
+def _activated(root: Node | None, is_summed: bool) -> tuple[set[Node], list[tuple[Node, Node]]]:
+    """The activations whose entries a tensor sums up, and the products with them.
+
+    Args:
+        root (Node, optional): Of the tensor; what rules have summed with weights is left out.
+        is_summed (bool): Whether activations count that nothing adds up on the way.
+
+    Returns:
+        tuple: the activations; for each product with something else its node and the activation.
+    """
+    found: set[Node] = set()
+    products: list[tuple[Node, Node]] = []
+    seen: set[tuple[Node, bool]] = set()
+    todo = [(root, is_summed)]
+    while todo and len(seen) < _MAX_NODES:
+        node, summed = todo.pop()
+        if node is None or (node, summed) in seen or is_summary(node):
+            continue
+        seen.add((node, summed))
+        name, before = node_name(node), parents(node)
+        if is_activation(node):
+            if summed:
+                found.add(node)
+            continue
+        whole = node
+        is_waiting = name == "Undecided"
+        while is_waiting and len(before) == 1:  # the plain product behind it
+            (node,) = before
+            name, before = node_name(node), parents(node)
+        is_product = len(before) == 2 and name in MATMUL | {"Mul"}
+        if is_product and (summed or name in MATMUL):  # else a gate in units of its mean
+            sides = [one for edge in before if (one := walk_to(edge, is_activation))]
+            products += [(whole, sides[0])] if len(sides) == 1 else []
+        if name in KEPT or name in _ADDED or is_product:
+            adds = name in _ADDED or name in MATMUL or (name == "Add" and len(before) > 1)
+            todo.extend((edge, summed or adds) for edge in before)
+    return found, products
+
+
+def _is_made_of(tensor: Tensor, weights: list[Node]) -> bool:
+    seen: set[Node] = set()
+    todo: list[Any] = [tensor.grad_fn]
+    while todo and len(seen) < _MAX_NODES:
+        node = todo.pop()
+        if node is None or node in seen or node.metadata.get(SUMMARY) is not None:
+            continue
+        if node in weights:
+            return True
+        seen.add(node)
+        todo.extend(parents(node))
+    return False

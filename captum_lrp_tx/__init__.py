@@ -4,6 +4,7 @@ from captum_lrp_tx import audit, insights, methods, metrics, rules, visualizatio
 from captum_lrp_tx._version import __version__
 from captum_lrp_tx.attr import targets
 from captum_lrp_tx.attr.attention_maps import AttentionFlow, AttentionLast, AttentionRollout
+from captum_lrp_tx.attr.bilrp import BiLRP
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.dataloader import LoaderAttribution
@@ -26,6 +27,7 @@ __all__ = [
     "AttentionFlow",
     "AttentionLast",
     "AttentionRollout",
+    "BiLRP",
     "Composite",
     "ConservativeGI",
     "ConservativeLRP",

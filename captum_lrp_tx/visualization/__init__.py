@@ -20,6 +20,7 @@ from captum_lrp_tx.visualization.captum_records import text_records, text_scale
 from captum_lrp_tx.visualization.colours import colour_of, supports_colour
 from captum_lrp_tx.visualization.figures import figure, image_figure, png
 from captum_lrp_tx.visualization.page import html, image_html
+from captum_lrp_tx.visualization.pairs import image_pairs_figure, pairs_figure
 from captum_lrp_tx.visualization.patch_maps import (
     heatmap_figure,
     heatmap_scale,
@@ -39,7 +40,9 @@ __all__ = [
     "html",
     "image_figure",
     "image_html",
+    "image_pairs_figure",
     "image_terminal",
+    "pairs_figure",
     "patch_heatmap",
     "png",
     "summary",

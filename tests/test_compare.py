@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html as html_module
+import inspect
 import io
 import re
 import sys
@@ -26,7 +27,9 @@ from captum_lrp_tx import (
 from captum_lrp_tx.cli import main
 from captum_lrp_tx.cli.compare import read_texts
 from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, TargetError
-from captum_lrp_tx.methods import METHODS, find_method, unavailable_methods
+from captum_lrp_tx.methods import METHODS, choose_methods, find_method
+from captum_lrp_tx.methods import run as run_method
+from captum_lrp_tx.methods.registry import PAPER
 from captum_lrp_tx.models import digit_samples, digits, sentiment
 from captum_lrp_tx.visualization.comparison import (
     Strip,
@@ -86,11 +89,42 @@ def by_hand(model, inputs):
 # Names
 
 
-def test_names_are_those_of_the_tables():
-    assert [m.name for m in METHODS] == [
-        "Random", "A-Last", "Rollout", "A-Flow", "GAE", "GI", "LRP(AH)", "LRP(LN)", "LRP(AH+LN)",
-        "LRP", "LRP-gamma", "AttnLRP", "Chefer", "IG", "GradientShap", "Saliency",
-    ]  # fmt: skip
+def test_all_is_known_of_every_method():
+    assert {*PAPER} < {method.name for method in METHODS}
+    assert len({method.style for method in METHODS}) == len(METHODS)
+    for method in METHODS:
+        assert method.about and not method.about.endswith("."), method.name
+        assert isinstance(method.make, type) and hasattr(method.make, "attribute"), method.name
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_what_the_registry_says_of_a_method_is_so(method, text):
+    """Signs, targets, settings and layers: as the relevance and the classes have it."""
+    if method.name == "A-Flow":
+        pytest.importorskip("scipy")
+    model, inputs, _, mask = text
+    made = inspect.signature(method.make).parameters
+    assert {*method.takes} == {"baseline", "seed"} & {*made}
+    found = [run_method(method, model, inputs, t, baseline=mask).relevance for t in (0, 1)]
+    assert torch.equal(*found) == (not method.uses_target)
+    if method.signed is not None:
+        negative = any(bool((relevance < 0).any()) for relevance in found)
+        assert negative <= method.signed
+    if method.at_layer is not None:
+        at = run_method(method, model, inputs, 1, layer=model.bert.encoder.layer[0]).relevance
+        assert at.shape == found[1].shape
+
+
+def test_methods_are_chosen_once_and_by_selections():
+    mine = ("mine", lambda model: ConservativeLRP(model))
+    assert [m.name for m in choose_methods(["gi", "GI", mine])] == ["GI", "mine"]
+    assert [m.name for m in choose_methods("all")] == [m.name for m in METHODS]
+    assert tuple(m.name for m in choose_methods("Paper")) == PAPER
+    assert choose_methods("rollout") == choose_methods([find_method("Rollout")])
+    with pytest.raises(InputError, match="two methods are called 'mine'"):
+        choose_methods([mine, ("mine", mine[1])])
+    with pytest.raises(InputError, match="two methods are called 'GI'"):
+        choose_methods(["GI", ("GI", mine[1])])
 
 
 @pytest.mark.parametrize(
@@ -115,20 +149,10 @@ def test_no_name_means_two_methods():
 def test_unknown_names_list_the_known_ones(text):
     with pytest.raises(InputError, match=r"unknown method 'shap'.*A-Last, Rollout.*Saliency"):
         compare(*text[:2], methods=["LRP", "shap"])
-    with pytest.raises(InputError, match="no method to compare"):
+    with pytest.raises(InputError, match="no method is named"):
         compare(*text[:2], methods=[])
     with pytest.raises(InputError, match="3 is no method"):
         compare(*text[:2], methods=[3])
-
-
-def test_what_is_not_installed_is_listed(text, monkeypatch):
-    monkeypatch.setitem(sys.modules, "captum_lrp_tx.attr.random", None)
-    assert "Random" in unavailable_methods()
-    comparison = compare(*text[:2], methods=["random", "lrp"])
-    assert comparison.errors == {"Random": "not part of this version"}
-    assert comparison["LRP"].relevance is not None
-    with pytest.raises(ImportError):
-        compare(*text[:2], methods=["random"])
 
 
 def test_optional_packages_are_imported_when_they_are_used():
@@ -150,12 +174,9 @@ def test_every_method_has_a_row(everything, text):
     assert everything.output == pytest.approx(text[0](**text[1]).logits[0, 1].item(), abs=1e-5)
     assert everything.target == 1 and everything.tokens == tuple(text[2])
     for row in everything:
-        if row.name in everything.errors:
-            assert row.name in unavailable_methods()
-        else:
-            assert tuple(row.relevance.shape) == (len(text[2]),)
-            assert row.sum == pytest.approx(float(row.relevance.double().sum()), abs=1e-6)
-            assert row.seconds > 0
+        assert tuple(row.relevance.shape) == (len(text[2]),)
+        assert row.sum == pytest.approx(float(row.relevance.double().sum()), abs=1e-6)
+        assert row.seconds > 0
     assert set(OURS) | set(CAPTUMS) <= {r.name for r in everything if r.error is None}
 
 
@@ -172,10 +193,7 @@ def test_rows_are_what_the_classes_give(everything, text):
 
 @pytest.mark.parametrize("name", ["Random", "A-Last", "Rollout", "A-Flow", "GAE", "Chefer"])
 def test_rows_of_methods_without_gradients_or_with_attention(everything, text, name):
-    if name in unavailable_methods():
-        pytest.skip(unavailable_methods()[name])
-    method = find_method(name)
-    relevance = method.load()(text[0], **method.options).attribute(text[1], target=1)
+    relevance = find_method(name).attribution(text[0]).attribute(text[1], target=1)
     torch.testing.assert_close(everything[name].relevance, relevance[0])
     assert everything[name].delta is None
     if name != "Random":
@@ -707,12 +725,6 @@ def test_failures_are_one_line(run, tmp_path):
         found, out, err = run(*arguments)
         assert (found, out) == (status, "")
         assert err.startswith("captum_lrp_tx: ") and err.count("\n") == 1 and message in err
-
-
-def test_only_one_method_that_does_not_apply(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "captum_lrp_tx.attr.random", None)
-    status, out, err = run("x", "--methods", "random")
-    assert (status, out) == (1, "") and err.count("\n") == 1
 
 
 def test_help_lists_the_methods(run):

@@ -13,9 +13,9 @@ import torch
 
 pytest.importorskip("transformers")
 
-import captum_lrp_tx.evaluation.explaining as explaining
 from captum_lrp_tx import (
     ConservativeGI,
+    ConservativeLRP,
     LayerConservativeGI,
     RandomAttribution,
     TokenIntegratedGradients,
@@ -130,8 +130,7 @@ def test_every_metric_is_that_of_its_function(text):
     inputs = examples.inputs([0, 1, 2])
     with torch.no_grad():
         targets = model(**inputs).logits.argmax(1)
-    method = explaining.find_method("LRP")
-    relevance = method.load()(model).attribute(inputs, target=targets)
+    relevance = ConservativeLRP(model).attribute(inputs, target=targets)
     arguments = (model, inputs, relevance, targets)
     for name, expected in {
         "activation": activation_curve(*arguments, masker=masker).area,
@@ -440,10 +439,9 @@ def test_examples_are_checked(text, tmp_path):
         (lambda: ImageExamples(torch.zeros(3, 4, 4)), "images must be floats"),
         (lambda: ImageFiles([], lambda file: torch.zeros(1)), "no images"),
         (lambda: evaluate(model, cut, TWO, masker=masker, target="label"), "have no labels"),
-        (lambda: evaluate(model, cut, [], masker=masker), "no methods"),
-        (lambda: evaluate(model, cut, "best", masker=masker), "'paper', 'all'"),
-        (lambda: evaluate(model, cut, ["GI", "gi"], masker=masker), "twice"),
-        (lambda: evaluate(model, cut, [3], masker=masker), "a method is a name"),
+        (lambda: evaluate(model, cut, [], masker=masker), "no method is named"),
+        (lambda: evaluate(model, cut, "best", masker=masker), "unknown method 'best'"),
+        (lambda: evaluate(model, cut, [3], masker=masker), "3 is no method"),
         (lambda: evaluate(model, cut, TWO, masker=masker, metrics=[]), "no metrics"),
         (lambda: evaluate(model, cut, TWO, masker=masker, metrics=["auc"]), "unknown metric"),
         (lambda: evaluate(model, cut, TWO, masker=masker, limit=0), "must be positive"),

@@ -80,9 +80,7 @@ def shown(data, example, method, explained):
 
 def direct(model, name, inputs, target, **settings):
     """The class of a method, called with one example."""
-    method = find_method(name)
-    options = {key: settings[key] for key in method.takes}
-    explainer = method.load()(model, **method.options, **options)
+    explainer = find_method(name).attribution(model, **settings)
     if explainer.has_convergence_delta():
         return explainer.attribute(inputs, target=target, return_convergence_delta=True)
     return explainer.attribute(inputs, target=target), None

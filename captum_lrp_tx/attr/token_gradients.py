@@ -109,7 +109,7 @@ class _Prepared:
         return (relevance,) if self.is_tuple else relevance
 
 
-class _OnTokens(WithoutFutures, GradientAttribution):
+class OnTokens(WithoutFutures, GradientAttribution):
     """What the three classes share: from token ids to the rows that they are looked up in."""
 
     def __init__(self, model: Callable[..., Any], *, baseline: Baseline = None) -> None:
@@ -211,7 +211,7 @@ class _OnTokens(WithoutFutures, GradientAttribution):
         return left_out(end.flatten() - start.flatten(), attributions)
 
 
-class TokenIntegratedGradients(_OnTokens):
+class TokenIntegratedGradients(OnTokens):
     r"""
     Captum's ``IntegratedGradients`` on token ids, from a baseline of other tokens.
 
@@ -246,7 +246,7 @@ class TokenIntegratedGradients(_OnTokens):
         n_steps: int = 50,
         internal_batch_size: int | None = None,
     ) -> None:
-        _OnTokens.__init__(self, model, baseline=baseline)
+        OnTokens.__init__(self, model, baseline=baseline)
         self._n_steps = n_steps
         self._internal_batch_size = internal_batch_size
 
@@ -297,7 +297,7 @@ class TokenIntegratedGradients(_OnTokens):
             return relevance, self._delta(used, attributions, target).detach()
 
 
-class TokenGradientShap(_OnTokens):
+class TokenGradientShap(OnTokens):
     r"""
     Captum's ``GradientShap`` on token ids: gradients at random points between baseline and text.
 
@@ -328,7 +328,7 @@ class TokenGradientShap(_OnTokens):
         n_samples: int = 50,
         stdevs: float = 0.0,
     ) -> None:
-        _OnTokens.__init__(self, model, baseline=baseline)
+        OnTokens.__init__(self, model, baseline=baseline)
         self._seed = seed
         self._n_samples = n_samples
         self._stdevs = stdevs
@@ -375,7 +375,7 @@ class TokenGradientShap(_OnTokens):
             return relevance, self._delta(used, attributions, target).detach()
 
 
-class TokenSaliency(_OnTokens):
+class TokenSaliency(OnTokens):
     r"""
     Captum's ``Saliency`` on token ids: length (L2 norm) of the gradient at each token's embedding.
 
@@ -393,7 +393,7 @@ class TokenSaliency(_OnTokens):
     """
 
     def __init__(self, model: Callable[..., Any]) -> None:
-        _OnTokens.__init__(self, model)
+        OnTokens.__init__(self, model)
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(

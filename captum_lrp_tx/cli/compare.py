@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from captum_lrp_tx.cli.options import add_subject, text_of
+from captum_lrp_tx.cli.options import METHODS_LINE, add_methods, add_subject, count, text_of
 from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.cli.subject import Loaded, Subject, load, load_subject, subject_of
 from captum_lrp_tx.comparing.comparison import Comparison
@@ -20,7 +20,7 @@ from captum_lrp_tx.comparing.run import compare
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation.tables import read_table
 from captum_lrp_tx.files import check_writable, write_atomically
-from captum_lrp_tx.methods.registry import METHODS, find_method
+from captum_lrp_tx.methods.running import stand_in
 from captum_lrp_tx.visualization import summary, supports_colour
 from captum_lrp_tx.visualization.comparison import TextComparison, numbers_table
 from captum_lrp_tx.visualization.comparison_page import comparison_html
@@ -28,7 +28,7 @@ from captum_lrp_tx.visualization.figures import require_matplotlib
 from captum_lrp_tx.visualization.wording import Scheme, printable
 
 DESCRIPTION = "Explain a prediction by several methods, one below the other."
-EXAMPLES = f"""methods: {", ".join(method.name for method in METHODS)}
+EXAMPLES = f"""{METHODS_LINE}
 
 examples:
   python -m captum_lrp_tx compare "has a lot of the virtues of eastwood at his best."
@@ -40,17 +40,14 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     add_subject(parser)
-    parser.add_argument(
-        "--methods", type=_methods, default=[method.name for method in METHODS], metavar="A,B,C",
-        help="names of methods, separated by commas (default: all)",
-    )  # fmt: skip
+    add_methods(parser, "all", "all")
     parser.add_argument(
         "--file", type=Path, metavar="FILE",
         help="explain many texts instead: one in each line, or a table separated by tabs with a "
         'column "sentence"',
     )  # fmt: skip
     parser.add_argument(
-        "--limit", type=_count, metavar="N", help="how many texts of the file (default: 20)"
+        "--limit", type=count, metavar="N", help="how many texts of the file (default: 20)"
     )
     parser.add_argument(
         "--common-scale", action="store_true",
@@ -97,15 +94,6 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     else:
         _text(text, arguments)
     return 0
-
-
-def _baseline(tokenizer: Any) -> tuple[int | None, str]:
-    """The token that stands for nothing: mask, unknown or padding, and its name."""
-    for kind in ("mask", "unk", "pad", "eos"):
-        index = getattr(tokenizer, f"{kind}_token_id", None)
-        if index is not None:
-            return int(index), str(getattr(tokenizer, f"{kind}_token"))
-    return None, ""
 
 
 def _text(text: str, arguments: argparse.Namespace) -> None:
@@ -196,12 +184,12 @@ def _many(arguments: argparse.Namespace) -> None:
 def _compared(
     model: Loaded, subject: Subject, arguments: argparse.Namespace, show_progress: bool
 ) -> Comparison:
-    index, name = _baseline(model.tokenizer)
+    index, name = stand_in(model.tokenizer, ("mask", "unk", "pad", "eos"))
     tokens = subject.tokens
     assert tokens is not None
     comparison = compare(
         subject.model, subject.inputs, subject.target, methods=arguments.methods,
-        tokens=tokens.names, special=tokens.special, baseline=index,
+        tokens=tokens.names, special=tokens.special, baseline=index if name else None,
         show_progress=show_progress,
     )  # fmt: skip
     if not name:
@@ -250,23 +238,6 @@ def read_texts(file: Path, limit: int) -> tuple[list[tuple[int, str]], int]:
         note(table.told())
     found = [(number, text) for number, text, _ in table.rows]
     return found[:limit], max(len(found) - limit, 0)
-
-
-def _methods(text: str) -> list[str]:
-    try:
-        return [find_method(name).name for name in text.split(",") if name.strip()] or _none()
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _none() -> list[str]:
-    raise argparse.ArgumentTypeError("names no method")
-
-
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return int(text)
 
 
 def _write(path: Path, content: bytes) -> None:

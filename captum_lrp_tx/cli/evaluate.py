@@ -5,21 +5,21 @@ from __future__ import annotations
 import argparse
 import io
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from captum_lrp_tx.cli.images import read_image
 from captum_lrp_tx.cli.models import Source, find, kind_of, load_model, load_tokenizer
+from captum_lrp_tx.cli.options import METHODS_LINE, add_methods, count
 from captum_lrp_tx.cli.status import note, status
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
-from captum_lrp_tx.evaluation import MEASURES, PAPER, Evaluation, evaluate
+from captum_lrp_tx.evaluation import MEASURES, Evaluation, evaluate
 from captum_lrp_tx.evaluation.examples import Examples, ImageExamples, ImageFiles, TextExamples
 from captum_lrp_tx.evaluation.measures import find_measure
 from captum_lrp_tx.evaluation.reading import class_numbers, read_images, read_labels, read_texts
 from captum_lrp_tx.explaining.names import labels_of
 from captum_lrp_tx.files import write_atomically
-from captum_lrp_tx.methods.registry import METHODS, find_method
+from captum_lrp_tx.methods.registry import find_method
 from captum_lrp_tx.metrics.curves import FRACTIONS, Fractions
 from captum_lrp_tx.metrics.masking import Masker, MaskTokens, RemoveTokens
 from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
@@ -29,7 +29,7 @@ DESCRIPTION = """Measure how faithful explanations are on a data set, method by 
 
 Writes table.md, table.csv and curves.png to the folder --out, and results as they come: the same
 command goes on where it was stopped."""
-EXAMPLES = f"""methods: {", ".join(method.name for method in METHODS)}
+EXAMPLES = f"""{METHODS_LINE}
 metrics: {", ".join(measure.name for measure in MEASURES)}
 
 examples:
@@ -62,17 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", choices=["predicted", "label"], default="predicted",
         help="which class: the predicted one (default), or the true one as in Ali et al. 2022",
     )  # fmt: skip
-    data.add_argument("--limit", type=_count, metavar="N", help="only the first N examples")
+    data.add_argument("--limit", type=count, metavar="N", help="only the first N examples")
     data.add_argument(
-        "--max-length", type=_count, metavar="N",
+        "--max-length", type=count, metavar="N",
         help="cut texts to N tokens (default: what the model takes)",
     )  # fmt: skip
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--methods", type=_methods, default="paper", metavar="A,B,C",
-        help="names of methods, separated by commas, or all (default: those of the tables of Ali "
-        "et al.: " + ", ".join(PAPER) + ")",
-    )  # fmt: skip
+    add_methods(how, "paper", "paper")
     how.add_argument(
         "--metrics", type=_metrics, default=["activation", "pruning"], metavar="A,B",
         help="default: activation,pruning",
@@ -91,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-special", action="store_true", help="never mask [CLS], [SEP] and their like"
     )
     how.add_argument(
-        "--patch-size", type=_count, metavar="N", help="of images (default: that of the model)"
+        "--patch-size", type=count, metavar="N", help="of images (default: that of the model)"
     )
     how.add_argument(
         "--mask-value", type=float, metavar="X",
@@ -103,12 +99,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a step after each token or patch instead of every 10 %%",
     )  # fmt: skip
     how.add_argument(
-        "--flow-limit", type=_count, default=50, metavar="N",
+        "--flow-limit", type=count, default=50, metavar="N",
         help="attention flow is slow: so many examples for it (default: 50)",
     )  # fmt: skip
     how.add_argument("--seed", type=int, default=0, help="of random methods (default: 0)")
     how.add_argument(
-        "--batch-size", type=_count, metavar="N",
+        "--batch-size", type=count, metavar="N",
         help="masked inputs in one pass (default: 2,048 tokens, or 64 images)",
     )  # fmt: skip
     results = parser.add_argument_group("results")
@@ -260,24 +256,11 @@ def _reference(arguments: argparse.Namespace) -> str | None:
     if arguments.reference is None:
         return None
     name = find_method(arguments.reference).name
-    named: Sequence[str] = arguments.methods
-    if isinstance(named, str):
-        named = PAPER if named == "paper" else [method.name for method in METHODS]
-    if name not in named:
-        raise InputError(f"--reference {name} is none of the methods: {', '.join(named)}")
+    if name not in arguments.methods:
+        raise InputError(
+            f"--reference {name} is none of the methods: {', '.join(arguments.methods)}"
+        )
     return name
-
-
-def _methods(text: str) -> str | list[str]:
-    if text.strip().casefold() in ("all", "paper"):
-        return text.strip().casefold()
-    try:
-        names = [find_method(name).name for name in text.split(",") if name.strip()]
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    if not names:
-        raise argparse.ArgumentTypeError("names no method")
-    return list(dict.fromkeys(names))
 
 
 def _metrics(text: str) -> list[str]:
@@ -288,9 +271,3 @@ def _metrics(text: str) -> list[str]:
     if not names:
         raise argparse.ArgumentTypeError("names no metric")
     return list(dict.fromkeys(names))
-
-
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return int(text)

@@ -12,7 +12,7 @@ import torch
 
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.cli.models import find, kind_of, load_model, load_tokenizer
-from captum_lrp_tx.cli.options import add_rules, bias_of, composite_of
+from captum_lrp_tx.cli.options import add_rules, bias_of, composite_of, count
 from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.datasets import attribute_dataset
 from captum_lrp_tx.datasets.parquet import import_pyarrow
@@ -50,19 +50,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="predicted (default): the predicted class or next token; label: the class in the "
         "file; or the index or name of a class",
     )  # fmt: skip
-    data.add_argument("--limit", type=_count, metavar="N", help="only the first N texts")
+    data.add_argument("--limit", type=count, metavar="N", help="only the first N texts")
     data.add_argument(
-        "--max-length", type=_count, metavar="N",
+        "--max-length", type=count, metavar="N",
         help="cut texts to N tokens (default: what the model takes)",
     )  # fmt: skip
     how = parser.add_argument_group("how")
     add_rules(how)
     how.add_argument(
-        "--token-budget", type=_count, default=4096, metavar="N",
+        "--token-budget", type=count, default=4096, metavar="N",
         help="tokens in a batch, padding included (default: 4096)",
     )  # fmt: skip
     how.add_argument(
-        "--batches-per-file", type=_count, default=8, metavar="N",
+        "--batches-per-file", type=count, default=8, metavar="N",
         help="batches in a file; a killed run loses the file that it was at (default: 8)",
     )  # fmt: skip
     how.add_argument(
@@ -125,9 +125,3 @@ def _device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
-
-
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return int(text)

@@ -6,8 +6,11 @@ import argparse
 import math
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.methods.registry import ALL, SELECTIONS, find_method
 from captum_lrp_tx.rules.composite import PRESETS, Composite
 from captum_lrp_tx.rules.rule import Bias
 
@@ -55,6 +58,48 @@ def add_rules(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--epsilon", type=_positive, metavar="E", help="stabiliser of the epsilon rule"
     )
+
+
+#: For the end of a help text.
+METHODS_LINE = f"methods: {', '.join(ALL)}"
+
+
+def add_methods(
+    parser: argparse._ActionsContainer, default: str | Sequence[str], told: str
+) -> None:
+    """Adds which methods explain; the arguments then have the list of their names.
+
+    Args:
+        parser: Of the command.
+        default (str or sequence of str): A selection, or names of methods.
+        told (str): What the default is, in words.
+    """
+    chosen = SELECTIONS[default] if isinstance(default, str) else default
+    parser.add_argument(
+        "--methods", type=_methods, default=list(chosen), metavar="A,B,C",
+        help="names of methods, separated by commas; all; or paper, those of the tables of Ali et "
+        f"al. 2022 (default: {told})",
+    )  # fmt: skip
+
+
+def _methods(text: str) -> list[str]:
+    selected = SELECTIONS.get(text.strip().casefold())
+    if selected is not None:
+        return list(selected)
+    try:
+        names = [find_method(name).name for name in text.split(",") if name.strip()]
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if not names:
+        raise argparse.ArgumentTypeError("names no method")
+    return list(dict.fromkeys(names))
+
+
+def count(text: str) -> int:
+    """The type of an option that is a positive whole number."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)
 
 
 def _positive(text: str) -> float:

@@ -13,18 +13,18 @@ from torch import Tensor
 
 from captum_lrp_tx.cli.images import read_image
 from captum_lrp_tx.cli.models import Source, find, kind_of, load_model, load_tokenizer
+from captum_lrp_tx.cli.options import METHODS_LINE, add_methods, count
 from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.evaluation import tables
 from captum_lrp_tx.explaining.names import labels_of
 from captum_lrp_tx.files import check_writable
-from captum_lrp_tx.methods.registry import METHODS, find_method
 from captum_lrp_tx.reporting import Report, report
 from captum_lrp_tx.reporting.explaining import DEFAULT_METHODS
 from captum_lrp_tx.visualization.wording import printable
 
 DESCRIPTION = "Explain many predictions by several methods and write a page to look through them."
-EXAMPLES = f"""methods: {", ".join(method.name for method in METHODS)}
+EXAMPLES = f"""{METHODS_LINE}
 
 examples:
   python -m captum_lrp_tx report
@@ -86,17 +86,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels", type=Path, metavar="FILE", help="true classes, one in each line, or .npy"
     )
     parser.add_argument(
-        "--limit", type=_count, metavar="N", help=f"how many examples (default: {_LIMIT})"
+        "--limit", type=count, metavar="N", help=f"how many examples (default: {_LIMIT})"
     )
     parser.add_argument(
         "--model", metavar="DIR",
         help="a folder in Hugging Face format, or the name of a model on the Hub; a sentiment and "
         "a digit classifier come with the package",
     )  # fmt: skip
-    parser.add_argument(
-        "--methods", type=_methods, default=list(DEFAULT_METHODS), metavar="A,B,C",
-        help=f"names of methods, separated by commas (default: {','.join(DEFAULT_METHODS)})",
-    )  # fmt: skip
+    add_methods(parser, DEFAULT_METHODS, ",".join(DEFAULT_METHODS))
     parser.add_argument(
         "--classes", type=_classes, metavar="WHICH",
         help="classes to explain: all, a number (so many of the most probable ones), or names "
@@ -335,28 +332,12 @@ def _left_out(made: Report, name: str) -> str:
     return f"{100 * float(torch.tensor(shares).quantile(0.5)):.1f} %" if shares else ""
 
 
-def _methods(text: str) -> list[str]:
-    try:
-        found = [find_method(name).name for name in text.split(",") if name.strip()]
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    if not found:
-        raise argparse.ArgumentTypeError("names no method")
-    return found
-
-
 def _classes(text: str) -> str | int | list[str]:
     if text == "all":
         return text
     if text.isdecimal():
-        return _count(text)
+        return count(text)
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
         raise argparse.ArgumentTypeError("names no class")
     return found
-
-
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return int(text)

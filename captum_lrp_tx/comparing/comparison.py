@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.methods.registry import _plain, find_method
+from captum_lrp_tx.methods.registry import find_method, plain
 from captum_lrp_tx.visualization.comparison import (
     Strip,
     TextComparison,
@@ -81,11 +81,11 @@ class Comparison:
         Raises:
             KeyError: If there is none.
         """
-        wanted = {_plain(name)}
+        wanted = {plain(name)}
         with contextlib.suppress(InputError):
-            wanted.add(_plain(find_method(name).name))
+            wanted.add(plain(find_method(name).name))
         for row in self.rows:
-            if _plain(row.name) in wanted:
+            if plain(row.name) in wanted:
                 return row
         raise KeyError(name)
 

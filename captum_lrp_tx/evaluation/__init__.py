@@ -13,7 +13,6 @@ Example::
 """
 
 from captum_lrp_tx.evaluation.examples import Examples, ImageExamples, ImageFiles, TextExamples
-from captum_lrp_tx.evaluation.explaining import PAPER
 from captum_lrp_tx.evaluation.measures import MEASURES, Measure
 from captum_lrp_tx.evaluation.result import Evaluation, MethodResult
 from captum_lrp_tx.evaluation.run import evaluate
@@ -21,7 +20,6 @@ from captum_lrp_tx.evaluation.tuning import Trial, Tuned, linear_layers, tune
 
 __all__ = [
     "MEASURES",
-    "PAPER",
     "Evaluation",
     "Examples",
     "ImageExamples",

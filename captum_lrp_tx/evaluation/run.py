@@ -15,20 +15,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_lrp_tx._version import __version__
-from captum_lrp_tx.comparing.run import Chosen
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation.examples import Examples
-from captum_lrp_tx.evaluation.explaining import At, chosen_methods, reason, relevance
 from captum_lrp_tx.evaluation.measures import Measure, Measured, find_measure
 from captum_lrp_tx.evaluation.result import Evaluation, MethodResult
 from captum_lrp_tx.evaluation.store import Entry, Store
-from captum_lrp_tx.methods.registry import find_method
+from captum_lrp_tx.methods.registry import Chosen, Method, choose_methods, find_method
+from captum_lrp_tx.methods.running import reason
+from captum_lrp_tx.methods.running import run as run_method
+from captum_lrp_tx.metrics.blocks import transformer_blocks
 from captum_lrp_tx.metrics.curves import FRACTIONS, Curve, Fractions
 from captum_lrp_tx.metrics.masking import Masker
 from captum_lrp_tx.metrics.perturbation import Perturbation
 from captum_lrp_tx.propagation.model.modules import find_modules
 
 Targets = Literal["predicted", "label"]
+#: Where gradient x input and LRP take relevance.
+At = Literal["embeddings", "input"]
 
 
 def evaluate(
@@ -63,10 +66,8 @@ def evaluate(
     Args:
         model (nn.Module or callable): In evaluation mode and single precision.
         examples (Examples): :class:`TextExamples`, :class:`ImageExamples`, or a class of your own.
-        methods (str or sequence): ``"paper"`` (the tables of Ali et al.), ``"all"``, or names as in
-            ``captum_lrp_tx.methods.METHODS`` and pairs of a name and a function that gets the
-            model and returns an attribution. (What the function does is not part of what the
-            folder is checked for.)
+        methods (str or sequence): See :func:`captum_lrp_tx.methods.choose_methods`. What a
+            function of your own does is not part of what the folder is checked for.
         masker (Masker): What is hidden, and how; its fully masked inputs are the baseline of
             Integrated Gradients and GradientShap.
         metrics (sequence of str): ``"activation"`` (AUAC), ``"pruning"`` (AU-MSE), ``"deletion"``,
@@ -110,7 +111,7 @@ def evaluate(
         >>> masker = MaskTokens.from_tokenizer(tokenizer)
         >>> print(evaluate(model, examples, ["GI", "LRP"], masker=masker))  # doctest: +SKIP
     """
-    chosen = chosen_methods(methods)
+    chosen = choose_methods(methods)
     measures = [find_measure(name) for name in dict.fromkeys(metrics)]
     if not measures:
         raise InputError("no metrics are named")
@@ -126,7 +127,7 @@ def evaluate(
     if count < 1 or block_size < 1:
         raise InputError("limit and block_size must be positive")
     at_most = {find_method(name).name: number for name, number in (limits or {}).items()}
-    wanted = {name: min(at_most.get(name, count), count) for name, _ in chosen}
+    wanted = {method.name: min(at_most.get(method.name, count), count) for method in chosen}
     settings = {
         "version": __version__, "model": model_fingerprint(model), "data": examples.fingerprint(),
         "target": target, "masker": repr(masker), "at": at, "seed": seed,
@@ -139,7 +140,7 @@ def evaluate(
     missing = {
         name: {row for row in range(wanted[name])
                if not _is_complete(store.entries(name).get(row), measures)}
-        for name, _ in chosen
+        for name in wanted
     }  # fmt: skip
     device = next((p.device for _, m in find_modules(model) for p in m.parameters()), None)
     lengths = examples.lengths()
@@ -151,11 +152,13 @@ def evaluate(
     with bar:
         for start in range(0, count, block_size):
             block = order[start : start + block_size]
-            wanting = [(name, method) for name, method in chosen
-                       if name not in failures and missing[name].intersection(block)]  # fmt: skip
+            wanting = [
+                method for method in chosen
+                if method.name not in failures and missing[method.name].intersection(block)
+            ]  # fmt: skip
             if not wanting:
                 continue
-            rows = [row for row in block if any(row in missing[name] for name, _ in wanting)]
+            rows = [row for row in block if any(row in missing[method.name] for method in wanting)]
             classes = None
             if labels is not None and target == "label":
                 classes = [labels[row] for row in rows]
@@ -166,14 +169,15 @@ def evaluate(
                 masker=masker,
                 batch_size=batch_size,
             )
-            for name, method in wanting:
+            for method in wanting:
+                name = method.name
                 bar.set_postfix_str(name)
                 places = [place for place, row in enumerate(rows) if row in missing[name]]
                 used = whole if len(places) == len(rows) else whole.take(places)
                 left = [rows[place] for place in places]
                 begun = time.perf_counter()
                 try:
-                    found = _explained(model, method, examples, left, used, at=at, seed=seed)
+                    found = _explained(model, method, examples, left, used, at, seed)
                     seconds = (time.perf_counter() - begun) / len(left)
                     entries = _entries(found, used, measures, fractions, seconds)
                 except Exception as error:
@@ -183,7 +187,7 @@ def evaluate(
                 bar.update(len(left))
     results = [
         _result(name, store.entries(name), wanted[name], measures, fractions, failures.get(name))
-        for name, _ in chosen
+        for name in wanted
     ]
     every = isinstance(fractions, str)
     told = {
@@ -240,14 +244,17 @@ def _blank(used: Perturbation) -> Tensor | None:
 
 def _explained(
     model: Callable[..., Any],
-    method: Any,
+    method: Method,
     examples: Examples,
     rows: Sequence[int],
     used: Perturbation,
-    **options: Any,
+    at: At,
+    seed: int,
 ) -> Tensor:
     """Relevance of examples, those of one length at a time, filled up with zeros."""
     lengths, blank = examples.lengths(), _blank(used)
+    layered = at == "embeddings" and method.at_layer is not None
+    layer = transformer_blocks(model)[0] if layered else None
     groups: dict[int, list[int]] = {}
     for place, row in enumerate(rows):
         groups.setdefault(lengths[row], []).append(place)
@@ -261,8 +268,8 @@ def _explained(
             if start.dim() == 2:
                 start = start[:, : _width(inputs)]
         target = used.target[places].to(device)
-        found = relevance(model, method, inputs, target, blank=start, **options)
-        parts.update(zip(places, found.cpu(), strict=True))
+        found = run_method(method, model, inputs, target, baseline=start, seed=seed, layer=layer)
+        parts.update(zip(places, found.relevance.cpu(), strict=True))
     shape = [max(sizes) for sizes in zip(*(part.shape for part in parts.values()), strict=True)]
     if used.batch.main.dim() == 2:  # tokens
         shape[0] = used.batch.main.shape[1]

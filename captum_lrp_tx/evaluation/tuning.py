@@ -11,10 +11,10 @@ from torch import nn
 
 from captum_lrp_tx import audit
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
-from captum_lrp_tx.comparing.run import Chosen
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation.examples import Examples
 from captum_lrp_tx.evaluation.run import evaluate
+from captum_lrp_tx.methods.registry import Chosen
 from captum_lrp_tx.metrics.blocks import transformer_blocks
 from captum_lrp_tx.metrics.masking import Masker
 from captum_lrp_tx.propagation.model.modules import find_modules

@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import torch
 from captum.metrics import infidelity, sensitivity_max
@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, select_target
 from captum_lrp_tx.attr.token_gradients import Baseline
-from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, TargetError
-from captum_lrp_tx.methods.registry import Method, find_method
+from captum_lrp_tx.errors import InputError, NonFiniteError, TargetError
+from captum_lrp_tx.methods.registry import Chosen, Method, choose_methods
+from captum_lrp_tx.methods.running import ROUNDING, reason
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.bootstrap import Interval, bootstrap_interval
 from captum_lrp_tx.metrics.captum_arguments import embedded_inputs, explanation, spread_over_pixels
@@ -24,19 +25,15 @@ from captum_lrp_tx.metrics.captum_perturbations import RandomMasking, UniformNoi
 from captum_lrp_tx.metrics.captum_table import CaptumScore, CaptumScores
 from captum_lrp_tx.metrics.masking import Masker
 
-#: A method by name, or a name with a function that makes an attribution from the model.
-Chosen = Union[str, tuple[str, Callable[[Any], Any]]]
 #: The rules of Ali et al. 2022 one by one and together, and Integrated Gradients.
 RULES_AND_IG: tuple[str, ...] = ("GI", "LRP(AH)", "LRP(LN)", "LRP(AH+LN)", "LRP", "IG")
-#: Relevance of no more than this part of the output is a rounding error.
-_ROUNDING = 1e-5
 _EXAMPLES_AT_ONCE = 16
 
 
 def captum_scores(
     model: Callable[..., Any],
     inputs: AttributionInputs,
-    methods: Sequence[Chosen] = RULES_AND_IG,
+    methods: str | Sequence[Chosen] = RULES_AND_IG,
     *,
     masker: Masker,
     target: TargetType = None,
@@ -72,8 +69,7 @@ def captum_scores(
             ``model.eval()`` before.
         inputs (Tensor or mapping): A batch of token ids, of images ``(batch, channels, height,
             width)``, or what a tokenizer returns (padded).
-        methods (sequence): Names as in ``captum_lrp_tx.methods.METHODS``, or pairs of a name and a
-            function that gets the model and returns an attribution.
+        methods (str or sequence): See :func:`captum_lrp_tx.methods.choose_methods`.
         masker (Masker): What is hidden: ``MaskTokens.from_tokenizer(tokenizer, "mask",
             keep_special=True)``, ``MaskPatches(4, value=-1.0)``.
         target (int, tuple, Tensor, list or Target, optional): As for ``attribute``; the predicted
@@ -111,7 +107,7 @@ def captum_scores(
         ... )
         >>> print(scores)  # doctest: +SKIP
     """
-    chosen = _chosen(methods)
+    chosen = choose_methods(methods)
     for name, number in (
         ("n_perturb_samples", n_perturb_samples), ("n_noise_samples", n_noise_samples),
         ("batch_size", batch_size), ("perturb_radius", perturb_radius),
@@ -130,8 +126,8 @@ def captum_scores(
         disable=not (show_progress and sys.stderr.isatty()),
     )  # fmt: skip
     with bar:
-        for name, method in chosen:
-            bar.set_postfix_str(name)
+        for method in chosen:
+            bar.set_postfix_str(method.name)
             found: list[dict[str, Tensor]] = []
             try:
                 for chunk in chunks:
@@ -139,10 +135,10 @@ def captum_scores(
                     bar.update()
             except Exception as error:
                 bar.update(len(chunks) - len(found))
-                rows.append(CaptumScore(name, None, None, None, 0, error=_reason(error)))
+                rows.append(CaptumScore(method.name, None, None, None, 0, error=reason(error)))
                 continue
             values = {key: torch.cat([part[key] for part in found]) for key in found[0]}
-            rows.append(_row(name, values, confidence, seed))
+            rows.append(_row(method.name, values, confidence, seed))
     what = "tokens" if chunks[0].is_ids else "patches"
     noise = "word embeddings" if chunks[0].is_ids else "inputs"
     said = (
@@ -221,7 +217,7 @@ class _Chunk:
             found.append(score.detach().double().cpu().reshape(count))
         return found[0], found[1]
 
-    def explain(self, method: Any, settings: _Settings, inputs: Any) -> tuple[Tensor, ...]:
+    def explain(self, method: Method, settings: _Settings, inputs: Any) -> tuple[Tensor, ...]:
         """Relevance of the (perturbed) inputs: of tokens, pixels or patches."""
         main = inputs[0] if isinstance(inputs, tuple) else inputs
         batch, targets = self.repeated(len(main))
@@ -246,17 +242,13 @@ class _Chunk:
             raise NonFiniteError("the relevance is NaN or infinite")
         return (relevance,)
 
-    def _attribution(self, method: Any, settings: _Settings, batch: Batch) -> Any:
-        if not isinstance(method, Method):
-            return method(self.model)
+    def _attribution(self, method: Method, settings: _Settings, batch: Batch) -> Any:
         baseline = settings.baseline
         if baseline is None and "baseline" in method.takes:
             baseline = self.masker.masked(batch, self.masker.features(batch)).main
-        known = {"baseline": baseline, "seed": settings.seed}
-        options = {key: known[key] for key in method.takes}
-        return method.load()(self.model, **method.options, **options)
+        return method.attribution(self.model, baseline=baseline, seed=settings.seed)
 
-    def scores(self, method: Any, settings: _Settings) -> dict[str, Tensor]:
+    def scores(self, method: Method, settings: _Settings) -> dict[str, Tensor]:
         """All scores of one method, of each example."""
         relevance = self.explain(method, settings, self.main)[0]
         entries = relevance
@@ -279,7 +271,7 @@ class _Chunk:
         # an output may happen to be near zero; rounding errors are those of the usual size
         size = self.output.abs().cpu()
         size = size.maximum(size.mean())
-        zero = relevance.flatten(1).abs().amax(1).cpu() <= _ROUNDING * size
+        zero = relevance.flatten(1).abs().amax(1).cpu() <= ROUNDING * size
         return {
             "infidelity": plain,
             "scaled_infidelity": scaled.masked_fill(zero, float("nan")),
@@ -336,24 +328,6 @@ def _deviation(chunks: Sequence[_Chunk]) -> float:
     return float(torch.cat(parts).double().std(correction=0)) or 1.0
 
 
-def _chosen(methods: Sequence[Chosen]) -> list[tuple[str, Any]]:
-    found: dict[str, Any] = {}
-    for item in [methods] if isinstance(methods, str) else methods:
-        if isinstance(item, str):
-            method = find_method(item)
-            found.setdefault(method.name, method)
-        elif isinstance(item, tuple) and len(item) == 2 and callable(item[1]):
-            found[str(item[0])] = item[1]
-        else:
-            raise InputError(
-                f"{item!r} is no method: use a name, or a pair of a name and a function that makes "
-                "an attribution from the model"
-            )
-    if not found:
-        raise InputError("no method to score")
-    return list(found.items())
-
-
 def _row(name: str, values: dict[str, Tensor], confidence: float, seed: int) -> CaptumScore:
     def interval(key: str) -> Interval | None:
         known = values[key][~values[key].isnan()]
@@ -376,10 +350,3 @@ def _row(name: str, values: dict[str, Tensor], confidence: float, seed: int) -> 
         note=note,
         values=values,
     )
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, (CaptumLRPError, NotImplementedError, ImportError)) and text:
-        return text
-    return f"{type(error).__name__}: {text}"[:300]

@@ -16,18 +16,13 @@ from tqdm import tqdm
 
 from captum_lrp_tx.attr.conservative import AttributionInputs
 from captum_lrp_tx.attr.token_gradients import padding_id
-from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, OutputError
+from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError
+from captum_lrp_tx.methods.registry import Chosen, choose_methods
+from captum_lrp_tx.methods.running import refuse_if_none, stand_in
+from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.model.outputs import output_tensor
-from captum_lrp_tx.propagation.state.inputs import Inputs
-from captum_lrp_tx.reporting.explaining import (
-    DEFAULT_METHODS,
-    Chosen,
-    chosen_tasks,
-    count_rows,
-    explain,
-    portions,
-)
+from captum_lrp_tx.reporting.explaining import DEFAULT_METHODS, count_rows, explain, portions
 from captum_lrp_tx.reporting.faithfulness import Faithfulness
 from captum_lrp_tx.reporting.results import Example, Report, check_labels, class_number
 from captum_lrp_tx.reporting.samples import Samples, Texts, read_samples
@@ -49,7 +44,7 @@ def report(
     scheme: Scheme = "auto",
     labels: Sequence[int | str | None] | Tensor | None = None,
     class_names: Sequence[str] | None = None,
-    methods: Sequence[Chosen] = DEFAULT_METHODS,
+    methods: str | Sequence[Chosen] = DEFAULT_METHODS,
     classes: Classes = None,
     baseline: int | float | None = None,
     faithfulness: bool = True,
@@ -81,9 +76,8 @@ def report(
         scheme (str): How tokens mark the borders of words; guessed unless given.
         labels (sequence or Tensor, optional): True classes, by number or name; None where unknown.
         class_names (sequence of str, optional): Those of ``model.config`` unless given.
-        methods (sequence): Names as in the papers' tables, in any spelling (see
-            ``captum_lrp_tx.methods.METHODS``), or pairs of a name and a function that gets the
-            model and returns an attribution. The latter are called with batches.
+        methods (str or sequence): See :func:`captum_lrp_tx.methods.choose_methods`. Functions of
+            your own are called with batches.
         classes (str, int or sequence, optional): ``"all"``; a number, for so many of the most
             probable classes of each example; or numbers or names of classes. Unless given, all of
             at most 10 classes, or the 3 most probable. The predicted class is always explained,
@@ -127,7 +121,7 @@ def report(
         1.0
         >>> made.save("report.html")  # doctest: +SKIP
     """
-    tasks = chosen_tasks(methods)
+    chosen = choose_methods(methods)
     _check_number("batch_size", batch_size)
     samples = read_samples(inputs, model, tokenizer, tokens, special)
     outputs = _outputs(model, samples, batch_size)
@@ -137,31 +131,28 @@ def report(
     probabilities = _probabilities(outputs, config)
     explained = _explained(classes, outputs, known, names)
     start, told = _baseline(baseline, samples, model, tokenizer)
-    work = sum(count_rows(task, explained) for task in tasks)
-    work += len(tasks) * len(samples) if faithfulness else 0
+    work = sum(count_rows(method, explained) for method in chosen)
+    work += len(chosen) * len(samples) if faithfulness else 0
     found, masking = [], ""
     with tqdm(
         total=work, desc="explaining", unit="map", delay=1, leave=False,
         disable=not (show_progress and sys.stderr.isatty()),
     ) as bar:  # fmt: skip
-        for task in tasks:
-            bar.set_postfix_str(task.name)
+        for method in chosen:
+            bar.set_postfix_str(method.name)
             explanations = explain(
-                model, task, samples, explained, baseline=start, seed=seed,
+                model, method, samples, explained, baseline=start, seed=seed,
                 batch_size=batch_size, advance=bar.update,
             )  # fmt: skip
             found.append(explanations)
-        failed = {method.name: method.error for method in found if method.error}
-        if len(failed) == len(found):
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-            raise CaptumLRPError(f"none of the methods can be applied: {reasons}")
+        refuse_if_none({made.name: made.error for made in found if made.error}, len(found))
         if faithfulness:
             bar.set_description_str("measuring")
             measure = Faithfulness(model, samples, outputs.argmax(1), tokenizer, start)
             masking = measure.masking
-            for position, method in enumerate(found):
-                bar.set_postfix_str(method.name)
-                found[position] = replace(method, **measure.curves(method, bar.update))
+            for position, made in enumerate(found):
+                bar.set_postfix_str(made.name)
+                found[position] = replace(made, **measure.curves(made, bar.update))
     examples = tuple(
         Example(
             item.text, item.tokens, item.special,
@@ -174,15 +165,15 @@ def report(
     if scheme == "auto" and samples.kind == "text":
         # from all texts: a short one may hold no mark at all
         scheme = guess_scheme([token for item in samples.items for token in item.tokens])
-    uses_baseline = any(task.takes_baseline for task in tasks)
-    made = Report(
+    uses_baseline = any("baseline" in method.takes for method in chosen)
+    report = Report(
         samples.kind, examples, tuple(found), tuple(names), title,
         tuple((str(name), str(text)) for name, text in facts), told if uses_baseline else "",
         masking, scheme,
     )  # fmt: skip
     if path is not None:
-        made.save(Path(path))
-    return made
+        report.save(Path(path))
+    return report
 
 
 @torch.no_grad()
@@ -274,12 +265,11 @@ def _baseline(
         if isinstance(baseline, bool) or not isinstance(baseline, int) or baseline < 0:
             raise InputError(f"the baseline of texts must be a token id, not {baseline!r}")
         return baseline, f"token {baseline}{rest}"
-    for kind in ("mask", "unk", "pad"):
-        index = getattr(tokenizer, f"{kind}_token_id", None)
-        if index is not None:
-            return int(index), f"{getattr(tokenizer, f'{kind}_token')}{rest}"
-    found = padding_id(model)
-    return found, f"token {found} (padding){rest}"
+    token, name = stand_in(tokenizer)
+    if not name:
+        token = padding_id(model)
+        name = f"token {token} (padding)"
+    return token, f"{name}{rest}"
 
 
 def _check_number(what: str, value: Any) -> None:

@@ -22,7 +22,7 @@ from captum_lrp_tx import (
     TokenIntegratedGradients,
 )
 from captum_lrp_tx.attr.layer import LayerConservativeLRP
-from captum_lrp_tx.comparing.run import Chosen
+from captum_lrp_tx.methods import Chosen
 
 #: In the order of the tables: those of the paper, then the others. Gradient x input and LRP take
 #: relevance at the output of the embedding block, as in the published code of the paper, unless

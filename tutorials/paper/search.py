@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from captum_lrp_tx import ConservativeLRP
-from captum_lrp_tx.comparing.run import Chosen
 from captum_lrp_tx.evaluation import Examples, Tuned, evaluate, tune
 from captum_lrp_tx.evaluation.tuning import composite_of, linear_layers
+from captum_lrp_tx.methods import Chosen
 from tutorials.paper.subjects import DataSet
 
 NAME = "LRP-tuned"

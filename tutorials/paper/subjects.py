@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_lrp_tx.comparing.run import Chosen
 from captum_lrp_tx.evaluation import Examples, ImageExamples, TextExamples
+from captum_lrp_tx.methods import Chosen
 from captum_lrp_tx.metrics import Masker, MaskPatches, MaskTokens, RemovePatches
 from tutorials.paper.data import TASKS, Split, SplitName, Task, digits, sample
 from tutorials.paper.finetune import AS_IS, BASE

@@ -7,19 +7,16 @@ interpolate, so they get the embedded atoms and start where all atoms are masked
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.methods import METHODS
-from captum_lrp_tx.methods.registry import Method
+from captum_lrp_tx.attr.token_gradients import OnTokens
+from captum_lrp_tx.methods import METHODS, Method, run
 from tutorials.paper.graphormer.model import FromEmbeddings, Graphormer
 from tutorials.paper.graphormer.molecules import Graphs
 
 #: Names of all methods, in the order of the table.
 ALL: tuple[str, ...] = tuple(method.name for method in METHODS)
-_INTERPOLATING = frozenset({"IG", "GradientShap", "Saliency"})
 
 
 def relevance_of(
@@ -42,25 +39,17 @@ def relevance_of(
         >>> relevance_of(model, find_method("LRP"), graph_of("CCO"), torch.tensor([1])).shape
         torch.Size([1, 4])
     """
-    settings: dict[str, Any] = {"seed": seed, "baseline": None}
-    if method.name not in _INTERPOLATING:
-        explainer = method.load()(model, **method.options, **_wanted(method, settings))
-        found: Tensor = explainer.attribute(graphs.atoms, target, graphs.structure)
-        return found.detach()
+    if not isinstance(method.make, type) or not issubclass(method.make, OnTokens):
+        return run(method, model, graphs.atoms, target, graphs.structure, seed=seed).relevance
     with torch.no_grad():
         embedded = embed(model, graphs)
-        settings["baseline"] = embed(model, graphs.masked(torch.ones_like(graphs.attention_mask)))
+        baseline = embed(model, graphs.masked(torch.ones_like(graphs.attention_mask)))
     structure = (graphs.distances, graphs.paths, graphs.attention_mask)
     subject = FromEmbeddings(model).eval()
-    explainer = method.load()(subject, **method.options, **_wanted(method, settings))
-    found = explainer.attribute(embedded, target, structure)
-    return found.detach().sum(-1) * graphs.attention_mask
+    found = run(method, subject, embedded, target, structure, baseline=baseline, seed=seed)
+    return found.relevance.sum(-1) * graphs.attention_mask
 
 
 def embed(model: Graphormer, graphs: Graphs) -> Tensor:
     """What a :class:`~.model.FromEmbeddings` takes, shape ``(batch, T, width)``."""
     return model.embed(graphs.atoms, graphs.features, graphs.degrees)
-
-
-def _wanted(method: Method, settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: settings[name] for name in method.takes}

@@ -24,7 +24,6 @@ from captum_lrp_tx.cli import main
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.evaluation import (
     MEASURES,
-    PAPER,
     ImageExamples,
     ImageFiles,
     TextExamples,
@@ -32,6 +31,7 @@ from captum_lrp_tx.evaluation import (
 )
 from captum_lrp_tx.evaluation.reading import class_numbers, read_images, read_labels, read_texts
 from captum_lrp_tx.evaluation.store import Store
+from captum_lrp_tx.methods.registry import PAPER
 from captum_lrp_tx.metrics.bootstrap import paired_bootstrap
 from captum_lrp_tx.metrics.curves import activation_curve, deletion_curve, pruning_curve
 from captum_lrp_tx.metrics.eraser import sufficiency

@@ -770,7 +770,7 @@ def test_relevance_and_what_constants_absorb_are_the_output(text, conserved, tmp
 def test_a_method_has_one_colour(conserved):
     pytest.importorskip("matplotlib")
     colours = pytest.importorskip("matplotlib.colors")
-    from captum_lrp_tx.methods.styles import STYLES, styles
+    from captum_lrp_tx.methods.line_styles import STYLES, styles
 
     for place, axes in enumerate(conserved.figure().axes[:-1]):
         colour = colours.to_hex(axes.collections[0].get_facecolors()[0])

@@ -27,6 +27,7 @@ from torch import nn
 pytest.importorskip("transformers")
 
 from captum_lrp_tx import (
+    AttentionFlow,
     AttentionLast,
     AttentionRollout,
     Composite,
@@ -173,7 +174,7 @@ GAMMA = rules.GeneralizedGammaRule(gamma=0.25, epsilon=0.01)
 )
 def test_arguments_of_conservative_lrp(arguments, expected, digit_model):
     images = digit_samples()[0][4:5]
-    found = call(methods.InsightsConservativeLRP, digit_model, images, torch.tensor(2), **arguments)
+    found = call(methods.FORMS[ConservativeLRP], digit_model, images, torch.tensor(2), **arguments)
     reference = expected(digit_model).attribute(images, target=2)
     assert isinstance(found, tuple) and len(found) == 1
     torch.testing.assert_close(found[0], reference)
@@ -187,25 +188,25 @@ def test_gamma_gives_way_to_the_rules_of_modules():
     model = nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 2)).double()
     x = torch.randn(4, 6, dtype=torch.float64)
     model[0].rule = rules.FlatRule()
-    found = call(methods.InsightsConservativeLRP, model, x, 1, gamma=0.5)[0]
+    found = call(methods.FORMS[ConservativeLRP], model, x, 1, gamma=0.5)[0]
     composite = Composite({"2": rules.GeneralizedGammaRule(gamma=0.5)}, base="lrp")
     torch.testing.assert_close(found, ConservativeLRP(model, composite).attribute(x, target=1))
 
 
 def test_arguments_of_conservative_gi(digit_model):
     images = digit_samples()[0][6:7]
-    found = call(methods.InsightsConservativeGI, digit_model, images, 3, rules="gi")[0]
+    found = call(methods.FORMS[ConservativeGI], digit_model, images, 3, rules="gi")[0]
     plain = InputXGradient(lambda x: digit_model(x).logits).attribute(images, target=3)
     torch.testing.assert_close(found, plain)
-    found = call(methods.InsightsConservativeGI, digit_model, images, 3)[0]
+    found = call(methods.FORMS[ConservativeGI], digit_model, images, 3)[0]
     torch.testing.assert_close(found, ConservativeGI(digit_model).attribute(images, target=3))
 
 
 MAPS = [
-    (methods.InsightsAttentionLast, AttentionLast, {"query": "mean"}, {}),
-    (methods.InsightsAttentionRollout, AttentionRollout, {"head_fusion": "max"}, {}),
-    (methods.InsightsGenericAttention, GenericAttention, {"start_layer": 1}, {}),
-    (methods.InsightsTransformerAttribution, TransformerAttribution, {}, {"form": "vit"}),
+    (methods.FORMS[AttentionLast], AttentionLast, {"query": "mean"}, {}),
+    (methods.FORMS[AttentionRollout], AttentionRollout, {"head_fusion": "max"}, {}),
+    (methods.FORMS[GenericAttention], GenericAttention, {"start_layer": 1}, {}),
+    (methods.FORMS[TransformerAttribution], TransformerAttribution, {}, {"form": "vit"}),
 ]
 
 
@@ -235,18 +236,17 @@ def test_tokens_keep_their_sum(cls, base, arguments, more, text_model, encoded):
 
 def test_attention_flow(text_model, encoded):
     pytest.importorskip("scipy")
-    from captum_lrp_tx import AttentionFlow
 
     embedded = insights.EmbeddedTokens(text_model[0])
     x, mask = embedded.embed(encoded["input_ids"]), encoded["attention_mask"]
-    found = call(methods.InsightsAttentionFlow, embedded, x, 1, (mask,), query="mean")[0]
+    found = call(methods.FORMS[AttentionFlow], embedded, x, 1, (mask,), query="mean")[0]
     expected = AttentionFlow(text_model[0], query="mean").attribute(encoded)
     torch.testing.assert_close(found.sum(-1), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_random_takes_its_seed():
     x = torch.ones(1, 3, 4)
-    found = call(methods.InsightsRandom, nn.Identity(), x, None, seed=7)
+    found = call(methods.FORMS[RandomAttribution], nn.Identity(), x, None, seed=7)
     torch.testing.assert_close(found[0], RandomAttribution(nn.Identity(), 7).attribute(x))
 
 
@@ -372,7 +372,7 @@ class TestRegistration:
             try:
                 for _ in range(20):
                     names = insights.register().names
-                    assert len({*names}) == len(methods.METHODS)
+                    assert len({*names}) == len(methods.FORMS)
                     insights.unregister()
             except Exception as error:
                 errors.append(error)
@@ -393,7 +393,7 @@ class TestRegistration:
         assert len(names) == 8
         for name in names:
             cls = config.ATTRIBUTION_NAMES_TO_METHODS[name]
-            if cls is methods.InsightsAttentionFlow and not importlib.util.find_spec("scipy"):
+            if cls is methods.FORMS[AttentionFlow] and not importlib.util.find_spec("scipy"):
                 continue
             fields = config.ATTRIBUTION_METHOD_CONFIG[name].params
             sent = json.loads(json.dumps({key: field.value for key, field in fields.items()}))
@@ -702,7 +702,7 @@ def test_text_page_in_a_browser(server, browser, text_model):
     model, tokenizer = text_model
     driver = Driver(browser, server.url)
     names = [option.text for option in driver.all("[name=selected_method] option")]
-    assert {cls.get_name() for cls in methods.METHODS} <= {*names}
+    assert {cls.get_name() for cls in methods.FORMS.values()} <= {*names}
     driver.choose(selected_method="Conservative LRP")
     defaults = {"rules": "lrp", "epsilon": "1e-9", "gamma": "0", "bias": "absorb"}
     assert {name: driver.chosen(name) for name in defaults} == defaults

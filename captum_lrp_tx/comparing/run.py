@@ -27,8 +27,8 @@ from captum_lrp_tx.methods.running import (
     replaced,
     run,
 )
-from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.propagation.model.outputs import output_tensor
+from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.visualization.patch_maps import token_grid
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
 

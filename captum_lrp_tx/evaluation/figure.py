@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation.result import Evaluation, mean_curve
-from captum_lrp_tx.methods.styles import styles
+from captum_lrp_tx.methods.line_styles import styles
 from captum_lrp_tx.metrics.curves import Curve
 from captum_lrp_tx.visualization.figures import require_matplotlib
 

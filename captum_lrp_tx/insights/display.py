@@ -19,7 +19,8 @@ from captum.insights.attr_vis.app import OutputScore, VisualizationOutput
 from captum.insights.attr_vis.features import ImageFeature, TextFeature
 from torch import Tensor, nn
 
-from captum_lrp_tx.insights.methods import InsightsConservativeLRP
+from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
+from captum_lrp_tx.insights.methods import FORMS
 from captum_lrp_tx.insights.registration import shown_name
 from captum_lrp_tx.visualization.arrays import map_of, pixels_of, scale_of
 from captum_lrp_tx.visualization.colours import BLUE, RED
@@ -133,7 +134,7 @@ class Page(AttributionVisualizer):  # type: ignore[misc]
     def get_insights_config(self) -> dict[str, Any]:
         """What the page is built from; conservative LRP is chosen at first."""
         config: dict[str, Any] = super().get_insights_config()
-        name = shown_name(InsightsConservativeLRP)
+        name = shown_name(FORMS[ConservativeLRP])
         if name is not None and self._asked is None:
             config["selected_method"] = name
         return config

@@ -3,7 +3,8 @@
 Insights builds ``cls(model)`` and passes what was chosen on the page to ``attribute``, where the
 classes of this package take it at construction; and it draws one number for each entry of a
 feature, where methods that read attention maps give one for each token. The subclasses here bridge
-both. Called without the extra arguments they do what their base class does by default.
+both, for every class of ``captum_lrp_tx.methods``. Called without the extra arguments they do what
+their base class does by default.
 
 The layer classes are left out, because Insights has no place to choose a layer, and so are the
 token versions of Integrated Gradients, GradientShap and Saliency, because Insights has Captum's
@@ -14,18 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar
 
 from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_lrp_tx.attr.attention_maps import AttentionFlow, AttentionLast, AttentionRollout
-from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType
+from captum_lrp_tx.attr.conservative import TargetType
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.gradient_attention import GenericAttention, TransformerAttribution
 from captum_lrp_tx.attr.random import RandomAttribution
+from captum_lrp_tx.attr.token_gradients import OnTokens
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
+from captum_lrp_tx.methods import METHODS
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.rules.composite import PRESETS, Composite
 from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule
@@ -96,84 +100,12 @@ def composite_of(
     return composite.with_epsilon(epsilon) if Kind.LINEAR in composite.base else composite
 
 
-class InsightsConservativeLRP(ConservativeLRP):
-    """:class:`~captum_lrp_tx.ConservativeLRP` with its rules as arguments of ``attribute``."""
-
-    fields: ClassVar[dict[str, Field]] = {
-        "rules": Field("lrp", ("lrp", *(name for name in PRESETS if name != "lrp"))),
-        "epsilon": Field("1e-9", ("1e-9", "1e-6", "1e-4", "0.01", "0.1", "0.3"), float),
-        "gamma": Field("0", ("0", "0.05", "0.1", "0.25", "0.5", "1"), float),
-        "bias": Field("absorb", ("absorb", "distribute", "ignore")),
-    }
-
-    @log_usage()  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: AttributionInputs,
-        target: TargetType = None,
-        additional_forward_args: Any = None,
-        *,
-        rules: str | Composite = "lrp",
-        epsilon: float = _EPSILON,
-        gamma: float = 0.0,
-        bias: Bias = "absorb",
-        **more: Any,
-    ) -> Any:
-        """
-        Relevance under the chosen rules.
-
-        Args:
-            inputs, target, additional_forward_args: See :meth:`ConservativeGI.attribute`.
-            rules, epsilon, gamma: See :func:`composite_of`.
-            bias (str): See :class:`~captum_lrp_tx.ConservativeLRP`.
-            more: Keyword arguments of :meth:`ConservativeGI.attribute`.
-
-        Returns:
-            As :meth:`ConservativeGI.attribute`.
-        """
-        explainer = ConservativeLRP(
-            self.forward_func, composite_of(rules, epsilon, gamma), bias=bias
-        )
-        return explainer.attribute(inputs, target, additional_forward_args, **more)
-
-
-class InsightsConservativeGI(ConservativeGI):
-    """:class:`~captum_lrp_tx.ConservativeGI` with its rules as argument of ``attribute``."""
-
-    fields: ClassVar[dict[str, Field]] = {
-        "rules": Field("ah+ln", ("ah+ln", *(n for n in _GRADIENT_PRESETS if n != "ah+ln"))),
-    }
-
-    @log_usage()  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: AttributionInputs,
-        target: TargetType = None,
-        additional_forward_args: Any = None,
-        *,
-        rules: str | Composite = "ah+ln",
-        **more: Any,
-    ) -> Any:
-        """
-        Relevance under the chosen rules.
-
-        Args:
-            inputs, target, additional_forward_args: See :meth:`ConservativeGI.attribute`.
-            rules (str or Composite): See :class:`~captum_lrp_tx.ConservativeGI`.
-            more: Keyword arguments of :meth:`ConservativeGI.attribute`.
-
-        Returns:
-            As :meth:`ConservativeGI.attribute`.
-        """
-        explainer = ConservativeGI(self.forward_func, rules)
-        return explainer.attribute(inputs, target, additional_forward_args, **more)
-
-
-class _OnFeatures:
-    """Arguments go to the class at construction, relevance of tokens to what they stand for."""
+class OnPage:
+    """A class in its form for the page: with the arguments of its fields in ``attribute``."""
 
     forward_func: Callable[..., Any]
-    _method: ClassVar[Callable[..., Any]]
+    fields: ClassVar[dict[str, Field]]
+    make: ClassVar[Callable[..., Any]]
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(
@@ -182,7 +114,7 @@ class _OnFeatures:
         target: TargetType = None,
         additional_forward_args: Any = None,
         **arguments: Any,
-    ) -> Tensor | tuple[Tensor, ...]:
+    ) -> Any:
         """
         Relevance in the shape of the features.
 
@@ -190,7 +122,7 @@ class _OnFeatures:
             inputs (Tensor or tuple of Tensor): Embedded tokens ``(batch, tokens, dim)`` or images
                 ``(batch, channels, height, width)``.
             target, additional_forward_args: As for the base class.
-            arguments: Of the constructor of the base class.
+            arguments: Those of the fields; others are for ``attribute`` of the base class.
 
         Returns:
             Tensor or tuple of Tensor: in the shape of each input. The relevance of a token is
@@ -201,21 +133,112 @@ class _OnFeatures:
             UnsupportedModelError: The tokens are not those of the inputs. Otherwise as the base
                 class.
         """
-        made: Any = self._make(inputs, arguments)
-        found = made.attribute(inputs, target, additional_forward_args)
+        chosen = {name: arguments.pop(name) for name in self.fields if name in arguments}
+        made = type(self).make(self.forward_func, inputs, **chosen)
+        found = made.attribute(inputs, target, additional_forward_args, **arguments)
+        if arguments.get("return_convergence_delta"):
+            return found
         if isinstance(inputs, Tensor):
             return spread_evenly(found, inputs)
         return tuple(spread_evenly(f, x) for f, x in zip(found, inputs, strict=True))
 
-    def _make(self, inputs: Tensor | tuple[Tensor, ...], arguments: dict[str, Any]) -> Any:
-        return type(self)._method(self.forward_func, **arguments, patches_only=True)
+
+def form_of(cls: type) -> Any:
+    """The form of an attribution class for the page.
+
+    Args:
+        cls (type): One of the classes of ``captum_lrp_tx.methods.METHODS``.
+
+    Example::
+
+        >>> form_of(ConservativeGI).fields["rules"].value
+        'ah+ln'
+    """
+    fields, make = _PAGES.get(cls, ({}, None))
+    content = {
+        "fields": fields, "make": staticmethod(make or _maker(cls)),
+        "__doc__": f":class:`~captum_lrp_tx.{cls.__name__}` on features.",
+    }  # fmt: skip
+    return type(f"Insights{cls.__name__}", (OnPage, cls), content)
+
+
+def _maker(cls: Callable[..., Any]) -> Callable[..., Any]:
+    patches = {"patches_only": True} if "patches_only" in signature(cls).parameters else {}
+    return lambda forward, inputs, **arguments: cls(forward, **arguments, **patches)
+
+
+def _conservative_lrp(
+    forward: Any, _: Any, rules: str | Composite = "lrp", epsilon: float = _EPSILON,
+    gamma: float = 0.0, bias: Bias = "absorb",
+) -> ConservativeLRP:  # fmt: skip
+    return ConservativeLRP(forward, composite_of(rules, epsilon, gamma), bias=bias)
+
+
+def _transformer_attribution(
+    forward: Any, inputs: Tensor | tuple[Tensor, ...], form: Any = "auto", **arguments: Any
+) -> TransformerAttribution:
+    """``"auto"`` is the form of the published code for images, and otherwise that for texts."""
+    first = inputs if isinstance(inputs, Tensor) else inputs[0]
+    if form == "auto":
+        form = "vit" if first.dim() == 4 else "bert"
+    return TransformerAttribution(forward, **arguments, form=form, patches_only=True)
+
+
+#: What the page offers of the arguments of a class, and how it is made if not by them alone.
+_PAGES: dict[type, tuple[dict[str, Field], Callable[..., Any] | None]] = {
+    ConservativeLRP: (
+        {
+            "rules": Field("lrp", ("lrp", *(name for name in PRESETS if name != "lrp"))),
+            "epsilon": Field("1e-9", ("1e-9", "1e-6", "1e-4", "0.01", "0.1", "0.3"), float),
+            "gamma": Field("0", ("0", "0.05", "0.1", "0.25", "0.5", "1"), float),
+            "bias": Field("absorb", ("absorb", "distribute", "ignore")),
+        },
+        _conservative_lrp,
+    ),
+    ConservativeGI: (
+        {"rules": Field("ah+ln", ("ah+ln", *(n for n in _GRADIENT_PRESETS if n != "ah+ln")))},
+        None,
+    ),
+    AttentionLast: ({"query": _QUERY}, None),
+    AttentionRollout: (
+        {
+            "head_fusion": Field("mean", ("mean", "max", "min")),
+            "discard_ratio": Field("0", ("0", "0.5", "0.9"), float),
+            "start_layer": _START,
+            "query": _QUERY,
+        },
+        None,
+    ),
+    AttentionFlow: ({"query": _QUERY}, None),
+    GenericAttention: (
+        {
+            "variant": Field("chefer", ("chefer", "ali")),
+            "start_layer": _START,
+            "query": _QUERY,
+        },
+        None,
+    ),
+    TransformerAttribution: (
+        {
+            "variant": Field(
+                "transformer_attribution",
+                ("transformer_attribution", "rollout", "last_layer", "full_lrp", "attn_gradcam"),
+            ),
+            "form": Field("auto", ("auto", "bert", "vit")),
+            "start_layer": _START,
+            "query": _QUERY,
+        },
+        _transformer_attribution,
+    ),
+    RandomAttribution: ({"seed": Field(0, convert=whole_number)}, None),
+}
 
 
 def spread_evenly(relevance: Tensor, features: Tensor) -> Tensor:
     """Relevance of tokens, spread evenly over the features that each token stands for.
 
     Args:
-        relevance (Tensor): Shape ``(batch, tokens)``.
+        relevance (Tensor): Shape ``(batch, tokens)``; that of the features is returned as it is.
         features (Tensor): Embedded tokens ``(batch, tokens, dim)`` or images ``(batch, channels,
             height, width)``, whose patches the tokens are.
 
@@ -231,6 +254,8 @@ def spread_evenly(relevance: Tensor, features: Tensor) -> Tensor:
         tensor([[[1., 1.],
                  [2., 2.]]])
     """
+    if relevance.shape == features.shape:
+        return relevance
     if features.dim() == 3 and relevance.shape == features.shape[:2]:
         return (relevance[..., None] / features.shape[-1]).expand_as(features).contiguous()
     if features.dim() == 4:
@@ -254,95 +279,10 @@ def spread_evenly(relevance: Tensor, features: Tensor) -> Tensor:
     )
 
 
-class InsightsAttentionLast(_OnFeatures, AttentionLast):
-    """:class:`~captum_lrp_tx.AttentionLast` on features."""
-
-    _method = AttentionLast
-    fields: ClassVar[dict[str, Field]] = {"query": _QUERY}
-
-
-class InsightsAttentionRollout(_OnFeatures, AttentionRollout):
-    """:class:`~captum_lrp_tx.AttentionRollout` on features."""
-
-    _method = AttentionRollout
-    fields: ClassVar[dict[str, Field]] = {
-        "head_fusion": Field("mean", ("mean", "max", "min")),
-        "discard_ratio": Field("0", ("0", "0.5", "0.9"), float),
-        "start_layer": _START,
-        "query": _QUERY,
-    }
-
-
-class InsightsAttentionFlow(_OnFeatures, AttentionFlow):
-    """:class:`~captum_lrp_tx.AttentionFlow` on features."""
-
-    _method = AttentionFlow
-    fields: ClassVar[dict[str, Field]] = {"query": _QUERY}
-
-
-class InsightsGenericAttention(_OnFeatures, GenericAttention):
-    """:class:`~captum_lrp_tx.GenericAttention` on features."""
-
-    _method = GenericAttention
-    fields: ClassVar[dict[str, Field]] = {
-        "variant": Field("chefer", ("chefer", "ali")),
-        "start_layer": _START,
-        "query": _QUERY,
-    }
-
-
-class InsightsTransformerAttribution(_OnFeatures, TransformerAttribution):
-    """:class:`~captum_lrp_tx.TransformerAttribution` on features.
-
-    ``form="auto"`` is the form of the published code for the kind of feature: ``"vit"`` for
-    images, ``"bert"`` otherwise.
-    """
-
-    _method = TransformerAttribution
-    fields: ClassVar[dict[str, Field]] = {
-        "variant": Field(
-            "transformer_attribution",
-            ("transformer_attribution", "rollout", "last_layer", "full_lrp", "attn_gradcam"),
-        ),
-        "form": Field("auto", ("auto", "bert", "vit")),
-        "start_layer": _START,
-        "query": _QUERY,
-    }
-
-    def _make(self, inputs: Tensor | tuple[Tensor, ...], arguments: dict[str, Any]) -> Any:
-        first = inputs if isinstance(inputs, Tensor) else inputs[0]
-        form = arguments.get("form", "auto")
-        if form == "auto":
-            form = "vit" if first.dim() == 4 else "bert"
-        return super()._make(inputs, {**arguments, "form": form})
-
-
-class InsightsRandom(_OnFeatures, RandomAttribution):
-    """:class:`~captum_lrp_tx.RandomAttribution` with its seed as argument of ``attribute``."""
-
-    fields: ClassVar[dict[str, Field]] = {"seed": Field(0, convert=whole_number)}
-
-    @log_usage()  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: AttributionInputs,
-        target: TargetType = None,
-        additional_forward_args: Any = None,
-        *,
-        seed: int = 0,
-    ) -> Any:
-        """Random relevance in the shape of the inputs; see the base class."""
-        return RandomAttribution(self.forward_func, seed).attribute(inputs)
-
-
-#: In the order in which they are put into the list of Insights.
-METHODS: tuple[Any, ...] = (
-    InsightsConservativeLRP,
-    InsightsConservativeGI,
-    InsightsAttentionLast,
-    InsightsAttentionRollout,
-    InsightsAttentionFlow,
-    InsightsGenericAttention,
-    InsightsTransformerAttribution,
-    InsightsRandom,
-)
+#: The form of each class of the registry, in the order in which they are put into the list of
+#: Insights, which has Captum's own methods already.
+FORMS: dict[type, Any] = {
+    cls: form_of(cls)
+    for cls in (*_PAGES, *(method.make for method in METHODS))
+    if isinstance(cls, type) and not issubclass(cls, OnTokens)
+}

@@ -11,7 +11,7 @@ from typing import Any
 import captum
 
 from captum_lrp_tx.errors import MissingPackageError
-from captum_lrp_tx.insights.methods import METHODS, Field
+from captum_lrp_tx.insights.methods import FORMS, Field
 
 _LOCK = threading.RLock()
 #: What was added: class and configuration, by the name that is shown.
@@ -78,7 +78,7 @@ def register() -> Registration:
     with _LOCK:
         methods = config.ATTRIBUTION_NAMES_TO_METHODS
         parameters = config.ATTRIBUTION_METHOD_CONFIG
-        for cls in METHODS:
+        for cls in FORMS.values():
             name = shown_name(cls)
             if name is None:
                 name = cls.get_name()
@@ -107,7 +107,7 @@ def unregister() -> None:
 
 
 def shown_name(cls: Any) -> str | None:
-    """The name under which a class of ``METHODS`` is in the list now; None if it is not."""
+    """The name under which a class of ``FORMS`` is in the list now; None if it is not."""
     with _LOCK:
         if not _ADDED:
             return None

@@ -10,9 +10,9 @@ Example::
     'attention multiplied over layers (Abnar & Zuidema 2020)'
 """
 
+from captum_lrp_tx.methods.line_styles import styles
 from captum_lrp_tx.methods.registry import METHODS, Chosen, Method, choose_methods, find_method
 from captum_lrp_tx.methods.running import Found, reason, run
-from captum_lrp_tx.methods.styles import styles
 
 __all__ = [
     "METHODS",

@@ -15,6 +15,7 @@ from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.errors import InputError, NonFiniteError
+from captum_lrp_tx.methods.registry import METHODS
 from captum_lrp_tx.metrics.absorbed import Rules, absorbed_behind, at_layers, called
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.blocks import transformer_blocks
@@ -26,10 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RULES: Mapping[str, Rules] = {
-    "GI": "gi",
-    "LRP(AH)": "ah",
-    "LRP(LN)": "ln",
-    "LRP(AH+LN)": "ah+ln",
+    **{m.name: m.options["rules"] for m in METHODS if m.make is ConservativeGI},
     "LRP": ("lrp", "absorb"),
     "LRP, biases distributed": ("lrp", "distribute"),
 }

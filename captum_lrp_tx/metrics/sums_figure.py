@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.methods.line_styles import styles
 from captum_lrp_tx.methods.registry import Style
-from captum_lrp_tx.methods.styles import styles
 from captum_lrp_tx.visualization.figures import require_matplotlib
 
 if TYPE_CHECKING:

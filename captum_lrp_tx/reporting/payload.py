@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx._version import __version__
+from captum_lrp_tx.methods.line_styles import styles
 from captum_lrp_tx.methods.registry import Style
 from captum_lrp_tx.methods.running import ROUNDING
-from captum_lrp_tx.methods.styles import styles
 from captum_lrp_tx.metrics.curves import Curve
 from captum_lrp_tx.reporting.results import Example, Explanations, Report
 from captum_lrp_tx.visualization.arrays import block_sums, pixels_of

@@ -19,9 +19,9 @@ from captum_lrp_tx.attr.token_gradients import padding_id
 from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError
 from captum_lrp_tx.methods.registry import Chosen, choose_methods
 from captum_lrp_tx.methods.running import refuse_if_none, stand_in
-from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.model.outputs import output_tensor
+from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.reporting.explaining import DEFAULT_METHODS, count_rows, explain, portions
 from captum_lrp_tx.reporting.faithfulness import Faithfulness
 from captum_lrp_tx.reporting.results import Example, Report, check_labels, class_number

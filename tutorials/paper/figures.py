@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from captum_lrp_tx.methods.styles import STYLES
+from captum_lrp_tx.methods.line_styles import STYLES
 from tutorials.paper import bias
 from tutorials.paper.bias import EFFECT, Measured
 from tutorials.paper.conservation import Sums

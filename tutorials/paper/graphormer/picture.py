@@ -20,7 +20,7 @@ from rdkit.Chem import rdDepictor
 from rdkit.Chem.Draw import rdMolDraw2D
 from torch import Tensor
 
-from captum_lrp_tx.methods.styles import STYLES
+from captum_lrp_tx.methods.line_styles import STYLES
 from captum_lrp_tx.metrics.curves import Curve
 from captum_lrp_tx.visualization.colours import BLUE, RED, colour_of
 from tutorials.paper.graphormer.evaluate import HOW, Result

@@ -34,7 +34,7 @@ def check_writable(path: Path, *suffixes: str) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that no one ever sees half of it.
+    """Writes a file so that no one ever sees half of it, not even after a power cut.
 
     Args:
         path (Path): File to write or to replace.
@@ -51,6 +51,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
         os.chmod(name, stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:

@@ -16,7 +16,8 @@ from captum_lrp_tx.evaluation.reading import read_images, read_labels, read_text
 from captum_lrp_tx.metrics import Perturbation
 from captum_lrp_tx.metrics.patches import MaskPatches
 from captum_lrp_tx.metrics.targets import split_target, target_outputs
-from captum_lrp_tx.reporting.samples import device_of, read_samples
+from captum_lrp_tx.reporting.samples import read_samples
+from captum_lrp_tx.runs.subject import device_of
 
 IDS = torch.tensor([[5, 6, 0], [7, 8, 9]])
 MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])
@@ -100,7 +101,8 @@ def test_a_text_without_tokens_is_named() -> None:
 def test_the_device_of_a_model_is_that_of_its_first_parameter() -> None:
     assert device_of(nn.Sequential(nn.ReLU(), nn.Linear(2, 2))) == torch.device("cpu")
     assert device_of(nn.ReLU()) is None and device_of(lambda x: x) is None
-    assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+    offloaded = nn.Sequential(nn.Linear(2, 2, device="meta"), nn.Linear(2, 2))
+    assert device_of(offloaded) == torch.device("cpu")
 
 
 # ---- files --------------------------------------------------------------------------------------

@@ -386,6 +386,18 @@ def test_other_rules_or_weights_are_refused(model: Any, tmp_path: Path) -> None:
     assert len(fresh) == 1
 
 
+def test_folders_of_before_are_told_what_to_do(tmp_path: Path) -> None:
+    """Files that have lost their settings, or have those of an older version, are kept."""
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(InputError, match=r"with settings\.json\), run that again with fresh=True"):
+        read_dataset(tmp_path)
+    kept = tmp_path / "shard-000000.parquet"
+    kept.write_bytes(b"")
+    with pytest.raises(InputError, match=r"no _settings\.json .* start anew with fresh=True"):
+        attribute_dataset(sentiment()[0], ["dull"], tmp_path, tokenizer=sentiment()[1])
+    assert kept.exists()
+
+
 def test_what_cannot_be_explained(model: Any, tmp_path: Path) -> None:
     network, tokenizer = model
     cases: list[tuple[Any, dict[str, Any], str]] = [
@@ -416,7 +428,7 @@ def test_what_cannot_be_explained(model: Any, tmp_path: Path) -> None:
             attribute_dataset(network, ["a"], tmp_path / "y", tokenizer=tokenizer)
     finally:
         network.eval()
-    with pytest.raises(InputError, match="no relevance of a data set"):
+    with pytest.raises(InputError, match="no results that can be read"):
         read_dataset(tmp_path)
 
 

@@ -293,7 +293,7 @@ def test_results_of_another_evaluation_are_refused(text, tmp_path):
         evaluate(lambda **k: model(**k).logits, examples, ["Random"], **options)
     fresh = evaluate(model, examples, ["Random"], **{**options, "seed": 1}, fresh=True)
     assert fresh["Random"].rows == (0, 1)
-    assert json.loads((tmp_path / "settings.json").read_text())["seed"] == 1
+    assert json.loads((tmp_path / "_settings.json").read_text())["seed"] == 1
 
 
 def test_damaged_folders_are_named(tmp_path):
@@ -302,7 +302,7 @@ def test_damaged_folders_are_named(tmp_path):
     (tmp_path / "gi.jsonl").write_text('{"rows": 3}\n')
     with pytest.raises(InputError, match=r"line 1 of .*damaged"):
         Store(tmp_path, {"seed": 0}).entries("GI")
-    (tmp_path / "settings.json").write_text("{")
+    (tmp_path / "_settings.json").write_text("{")
     with pytest.raises(InputError, match=r"settings\.json is damaged"):
         Store(tmp_path, {"seed": 0})
     assert Store(tmp_path, {"seed": 0}, fresh=True).entries("GI") == {}

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from captum_lrp_tx.errors import MissingPackageError
+from captum_lrp_tx.files import write_atomically
 
 #: Where the settings are in the metadata of a file's schema.
 METADATA_KEY = "captum_lrp_tx"
+#: The files of a run.
+SHARDS = "shard-*.parquet"
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """The file of a shard."""
+    return folder / f"shard-{number:06d}.parquet"
 
 
 def import_pyarrow() -> tuple[Any, Any]:
@@ -63,18 +70,9 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[
     """
     arrow, parquet = import_pyarrow()
     table = arrow.Table.from_pylist(list(rows), schema=row_schema(settings))
-    # one name for each file: what a killed process left behind is overwritten
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with open(unfinished, "wb") as stream:
-            parquet.write_table(table, stream, write_page_checksum=True, compression="zstd")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise
+    stream = io.BytesIO()
+    parquet.write_table(table, stream, write_page_checksum=True, compression="zstd")
+    write_atomically(path, stream.getvalue())
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Any:

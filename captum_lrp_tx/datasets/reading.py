@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from captum_lrp_tx.datasets.folder import shard_path, stored_settings
-from captum_lrp_tx.datasets.parquet import import_pyarrow, read_rows
+from captum_lrp_tx.datasets.parquet import import_pyarrow, read_rows, shard_path
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.runs.folder import stored_settings
 
 _SLICE = 1024
 
@@ -44,7 +44,7 @@ class DatasetAttributions(Sequence[dict[str, Any]]):
     ) -> None:
         arrow, _ = import_pyarrow()
         self.folder = Path(folder)
-        self.settings: dict[str, Any] = stored_settings(self.folder)
+        self.settings: dict[str, Any] = stored_settings(self.folder, ("shards", "examples"))
         paths = [shard_path(self.folder, i) for i in range(self.settings["shards"])]
         there = [path for path in paths if path.exists()]
         if len(there) < len(paths) and not partial:

@@ -21,14 +21,20 @@ from captum_lrp_tx.attr.targets import Target
 from captum_lrp_tx.datasets.batching import Batch, plan_batches, plan_shards
 from captum_lrp_tx.datasets.encoding import Encoded, encode
 from captum_lrp_tx.datasets.explaining import Job, Wanted, explain_batch, row_of
-from captum_lrp_tx.datasets.folder import prepare, shard_path
-from captum_lrp_tx.datasets.parquet import import_pyarrow, is_complete, write_rows
+from captum_lrp_tx.datasets.parquet import (
+    SHARDS,
+    import_pyarrow,
+    is_complete,
+    shard_path,
+    write_rows,
+)
 from captum_lrp_tx.datasets.ranks import ranks
 from captum_lrp_tx.datasets.reading import DatasetAttributions
 from captum_lrp_tx.errors import InputError, TargetError
-from captum_lrp_tx.evaluation.run import model_fingerprint
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.rules.composite import Composite
+from captum_lrp_tx.runs.folder import open_folder
+from captum_lrp_tx.runs.subject import device_of, model_fingerprint, refuse_training
 
 
 def attribute_dataset(
@@ -115,8 +121,7 @@ def attribute_dataset(
         method = ConservativeLRP(method)
     forward = forward_of(method)
     modules = [module for _, module in find_modules(forward)]
-    if any(module.training for module in modules):
-        raise InputError("the model is in training mode; call model.eval() first")
+    refuse_training(forward)
     encoded = encode(
         data, tokenizer, text_column=text_column, max_length=max_length, workers=workers
     )
@@ -144,7 +149,7 @@ def attribute_dataset(
         "shards": len(shards),
         "examples": len(encoded.examples),
     }
-    job = Job(method, forward, modules, pad_id, _first_device(modules), options or {})
+    job = Job(method, forward, modules, pad_id, device_of(forward), options or {})
 
     def rows_of(batch: Batch) -> list[dict[str, Any]]:
         examples = [encoded.examples[row] for row in batch]
@@ -161,10 +166,12 @@ def attribute_dataset(
 
     with ranks() as processes:
         if processes.rank == 0:
-            prepare(folder, settings, fresh)
+            open_folder(folder, settings, [SHARDS], fresh)
+            for unfinished in folder.glob(f".{SHARDS}*"):  # of a process that was killed
+                unfinished.unlink()
         processes.wait()
         if processes.rank != 0:
-            prepare(folder, settings, fresh=False)
+            open_folder(folder, settings, [SHARDS])
         todo = []
         for number in processes.mine(range(len(shards))):
             path, shard = shard_path(folder, number), shards[number]
@@ -239,15 +246,6 @@ def _pad_id(tokenizer: Any, modules: Sequence[nn.Module]) -> int:
         if isinstance(pad_id, int):
             return pad_id
     return 0
-
-
-def _first_device(modules: Sequence[nn.Module]) -> torch.device | None:
-    """Where the inputs go: to the first weights that are on a device at all."""
-    for module in modules:
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            if not tensor.is_meta:
-                return tensor.device
-    return None
 
 
 def _model_name(modules: Sequence[nn.Module]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import time
@@ -27,7 +26,7 @@ from captum_lrp_tx.metrics.blocks import transformer_blocks
 from captum_lrp_tx.metrics.curves import FRACTIONS, Curve, Fractions
 from captum_lrp_tx.metrics.masking import Masker
 from captum_lrp_tx.metrics.perturbation import Perturbation
-from captum_lrp_tx.propagation.model.modules import find_modules
+from captum_lrp_tx.runs.subject import device_of, model_fingerprint, placed, refuse_training
 
 Targets = Literal["predicted", "label"]
 #: Where gradient x input and LRP take relevance.
@@ -133,8 +132,7 @@ def evaluate(
         "target": target, "masker": repr(masker), "at": at, "seed": seed,
         "fractions": fractions if isinstance(fractions, str) else list(fractions),
     }  # fmt: skip
-    if any(module.training for _, module in find_modules(model)):
-        raise InputError("the model is in training mode; call model.eval() first")
+    refuse_training(model)
     store = Store(None if out is None else Path(out), settings, fresh)
     failures: dict[str, str] = {}
     missing = {
@@ -142,7 +140,7 @@ def evaluate(
                if not _is_complete(store.entries(name).get(row), measures)}
         for name in wanted
     }  # fmt: skip
-    device = next((p.device for _, m in find_modules(model) for p in m.parameters()), None)
+    device = device_of(model)
     lengths = examples.lengths()
     order = sorted(range(count), key=lambda row: (lengths[row], row))
     bar = tqdm(
@@ -164,7 +162,7 @@ def evaluate(
                 classes = [labels[row] for row in rows]
             whole = Perturbation(
                 model,
-                _on(device, examples.inputs(rows)),
+                placed(examples.inputs(rows), device),
                 classes,
                 masker=masker,
                 batch_size=batch_size,
@@ -210,31 +208,6 @@ _AT = {
 }
 
 
-def model_fingerprint(model: Callable[..., Any]) -> str:
-    """A hash of the weights of a model.
-
-    Args:
-        model (nn.Module or callable): A model, or a function that runs one.
-
-    Example::
-
-        >>> model_fingerprint(torch.nn.Linear(2, 1)) == model_fingerprint(torch.nn.Linear(2, 1))
-        False
-    """
-    digest = hashlib.sha256(type(model).__name__.encode())
-    for name, module in find_modules(model):
-        for key, value in [
-            *module.named_parameters(recurse=False), *module.named_buffers(recurse=False)
-        ]:  # fmt: skip
-            digest.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
-            if value.is_meta:  # kept elsewhere until it is needed (accelerate's offloading)
-                continue
-            digest.update(
-                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            )
-    return digest.hexdigest()[:16]
-
-
 def _blank(used: Perturbation) -> Tensor | None:
     """The fully masked inputs, unless they differ from the whole ones by their mask only."""
     batch = used.batch
@@ -261,7 +234,7 @@ def _explained(
     parts: dict[int, Tensor] = {}
     for places in groups.values():
         device = used.batch.main.device
-        inputs = _on(device, examples.inputs([rows[place] for place in places]))
+        inputs = placed(examples.inputs([rows[place] for place in places]), device)
         start = blank
         if blank is not None:
             start = blank[places]
@@ -277,12 +250,6 @@ def _explained(
     for place, part in parts.items():
         together[place][tuple(slice(size) for size in part.shape)] = part.double()
     return together
-
-
-def _on(device: torch.device | None, inputs: Any) -> Any:
-    if isinstance(inputs, Tensor):
-        return inputs.to(device)
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
 
 def _width(inputs: Any) -> int:

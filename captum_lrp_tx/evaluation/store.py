@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.runs.folder import open_folder
 
 #: What is known of an example: a list for each curve, a number for each other metric, ``seconds``.
 Entry = dict[str, Any]
@@ -43,36 +43,8 @@ class Store:
     ) -> None:
         self._folder = folder
         self._entries: dict[str, dict[int, Entry]] = {}
-        if folder is None:
-            return
-        wanted = json.loads(json.dumps(dict(settings)))
-        path = folder / "settings.json"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if fresh:
-                path.unlink(missing_ok=True)
-            if not path.exists():  # lines of an evaluation that has lost its settings are worthless
-                for old in folder.glob("*.jsonl"):
-                    old.unlink()
-                _replace(path, json.dumps(wanted, indent=1) + "\n")
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path} is damaged ({error}); start anew with fresh=True (--fresh)"
-            ) from error
-        except OSError as error:
-            raise InputError(f"cannot use the folder {folder}: {error.strerror}") from error
-        if stored != wanted:
-            keys = sorted(set(stored) | set(wanted))
-            changed = [
-                f"{key} (there: {_short(stored.get(key))}, now: {_short(wanted.get(key))})"
-                for key in keys if stored.get(key) != wanted.get(key)
-            ]  # fmt: skip
-            raise InputError(
-                f"{folder} holds results of another evaluation; different are: "
-                f"{'; '.join(changed)}. Choose another folder, or start anew with fresh=True "
-                "(--fresh)"
-            )
+        if folder is not None:
+            open_folder(folder, settings, ["*.jsonl"], fresh)
 
     def entries(self, method: str) -> dict[int, Entry]:
         """What is known of a method, by the number of the example."""
@@ -129,15 +101,3 @@ class Store:
                     "fresh=True (--fresh)"
                 ) from error
         return found
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".settings.")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.replace(name, path)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

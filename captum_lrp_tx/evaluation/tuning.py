@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from captum_lrp_tx import audit
@@ -21,6 +20,7 @@ from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule
 from captum_lrp_tx.rules.rule import Bias, Rule
+from captum_lrp_tx.runs.subject import device_of, placed
 
 #: Gammas that are tried unless others are given; 0 is the epsilon rule.
 GAMMAS = (0.0, 0.01, 0.02, 0.05, 0.1)
@@ -185,14 +185,7 @@ def tune(
     if not gammas:
         raise InputError("no gammas to try")
     if layers is None:
-        device = next((p.device for _, m in find_modules(model) for p in m.parameters()), None)
-        given = examples.inputs([0])
-        inputs: Any = (
-            given.to(device)
-            if isinstance(given, torch.Tensor)
-            else {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
-        )
-        layers = linear_layers(model, inputs)
+        layers = linear_layers(model, placed(examples.inputs([0]), device_of(model)))
     kinds = {kind: tuple(names) for kind, names in layers.items() if names}
     if not kinds:
         raise InputError("there are no linear layers to choose gammas for")

@@ -17,6 +17,7 @@ from captum_lrp_tx.attr.conservative import AttributionInputs
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.state.inputs import Inputs
+from captum_lrp_tx.runs.subject import device_of
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
 
 Texts = Sequence[Union[str, tuple[str, str]]]
@@ -134,14 +135,6 @@ def read_samples(
         f"a report explains texts, token ids (examples, tokens) or images (examples, channels, "
         f"height, width), not {given.dtype} of shape {tuple(given.shape)}"
     )
-
-
-def device_of(model: Any) -> torch.device | None:
-    """Where the parameters of a model are; None if it has none."""
-    for _, module in find_modules(model):
-        for parameter in module.parameters():
-            return parameter.device
-    return None
 
 
 def _from_texts(texts: list[Any], model: Any, tokenizer: Any) -> Samples:

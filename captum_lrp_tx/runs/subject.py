@@ -1,0 +1,72 @@
+"""The model of a run: which one it is, where it is, and that it is ready."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.propagation.model.modules import find_modules
+
+
+def model_fingerprint(model: Callable[..., Any]) -> str:
+    """A hash of the weights of a model.
+
+    Args:
+        model (nn.Module or callable): A model, or a function that runs one.
+
+    Example::
+
+        >>> model_fingerprint(torch.nn.Linear(2, 1)) == model_fingerprint(torch.nn.Linear(2, 1))
+        False
+    """
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, module in find_modules(model):
+        for key, value in [
+            *module.named_parameters(recurse=False), *module.named_buffers(recurse=False)
+        ]:  # fmt: skip
+            digest.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
+            if value.is_meta:  # kept elsewhere until it is needed (accelerate's offloading)
+                continue
+            digest.update(
+                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
+    return digest.hexdigest()[:16]
+
+
+def refuse_training(model: Callable[..., Any]) -> None:
+    """Complains about a model whose results would be random.
+
+    Raises:
+        InputError: It is in training mode.
+    """
+    if any(module.training for _, module in find_modules(model)):
+        raise InputError("the model is in training mode; call model.eval() first")
+
+
+def device_of(model: Callable[..., Any]) -> torch.device | None:
+    """Where the inputs go: to the first weights that are on a device at all.
+
+    Args:
+        model (nn.Module or callable): A model, which may be spread over devices, or a function
+            that runs one.
+
+    Returns:
+        torch.device or None: None if there are no weights.
+    """
+    for _, module in find_modules(model):
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if not tensor.is_meta:
+                return tensor.device
+    return None
+
+
+def placed(inputs: Any, device: torch.device | None) -> Any:
+    """A tensor, or a mapping with tensors, on a device; unchanged without one."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}

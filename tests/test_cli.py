@@ -22,9 +22,9 @@ import transformers
 
 import captum_lrp_tx
 from captum_lrp_tx import ConservativeLRP
+from captum_lrp_tx.attr.class_names import class_number
 from captum_lrp_tx.cli import main
 from captum_lrp_tx.errors import TargetError
-from captum_lrp_tx.explaining.names import class_index
 from captum_lrp_tx.files import write_atomically
 
 SENTENCE = "has a lot of the virtues of eastwood at his best."
@@ -226,12 +226,12 @@ def test_target_by_index_and_by_name(run, text_model):
 
 
 def test_class_index_prefers_exact_names():
-    assert class_index("a", ["A", "a"]) == 1
-    assert class_index("1", ["x", "y"]) == 1
+    assert class_number("a", ["A", "a"]) == 1
+    assert class_number("1", ["x", "y"]) == 1
     with pytest.raises(TargetError, match="0 A, 1 AA"):
-        class_index("aaa", ["A", "AA"])
+        class_number("aaa", ["A", "AA"])
     with pytest.raises(TargetError, match=r"\(30 classes\)"):
-        class_index("-1", [f"c{i}" for i in range(30)])
+        class_number("-1", [f"c{i}" for i in range(30)])
 
 
 def test_positions_are_parts_of_the_relevance(run, text_model):
@@ -471,7 +471,7 @@ def test_version_and_help(run):
 def test_unknown_targets_list_the_valid_ones(fails, text_model, language_model):
     for target in ("great", "3", "-1"):
         err = fails(1, "x", "--model", text_model, "--target", target)
-        assert f"unknown target '{target}'; the classes are: 0 bad, 1 so <so>, 2 good" in err
+        assert f"there is no class '{target}'; the classes are: 0 bad, 1 so <so>, 2 good" in err
     assert "not one token but 2 ('cat' 's')" in fails(
         1, "a", "--model", language_model, "--target", "cats"
     )

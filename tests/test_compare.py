@@ -719,7 +719,7 @@ def test_failures_are_one_line(run, tmp_path):
     for status, message, arguments in (
         (1, "cannot read", ["--file", tmp_path / "missing"]),
         (1, "there is no folder", ["x", "--model", "./nowhere"]),
-        (1, "unknown target", ["x", "--target", "great"]),
+        (1, "there is no class", ["x", "--target", "great"]),
         (1, "there is no folder", ["x", "--html", tmp_path / "no" / "x.html"]),
     ):
         found, out, err = run(*arguments)

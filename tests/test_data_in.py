@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from captum_lrp_tx.cli.reading import read_images, read_labels, read_texts
 from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError, TargetError
-from captum_lrp_tx.evaluation.reading import read_images, read_labels, read_texts
 from captum_lrp_tx.metrics import Perturbation
 from captum_lrp_tx.metrics.patches import MaskPatches
 from captum_lrp_tx.metrics.targets import split_target, target_outputs
@@ -155,7 +155,8 @@ def test_images_however_they_are_stored(tmp_path: Path) -> None:
         (np.full((1, 2, 2), -2e4), "not finite or far out of range"),
         (np.full((1, 2, 2), 300), "values from 300 to 300"),
         (np.full((1, 2, 2), -3), "values from -3 to -3"),
-        (np.full((1, 2, 2), 1.5), "values from 1.5 to 1.5"),
+        (np.full((1, 2, 2), 300.5), "values from 300.5 to 300.5"),
+        (np.full((1, 2, 2), "a"), "images have numbers"),
     ],
 )
 def test_arrays_that_are_no_images(tmp_path: Path, content: Any, why: str) -> None:

@@ -21,6 +21,7 @@ from captum_lrp_tx import (
     TokenIntegratedGradients,
 )
 from captum_lrp_tx.cli import main
+from captum_lrp_tx.cli.reading import class_numbers, read_images, read_labels, read_texts
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.evaluation import (
     MEASURES,
@@ -29,7 +30,6 @@ from captum_lrp_tx.evaluation import (
     TextExamples,
     evaluate,
 )
-from captum_lrp_tx.evaluation.reading import class_numbers, read_images, read_labels, read_texts
 from captum_lrp_tx.evaluation.store import Store
 from captum_lrp_tx.methods.registry import PAPER
 from captum_lrp_tx.metrics.bootstrap import paired_bootstrap

@@ -13,8 +13,8 @@ pytest.importorskip("transformers")
 from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.audit import explainability
 from captum_lrp_tx.cli import main
+from captum_lrp_tx.cli.tables import read_table
 from captum_lrp_tx.errors import InputError, TargetError
-from captum_lrp_tx.evaluation.tables import read_table
 from captum_lrp_tx.models import sentiment
 
 CSV = 'id,Sentence,label\n1,"a charming, funny film",1\n2,"dull\nand slow",0\n3,,1\n'

@@ -1,8 +1,8 @@
-"""Names of classes as targets, where the model's configuration has them."""
+"""Classes by name or number: what a user writes, and what the model's configuration has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -48,3 +48,50 @@ def by_number(target: Any, modules: Iterable[tuple[str, nn.Module]]) -> Any:
 
 def _has_name(target: list[Any]) -> bool:
     return any(isinstance(item, str) for item in target)
+
+
+def labels_of(config: Any, outputs: int) -> list[str]:
+    """The names of the classes; their numbers where there are none.
+
+    Args:
+        config (PretrainedConfig, optional): Of the model.
+        outputs (int): How many classes there are.
+    """
+    names = getattr(config, "id2label", None) or {}
+    return [str(names.get(index, names.get(str(index), index))) for index in range(outputs)]
+
+
+def class_number(wanted: object, names: Sequence[str]) -> int:
+    """The class that is meant by a number or a name.
+
+    Args:
+        wanted (int or str): What the user wrote. Upper and lower case do not matter.
+        names (sequence of str): Of the classes.
+
+    Raises:
+        TargetError: If there is none, or several that differ in case only.
+
+    Example::
+
+        >>> class_number("Positive", ["negative", "positive"])
+        1
+    """
+    number = wanted
+    if isinstance(wanted, str):
+        for same in (str, str.casefold):
+            fits = [i for i, name in enumerate(names) if same(name) == same(wanted)]
+            if len(fits) == 1:
+                return fits[0]
+        number = int(wanted) if wanted.isdecimal() else None
+    elif not isinstance(wanted, bool) and hasattr(wanted, "__index__"):
+        number = wanted.__index__()  # of NumPy and torch too
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(names):
+        return number
+    raise no_class(wanted, names)
+
+
+def no_class(wanted: object, names: Sequence[str]) -> TargetError:
+    """What to say about a class that does not exist."""
+    listed = ", ".join(n if n == str(i) else f"{i} {n}" for i, n in enumerate(names[:20]))
+    more = f" ... ({len(names)} classes)" if len(names) > 20 else ""
+    return TargetError(f"there is no class {wanted!r}; the classes are: {listed}{more}")

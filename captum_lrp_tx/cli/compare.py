@@ -15,10 +15,10 @@ from tqdm import tqdm
 from captum_lrp_tx.cli.options import METHODS_LINE, add_methods, add_subject, count, text_of
 from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.cli.subject import Loaded, Subject, load, load_subject, subject_of
+from captum_lrp_tx.cli.tables import read_table
 from captum_lrp_tx.comparing.comparison import Comparison
 from captum_lrp_tx.comparing.run import compare
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.evaluation.tables import read_table
 from captum_lrp_tx.files import check_writable, write_atomically
 from captum_lrp_tx.methods.running import stand_in
 from captum_lrp_tx.visualization import summary, supports_colour
@@ -227,7 +227,7 @@ def read_texts(file: Path, limit: int) -> tuple[list[tuple[int, str]], int]:
     """Texts of a file with the numbers of their lines, and how many more there are.
 
     Args:
-        file (Path): See :func:`captum_lrp_tx.evaluation.tables.read_table`.
+        file (Path): See :func:`captum_lrp_tx.cli.tables.read_table`.
         limit (int): How many at most.
 
     Raises:

@@ -8,21 +8,30 @@ import time
 from pathlib import Path
 from typing import Any
 
+from captum_lrp_tx.attr.class_names import labels_of
 from captum_lrp_tx.cli.images import read_image
 from captum_lrp_tx.cli.models import Source, find, kind_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.options import METHODS_LINE, add_methods, count
+from captum_lrp_tx.cli.reading import (
+    check_shape,
+    class_numbers,
+    image_files,
+    is_array,
+    read_images,
+    read_labels,
+    read_texts,
+)
 from captum_lrp_tx.cli.status import note, status
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.evaluation import MEASURES, Evaluation, evaluate
 from captum_lrp_tx.evaluation.examples import Examples, ImageExamples, ImageFiles, TextExamples
 from captum_lrp_tx.evaluation.measures import find_measure
-from captum_lrp_tx.evaluation.reading import class_numbers, read_images, read_labels, read_texts
-from captum_lrp_tx.explaining.names import labels_of
 from captum_lrp_tx.files import write_atomically
 from captum_lrp_tx.methods.registry import find_method
 from captum_lrp_tx.metrics.curves import FRACTIONS, Fractions
 from captum_lrp_tx.metrics.masking import Masker, MaskTokens, RemoveTokens
 from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
+from captum_lrp_tx.runs.subject import longest_text
 from captum_lrp_tx.visualization.figures import require_matplotlib
 
 DESCRIPTION = """Measure how faithful explanations are on a data set, method by method.
@@ -36,8 +45,6 @@ examples:
   python -m captum_lrp_tx evaluate --data dev.tsv --limit 50
   python -m captum_lrp_tx evaluate --data dev.tsv --model my-model --methods all --target label
   python -m captum_lrp_tx evaluate --data images.npy --labels labels.npy --methods GI,LRP,IG"""
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,9 +144,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     path: Path = arguments.data
     if not path.exists():
         raise InputError(f"there is no {path}")
-    is_text = path.is_file() and path.suffix.lower() not in (".npy", ".npz", ".gz") and (
-        "idx" not in path.name
-    )  # fmt: skip
+    is_text = path.is_file() and not is_array(path)
     if arguments.labels is not None and is_text:
         parser.error('--labels is for images; texts have a column "label"')
     source = find(arguments.model, "sentiment" if is_text else "digits")
@@ -177,8 +182,7 @@ def _texts(
     numbers = None
     if labels is not None and arguments.target == "label":
         numbers = class_numbers(labels, labels_of(config, int(model.config.num_labels)))
-    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-    longest = min((n for n in limits if isinstance(n, int) and 0 < n < 10**9), default=None)
+    longest = longest_text(tokenizer, config)
     if arguments.max_length is not None:
         longest = min(arguments.max_length, longest or arguments.max_length)
     with status("tokenizing"):
@@ -193,21 +197,13 @@ def _texts(
 def _images(path: Path, arguments: argparse.Namespace, source: Source, config: Any) -> Examples:
     labels: list[str] | None = None
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
-        if not files:
-            raise InputError(f"the folder {path} holds no images ({', '.join(_SUFFIXES)})")
+        files = image_files(path)
         if all(len(file.relative_to(path).parts) == 2 for file in files):
             labels = [file.parent.name for file in files]
         read: Examples = ImageFiles(files, lambda file: read_image(file, source, config))
     else:
         images = read_images(path)
-        channels, size = int(getattr(config, "num_channels", 3)), getattr(config, "image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        if tuple(images.shape[1:]) != (channels, height, width):
-            raise InputError(
-                f"{path} has images of the shape {tuple(images.shape[1:])}, but the model takes "
-                f"({channels}, {height}, {width})"
-            )
+        check_shape(images, path, config)
         read = ImageExamples(images)
     if arguments.labels is not None:
         labels = read_labels(arguments.labels)

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
+from captum_lrp_tx.attr.class_names import class_number, labels_of
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.cli.models import find, kind_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.options import add_rules, bias_of, composite_of, count
+from captum_lrp_tx.cli.reading import class_numbers, read_texts
 from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.datasets import attribute_dataset
 from captum_lrp_tx.datasets.parquet import import_pyarrow
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.evaluation.reading import class_numbers, read_texts
-from captum_lrp_tx.explaining.names import class_index, labels_of
+from captum_lrp_tx.runs.subject import longest_text
 
 DESCRIPTION = """Explain every text of a file, and write relevance to Parquet files.
 
@@ -102,9 +103,8 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     elif target != "predicted":
         if not names:
             raise InputError("a language model is explained at its prediction: --target predicted")
-        target = class_index(target, names)
-    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-    known = [n for n in (*limits, arguments.max_length) if isinstance(n, int) and 0 < n < 10**9]
+        target = class_number(target, names)
+    known = [n for n in (longest_text(tokenizer, config), arguments.max_length) if n is not None]
     begun = time.perf_counter()
     found = attribute_dataset(
         ConservativeLRP(model, composite_of(arguments), bias=bias_of(arguments)),

@@ -11,16 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_lrp_tx.attr.class_names import labels_of
 from captum_lrp_tx.cli.images import read_image
 from captum_lrp_tx.cli.models import Source, find, kind_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.options import METHODS_LINE, add_methods, count
+from captum_lrp_tx.cli.reading import (
+    check_shape,
+    image_files,
+    is_array,
+    read_images,
+    read_labels,
+    read_lines,
+)
 from captum_lrp_tx.cli.status import note
+from captum_lrp_tx.cli.tables import read_table
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
-from captum_lrp_tx.evaluation import tables
-from captum_lrp_tx.explaining.names import labels_of
 from captum_lrp_tx.files import check_writable
 from captum_lrp_tx.reporting import Report, report
 from captum_lrp_tx.reporting.explaining import DEFAULT_METHODS
+from captum_lrp_tx.runs.subject import longest_text
 from captum_lrp_tx.visualization.wording import printable
 
 DESCRIPTION = "Explain many predictions by several methods and write a page to look through them."
@@ -33,7 +42,6 @@ examples:
   python -m captum_lrp_tx report --images folder --model my-vit --classes 3"""
 
 _LIMIT = 100
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy")
 #: Without a file: sentences of our own, plain ones and some that are hard for a small model.
 _SENTENCES: tuple[tuple[str, str], ...] = (
     ("a charming and funny film with a wonderful cast", "positive"),
@@ -141,7 +149,9 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     else:
         data = _images(arguments.images, limit, arguments.limit is None, source, config)
     if arguments.labels is not None:
-        data = _Data(data.name, data.inputs, _read_labels(arguments.labels)[: len(data.inputs)])
+        file: Path = arguments.labels
+        labels = read_labels(file) if is_array(file) else [x or None for x in read_lines(file)]
+        data = _Data(data.name, data.inputs, labels[: len(data.inputs)])
     if tokenizer is not None:
         data = _short_enough(data, tokenizer, config)
     model = load_model(source, kind)
@@ -162,40 +172,14 @@ def _texts(file: Path | None, limit: int, tell: bool) -> _Data:
     if file is None:
         known = _SENTENCES[:limit]
         return _Data("example sentences", [text for text, _ in known], [name for _, name in known])
-    texts, labels = read_table(file)
-    if tell and len(texts) > limit:
-        note(f"the first {limit} texts of {len(texts)}; --limit N takes more")
-    return _Data(file.name, texts[:limit], None if labels is None else labels[:limit])
-
-
-def read_table(file: Path) -> tuple[list[str], list[str | None] | None]:
-    """Texts of a file and their labels, if it has any.
-
-    Args:
-        file (Path): See :func:`captum_lrp_tx.evaluation.tables.read_table`.
-
-    Raises:
-        InputError: If the file cannot be read or holds no text.
-    """
-    table = tables.read_table(file)
+    table = read_table(file)
     if table.column:
         note(table.told())
     texts = [text for _, text, _ in table.rows]
-    return texts, [label or None for _, _, label in table.rows] if table.label else None
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise InputError(f"cannot read {file}: {reason}") from error
-
-
-def _read_labels(file: Path) -> list[str | None]:
-    if file.suffix.lower() == ".npy":
-        return [str(label) for label in _load(file).flatten().tolist()]
-    return [line.strip() or None for line in "\n".join(_lines(file)).rstrip("\n").split("\n")]
+    labels = [label or None for _, _, label in table.rows] if table.label else None
+    if tell and len(texts) > limit:
+        note(f"the first {limit} texts of {len(texts)}; --limit N takes more")
+    return _Data(file.name, texts[:limit], None if labels is None else labels[:limit])
 
 
 def _images(path: Path | None, limit: int, tell: bool, source: Source, config: Any) -> _Data:
@@ -205,9 +189,7 @@ def _images(path: Path | None, limit: int, tell: bool, source: Source, config: A
         images, classes = digit_samples()
         return _Data("sample digits", images[:limit], [str(c) for c in classes.tolist()][:limit])
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
-        if not files:
-            raise InputError(f"the folder {path} holds no image")
+        files = image_files(path)
         if tell and len(files) > limit:
             note(f"the first {limit} images of {len(files)}; --limit N takes more")
         files = files[:limit]
@@ -216,54 +198,18 @@ def _images(path: Path | None, limit: int, tell: bool, source: Source, config: A
         return _Data(path.name, images, named if any(named) else None)
     if not path.exists():
         raise InputError(f"there is no folder or file {path}")
-    if path.suffix.lower() != ".npy":
+    if not is_array(path):
         return _Data(path.name, read_image(path, source, config))
-    images = _array(path, config)
+    images = read_images(path)
+    check_shape(images, path, config)
     if tell and len(images) > limit:
         note(f"the first {limit} images of {len(images)}; --limit N takes more")
     return _Data(path.name, images[:limit])
 
 
-def _load(file: Path) -> Any:
-    import numpy as np
-
-    try:
-        return np.load(file, allow_pickle=False)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot read {file} as an array: {reason[:200]}") from error
-
-
-def _array(file: Path, config: Any) -> Tensor:
-    """Images in an array, from -1 to 1; the range of all of them says how they are stored."""
-    loaded = _load(file)
-    channels = int(getattr(config, "num_channels", 3))
-    size = getattr(config, "image_size", 224)
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    if loaded.dtype.kind not in "uif":
-        raise InputError(f"{file} holds {loaded.dtype} values; images have numbers")
-    values = torch.from_numpy(loaded.astype("float32"))
-    if values.dim() == 3 and channels == 1:
-        values = values.unsqueeze(1)
-    elif values.dim() == 4 and values.shape[1] != channels and values.shape[3] == channels:
-        values = values.permute(0, 3, 1, 2)
-    if not len(values) or tuple(values.shape[1:]) != (channels, height, width):
-        raise InputError(
-            f"{file} has the shape {tuple(loaded.shape)}, but the model takes (images, {channels}, "
-            f"{height}, {width})"
-        )
-    low, high = float(values.min()), float(values.max())
-    if not (low >= -1e4 and high <= 1e4):
-        raise InputError(f"{file} has values that are not finite or far out of range")
-    if low < 0:  # as the model takes it
-        return values
-    return (values / 255 if loaded.dtype.kind != "f" or high > 1 else values) * 2 - 1
-
-
 def _short_enough(data: _Data, tokenizer: Any, config: Any) -> _Data:
     """Without the texts that the model cannot take."""
-    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-    limit = min((n for n in limits if isinstance(n, int) and n > 0), default=None)
+    limit = longest_text(tokenizer, config)
     if limit is None or isinstance(data.inputs, Tensor):
         return data
     lengths = [len(ids) for ids in tokenizer(data.inputs, verbose=False)["input_ids"]]

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from captum_lrp_tx.attr.class_names import class_number
 from captum_lrp_tx.errors import TargetError
 
 
@@ -42,7 +43,7 @@ class ClassNames:
         return self.names[index]
 
     def index(self, wanted: str | int, scores: Tensor) -> int:
-        return class_index(wanted, self.names)
+        return class_number(wanted, self.names)
 
 
 class TokenNames:
@@ -62,47 +63,6 @@ class TokenNames:
 
     def index(self, wanted: str | int, scores: Tensor) -> int:
         return token_index(wanted, self._tokenizer, scores)
-
-
-def labels_of(config: Any, outputs: int) -> list[str]:
-    """The names of the classes.
-
-    Args:
-        config (PretrainedConfig): Of the model.
-        outputs (int): How many classes there are.
-    """
-    names = getattr(config, "id2label", None) or {}
-    return [str(names.get(index, names.get(str(index), index))) for index in range(outputs)]
-
-
-def class_index(target: str | int, names: list[str]) -> int:
-    """The class that is meant by an index or a name.
-
-    Args:
-        target (str or int): What the user wrote.
-        names (list of str): Of the classes. Upper and lower case do not matter.
-
-    Raises:
-        TargetError: If there is none, or several that differ in case only.
-
-    Example::
-
-        >>> class_index("Positive", ["negative", "positive"])
-        1
-    """
-    try:
-        index = int(target)
-    except ValueError:
-        index = -1
-        for same in (str, str.casefold):
-            found = [i for i, name in enumerate(names) if same(name) == same(str(target))]
-            if len(found) == 1:
-                return found[0]
-    if 0 <= index < len(names):
-        return index
-    listed = [name if name == str(i) else f"{i} {name}" for i, name in enumerate(names[:20])]
-    more = f" ... ({len(names)} classes)" if len(names) > 20 else ""
-    raise TargetError(f"unknown target {target!r}; the classes are: {', '.join(listed)}{more}")
 
 
 def token_index(target: str | int, tokenizer: Any, scores: Tensor) -> int:

@@ -12,6 +12,7 @@ from typing import Union
 
 from torch import Tensor
 
+from captum_lrp_tx.attr.class_names import class_number
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.methods.registry import find_method
 from captum_lrp_tx.metrics.curves import Curve
@@ -222,30 +223,3 @@ def check_labels(
         except TargetError as error:
             raise InputError(f"label {index}: {error}") from error
     return found
-
-
-def class_number(wanted: object, names: Sequence[str]) -> int:
-    """The class that is meant by a number or a name.
-
-    Raises:
-        TargetError: If there is none.
-
-    Example::
-
-        >>> class_number("Positive", ["negative", "positive"])
-        1
-    """
-    if isinstance(wanted, str):
-        for same in (str, str.casefold):
-            fits = [i for i, name in enumerate(names) if same(name) == same(wanted)]
-            if len(fits) == 1:
-                return fits[0]
-        if wanted.isdecimal():
-            wanted = int(wanted)
-    elif not isinstance(wanted, bool) and hasattr(wanted, "__index__"):
-        wanted = wanted.__index__()  # of NumPy and torch too
-    if isinstance(wanted, int) and not isinstance(wanted, bool) and 0 <= wanted < len(names):
-        return wanted
-    listed = ", ".join([n if n == str(i) else f"{i} {n}" for i, n in enumerate(names[:20])])
-    more = f" ... ({len(names)} classes)" if len(names) > 20 else ""
-    raise TargetError(f"there is no class {wanted!r}; the classes are: {listed}{more}")

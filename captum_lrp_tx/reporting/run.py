@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from captum_lrp_tx.attr.class_names import class_number, labels_of
 from captum_lrp_tx.attr.conservative import AttributionInputs
 from captum_lrp_tx.attr.token_gradients import padding_id
 from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError
@@ -24,7 +25,7 @@ from captum_lrp_tx.propagation.model.outputs import output_tensor
 from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.reporting.explaining import DEFAULT_METHODS, count_rows, explain, portions
 from captum_lrp_tx.reporting.faithfulness import Faithfulness
-from captum_lrp_tx.reporting.results import Example, Report, check_labels, class_number
+from captum_lrp_tx.reporting.results import Example, Report, check_labels
 from captum_lrp_tx.reporting.samples import Samples, Texts, read_samples
 from captum_lrp_tx.visualization.wording import Scheme, guess_scheme
 
@@ -211,10 +212,8 @@ def _class_names(given: Sequence[str] | None, config: Any, count: int) -> list[s
         if isinstance(given, str) or len(given) != count:
             raise InputError(f"class_names has {len(given)} entries for {count} classes")
         return list(map(str, given))
-    names = getattr(config, "id2label", None) or {}
-    found = [str(names.get(i, names.get(str(i), i))) for i in range(count)]
-    # what transformers writes if no one named the classes
-    return [re.sub(r"^LABEL_(?=\d+$)", "", name) for name in found]
+    # LABEL_0 is what transformers writes if no one named the classes
+    return [re.sub(r"^LABEL_(?=\d+$)", "", name) for name in labels_of(config, count)]
 
 
 def _probabilities(outputs: Tensor, config: Any) -> Tensor | None:

@@ -17,7 +17,7 @@ from captum_lrp_tx.attr.conservative import AttributionInputs
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.state.inputs import Inputs
-from captum_lrp_tx.runs.subject import device_of
+from captum_lrp_tx.runs.subject import device_of, longest_text
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
 
 Texts = Sequence[Union[str, tuple[str, str]]]
@@ -151,7 +151,8 @@ def _from_texts(texts: list[Any], model: Any, tokenizer: Any) -> Samples:
     columns = list(zip(*texts, strict=True)) if pairs[0] else [texts]
     encoded = tokenizer(*map(list, columns))
     names = list(encoded)
-    limit = _longest(model, tokenizer)
+    first = next((module for _, module in find_modules(model)), None)
+    limit = longest_text(tokenizer, getattr(first, "config", None))
     device = device_of(model)
     special_ids = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
     items = []
@@ -253,13 +254,3 @@ def _is_text(value: Any) -> bool:
 
 def _stacked(rows: Sequence[Any]) -> Any:
     return torch.stack(list(rows))
-
-
-def _longest(model: Any, tokenizer: Any) -> int | None:
-    """How many tokens the model takes, if it says so."""
-    found = [getattr(tokenizer, "model_max_length", None)]
-    for _, module in find_modules(model):
-        found.append(getattr(getattr(module, "config", None), "max_position_embeddings", None))
-        break
-    # tokenizers without a limit name a number with thirty digits
-    return min((n for n in found if isinstance(n, int) and 0 < n < 10**9), default=None)

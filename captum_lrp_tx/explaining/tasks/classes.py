@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_lrp_tx.attr.class_names import labels_of
 from captum_lrp_tx.errors import InputError, OutputError, TargetError
 from captum_lrp_tx.explaining.images import pixels_of
-from captum_lrp_tx.explaining.names import ClassNames, labels_of
+from captum_lrp_tx.explaining.names import ClassNames
 from captum_lrp_tx.explaining.tasks.base import (
     Case,
     Choice,

@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.errors import InputError, TargetError
-from captum_lrp_tx.evaluation.tables import read_table
+from captum_lrp_tx.attr.class_names import class_number, no_class
+from captum_lrp_tx.cli.tables import read_table
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.explaining.images import image_shape
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy")
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
@@ -25,7 +28,7 @@ def read_texts(
     """Texts and, where there are any, their labels as they are written.
 
     Args:
-        file (Path): See :func:`captum_lrp_tx.evaluation.tables.read_table`.
+        file (Path): See :func:`captum_lrp_tx.cli.tables.read_table`.
         tell (callable, optional): Told which columns of a table were read.
 
     Raises:
@@ -49,8 +52,8 @@ def read_images(file: Path) -> Tensor:
     Args:
         file (Path): ``.npy``; ``.npz`` with an entry ``images`` or ``x``; or the format of MNIST
             (``idx3-ubyte``, plain or ``.gz``). Shape ``(n, height, width)``, ``(n, channels,
-            height, width)`` or ``(n, height, width, channels)`` with 1 or 3 channels. Integers are
-            taken for 0..255, floats for 0..1, or for -1..1 if some are negative.
+            height, width)`` or ``(n, height, width, channels)`` with 1 or 3 channels. Values are
+            taken for -1..1 if some are negative, floats of at most 1 for 0..1, others for 0..255.
 
     Returns:
         Tensor: Shape ``(n, channels, height, width)``, float32.
@@ -59,6 +62,8 @@ def read_images(file: Path) -> Tensor:
         InputError: The file cannot be read or holds something else.
     """
     array = _array(file, ("images", "x", "pixels"))
+    if array.dtype.kind not in "uif":
+        raise InputError(f"{file} holds {array.dtype} values; images have numbers")
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
@@ -75,12 +80,37 @@ def read_images(file: Path) -> Tensor:
         raise InputError(f"{file} has values that are not finite or far out of range")
     if low < 0 and not is_integer:  # as a model takes it
         return values
-    if low < 0 or high > (255 if is_integer else 1):
+    if low < 0 or high > 255:
         raise InputError(
-            f"{file} has values from {low:g} to {high:g}: give integers from 0 to 255, or floats "
+            f"{file} has values from {low:g} to {high:g}: give values from 0 to 255, or floats "
             "from 0 to 1 or -1 to 1"
         )
-    return (values / (255 if is_integer else 1) - 0.5) / 0.5
+    return (values / (255 if is_integer or high > 1 else 1) - 0.5) / 0.5
+
+
+def check_shape(images: Tensor, file: Path, config: Any) -> None:
+    """Complains about images that a model does not take.
+
+    Raises:
+        InputError: They have another shape than its configuration has.
+    """
+    if tuple(images.shape[1:]) != image_shape(config):
+        raise InputError(
+            f"{file} has images of the shape {tuple(images.shape[1:])}, but the model takes "
+            f"{image_shape(config)}"
+        )
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder and of those within it.
+
+    Raises:
+        InputError: There are none.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES)
+    if not files:
+        raise InputError(f"the folder {folder} holds no images ({', '.join(_IMAGES)})")
+    return files
 
 
 def read_labels(file: Path) -> list[str]:
@@ -93,7 +123,7 @@ def read_labels(file: Path) -> list[str]:
     Raises:
         InputError: The file cannot be read or holds something else.
     """
-    if _is_array(file):
+    if is_array(file):
         array = _array(file, ("labels", "y"))
         if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
             raise InputError(
@@ -101,12 +131,21 @@ def read_labels(file: Path) -> list[str]:
                 "each example"
             )
         return [str(label) for label in array.tolist()]
+    return [line for line in read_lines(file) if line]
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text, empty ones between others among them.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        content = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise InputError(f"cannot read {file}: {why}") from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in content.rstrip("\n").split("\n")]
 
 
 def class_numbers(labels: Sequence[str], names: Sequence[str]) -> list[int]:
@@ -124,23 +163,16 @@ def class_numbers(labels: Sequence[str], names: Sequence[str]) -> list[int]:
         >>> class_numbers(["Positive", "negative"], ["negative", "positive"])
         [1, 0]
     """
-    folded = [name.casefold() for name in names]
-    numbers = []
-    named = any(label.casefold() in folded for label in labels)
+    known = {name.casefold() for name in names}
+    named = any(label.casefold() in known for label in labels)
     for label in labels:
-        if named and label.casefold() in folded:
-            numbers.append(folded.index(label.casefold()))
-        elif not named and label.isdecimal() and int(label) < len(names):
-            numbers.append(int(label))
-        else:
-            shown = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
-            raise TargetError(
-                f"the model has no class {label!r}; it has {len(names)} classes: {shown}"
-            )
-    return numbers
+        if named != (label.casefold() in known):
+            raise no_class(label, names)
+    return [class_number(label, names) for label in labels]
 
 
-def _is_array(file: Path) -> bool:
+def is_array(file: Path) -> bool:
+    """Whether the name says that it is an array: NumPy's, or MNIST's."""
     return file.suffix.lower() in (".npy", ".npz", ".gz") or "idx" in file.name
 
 

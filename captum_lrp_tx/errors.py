@@ -8,11 +8,13 @@ also derives from that built-in, so that code written for Captum's own methods k
 from __future__ import annotations
 
 
+# What is raised while a model runs must be no TypeError: Python takes one that comes out of
+# ``number + tensor`` for "not supported" and raises its own instead.
 class CaptumLRPError(Exception):
     """Base class of all errors raised by ``captum_lrp_tx``."""
 
 
-class RuleError(CaptumLRPError, TypeError):
+class RuleError(CaptumLRPError, ValueError):
     """A rule, a preset name or an entry of a ``Composite`` is not usable."""
 
 
@@ -39,7 +41,7 @@ class UnreachedInputError(CaptumLRPError, RuntimeError):
     """The explained output does not depend on an input or on a layer."""
 
 
-class UnsupportedModelError(CaptumLRPError, TypeError):
+class UnsupportedModelError(CaptumLRPError, RuntimeError):
     """The model hides its operations (compiled, scripted, replicated), so no rule can act."""
 
 

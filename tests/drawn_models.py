@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,14 @@ NOT_ALIKE = {
     ("biased linear map", "product and sum"), ("memory slots", "product and sum"),
     ("memory slots", "fused"), ("attention", "divided afterwards"),
 }  # fmt: skip
+#: Spellings written for batches of ``spellings.BATCH``.
+OF_A_BATCH = {
+    ("attention", "gathered"), ("attention", "running maximum"), ("pooling", "index_add"),
+    ("graph attention", "index_add"), ("graph attention", "index_add in place"),
+    ("graph attention", "scatter_add"), ("graph attention", "weights on the right"),
+    ("linear attention", "loop"), ("linear attention", "loop of products"),
+    ("biased linear map", "bmm"), ("biased linear map", "baddbmm"), ("memory slots", "expanded"),
+}  # fmt: skip
 TOLERANCE = 1e-5
 
 
@@ -33,19 +42,36 @@ class Step:
     Attributes:
         part (str): Its name.
         weights (int): Which set of weights it has; two steps may share one.
-        wrapped (str): ``""``, ``"residual"``, ``"scaled"`` or ``"gated"`` by the input.
+        wrapped (str): ``""``, ``"residual"`` or ``"scaled"``.
+        reads (int): The input that it goes on from; both are added up in the end.
+        joins (bool): Whether it reads the sum of both.
     """
 
     part: str
     weights: int
     wrapped: str
+    reads: int = 0
+    joins: bool = False
+
+
+#: What a drawn model may be inside of: ``(model, *inputs) -> output``.
+WRAPPERS: dict[str, Callable[..., Tensor]] = {
+    "none": lambda model, *inputs: model(*inputs),
+    "called twice": lambda model, *inputs: model(*inputs) + model(*(i.flip(1) for i in inputs)) / 2,
+    "one by one": lambda model, *inputs: torch.cat(
+        [model(*(i[None] for i in one)) for one in zip(*inputs, strict=True)]),
+}  # fmt: skip
 
 
 class Drawn(nn.Module):
     """Steps in chosen spellings, a pool over the tokens and a head of two classes."""
 
-    def __init__(self, steps: list[Step], names: list[str], seed: int, freeze: str = "") -> None:
+    def __init__(
+        self, steps: list[Step], names: list[str], seed: int, freeze: str = "",
+        wrapper: str = "none",
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.wrapper = WRAPPERS[wrapper]
         self.sets = nn.ModuleList(Weights() for _ in range(3))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -54,75 +80,117 @@ class Drawn(nn.Module):
                     parameter.shape, generator=generator, dtype=torch.float64))  # fmt: skip
         self.steps, self.names, self.freeze = steps, names, freeze
 
-    def forward(self, x: Tensor) -> Tensor:
-        marks = [spellings.frozen if m in self.freeze else spellings.live for m in "pn"]
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.wrapper(self._run, *inputs)
+
+    def _run(self, *inputs: Tensor) -> Tensor:
+        streams = list(inputs)
         for step, name in zip(self.steps, self.names, strict=True):
-            weights = self.sets[step.weights]
-            spelling: Spelling = PARTS[step.part][name]
-            y = spelling(weights, x, *marks)  # type: ignore[arg-type]
-            if y.dim() == 2:  # pooled: read by every token
-                y = y[:, None]
-            elif y.shape[-1] != WIDTH:
-                y = torch.tanh(y).mean(-1, keepdim=True)
-            if step.wrapped == "residual":
-                y = x + y
-            elif step.wrapped == "scaled":
-                y = 0.5 * y - x
-            elif y.shape != x.shape:
-                y = y.expand(x.shape)
-            x = y
-        x = self.sets[0].d(x).mean(1)
+            at = step.reads if step.reads < len(streams) else 0
+            streams[at] = self._step(step, name, sum(streams) if step.joins else streams[at])
+        x = self.sets[0].d(sum(streams)).mean(1)
         return torch.stack([x.sum(1), (x * torch.linspace(-1, 1, WIDTH).to(x)).sum(1)], 1)
 
+    def _step(self, step: Step, name: str, x: Tensor) -> Tensor:
+        marks = [spellings.frozen if m in self.freeze else spellings.live for m in "pn"]
+        spelling: Spelling = PARTS[step.part][name]
+        y = spelling(self.sets[step.weights], x, *marks)  # type: ignore[arg-type]
+        if y.dim() == 2:  # pooled: read by every token
+            y = y[:, None]
+        elif y.shape[-1] != WIDTH:
+            y = torch.tanh(y).mean(-1, keepdim=True)
+        if step.wrapped == "residual":
+            return x + y
+        return 0.5 * y - x if step.wrapped == "scaled" else y.expand(x.shape)
 
-def draw(seed: int) -> tuple[list[Step], list[str], list[str]]:
-    """The steps of a model and two spellings of each."""
-    chance = random.Random(seed)
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawn model in two spellings.
+
+    Attributes:
+        steps (list of Step): Its parts.
+        first, second (list of str): Spellings of each.
+        inputs (int): One or two.
+        wrapper (str): A key of ``WRAPPERS``.
+    """
+
+    steps: list[Step]
+    first: list[str]
+    second: list[str]
+    inputs: int
+    wrapper: str
+
+
+def draw(seed: int) -> Drawing:
+    """What this seed stands for."""
+    chance, apart = random.Random(seed), random.Random(-1 - seed)
+    inputs = apart.choice([1, 1, 2])
+    wrapper = apart.choice(["none", "none", *WRAPPERS])
     steps, first, second = [], [], []
     for _ in range(chance.randint(1, 4)):
         part = chance.choice(list(PARTS))
-        steps.append(Step(part, chance.randrange(3), chance.choice(["", "residual", "scaled"])))
+        steps.append(Step(
+            part, chance.randrange(3), chance.choice(["", "residual", "scaled"]),
+            apart.randrange(inputs), apart.random() < 0.3,
+        ))  # fmt: skip
         names = [n for n in PARTS[part] if (part, n) not in NOT_ALIKE]
+        if wrapper == "one by one":
+            names = [n for n in names if (part, n) not in OF_A_BATCH]
         first.append(chance.choice(names))
         second.append(chance.choice(names))
-    return steps, first, second
+    return Drawing(steps, first, second, inputs, wrapper)
 
 
-def _relevance(model: nn.Module, x: Tensor, preset: str) -> Tensor | None:
+Relevance = tuple[Tensor, ...]
+
+
+def _relevance(model: nn.Module, inputs: Relevance, preset: str) -> Relevance | None:
     """Relevance under a preset, or None if it is refused by name."""
+    explainer = ConservativeLRP(model, preset)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            relevance = ConservativeLRP(model, preset).attribute(x, target=1, strict=True)
-        except UncoveredOperationError:
-            return None
-    assert isinstance(relevance, Tensor)
+            relevance = explainer.attribute(inputs, target=1, strict=True)
+        except UncoveredOperationError as error:
+            if error.operations:
+                return None
+            relevance = explainer.attribute(inputs, target=1)  # there was nothing to recognise
+    assert isinstance(relevance, tuple)
     return relevance
 
 
-def _differs(one: Tensor, other: Tensor) -> bool:
-    scale = float(other.abs().max().clamp_min(1e-12))
-    return not float((one - other).abs().max()) <= TOLERANCE * scale
+def _differs(ones: Relevance, others: Relevance) -> bool:
+    scale = max(float(other.abs().max().clamp_min(1e-12)) for other in others)
+    differences = [(one - other).abs().max() for one, other in zip(ones, others, strict=True)]
+    return not all(float(d) <= TOLERANCE * scale for d in differences)
 
 
 def faults(seed: int) -> tuple[list[str], int]:
     """What is silently wrong with one drawn model, and how many explanations were refused."""
-    steps, first, second = draw(seed)
-    x = torch.randn(
-        spellings.BATCH, spellings.TOKENS, WIDTH, dtype=torch.float64,
-        generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
-    model, again = Drawn(steps, first, seed).eval(), Drawn(steps, second, seed).eval()
+    drawn = draw(seed)
+    generator = torch.Generator().manual_seed(seed)
+    inputs = tuple(
+        torch.randn(
+            spellings.BATCH, spellings.TOKENS, WIDTH, dtype=torch.float64, generator=generator
+        )
+        for _ in range(drawn.inputs)
+    )
+
+    def model(names: list[str], freeze: str = "") -> nn.Module:
+        return Drawn(drawn.steps, names, seed, freeze, drawn.wrapper).eval()
+
+    ones, others = model(drawn.first), model(drawn.second)
     found, refused = [], 0
     for preset in (*FROZEN, *OTHERS):
-        got, other = _relevance(model, x, preset), _relevance(again, x, preset)
+        got, other = _relevance(ones, inputs, preset), _relevance(others, inputs, preset)
         refused += (got is None) + (other is None)
         if got is not None and preset in FROZEN:
-            frozen = Drawn(steps, first, seed, FROZEN[preset]).eval()
-            leaf = x.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(frozen(leaf)[:, 1].sum(), leaf)
-            if _differs(got, x * gradient):
-                found.append(f"{seed} {preset}: not the frozen function: {steps} {first}")
+            leaves = tuple(x.clone().requires_grad_() for x in inputs)
+            output = model(drawn.first, FROZEN[preset])(*leaves)[:, 1].sum()
+            gradients = torch.autograd.grad(output, leaves)
+            if _differs(got, tuple(x * g for x, g in zip(inputs, gradients, strict=True))):
+                found.append(f"{seed} {preset}: not the frozen function: {drawn}")
         if got is not None and other is not None and _differs(got, other):
-            found.append(f"{seed} {preset}: spelling matters: {steps} {first} / {second}")
+            found.append(f"{seed} {preset}: spelling matters: {drawn}")
     return found, refused

@@ -368,10 +368,10 @@ def test_data_parallel(method: Any, model: Block, x: Tensor, untouched: Any) -> 
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("part", ["model", "activation"])
+@pytest.mark.parametrize("part", ["model", "activation", "operator"])
 def test_checkpointing_is_refused(part: str, reentrant: bool, model: Block, untouched: Any) -> None:
     """Recomputed without rules; an activation's would even fit in shape, and be wrong."""
-    inner = {"model": model, "activation": nn.GELU()}[part]
+    inner = {"model": model, "activation": nn.GELU(), "operator": lambda x: 1 + x}[part]
 
     class Checkpointed(nn.Module):
         def __init__(self) -> None:

@@ -22,20 +22,23 @@ def test_no_drawn_model_is_silently_wrong(first: int) -> None:
 
 def test_a_fault_would_be_seen() -> None:
     """Of a part whose pattern is not frozen, and of two functions that are not the same."""
-    steps, names, _ = drawn_models.draw(0)
     one = drawn_models.Drawn([drawn_models.Step("attention", 0, "residual")], ["matmul"], 0).eval()
-    x = spellings.inputs()
+    x = (spellings.inputs(),)
     plain, frozen = (drawn_models._relevance(one, x, preset) for preset in ("gi", "ah"))
     assert plain is not None and frozen is not None
     assert drawn_models._differs(plain, frozen)
-    assert drawn_models._differs(torch.full((2,), torch.nan), torch.ones(2))
-    assert len(steps) == len(names)
+    assert drawn_models._differs((torch.full((2,), torch.nan),), (torch.ones(2),))
 
 
-def test_every_part_and_spelling_is_drawn() -> None:
-    drawn = set()
-    for seed in range(2_000):
-        steps, first, second = drawn_models.draw(seed)
-        drawn |= {(s.part, n) for names in (first, second) for s, n in zip(steps, names)}
-    every = {(part, n) for part, table in spellings.PARTS.items() for n in table}
-    assert every - drawn == drawn_models.NOT_ALIKE
+def test_everything_is_drawn() -> None:
+    every = [drawn_models.draw(seed) for seed in range(2_000)]
+    parts = {
+        (step.part, name)
+        for drawn in every
+        for names in (drawn.first, drawn.second)
+        for step, name in zip(drawn.steps, names, strict=True)
+    }
+    known = {(part, n) for part, table in spellings.PARTS.items() for n in table}
+    assert known - parts == drawn_models.NOT_ALIKE
+    assert {drawn.wrapper for drawn in every} == set(drawn_models.WRAPPERS)
+    assert {drawn.inputs for drawn in every} == {1, 2}

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
-import re
 from importlib import resources
 from typing import Any
+
+from markupsafe import Markup
 
 from captum_lrp_tx._version import __version__
 from captum_lrp_tx.reporting.payload import payload
 from captum_lrp_tx.reporting.results import Report
+from captum_lrp_tx.visualization.templates import render
 from captum_lrp_tx.visualization.wording import printable
 
-_FOLDER = "page"
+_PACKAGE, _FOLDER = "captum_lrp_tx.reporting", "page"
 #: Joined to one script, in this order.
 _SCRIPTS = ("data.js", "state.js", "text.js", "image.js", "list.js", "figures.js", "main.js")
 
@@ -36,16 +37,11 @@ def page(report: Report) -> str:
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
-    parts = {
-        "policy": html.escape(policy, quote=False),
-        "version": html.escape(__version__),
-        "title": html.escape(printable(report.title) or "Report"),
-        "style": style,
-        "script": script,
-        "data": embedded(payload(report)),
-    }
-    # in one pass: what was put in is not looked at again
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _read("report.html"))
+    return render(
+        "report.html", package=_PACKAGE, folder=_FOLDER,
+        policy=policy, version=__version__, title=printable(report.title) or "Report",
+        style=Markup(style), script=Markup(script), data=Markup(embedded(payload(report))),
+    )  # fmt: skip
 
 
 def embedded(data: Any) -> str:
@@ -64,7 +60,7 @@ def embedded(data: Any) -> str:
 
 
 def _read(name: str) -> str:
-    file = resources.files("captum_lrp_tx.reporting").joinpath(_FOLDER, name)
+    file = resources.files(_PACKAGE).joinpath(_FOLDER, name)
     return file.read_text(encoding="utf-8")
 
 

@@ -3,45 +3,45 @@
 from __future__ import annotations
 
 import base64
-import html as _html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from captum_lrp_tx.visualization.colours import BLUE, RED, colour_of, hexadecimal
+from captum_lrp_tx.visualization.colours import BLUE, RED, RGB, colour_of, hexadecimal
 from captum_lrp_tx.visualization.figures import image_figure
-from captum_lrp_tx.visualization.tokens import TokenHeatmap
+from captum_lrp_tx.visualization.templates import render
+from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
 from captum_lrp_tx.visualization.wording import printable
 
-#: Of what is shown, on a page of its own as in a notebook, whose colours are kept.
-_STYLE = """
-.lrp dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:0 0 1.25rem;
-font-size:.9rem}
-.lrp dt{color:#757b83;font-weight:400;text-align:left}
-.lrp dd{margin:0;font-variant-numeric:tabular-nums}
-.lrp .text{line-height:2.15;overflow-wrap:anywhere}
-.lrp .t{position:relative;padding:.2em .3em;border-radius:.25em;white-space:pre-wrap;
--webkit-box-decoration-break:clone;box-decoration-break:clone}
-.lrp .s{font-size:.8em}
-.lrp .t:hover{outline:2px solid #888}
-.lrp .t:hover::after{content:attr(data-r);position:absolute;left:50%;bottom:100%;z-index:1;
-transform:translateX(-50%);margin-bottom:.3em;padding:.15em .5em;border-radius:.25em;
-background:#1a1a1a;color:#fff;font-size:.8rem;line-height:1.4;white-space:nowrap}
-.lrp .legend{display:flex;align-items:center;gap:.6rem;margin-top:1.25rem;font-size:.8rem;
-color:#757b83;font-variant-numeric:tabular-nums}
-.lrp .legend i{width:12rem;height:.7rem;border-radius:.2rem}
-.lrp img{max-width:100%;height:auto;background:#fff}
-"""
-_PAGE_STYLE = """
-:root{color-scheme:light dark}
-body{font:16px/1.5 system-ui,"Segoe UI",Roboto,Helvetica,Arial,sans-serif;max-width:46rem;
-margin:2.5rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
-h1{font-size:1.25rem;font-weight:600;margin:0 0 .75rem}
-section{margin-bottom:3rem}
-@media(prefers-color-scheme:dark){body{color:#e8e8e8;background:#16181c}
-.lrp dt,.lrp .legend{color:#9aa0a6}}
-"""
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+
+@dataclass(frozen=True)
+class Box:
+    """A word or token in its colours.
+
+    Attributes:
+        text (str): The word.
+        space (bool): Whether there is a space before it.
+        special (bool): Whether it is drawn small.
+        number (str): Its relevance.
+        background, ink (str): Its colours.
+    """
+
+    text: str
+    space: bool
+    special: bool
+    number: str
+    background: str
+    ink: str
+
+    @classmethod
+    def of(cls, piece: Piece, number: str, colours: tuple[RGB, RGB]) -> Box:
+        """A piece of a text with its number and its colours."""
+        background, ink = map(hexadecimal, colours)
+        return cls(piece.text, piece.space, piece.special, number, background, ink)
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Section:
     Attributes:
         title (str): Headline.
         facts (sequence of (str, str)): What is listed above it.
-        body (str): HTML.
+        body (Markup): HTML.
     """
 
     title: str
     facts: Sequence[tuple[str, str]]
-    body: str
+    body: Markup
 
 
 def html(heatmap: TokenHeatmap, *, merge: bool = True) -> str:
@@ -82,23 +82,14 @@ def html(heatmap: TokenHeatmap, *, merge: bool = True) -> str:
 def text_section(heatmap: TokenHeatmap, *, merge: bool = True) -> Section:
     """A text as a heat map, for :func:`page` or :func:`sections`."""
     scale = heatmap.scale(merge)
-    boxes = []
-    for piece in heatmap.pieces(merge):
-        background, ink = colour_of(piece.relevance, scale, piece.special)
-        number = f"{piece.relevance:+.4f}"
-        kind = "t s" if piece.special else "t"
-        boxes.append(
-            f'{" " if piece.space else ""}<span class="{kind}" data-r="{number}" '
-            f'aria-label="{_escape(piece.text)}: {number}" '
-            f'style="background:{hexadecimal(background)};color:{hexadecimal(ink)}">{_escape(piece.text)}</span>'
-        )
-    stops = ",".join(hexadecimal(rgb) for rgb in (*BLUE[::-1], *RED[1:]))
-    body = (
-        f'<p class="text" dir="auto">{"".join(boxes).strip()}</p>\n'
-        f'<div class="legend"><span>against {-scale:+.3g}</span>'
-        f'<i style="background:linear-gradient(90deg,{stops})"></i>'
-        f"<span>{scale:+.3g} for</span></div>"
-    )
+    pieces = [
+        Box.of(p, f"{p.relevance:+.4f}", colour_of(p.relevance, scale, p.special))
+        for p in heatmap.pieces(merge)
+    ]
+    body = render(
+        "text.html", pieces=pieces, least=f"{-scale:+.3g}", most=f"{scale:+.3g}",
+        colours=(*BLUE[::-1], *RED[1:]),
+    )  # fmt: skip
     return Section(heatmap.title, heatmap.facts(), body)
 
 
@@ -129,7 +120,7 @@ def image_section(
     picture = io.BytesIO()
     image_figure(image, relevance).savefig(picture, format="png", dpi=200)
     data = base64.b64encode(picture.getvalue()).decode("ascii")
-    body = f'<img alt="image and its relevance" src="data:image/png;base64,{data}">'
+    body = render("image.html", picture=data)
     return Section(title, facts, body)
 
 
@@ -142,13 +133,7 @@ def sections(parts: Sequence[Section]) -> str:
     Returns:
         str: HTML with a style of its own, which changes nothing around it.
     """
-    shown = "\n".join(f'<div dir="ltr">{_listed(part.facts)}\n{part.body}</div>' for part in parts)
-    return f'<div class="lrp"><style>{_STYLE}</style>\n{shown}\n</div>'
-
-
-def _listed(facts: Sequence[tuple[str, str]]) -> str:
-    listed = "".join(f"<dt>{_escape(name)}</dt><dd>{_escape(text)}</dd>" for name, text in facts)
-    return f"<dl>{listed}</dl>"
+    return render("notebook.html", parts=parts)
 
 
 def page(parts: Sequence[Section]) -> str:
@@ -160,22 +145,7 @@ def page(parts: Sequence[Section]) -> str:
     Returns:
         str: A document without scripts, to which nothing is loaded from elsewhere.
     """
-    titles = [_escape(printable(part.title)) or "Relevance" for part in parts]
-    shown = "\n".join(
-        f"<section>\n<h1>{title}</h1>\n{_listed(part.facts)}\n{part.body}\n</section>"
-        for title, part in zip(titles, parts, strict=True)
-    )
-    title = titles[0] if len(titles) == 1 else f"Relevance of {len(titles)} predictions"
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
-        # a second line of defence behind the escaping: nothing can run or be fetched
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
-        f"<title>{title}</title>\n<style>{_PAGE_STYLE}{_STYLE}</style>\n</head>\n"
-        f'<body class="lrp">\n{shown}\n</body>\n</html>\n'
-    )
-
-
-def _escape(text: str) -> str:
-    return _html.escape(text, quote=True)
+    title = f"Relevance of {len(parts)} predictions"
+    if len(parts) == 1:
+        title = printable(parts[0].title) or "Relevance"
+    return render("sections.html", parts=parts, title=title)

@@ -442,7 +442,7 @@ def test_examples_are_checked(text, tmp_path):
         (lambda: evaluate(model, cut, [], masker=masker), "no method is named"),
         (lambda: evaluate(model, cut, "best", masker=masker), "unknown method 'best'"),
         (lambda: evaluate(model, cut, [3], masker=masker), "3 is no method"),
-        (lambda: evaluate(model, cut, TWO, masker=masker, metrics=[]), "no metrics"),
+        (lambda: evaluate(model, cut, TWO, masker=masker, metrics=[]), "no metric is named; the"),
         (lambda: evaluate(model, cut, TWO, masker=masker, metrics=["auc"]), "unknown metric"),
         (lambda: evaluate(model, cut, TWO, masker=masker, limit=0), "must be positive"),
         (lambda: evaluate(model, cut, TWO, masker=masker, at="output"), "at is"),

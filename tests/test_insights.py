@@ -454,7 +454,7 @@ class TestServer:
         assert digit["classes"] == list("0123456789")
         assert reviews["selected_method"] == "Conservative LRP"
         html = urllib.request.urlopen(server.url + "digits", timeout=60).read().decode()
-        assert re.search(r'href="/digits/" aria-current=page>Digits<', html)
+        assert re.search(r'href="/digits/" aria-current="page">Digits<', html)
         assert "<title>Captum Insights</title>" in html
 
     def test_a_filter_that_nothing_passes_ends(self, server):

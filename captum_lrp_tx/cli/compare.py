@@ -170,7 +170,7 @@ def _many(arguments: argparse.Namespace) -> None:
             )
         )  # fmt: skip
     if not drawings:
-        raise InputError(f"{arguments.file} has no text that the model can take")
+        raise InputError(f"{arguments.file} has no text that the model can take; shorten the texts")
     if arguments.html is not None:
         page = comparison_html(
             drawings,

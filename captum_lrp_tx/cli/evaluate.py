@@ -265,5 +265,7 @@ def _metrics(text: str) -> list[str]:
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     if not names:
-        raise argparse.ArgumentTypeError("names no metric")
+        raise argparse.ArgumentTypeError(
+            f"names no metric; the metrics are: {', '.join(m.name for m in MEASURES)}"
+        )
     return list(dict.fromkeys(names))

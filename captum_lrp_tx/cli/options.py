@@ -91,7 +91,7 @@ def _methods(text: str) -> list[str]:
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     if not names:
-        raise argparse.ArgumentTypeError("names no method")
+        raise argparse.ArgumentTypeError(f"names no method; the methods are: {', '.join(ALL)}")
     return list(dict.fromkeys(names))
 
 

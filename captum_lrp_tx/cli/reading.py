@@ -42,7 +42,9 @@ def read_texts(
         return texts, None
     for number, _, label in table.rows:
         if not label:
-            raise InputError(f"line {number} of {file} has no label")
+            raise InputError(
+                f"line {number} of {file} has no label; give it one, or leave out the line"
+            )
     return texts, [label for _, _, label in table.rows]
 
 

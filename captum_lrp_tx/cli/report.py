@@ -218,7 +218,7 @@ def _short_enough(data: _Data, tokenizer: Any, config: Any) -> _Data:
         return data
     note(f"{len(lengths) - len(kept)} texts of more than {limit} tokens are left out")
     if not kept:
-        raise InputError(f"{data.name} has no text that the model can take")
+        raise InputError(f"{data.name} has no text that the model can take; shorten the texts")
     labels = data.labels
     return _Data(
         data.name, [data.inputs[i] for i in kept],
@@ -285,5 +285,7 @@ def _classes(text: str) -> str | int | list[str]:
         return count(text)
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
-        raise argparse.ArgumentTypeError("names no class")
+        raise argparse.ArgumentTypeError(
+            "names no class; write names or numbers with commas between them"
+        )
     return found

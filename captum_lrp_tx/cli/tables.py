@@ -70,7 +70,9 @@ def read_table(file: Path) -> Table:
             label = "" if column is None or place is None else _field(fields, place)
             rows.append((number, text, label))
     if not rows:
-        raise InputError(f"{file} holds no text")
+        raise InputError(
+            f'{file} holds no text; write one in each line, or a table with a column "sentence"'
+        )
     if column is None:
         return Table(rows)
     return Table(rows, names[column], "" if place is None else names[place])

@@ -136,7 +136,9 @@ def _names(tokens: Sequence[str] | None, given: Tensor, count: int) -> tuple[str
     if tokens is None:
         return tuple(map(str, given[0].tolist()))
     if len(tokens) != count:
-        raise InputError(f"{len(tokens)} names of tokens for {count} tokens")
+        raise InputError(
+            f"{len(tokens)} names of tokens for {count} tokens; give tokens= one name for each"
+        )
     return tuple(map(str, tokens))
 
 
@@ -150,7 +152,9 @@ def _special(
         assert guessed is not None
         return tuple(guessed)
     if len(special) != len(names):
-        raise InputError(f"{len(special)} entries of special for {len(names)} tokens")
+        raise InputError(
+            f"{len(special)} entries of special for {len(names)} tokens; give one for each"
+        )
     return tuple(map(bool, special))
 
 
@@ -172,7 +176,9 @@ def _output(
         )
     value = float(selected)
     if not math.isfinite(value):
-        raise NonFiniteError("The explained output is NaN or infinite.")
+        raise NonFiniteError(
+            "The explained output is NaN or infinite; look at the inputs and the weights."
+        )
     return target, value
 
 

@@ -95,10 +95,10 @@ def encode(
     else:
         raise InputError(f"cannot read examples from {type(data).__name__}: {_KINDS}")
     if not examples:
-        raise InputError("there are no examples")
+        raise InputError("there are no examples; give at least one")
     empty = next((i for i, example in enumerate(examples) if not len(example["input_ids"])), None)
     if empty is not None:
-        raise InputError(f"example {empty} has no tokens")
+        raise InputError(f"example {empty} has no tokens; leave it out")
     return Encoded(examples, labels)
 
 
@@ -206,5 +206,7 @@ def _unpadded(example: Example) -> Example:
         return example
     (real,) = mask.nonzero(as_tuple=True)
     if len(real) and int(real[-1] - real[0]) + 1 != len(real):
-        raise InputError("an attention mask hides tokens in the middle of an example")
+        raise InputError(
+            "an attention mask hides tokens in the middle of an example; leave them out"
+        )
     return {key: value[real] for key, value in example.items()}

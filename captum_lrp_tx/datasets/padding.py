@@ -40,7 +40,7 @@ def padded_batch(
     """
     keys = list(examples[0])
     if any(list(example) != keys for example in examples):
-        raise InputError("the examples have different entries")
+        raise InputError("the examples have different entries; give all of them the same ones")
     return {key: _padded(key, [e[key] for e in examples], pad_id, side) for key in keys}
 
 

@@ -54,7 +54,7 @@ class DatasetAttributions(Sequence[dict[str, Any]]):
                 "partial=True"
             )
         if not there:
-            raise InputError(f"nothing has been written to {self.folder} yet")
+            raise InputError(f"nothing has been written to {self.folder} yet; start the run again")
         wanted = None if columns is None else ["example", *(c for c in columns if c != "example")]
         tables = []
         for path in there:

@@ -115,7 +115,10 @@ def attribute_dataset(
     """
     import_pyarrow()
     if token_budget < 1 or batches_per_shard < 1:
-        raise InputError("token_budget and batches_per_shard must be positive")
+        raise InputError(
+            f"token_budget and batches_per_shard must be positive, not {token_budget} and "
+            f"{batches_per_shard}"
+        )
     folder, method = Path(out), model_or_method
     if not callable(getattr(method, "attribute", None)):
         method = ConservativeLRP(method)
@@ -215,7 +218,7 @@ def _wanted(target: Any, encoded: Encoded) -> list[Wanted]:
         target = target.tolist()
     if isinstance(target, list):
         if len(target) != count:
-            raise TargetError(f"{len(target)} targets for {count} examples")
+            raise TargetError(f"{len(target)} targets for {count} examples; give one for each")
         return [_one(item) for item in target]
     return [_one(target)] * count
 
@@ -235,7 +238,7 @@ def _names(ids: Sequence[str] | None, encoded: Encoded) -> list[str | None]:
     if ids is None:
         return [None] * len(encoded.examples)
     if len(ids) != len(encoded.examples):
-        raise InputError(f"{len(ids)} ids for {len(encoded.examples)} examples")
+        raise InputError(f"{len(ids)} ids for {len(encoded.examples)} examples; give one for each")
     return [str(name) for name in ids]
 
 

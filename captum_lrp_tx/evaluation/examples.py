@@ -46,7 +46,7 @@ class Examples(ABC):
         if labels is None:
             return None
         if len(labels) != len(self):
-            raise InputError(f"{len(labels)} labels for {len(self)} examples")
+            raise InputError(f"{len(labels)} labels for {len(self)} examples; give one for each")
         return tuple(int(label) for label in labels)
 
 
@@ -82,14 +82,16 @@ class TextExamples(Examples):
         max_length: int | None = None,
     ) -> None:
         if not texts:
-            raise InputError("there are no texts")
+            raise InputError("there are no texts; give at least one")
         self._texts = list(texts)
         self._tokenizer = tokenizer
         self._max_length = max_length
         whole = tokenizer(self._texts, add_special_tokens=True, verbose=False)["input_ids"]
         lengths = [len(ids) for ids in whole]
         if not all(lengths):
-            raise InputError(f"the tokenizer made no token of example {lengths.index(0)}")
+            raise InputError(
+                f"the tokenizer made no token of example {lengths.index(0)}; leave it out"
+            )
         limit = max_length or max(lengths)
         self.truncated = sum(length > limit for length in lengths)
         self._lengths = [min(length, limit) for length in lengths]
@@ -179,7 +181,7 @@ class ImageFiles(Examples):
         labels: Sequence[int] | None = None,
     ) -> None:
         if not files:
-            raise InputError("there are no images")
+            raise InputError("there are no images; give at least one file")
         self._files = list(files)
         self._read = functools.lru_cache(maxsize=64)(read)
         self.labels = self._check_labels(labels)

@@ -39,7 +39,10 @@ def curves_figure(
     measures = [measure for measure in evaluation.measures if measure.is_curve]
     methods = [method for method in evaluation if method.error is None]
     if not measures or not methods:
-        raise InputError("no curve was measured, so there is nothing to draw")
+        raise InputError(
+            "no curve was measured, so there is nothing to draw; "
+            "name activation or pruning in metrics="
+        )
     entries = -(-len(methods) // columns)
     head, foot, panel = 0.26 if title else 0.02, 0.5 + 0.19 * entries, 2.35
     height = head + panel + 0.25 + foot

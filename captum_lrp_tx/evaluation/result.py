@@ -56,7 +56,10 @@ class MethodResult:
         if self.error is not None:
             raise InputError(f"{self.name} has no results: {self.error}")
         if name not in self.measured:
-            raise InputError(f"{name} was not measured; measured: {', '.join(self.measured)}")
+            raise InputError(
+                f"{name} was not measured, name it in metrics=; "
+                f"measured: {', '.join(self.measured)}"
+            )
         found = self.measured[name]
         return found.area if isinstance(found, Curve) else found
 
@@ -121,7 +124,9 @@ class Evaluation:
         one, other = self[first], self[second]
         common = sorted(set(one.rows) & set(other.rows))
         if not common and one.error is None and other.error is None:
-            raise InputError(f"{first} and {second} have no example in common")
+            raise InputError(
+                f"{first} and {second} have no example in common; measure both on the same ones"
+            )
         pair = []
         for method in (one, other):
             place = {row: i for i, row in enumerate(method.rows)}

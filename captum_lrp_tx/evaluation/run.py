@@ -16,7 +16,7 @@ from tqdm import tqdm
 from captum_lrp_tx._version import __version__
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation.examples import Examples
-from captum_lrp_tx.evaluation.measures import Measure, Measured, find_measure
+from captum_lrp_tx.evaluation.measures import MEASURES, Measure, Measured, find_measure
 from captum_lrp_tx.evaluation.result import Evaluation, MethodResult
 from captum_lrp_tx.evaluation.store import Entry, Store
 from captum_lrp_tx.methods.registry import Chosen, Method, choose_methods, find_method
@@ -113,7 +113,9 @@ def evaluate(
     chosen = choose_methods(methods)
     measures = [find_measure(name) for name in dict.fromkeys(metrics)]
     if not measures:
-        raise InputError("no metrics are named")
+        raise InputError(
+            f"no metric is named; the metrics are: {', '.join(m.name for m in MEASURES)}"
+        )
     if target not in ("predicted", "label") or at not in ("embeddings", "input"):
         raise InputError(
             f"target is 'predicted' or 'label' and at is 'embeddings' or 'input', not {target!r} "
@@ -124,7 +126,7 @@ def evaluate(
         raise InputError("the examples have no labels; explain the predicted class instead")
     count = len(examples) if limit is None else min(limit, len(examples))
     if count < 1 or block_size < 1:
-        raise InputError("limit and block_size must be positive")
+        raise InputError(f"limit and block_size must be positive, not {limit} and {block_size}")
     at_most = {find_method(name).name: number for name, number in (limits or {}).items()}
     wanted = {method.name: min(at_most.get(method.name, count), count) for method in chosen}
     settings = {

@@ -183,12 +183,12 @@ def tune(
         ['attention', 'mlp', 'rest']
     """
     if not gammas:
-        raise InputError("no gammas to try")
+        raise InputError("there are no gammas to try; give gammas= at least one number")
     if layers is None:
         layers = linear_layers(model, placed(examples.inputs([0]), device_of(model)))
     kinds = {kind: tuple(names) for kind, names in layers.items() if names}
     if not kinds:
-        raise InputError("there are no linear layers to choose gammas for")
+        raise InputError("there are no linear layers to choose gammas for; name some in layers=")
 
     trials: dict[tuple[float, ...], Trial] = {}
 

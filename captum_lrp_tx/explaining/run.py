@@ -194,7 +194,7 @@ def _items(inputs: Any, reader: Reader) -> tuple[list[Any], bool]:
         )
     items = list(inputs)
     if not items:
-        raise InputError("the list of inputs is empty")
+        raise InputError("the list of inputs is empty; give at least one")
     if all(isinstance(item, int) for item in items):
         return [items], False
     return items, True
@@ -227,7 +227,9 @@ def _wishes(
         targets = target.tolist() if hasattr(target, "tolist") else list(target)
         targets = targets if isinstance(targets, list) else [targets]
         if len(targets) != count:
-            raise InputError(f"{len(targets)} targets were given for {count} inputs")
+            raise InputError(
+                f"{len(targets)} targets were given for {count} inputs; give one for each"
+            )
     else:
         targets = [target] * count
     if not several and isinstance(target, list) and count == 1:

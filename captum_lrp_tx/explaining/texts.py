@@ -125,7 +125,7 @@ def _from_texts(texts: dict[str, str], reader: Reader, **more: Any) -> Encoded:
     if tokenizer is None:
         raise InputError("a text needs the tokenizer of the model: explain(model, tokenizer, text)")
     if not any(text.strip() for text in texts.values()):
-        raise InputError("the text is empty")
+        raise InputError("the text is empty; give some words")
     cut = {"truncation": reader.truncation, "max_length": reader.limit()}
     options = {**more, **(cut if reader.truncation else {})}
     # verbose: the message about long texts would say that indexing errors follow

@@ -260,9 +260,9 @@ def _class_names(model: Any, classes: Sequence[str] | None) -> list[str]:
 
 def _check_labels(examples: int, labels: Sequence[int], classes: int) -> None:
     if not examples:
-        raise InputError("there is no example to show")
+        raise InputError("there is no example to show; give at least one")
     if len(labels) != examples:
-        raise InputError(f"{len(labels)} labels for {examples} examples")
+        raise InputError(f"{len(labels)} labels for {examples} examples; give one for each")
     wrong = [label for label in labels if not 0 <= label < classes]
     if wrong:
         raise InputError(f"there is no class {wrong[0]}; classes go from 0 to {classes - 1}")

@@ -8,7 +8,6 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Iterable, Mapping
-from html import escape
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from types import TracebackType
@@ -17,24 +16,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from captum_lrp_tx.errors import InputError, MissingPackageError
 from captum_lrp_tx.insights.registration import insights_module, register
+from captum_lrp_tx.visualization.templates import render
 
 _HOST = "127.0.0.1"
 _REQUESTS = ("/init", "/fetch", "/attribute")
-_STYLE = """
-#pages { background: #fff; padding: 10px 32px; border-bottom: 1px solid #ccd0d5; color: #606770;
-  display: flex; gap: 20px; align-items: baseline; flex-wrap: wrap; }
-#pages a { color: #606770; text-decoration: none; padding: 2px 0; }
-#pages a[aria-current] { color: #000; font-weight: 600; border-bottom: 3px solid #ee4c2c; }
-#pages p { margin: 0 0 0 auto; font-size: 0.9em; }
-#pages i { font-style: normal; padding: 1px 4px; border-radius: 2px; }
-[class*="gallery__item__description"] { font-size: 0; }
-[class*="gallery__item__description"]::after { font-size: 16px; content: "Relevance"; }
-[class*="gallery__item_"]:first-child [class*="description"]::after { content: "Original"; }
-[class*="App_panel___"] { overflow: visible; }
-[class*="text-feature-word"][style*="240, 219, 219"] { background-color: #eee !important; }
-"""
-#: With a single feature its contribution is always all there is.
-_SINGLE = '[class*="visualization-container"] > :nth-child(3) { display: none; }'
 
 
 class PageServer:
@@ -67,7 +52,7 @@ class PageServer:
 
     def __init__(self, pages: Mapping[str, Any], port: int = 0) -> None:
         if not pages:
-            raise InputError("there is no page to serve")
+            raise InputError("there is no page to serve; make one with text_page or image_page")
         for name in pages:
             if not name.replace("-", "").isalnum() or not name.isascii():
                 raise InputError(f"{name!r} is no name of a page: use letters, digits and '-'")
@@ -158,18 +143,10 @@ class PageServer:
                 self._worker = None
 
     def _head(self, page: str) -> str:
-        links = "".join(
-            f'<a href="/{name}/"{" aria-current=page" * (name == page)}>'
-            f"{escape(name.replace('-', ' ').capitalize())}</a>"
-            for name in self._pages
-        )
-        style = _STYLE + _SINGLE if len(self._pages[page].features) == 1 else _STYLE
-        return (
-            f"<style>{style}</style><nav id=pages>{links}"
-            '<p><i style="background:#99bbff">Blue</i> speaks for the marked class, '
-            '<i style="background:#ff7657">red</i> against it. Click another class to explain '
-            "that one; Fetch again for other examples.</p></nav>"
-        )
+        return render(
+            "head.html", package="captum_lrp_tx.insights", names=list(self._pages), page=page,
+            single=len(self._pages[page].features) == 1,
+        )  # fmt: skip
 
 
 def serve(pages: Mapping[str, Any], port: int = 0, *, open_browser: bool = True) -> None:

@@ -93,7 +93,9 @@ def run(
         raise InputError(f"the method returned {type(relevance).__name__} instead of relevance")
     relevance = relevance.detach()
     if not bool(torch.isfinite(relevance).all()):
-        raise NonFiniteError("the relevance is NaN or infinite")
+        raise NonFiniteError(
+            "the relevance is NaN or infinite; explain in single precision, or try another method"
+        )
     return Found(relevance if layer is None else relevance.sum(-1), left_out)
 
 

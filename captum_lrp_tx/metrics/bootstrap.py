@@ -131,7 +131,7 @@ def _array(values: Any) -> Array:
     if array.ndim != 1 or not len(array):
         raise InputError(f"one number for each example is needed, not the shape {array.shape}")
     if not np.isfinite(array).all():
-        raise InputError("there are values that are not finite")
+        raise InputError("there are values that are not finite; leave these examples out")
     return array
 
 

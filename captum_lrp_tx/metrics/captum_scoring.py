@@ -181,7 +181,9 @@ class _Chunk:
         self._outputs: dict[bytes, Tensor] = {}
         self.output = self.forward(batch.main)
         if not bool(torch.isfinite(self.output).all()):
-            raise NonFiniteError("the explained output is NaN or infinite")
+            raise NonFiniteError(
+                "the explained output is NaN or infinite; look at the inputs and the weights"
+            )
 
     def repeated(self, count: int) -> tuple[Batch, list[Any]]:
         """Every example so many times, as Captum repeats them."""
@@ -311,7 +313,7 @@ def _targets(target: Any, count: int) -> list[Any] | None:
     if not isinstance(target, list):
         return [target] * count
     if len(target) != count:
-        raise TargetError(f"{len(target)} targets for {count} examples")
+        raise TargetError(f"{len(target)} targets for {count} examples; give one for each")
     return target
 
 

@@ -113,12 +113,14 @@ class Curve:
             InputError: None, or with different steps.
         """
         if not curves:
-            raise InputError("there are no curves to join")
+            raise InputError("there are no curves to join; give at least one")
         first = curves[0]
         values = [curve.values for curve in curves]
         if all(c.fractions.dim() == 1 for c in curves):
             if any(not torch.equal(c.fractions, first.fractions) for c in curves):
-                raise InputError("the curves have different fractions")
+                raise InputError(
+                    "the curves have different fractions; measure them with the same ones"
+                )
             return cls(first.name, first.fractions, torch.cat(values))
         steps = max(value.shape[1] for value in values)
         fractions = [curve.fractions.expand_as(curve.values) for curve in curves]
@@ -212,7 +214,7 @@ def perturbation_curve(
             show_progress=show_progress,
         )  # fmt: skip
     if attributions is None:
-        raise InputError("attributions are missing")
+        raise InputError("attributions are missing; give attributions=")
     steps = _steps(fractions)
     scores = used.scores(attributions)
     counts = used.counts

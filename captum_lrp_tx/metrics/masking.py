@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.metrics.batches import Batch
+from captum_lrp_tx.visualization.wording import special_ids
 
 Kept = Union[Sequence[int], Tensor]
 
@@ -111,9 +112,8 @@ class MaskTokens(Masker):
             known = [k for k in ("unk", "mask", "pad") if getattr(tokenizer, f"{k}_token_id", None)
                      is not None]  # fmt: skip
             raise InputError(f"the tokenizer has no {token} token; it has: {', '.join(known)}")
-        special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
         return cls(
-            int(token_id), keep=tuple(sorted(special)) if keep_special else (),
+            int(token_id), keep=tuple(sorted(special_ids(tokenizer))) if keep_special else (),
             pad_id=tokenizer.pad_token_id,
         )  # fmt: skip
 
@@ -188,7 +188,7 @@ class RemoveTokens(MaskTokens):
         Args:
             tokenizer (PreTrainedTokenizerBase): Of transformers.
         """
-        return cls(tuple(sorted({*tokenizer.all_special_ids} - {tokenizer.unk_token_id})))
+        return cls(tuple(sorted(special_ids(tokenizer))))
 
     def features(self, batch: Batch) -> Tensor:
         mask = batch.attention_mask

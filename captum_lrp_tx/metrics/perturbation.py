@@ -124,7 +124,10 @@ class Perturbation:
         nothing = torch.zeros_like(self.features)
         self.whole = self._outputs(rows, lambda chunk: nothing[chunk], lambda out, _: out, "whole")
         if not bool(torch.isfinite(self.whole).all()):
-            raise NonFiniteError("the output of the whole inputs is NaN or infinite")
+            raise NonFiniteError(
+                "the output of the whole inputs is NaN or infinite; "
+                "look at the inputs and the weights"
+            )
         self.target = target_classes(classes, self.whole)
         self._blank: Tensor | None = None
 

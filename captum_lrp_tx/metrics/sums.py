@@ -204,7 +204,7 @@ def conservation(
         >>> print(conservation(model, inputs))  # doctest: +SKIP
     """
     if not rules:
-        raise InputError("no rule sets are named")
+        raise InputError("no rule set is named; give rules= some, e.g. {'LRP': 'lrp'}")
     blocks = list(layers) if layers is not None else transformer_blocks(model)
     batch = Batch.of(inputs, additional_forward_args)
     lengths = None
@@ -232,7 +232,9 @@ def conservation(
             with torch.no_grad():
                 found = target_outputs(part.call(model), position, rows).float().cpu()
             if not bool(torch.isfinite(found).all()):
-                raise NonFiniteError("the output is NaN or infinite")
+                raise NonFiniteError(
+                    "the output is NaN or infinite; look at the inputs and the weights"
+                )
             wanted = target_classes(_rows_of(classes, rows, len(batch)), found)
             outputs[rows] = logit(found, found, wanted).double()
             goal: Any = wanted.to(part.main.device)

@@ -36,7 +36,7 @@ def split_target(target: Any, examples: int) -> tuple[Position | None, Any]:
         target = [target] * examples
     if isinstance(target, list) and target and isinstance(target[0], tuple):
         if len(target) != examples or len({len(entry) for entry in target}) != 1:
-            raise TargetError(f"{len(target)} targets for {examples} examples")
+            raise TargetError(f"{len(target)} targets for {examples} examples; give one for each")
         positions = [tuple(int(i) for i in entry[:-1]) for entry in target]
         return (positions if positions[0] else None), [int(entry[-1]) for entry in target]
     return None, target

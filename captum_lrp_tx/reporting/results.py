@@ -210,9 +210,14 @@ def check_labels(
         raise InputError("labels is a text; pass one label for each example")
     listed = labels.tolist() if isinstance(labels, Tensor) else list(labels)
     if len(listed) != count:
-        raise InputError(f"{len(listed)} labels for {count} examples")
+        raise InputError(
+            f"{len(listed)} labels for {count} examples; "
+            "give one for each, None where it is unknown"
+        )
     if len(names) == 1:
-        raise InputError("labels need a model with several classes, but this one has one output")
+        raise InputError(
+            "labels need a model with several classes, but this one has one output; leave them out"
+        )
     found: list[int | None] = []
     for index, label in enumerate(listed):
         if label is None:

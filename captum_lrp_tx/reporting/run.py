@@ -196,7 +196,9 @@ def _outputs(model: Callable[..., Any], samples: Samples, batch_size: int) -> Te
     outputs = torch.stack([found[example] for example in range(len(samples))])
     wrong = (~torch.isfinite(outputs)).any(1).nonzero()[:, 0].tolist()
     if wrong:
-        raise NonFiniteError(f"the output of example {wrong[0]} is NaN or infinite")
+        raise NonFiniteError(
+            f"the output of example {wrong[0]} is NaN or infinite; leave the example out"
+        )
     return outputs
 
 
@@ -210,7 +212,9 @@ def _config(model: Any) -> Any:
 def _class_names(given: Sequence[str] | None, config: Any, count: int) -> list[str]:
     if given is not None:
         if isinstance(given, str) or len(given) != count:
-            raise InputError(f"class_names has {len(given)} entries for {count} classes")
+            raise InputError(
+                f"class_names has {len(given)} entries for {count} classes; give one for each"
+            )
         return list(map(str, given))
     # LABEL_0 is what transformers writes if no one named the classes
     return [re.sub(r"^LABEL_(?=\d+$)", "", name) for name in labels_of(config, count)]

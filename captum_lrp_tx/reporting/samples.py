@@ -19,6 +19,7 @@ from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.runs.subject import device_of, longest_text
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
+from captum_lrp_tx.visualization.wording import special_ids
 
 Texts = Sequence[Union[str, tuple[str, str]]]
 Kind = Literal["text", "image"]
@@ -139,7 +140,7 @@ def read_samples(
 
 def _from_texts(texts: list[Any], model: Any, tokenizer: Any) -> Samples:
     if not texts:
-        raise InputError("there is no text to explain")
+        raise InputError("there is no text to explain; give at least one")
     pairs = [isinstance(t, tuple) and len(t) == 2 and all(map(_is_text, t)) for t in texts]
     wrong = [t for t, is_pair in zip(texts, pairs, strict=True) if not (is_pair or _is_text(t))]
     if wrong or any(pairs) != all(pairs):
@@ -154,11 +155,11 @@ def _from_texts(texts: list[Any], model: Any, tokenizer: Any) -> Samples:
     first = next((module for _, module in find_modules(model)), None)
     limit = longest_text(tokenizer, getattr(first, "config", None))
     device = device_of(model)
-    special_ids = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    hidden = special_ids(tokenizer)
     items = []
     for index, ids in enumerate(encoded["input_ids"]):
         if not len(ids):
-            raise InputError(f"text {index} has no token: {texts[index]!r}")
+            raise InputError(f"text {index} has no token: {texts[index]!r}; leave it out")
         if limit is not None and len(ids) > limit:
             raise InputError(
                 f"text {index} has {len(ids)} tokens, but the model takes at most {limit}; shorten "
@@ -172,7 +173,7 @@ def _from_texts(texts: list[Any], model: Any, tokenizer: Any) -> Samples:
                 rows,
                 text if isinstance(text, str) else " \u2016 ".join(text),
                 tuple(map(str, tokenizer.convert_ids_to_tokens(list(ids)))),
-                tuple(i in special_ids for i in ids),
+                tuple(i in hidden for i in ids),
             )
         )
     return Samples("text", tuple(items), "input_ids")
@@ -192,14 +193,12 @@ def _from_ids(
     mask = named.get("attention_mask")
     padded = isinstance(mask, Tensor) and mask.shape == ids.shape
     own = {name: value for name, value in named.items() if _is_own(value, count)}
-    special_ids: set[int] = set()
-    if tokenizer is not None:
-        special_ids = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    hidden = set() if tokenizer is None else special_ids(tokenizer)
     items = []
     for row in range(count):
         real = mask[row] > 0 if padded and mask is not None else torch.ones_like(ids[row]) > 0
         if not bool(real.any()):
-            raise InputError(f"example {row} is nothing but padding")
+            raise InputError(f"example {row} is nothing but padding; leave it out")
         kept = ids[row][real]
         others = {
             name: value[row][real] if value.shape[:2] == ids.shape else value[row]
@@ -217,7 +216,7 @@ def _from_ids(
         if special is not None:
             flags = _fitting("special", special[row], places, ids.shape[1], row)
         elif tokenizer is not None:
-            flags = [i in special_ids for i in listed]
+            flags = [i in hidden for i in listed]
         elif tokens is not None:
             flags = list(TokenHeatmap(names, [0.0] * len(names)).special or ())
         else:

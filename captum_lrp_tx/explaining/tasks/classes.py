@@ -106,7 +106,7 @@ class TokenClassification(Task):
         tokens = encoded.tokens
         words = [word for word in tokens.words if not tokens.special[word[0]]]
         if not words:
-            raise InputError("the text has no words")
+            raise InputError("the text has no words; give some")
         every = isinstance(wish.target, str) and wish.target == "all"
         for number in range(len(words)) if every else (None,):
             one = wish if number is None else replace(wish, target=number)

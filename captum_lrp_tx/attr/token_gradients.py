@@ -31,7 +31,7 @@ from captum_lrp_tx.attr.conservative import (
 from captum_lrp_tx.attr.targets import holds_target
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.propagation.hygiene.isolation import isolated
-from captum_lrp_tx.propagation.interception import Interception
+from captum_lrp_tx.propagation.interception import Context, Interception
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.model.outputs import output_tensor
 from captum_lrp_tx.propagation.state.inputs import Inputs, Looking
@@ -59,10 +59,12 @@ class _Rows(Inputs):
         """Call a function with the ids, which are followed to their lookups."""
         (ids,), _ = self.call_arguments()
         scope = Scope({})
-        with isolated([]) as kept, scope, Interception(scope, self, lambda _: "embedding", kept):
-            return call(ids, *more)
+        with isolated([]) as kept:
+            context = Context(scope, self, lambda _: "embedding", kept)
+            with scope, Interception(context):
+                return call(ids, *more)
 
-    def look_up(self, values: Tensor, trace: Tensor, name: str, mode: Looking) -> Tensor:
+    def look_up(self, values: Tensor, trace: Tensor, name: str, context: Looking) -> Tensor:
         trace = by_rows(trace)
         if trace.shape[-1] > 1:
             if bool((trace == 0).any()):
@@ -70,7 +72,9 @@ class _Rows(Inputs):
                     "The model multiplies one-hot rows of its token ids, which Integrated "
                     "Gradients, GradientShap and Saliency cannot replace; pass float inputs."
                 )
-            return self.look_up(values.unsqueeze(-1), trace.unsqueeze(-1), name, mode).squeeze(-1)
+            return self.look_up(values.unsqueeze(-1), trace.unsqueeze(-1), name, context).squeeze(
+                -1
+            )
         ids, places = self.leaves[0].original, trace[..., 0]
         if self._replacements is None:
             width = values.shape[-1]

@@ -25,7 +25,7 @@ from captum_lrp_tx.propagation.backward.seeds import forget
 from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.hygiene.arguments import fresh
 from captum_lrp_tx.propagation.hygiene.isolation import isolated
-from captum_lrp_tx.propagation.interception import Interception
+from captum_lrp_tx.propagation.interception import Context, Interception
 from captum_lrp_tx.propagation.interception.opaque_maps import OpaqueMaps, candidates
 from captum_lrp_tx.propagation.interception.underived import refuse_underived
 from captum_lrp_tx.propagation.judging import diagnosis
@@ -166,12 +166,13 @@ def propagate_targets(
             args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
             kwargs = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
         strangers = Strangers(job.modules, job.meet) if job.meet is not None else None
-        mode = Interception(scope, inputs, name_of, isolation, strangers)
-        opaque = OpaqueMaps(mode, candidates(job.modules))
+        context = Context(scope, inputs, name_of, isolation, strangers)
+        mode = Interception(context)
+        opaque = OpaqueMaps(context, candidates(job.modules))
         explained = call_explained(job.forward, (*args, *job.additional_args), kwargs)
         saving = (
             Recomputation(
-                repeated_blocks(job.modules), scope, inputs, lambda: _second_run(mode, opaque)
+                repeated_blocks(job.modules), scope, inputs, lambda: _second_run(context, opaque)
             )
             if job.recompute
             else nullcontext()
@@ -183,10 +184,10 @@ def propagate_targets(
         else:
             with scope, saving, opaque, mode, _failures_explained(), explained:
                 returned = job.forward(*args, *additional, **kwargs)
-        _note_what_ran(scope, mode, inputs)
-        mode.maps.forget()
+        _note_what_ran(scope, context, inputs)
+        context.maps.forget()
         output = output_tensor(returned)
-        refuse_underived(mode, [] if output.grad_fn is None else [output.grad_fn])
+        refuse_underived(context, [] if output.grad_fn is None else [output.grad_fn])
         targets = [_selected(job, s, output, (args, kwargs)) for s in select(output)]
         jobs = [
             replace(job, select=functools.partial(_nth, select, i)) for i in range(len(targets))
@@ -194,7 +195,7 @@ def propagate_targets(
         del args, kwargs, returned  # not to be held during the backward pass
         leaves = _leaves(inputs, probe)
         with _failures_explained():
-            if settle_by_gradients(mode.undecided, targets):
+            if settle_by_gradients(context.undecided, targets):
                 forget(scope)
         if not job.backward:
             _inspect(job, scope, targets, leaves)
@@ -223,25 +224,25 @@ def _inspect(job: Pass, scope: Scope, targets: list[Tensor], leaves: list[Tensor
         job.inspect(scope, [root for root in roots if root is not None], leaves)
 
 
-def _note_what_ran(scope: Scope, mode: Interception, inputs: Inputs) -> None:
+def _note_what_ran(scope: Scope, context: Context, inputs: Inputs) -> None:
     """Fill :attr:`Scope.ran`: the calls of torch, and what they do not show."""
     acted: dict[tuple[str, str], int] = {}
     for (_, kind, rule), count in scope.applied.items():
         acted[kind.value, rule] = acted.get((kind.value, rule), 0) + count
     nodes = next_sequence_number() - inputs.first_node
     cut = tuple(name for name, *_ in scope.cut)
-    scope.ran = hash((mode.ran, nodes, frozenset(acted.items()), cut))
+    scope.ran = hash((context.ran, nodes, frozenset(acted.items()), cut))
 
 
 @contextlib.contextmanager
-def _second_run(mode: Interception, opaque: OpaqueMaps) -> Iterator[None]:
+def _second_run(context: Context, opaque: OpaqueMaps) -> Iterator[None]:
     """The rules for a second run of a part of the model; nothing of it is kept afterwards."""
-    again = mode.again()
+    again = context.again()
     try:
-        with opaque.again(again), again:
+        with opaque.again(again), Interception(again):
             yield
     finally:
-        again.maps.forget()  # which leads to the graph, and that leads to the mode
+        again.maps.forget()  # which leads to the graph, and that leads to the context
 
 
 def _nth(select: Callable[[Tensor], Sequence[Tensor]], index: int, output: Tensor) -> Tensor:

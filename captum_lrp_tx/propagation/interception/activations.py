@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_lrp_tx.propagation import recurrence
 from captum_lrp_tx.propagation.autograd import compact
 from captum_lrp_tx.propagation.autograd.functions import PackedSlope
-from captum_lrp_tx.propagation.interception.calls import Handler, by_name, depends
+from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
 from captum_lrp_tx.propagation.operations import (
     Activation,
     Kind,
@@ -21,7 +21,7 @@ from captum_lrp_tx.propagation.operations import (
 from captum_lrp_tx.propagation.recognition import homogeneity, patterns
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 
 _ACTIVATIONS = {
@@ -37,42 +37,42 @@ _ACTIVATIONS = {
 }  # fmt: skip
 
 
-def _activation(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _activation(context: Context, call: Call) -> Any:
+    args, kwargs, name = call.args, call.kwargs, call.name
     x = args[0] if args else kwargs.get("input")
-    rule = mode.scope.rule(Kind.ACTIVATION)
-    name: str = func.__name__
+    rule = context.scope.rule(Kind.ACTIVATION)
     if name == "softplus" and depends(x):
-        mode.has_steps = True
-    if rule is None and isinstance(x, Tensor) and x.requires_grad and mode.scope.has_rules:
-        return _packed_slope(func, x, args, kwargs, name)
+        context.has_steps = True
+    if rule is None and isinstance(x, Tensor) and x.requires_grad and context.scope.has_rules:
+        return _packed_slope(call, x)
     if rule is None or not isinstance(x, Tensor) or not x.requires_grad:
-        return func(*args, **kwargs)
+        return call.run()
     bare = name.rstrip("_")
     exponent: Any = 2 if bare == "square" else None
     if bare == "pow":
         exponent = args[1] if len(args) > 1 else kwargs.get("exponent")
         if not _positive_power(exponent):
-            return func(*args, **kwargs)
-    inplace = name.endswith("_") or bool(kwargs.get("inplace"))
+            return call.run()
+    inplace = call.is_inplace or bool(kwargs.get("inplace"))
     if inplace:
         # out of place first, then into the argument, so that aliases see the new value
         kwargs = {k: v for k, v in kwargs.items() if k != "inplace"}
         source = x.clone()
         out_of_place = (
-            func if not name.endswith("_") else getattr(torch, bare, None) or getattr(F, bare)
+            getattr(torch, bare, None) or getattr(F, bare) if call.is_inplace else call.func
         )
         operation = Activation(
             out_of_place, (source, *args[1:]), kwargs, input=x, name=_ACTIVATIONS[bare]
         )
-        if mode.scope.ledger is not None:
-            operation.absorb = mode.absorber()
-        return x.copy_(homogeneity.with_exponent(mode.apply(Kind.ACTIVATION, operation), exponent))
-    operation = Activation(func, args, kwargs, input=x, name=_ACTIVATIONS[bare])
-    if mode.scope.ledger is not None:
-        operation.absorb = mode.absorber()
-    return homogeneity.with_exponent(mode.apply(Kind.ACTIVATION, operation), exponent)
+        if context.scope.ledger is not None:
+            operation.absorb = context.absorber()
+        return x.copy_(
+            homogeneity.with_exponent(context.apply(Kind.ACTIVATION, operation), exponent)
+        )
+    operation = Activation(*call.parts, input=x, name=_ACTIVATIONS[bare])
+    if context.scope.ledger is not None:
+        operation.absorb = context.absorber()
+    return homogeneity.with_exponent(context.apply(Kind.ACTIVATION, operation), exponent)
 
 
 def _gelu_slope(x: Tensor, **kwargs: Any) -> Tensor:
@@ -90,32 +90,29 @@ def _silu_slope(x: Tensor) -> Tensor:
 _SLOPES: dict[str, Callable[..., Tensor]] = {"gelu": _gelu_slope, "silu": _silu_slope}
 
 
-def _packed_slope(
-    func: Any, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
-) -> Any:
+def _packed_slope(call: Call, x: Tensor) -> Any:
     """The plain gradient of an activation, in less memory where that is much."""
+    name = call.name
     if name not in _SLOPES or x.numel() < compact.LARGE:
-        return func(*args, **kwargs)
-    options = {k: v for k, v in kwargs.items() if k != "input"}
-    known = len(args) <= 1 and not options.get("inplace")
+        return call.run()
+    options = {k: v for k, v in call.kwargs.items() if k != "input"}
+    known = len(call.args) <= 1 and not options.get("inplace")
     if not known or not compact.packs(compact.SLOPES, _ACTIVATIONS[name], x):
-        return func(*args, **kwargs)
+        return call.run()
     approximate = {k: v for k, v in options.items() if k == "approximate"}
     return PackedSlope.call(
         x,
-        Activation(func, args, kwargs, input=x, name=_ACTIVATIONS[name]).value,
+        Activation(*call.parts, input=x, name=_ACTIVATIONS[name]).value,
         functools.partial(_SLOPES[name], **approximate),
         _ACTIVATIONS[name],
     )
 
 
-def _exponential(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    if mode.has_steps and args and depends(args[0]):
-        recurrence.confirm_steps(args[0])
-    result = func(*args, **kwargs)
-    if depends(result) and mode.scope.rule(Kind.ATTENTION) is not None:
+def _exponential(context: Context, call: Call) -> Any:
+    if context.has_steps and call.args and depends(call.args[0]):
+        recurrence.confirm_steps(call.args[0])
+    result = call.run()
+    if depends(result) and context.scope.rule(Kind.ATTENTION) is not None:
         patterns.mark_exponential(result)
     return result
 
@@ -124,12 +121,12 @@ def _positive_power(exponent: Any) -> bool:
     return isinstance(exponent, (int, float)) and exponent >= 1
 
 
-def _softmax(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    rule = mode.scope.rule(Kind.SOFTMAX)
-    x = args[0] if args else kwargs.get("input")
+def _softmax(context: Context, call: Call) -> Any:
+    rule = context.scope.rule(Kind.SOFTMAX)
+    x = call.args[0] if call.args else call.kwargs.get("input")
     if rule is None or not isinstance(x, Tensor) or not x.requires_grad:
-        return func(*args, **kwargs)
-    return rule.propagate(Activation(func, args, kwargs, input=x, name="Softmax"))
+        return call.run()
+    return rule.propagate(Activation(*call.parts, input=x, name="Softmax"))
 
 
 HANDLERS: dict[str, Handler] = {

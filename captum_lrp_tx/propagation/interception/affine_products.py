@@ -13,14 +13,14 @@ from torch import Tensor
 from captum_lrp_tx.propagation.autograd.functions import WithValue
 from captum_lrp_tx.propagation.interception import lookups
 from captum_lrp_tx.propagation.interception.booking import booked
-from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
+from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
 from captum_lrp_tx.propagation.interception.constant_weights import apply_linear
 from captum_lrp_tx.propagation.interception.contractions import product_with_summand
 from captum_lrp_tx.propagation.interception.spreading import spread_last, spread_through
 from captum_lrp_tx.propagation.operations import LinearMap
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 #: Names of the summand and of the factors.
 _WITH_SUMMAND = {
@@ -33,22 +33,20 @@ _WITH_SUMMAND = {
 }
 
 
-def _with_summand(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _with_summand(context: Context, call: Call) -> Any:
     """``beta * input + alpha * first @ second``."""
-    name: str = func.__name__
-    names = _WITH_SUMMAND[name]
-    options = {k: v for k, v in kwargs.items() if k not in names}
-    if len(args) > 3 or options.keys() - {"beta", "alpha"}:
-        return booked(mode, func, args, kwargs, func(*args, **kwargs))
-    operands = tuple(bind(names, args, kwargs))
+    func, names = call.func, _WITH_SUMMAND[call.name]
+    options = {k: v for k, v in call.kwargs.items() if k not in names}
+    if len(call.args) > 3 or options.keys() - {"beta", "alpha"}:
+        return booked(context, call, call.run())
+    operands = tuple(call.bind(names))
+    call = call.replaced(operands, options)
     summand, beta = operands[0], options.get("beta", 1)
     where = [i for i in (1, 2) if depends(operands[i])]
     if len(where) == 2:
-        return product_with_summand(mode, func, operands, options)
+        return product_with_summand(context, call)
     if not where:
-        return booked(mode, func, operands, options, func(*operands, **options))
+        return booked(context, call, call.run())
     (i,) = where
     alone = {**options, "beta": 0}
 
@@ -57,40 +55,38 @@ def _with_summand(
         result: Tensor = func(start, *((x, w) if i == 1 else (w, x)), **alone)
         return result
 
-    by_row = name == "addmm" and i == 1
+    by_row = call.name == "addmm" and i == 1
     weight = operands[3 - i]
     bias = None if depends(summand) else summand if beta == 1 else summand * beta
     operation = LinearMap(
-        func, operands, options, mode.absorber(summand),
+        *call.parts, context.absorber(summand),
         input=operands[i], weight=weight, bias=bias, apply=apply, by_row=by_row,
         distribute=spread_last if by_row else spread_through(apply, weight),
     )  # fmt: skip
     if bias is not None:
-        return apply_linear(mode, operation)
+        return apply_linear(context, operation)
     value = operation.value()
     operation.func = lambda *_, **__: apply(operands[i], weight)
-    product = apply_linear(mode, operation)
-    with mode:
+    product = apply_linear(context, operation)
+    with context.watching():
         return WithValue.call(value, summand * beta + product)
 
 
 def _spelled(
     spell: Callable[..., Tensor | None],
 ) -> Handler:
-    """A handler for calls that are run as other calls, under the mode.
+    """A handler for calls that are run as other calls, under the context.
 
     ``spell`` gets the arguments of the call, and returns ``None`` where the call is to stay.
     """
 
-    def handler(
-        mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        with mode:
-            result = spell(*args, **kwargs)
+    def handler(context: Context, call: Call) -> Any:
+        with context.watching():
+            result = spell(*call.args, **call.kwargs)
         if result is None:
-            return func(*args, **kwargs)
+            return call.run()
         with torch.no_grad():
-            value = func(*args, **kwargs)
+            value = call.run()
         return WithValue.call(value, result.to(value.dtype))
 
     return handler
@@ -133,32 +129,31 @@ def _bilinear(
     return result if bias is None else result + bias
 
 
-def _weighted_bag(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _weighted_bag(context: Context, call: Call) -> Any:
     """Rows of a constant table, summed with weights that depend on the inputs."""
     names = (
         "input",
         "weight",
         *"offsets max_norm norm_type scale_grad_by_freq mode sparse".split(),
     )
-    bound = bind((*names, "per_sample_weights"), args, kwargs)
+    bound = call.bind((*names, "per_sample_weights"))
     indices, table, weights = bound[0], bound[1], bound[8]
-    if not depends(weights) or depends(table) or len(args) > 8:
+    if not depends(weights) or depends(table) or len(call.args) > 8:
         lookup = lookups.HANDLERS.get("embedding_bag")
-        return func(*args, **kwargs) if lookup is None else lookup(mode, func, args, kwargs)
-    rest = {k: v for k, v in kwargs.items() if k not in ("input", "weight", "per_sample_weights")}
+        return call.run() if lookup is None else lookup(context, call)
+    given = ("input", "weight", "per_sample_weights")
+    rest = {k: v for k, v in call.kwargs.items() if k not in given}
 
     def apply(x: Tensor, w: Tensor) -> Tensor:
-        result: Tensor = func(indices, w, *args[2:], per_sample_weights=x, **rest)
+        result: Tensor = call.func(indices, w, *call.args[2:], per_sample_weights=x, **rest)
         return result
 
     operation = LinearMap(
-        func, args, kwargs, mode.absorber(),
+        *call.parts, context.absorber(),
         input=weights, weight=table, bias=None,
         apply=apply, distribute=spread_through(apply, table),
     )  # fmt: skip
-    return apply_linear(mode, operation)
+    return apply_linear(context, operation)
 
 
 HANDLERS: dict[str, Handler] = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_lrp_tx.propagation import delta_rule
-from captum_lrp_tx.propagation.interception.calls import depends
+from captum_lrp_tx.propagation.interception.calls import Call, depends
 from captum_lrp_tx.propagation.operations import (
     Kind,
     PatternProduct,
@@ -18,56 +18,59 @@ from captum_lrp_tx.propagation.recognition import axes, patterns, rescaling, sum
 from captum_lrp_tx.propagation.recognition.undecided import Undecided, Weighed, remember
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 
-def is_head(mode: Interception, pattern: Tensor) -> bool:
+def is_head(context: Context, pattern: Tensor) -> bool:
     """Whether a rule for attention is in force and the tensor is a pattern."""
-    return mode.scope.rule(Kind.ATTENTION) is not None and patterns.is_pattern(pattern)
+    return context.scope.rule(Kind.ATTENTION) is not None and patterns.is_pattern(pattern)
 
 
 def weighted_values(
-    mode: Interception,
-    func: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    context: Context,
+    call: Call,
     weights: tuple[int, ...],
 ) -> Any:
     """Patterns (the operands at ``weights``) times values, under the rule for attention."""
-    operands = tuple(i for i, a in enumerate(args) if depends(a))
-    mode.scope.find("gated delta rule (convention)")
-    result = mode.apply(
-        Kind.ATTENTION, PatternProduct(func, args, kwargs, patterns=weights, operands=operands)
+    operands = tuple(i for i, a in enumerate(call.args) if depends(a))
+    context.scope.find("gated delta rule (convention)")
+    result = context.apply(
+        Kind.ATTENTION,
+        PatternProduct(*call.parts, patterns=weights, operands=operands),
     )
     delta_rule.note(result, of_values=True)
     return result
 
 
 def unweighted(
-    mode: Interception,
-    func: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    context: Context,
+    call: Call,
     dependent: list[int],
     gate: int | None = None,
 ) -> Any:
     """A product of two input-dependent tensors neither of which is a pattern."""
-    if len(dependent) != 2 or mode.scope.rule(Kind.PRODUCT) is None:
-        return func(*args, **kwargs)
+    if len(dependent) != 2 or context.scope.rule(Kind.PRODUCT) is None:
+        return call.run()
     first, second = dependent
-    return mode.apply(
+    return context.apply(
         Kind.PRODUCT,
-        Product(func, args, kwargs, first=first, second=second, elementwise=False, gate=gate),
+        Product(
+            *call.parts,
+            first=first,
+            second=second,
+            elementwise=False,
+            gate=gate,
+        ),
     )
 
 
 def proposed(
-    mode: Interception, plain: Tensor, operations: list[PatternProduct], what: str
+    context: Context, plain: Tensor, operations: list[PatternProduct], what: str
 ) -> tuple[Tensor, Weighed | None]:
     """A product that may turn out to be attention, computed for each meaning.
 
     Args:
-        mode (Interception): Of the pass.
+        context (Context): Of the pass.
         plain (Tensor): The product as it is if nothing turns out.
         operations (list of PatternProduct): What it may be.
         what (str): The same in words.
@@ -76,64 +79,60 @@ def proposed(
         tuple: the product, and the handle by which a meaning is confirmed; ``None`` if the rule in
         force cannot wait (it records patterns).
     """
-    rule = mode.scope.rule(Kind.ATTENTION)
+    rule = context.scope.rule(Kind.ATTENTION)
     if rule is None or getattr(rule, "records", False):
         return plain, None
     meanings = [rule.propagate(one) for one in operations]
-    return undecided(mode, Kind.ATTENTION, plain, meanings, what)
+    return undecided(context, Kind.ATTENTION, plain, meanings, what)
 
 
 def keys_times_values(
-    mode: Interception,
+    context: Context,
     plain: Tensor,
-    func: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    call: Call,
     keys: tuple[int, ...],
 ) -> Tensor:
     """A product that is half of linear attention if a query reads it, ``f(k).T @ v``.
 
     Args:
-        mode (Interception): Of the pass.
+        context (Context): Of the pass.
         plain (Tensor): The product as it is if none does.
-        func, args, kwargs: The product.
+        call.func, call.args, call.kwargs: The product.
         keys (tuple of int): The operands that may be the keys.
     """
-    factors = tuple(i for i, a in enumerate(args) if depends(a))
+    factors = tuple(i for i, a in enumerate(call.args) if depends(a))
     operations = [
         PatternProduct(
-            func, args, kwargs, patterns=(key,), operands=factors,
+            *call.parts, patterns=(key,), operands=factors,
             shares={j: 1 / 3 if j == key else 2 / 3 for j in factors},
         )
         for key in keys
     ]  # fmt: skip
-    result, weighed = proposed(mode, plain, operations, "linear attention (convention)")
+    result, weighed = proposed(context, plain, operations, "linear attention (convention)")
     if weighed is not None:
-        summaries.summarize(result, args, func, keys).weighed = weighed
+        summaries.summarize(result, call.args, call.func, keys).weighed = weighed
         remember(result, weighed)  # or a divisor decides
     return result
 
 
-def exponentials_times_values(
-    mode: Interception, plain: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Tensor:
+def exponentials_times_values(context: Context, plain: Tensor, call: Call) -> Tensor:
     """A product that is attention if it is divided by the sum of its exponentials afterwards."""
-    factors = tuple(i for i, a in enumerate(args) if depends(a))
-    weights = [i for i in factors if rescaling.is_exponential(args[i])]
+    factors = tuple(i for i, a in enumerate(call.args) if depends(a))
+    weights = [i for i in factors if rescaling.is_exponential(call.args[i])]
     if len(factors) != 2 or len(weights) != 1 or not axes.KNOWS_SHAPES:
         return plain
-    operation = PatternProduct(func, args, kwargs, patterns=tuple(weights), operands=factors)
-    result, weighed = proposed(mode, plain, [operation], "attention, divided by its row sums")
+    operation = PatternProduct(*call.parts, patterns=tuple(weights), operands=factors)
+    result, weighed = proposed(context, plain, [operation], "attention, divided by its row sums")
     if weighed is not None:
-        await_use(mode, result, weighed)
+        await_use(context, result, weighed)
     return result
 
 
 def undecided(
-    mode: Interception, kind: Kind, plain: Tensor, meanings: list[Tensor], what: str
+    context: Context, kind: Kind, plain: Tensor, meanings: list[Tensor], what: str
 ) -> tuple[Tensor, Weighed]:
     """One value with several meanings, and the handle by which one of them is confirmed."""
-    scope = mode.scope  # the mode leads to the graph, and the graph to this
+    scope = context.scope  # the context leads to the graph, and the graph to this
     module, rule = scope.module, scope.rule(kind)
     assert rule is not None
     result = Undecided.call(plain.detach(), plain, *meanings)
@@ -146,7 +145,7 @@ def undecided(
     return result, Weighed(weakref.ref(node), None, (), confirmed)
 
 
-def await_use(mode: Interception, result: Tensor, weighed: Weighed) -> None:
+def await_use(context: Context, result: Tensor, weighed: Weighed) -> None:
     """Let an undecided product wait for what sums it up."""
     remember(result, weighed)
-    mode.undecided.append(weakref.ref(weighed))  # the mode must not hold the graph
+    context.undecided.append(weakref.ref(weighed))  # the context must not hold the graph

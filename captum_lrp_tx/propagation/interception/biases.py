@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from captum_lrp_tx.propagation.autograd.functions import WithValue, safe_ratio
 from captum_lrp_tx.propagation.graph import Node, node_name
-from captum_lrp_tx.propagation.interception.calls import depends
+from captum_lrp_tx.propagation.interception.calls import Call, depends
 from captum_lrp_tx.propagation.interception.spreading import spread_through
 from captum_lrp_tx.propagation.operations import Kind, LinearMap
 from captum_lrp_tx.propagation.state.layers import LEAF
 from captum_lrp_tx.propagation.state.scope import TAP, tap
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 #: Numbers that remembered maps may hold (their inputs and outputs) beside the newest map: enough
 #: for whatever else is computed between a map and its bias, and little beside a large model.
@@ -191,7 +191,7 @@ def _step(node: Node, number: int) -> Step | None:
 
 
 def composed(
-    mode: Interception,
+    context: Context,
     found: Found,
     x: Tensor,
     call: Callable[[Tensor], Tensor],
@@ -202,7 +202,7 @@ def composed(
     """One linear map: the one found, the steps since and those given, and a constant added.
 
     Args:
-        mode (Interception): The mode of the pass.
+        context (Context): Of the pass.
         found (Found): What :meth:`Maps.find` found for ``x``.
         x (Tensor): The result of that map as the model knows it.
         call (callable): From ``x`` to the result that the model expects.
@@ -246,7 +246,7 @@ def composed(
     distribute = spread_through(energy, weight) if views else inner.distribute
 
     def absorb(output: Tensor, taken: Any) -> None:
-        if mode.scope.ledger is None:
+        if context.scope.ledger is None:
             return None
         taken = taken() if callable(taken) else taken
         if own is not None:
@@ -256,13 +256,14 @@ def composed(
             if made is None:  # else it was booked where that was made
                 inner.absorb(output, share)
             taken = taken - share
-        return mode.absorb(output, taken, *sources)
+        return context.absorb(output, taken, *sources)
 
     return LinearMap(
         call, (x if made is None else replay(made, found.steps),), {}, absorb,
         input=inner.input, weight=weight, bias=bias, apply=apply,
-        distribute=_handed_over(mode, found.module, distribute), fold=None if path else inner.fold,
-        energy=energy, by_row=inner.by_row and not path, channel=None if path else inner.channel,
+        distribute=_handed_over(context, found.module, distribute),
+        fold=None if path else inner.fold, energy=energy,
+        by_row=inner.by_row and not path, channel=None if path else inner.channel,
     )  # fmt: skip
 
 
@@ -300,7 +301,7 @@ def of_zeros(result: Tensor) -> Tensor:
 
 
 def _is_same_for_all_rows(
-    mode: Interception, found: Found, x: Tensor, constant: Any, original: Any
+    context: Context, found: Found, x: Tensor, constant: Any, original: Any
 ) -> bool:
     """Whether a constant is a bias: told by its shape, so that no row has one of its own.
 
@@ -320,7 +321,11 @@ def _is_same_for_all_rows(
         return True
     if 1 in x.shape[-constant.dim() :]:
         base = constant if constant._base is None else constant._base
-        if not (base.dim() == 1 or isinstance(original, nn.Parameter) or mode.is_stored(constant)):
+        if not (
+            base.dim() == 1
+            or isinstance(original, nn.Parameter)
+            or context.constants.is_stored(constant)
+        ):
             return False
     rows = _rows_of(found)
     ones = torch.ones((), dtype=torch.float64, device=x.device).expand(x.shape)
@@ -379,13 +384,13 @@ def _before_views(factor: Tensor, shape: Sequence[int], path: list[Step]) -> Ten
 
 
 def _handed_over(
-    mode: Interception, module: str, distribute: Callable[[Tensor, Tensor], Tensor]
+    context: Context, module: str, distribute: Callable[[Tensor, Tensor], Tensor]
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """``distribute``; what one module spreads over the inputs of another is booked for both."""
-    ledger = mode.scope.ledger
-    if ledger is None or module == mode.scope.module:
+    ledger = context.scope.ledger
+    if ledger is None or module == context.scope.module:
         return distribute
-    book = ledger.hand_over(mode.scope.module, module)
+    book = ledger.hand_over(context.scope.module, module)
 
     def spread(x: Tensor, relevance: Tensor) -> Tensor:
         share = distribute(x, relevance)
@@ -405,20 +410,18 @@ SUMS: dict[str, Callable[[float], tuple[float, float]]] = {
 }
 
 
-def added_constant(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def added_constant(context: Context, call: Call) -> Any:
     """The sum of a linear map's result and a constant; ``None`` if this is another sum."""
-    name: str = func.__name__
-    if len(args) != 2 or kwargs.keys() - {"alpha"} or mode.scope.rule(Kind.LINEAR) is None:
+    (func, args, kwargs), name = call.parts, call.name
+    if len(args) != 2 or kwargs.keys() - {"alpha"} or context.scope.rule(Kind.LINEAR) is None:
         return None
     where = [i for i in (0, 1) if depends(args[i])]
     if len(where) != 1:
         return None
     (i,) = where
     x, constant = args[i], args[1 - i]
-    found = mode.maps.find(x)
-    if found is None or not _is_same_for_all_rows(mode, found, x, constant, mode.as_called[1 - i]):
+    found = context.maps.find(x)
+    if found is None or not _is_same_for_all_rows(context, found, x, constant, call.passed(1 - i)):
         return None
     if not isinstance(constant, Tensor):
         constant = torch.as_tensor(constant, dtype=x.dtype, device=x.device)
@@ -429,18 +432,18 @@ def added_constant(
     steps = [] if scales[i] == 1 else [Step(factor=torch.tensor(float(scales[i])))]
     if shape != x.shape:
         steps.append(Step(lambda y: y.expand(shape)))
-    inplace = (name.endswith("_") and not name.startswith("__")) or name.startswith("__i")
+    inplace = call.is_inplace or name.startswith("__i")
     plain = getattr(torch, name.strip("_").removeprefix("i")) if inplace else func
 
-    def call(y: Tensor) -> Tensor:
+    def run(y: Tensor) -> Tensor:
         operands = (y, args[1]) if i == 0 else (args[0], y)
         result: Tensor = plain(*operands, **kwargs)
         return result
 
     bias = constant if scales[1 - i] == 1 else constant * scales[1 - i]
-    operation = composed(mode, found, x, call, steps, bias.to(x.dtype), [constant])
+    operation = composed(context, found, x, run, steps, bias.to(x.dtype), [constant])
     if operation is None:
         return None
-    result = mode.apply(Kind.LINEAR, operation)
-    mode.maps.remember(result, operation, mode.scope.module)
+    result = context.apply(Kind.LINEAR, operation)
+    context.maps.remember(result, operation, context.scope.module)
     return args[0].copy_(result) if inplace else result

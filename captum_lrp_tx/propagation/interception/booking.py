@@ -10,24 +10,25 @@ from torch import Tensor
 
 from captum_lrp_tx.propagation.autograd.uniform_attention import UniformAttention
 from captum_lrp_tx.propagation.graph import Node
-from captum_lrp_tx.propagation.interception.calls import bind, depends, tensors_in
+from captum_lrp_tx.propagation.interception.calls import Call, depends, tensors_in
 from captum_lrp_tx.propagation.judging.coverage import conserving, made_since
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.propagation.state.scope import next_sequence_number
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 
 #: Arguments of fused attention.
 SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
-def keep_names(mode: Interception, originals: Any, constants: Any) -> None:
+def keep_names(context: Context, call: Call) -> None:
     """Let constants made of named parameters go by the parameters' names."""
-    ledger = mode.scope.ledger
-    assert ledger is not None
-    for before, after in zip(tensors_in(originals), tensors_in(constants), strict=True):
+    ledger, made = context.scope.ledger, call.original
+    assert ledger is not None and made is not None
+    originals, constants = tensors_in((made.args, made.kwargs)), tensors_in(call.parts[1:])
+    for before, after in zip(originals, constants, strict=True):
         if before is not after:
             ledger.inherit(after, before)
 
@@ -48,25 +49,19 @@ class Pending:
     p_0 + J s around the scores s at hand; the constant p_0 keeps relevance, as a bias does.
 
     Args:
-        mode, func, args, kwargs: The call, parameters already detached.
-        name (str): Its name, which tells whether it writes into its first argument.
+        context (Context): Of the pass.
+        call (Call): The call; its name tells whether it writes into its first argument.
     """
 
-    def __init__(
-        self,
-        mode: Interception,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        name: str,
-    ) -> None:
-        self.func, self.args, self.kwargs, self.name = func, args, kwargs, name
-        self.start, self.noted = next_sequence_number(), mode.scope.noted
+    def __init__(self, context: Context, call: Call) -> None:
+        self.call = call
+        self.start, self.noted = next_sequence_number(), context.scope.noted
         #: What is written to, as a whole: the model may go on with another part of it.
         self.base: Tensor | None = None
+        args, name = call.args, call.name
         target = args[0] if args else None
         in_place = name in _STATEMENTS or (name[-1:] == "_" != name[-2:-1])
-        if not in_place and not kwargs.get("inplace"):
+        if not in_place and not call.kwargs.get("inplace"):
             return
         if not isinstance(target, Tensor) or target.layout is not torch.strided:
             return
@@ -77,21 +72,22 @@ class Pending:
                 device=self.base.device,
             )  # fmt: skip
             self.before.copy_(torch.zeros_like(self.base) if depends(self.base) else self.base)
-            self.args = (target.clone().requires_grad_(target.requires_grad), *args[1:])
+            copied = target.clone().requires_grad_(target.requires_grad)
+            self.call = call.replaced((copied, *args[1:]), call.kwargs)
 
-    def book(self, mode: Interception, result: Any) -> None:
+    def book(self, context: Context, result: Any) -> None:
         """Book what the constants of the call take, unless a rule acted or has booked it."""
-        has_rule = mode.scope.noted != self.noted
-        expanded = _expanded(mode, self.func, self.args, self.kwargs, self.name, has_rule)
+        has_rule = context.scope.noted != self.noted
+        expanded = _expanded(context, self.call, has_rule)
         if expanded is not None and depends(result):
-            module = mode.scope.module
+            module = context.scope.module
             kept = f"{module or 'softmax'}: constant of the softmax"
-            assert mode.scope.ledger is not None
-            mode.scope.ledger.absorb_rest(result, *expanded, kept, module)
+            assert context.scope.ledger is not None
+            context.scope.ledger.absorb_rest(result, *expanded, kept, module)
             return
-        if mode.scope.last_booked > self.start or has_rule:
+        if context.scope.last_booked > self.start or has_rule:
             return
-        if "dropout" in self.name:
+        if "dropout" in self.call.name:
             return  # the next mask is drawn anew
         outputs = tensors_in(result) if self.base is None else [self.base]
         nodes: set[Node] = set()
@@ -99,84 +95,60 @@ class Pending:
             if depends(output):
                 nodes |= made_since(output.grad_fn, self.start)
         kind = conserving(nodes) if nodes else None
-        operands = tensors_in((self.args, self.kwargs))
+        operands = tensors_in(self.call.parts[1:])
         sources = [t for t in operands if not t.requires_grad]
         if kind == "linear":
             for output, constant in zip(outputs, self._without_inputs(), strict=True):
                 if depends(output) and bool(constant.any()):
-                    mode.absorb(output, constant, *sources)
+                    context.absorb(output, constant, *sources)
         elif (
             kind == "homogeneous"
             and len(outputs) == 1
             and (self.base is None or result is self.base)
         ):
-            ledger = mode.scope.ledger
+            ledger = context.scope.ledger
             assert ledger is not None
             values = [t for t in operands if t.requires_grad]
-            if sources or _has_number((self.args, self.kwargs)):
+            if sources or _has_number(self.call.parts[1:]):
                 name = ledger.name_of(*sources)
-                ledger.absorb_rest(outputs[0], self._run, values, name, mode.scope.module)
+                ledger.absorb_rest(outputs[0], self._run, values, name, context.scope.module)
 
     def _without_inputs(self) -> list[Tensor]:
         """``f(0, constants)``."""
         with torch.no_grad():
-            args, kwargs = _replaced((self.args, self.kwargs), torch.zeros_like)
+            call = _on_others(self.call, torch.zeros_like)
             if self.base is None:
-                return tensors_in(self.func(*args, **kwargs))
+                return tensors_in(call.run())
             offset = self.target.storage_offset() - self.base.storage_offset()
             written = self.before.as_strided(self.target.size(), self.target.stride(), offset)
-            self.func(written, *args[1:], **kwargs)
+            call.replaced((written, *call.args[1:]), call.kwargs).run()
             return [self.before]
 
     def _run(self, operands: list[Tensor]) -> Tensor:
         """The call once more, on other operands that depend on the inputs."""
         remaining = iter(operands)
-        args, kwargs = _replaced((self.args, self.kwargs), lambda _: next(remaining))
-        result: Tensor = self.func(*args, **kwargs)
+        result: Tensor = _on_others(self.call, lambda _: next(remaining)).run()
         return result
 
 
-def book_affine(
-    mode: Interception,
-    func: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    name: str,
-    result: Any,
-) -> None:
-    """``f(0, constants)`` is what the constants add to the result of an affine call."""
-    if not depends(result):
-        return
-    with torch.no_grad():
-        zero_args, zero_kwargs = _replaced((args, kwargs), torch.zeros_like)
-        constant = func(*zero_args, **zero_kwargs)
-    if bool(constant.any()):
-        sources = [t for t in tensors_in((args, kwargs)) if not t.requires_grad]
-        mode.absorb(result, constant, *sources)
-
-
 def _expanded(
-    mode: Interception,
-    func: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    name: str,
-    has_rule: bool,
+    context: Context, call: Call, has_rule: bool
 ) -> tuple[Callable[[list[Tensor]], Tensor], list[Tensor]] | None:
     """A softmax that a rule passes by a first-order expansion, to be run again from its operands.
 
     Args:
-        mode (Interception): Of the pass.
-        func, args, kwargs, name: The call, as :class:`Pending` has it.
+        context (Context): Of the pass.
+        call (Call): The call, as :class:`Pending` has it.
         has_rule (bool): Whether a rule acted on it.
 
     Returns:
         tuple or None: The call under its rule, and its operands that depend on the inputs; ``None``
         for other calls, and where another run would draw anew what it drops.
     """
-    if not getattr(mode.scope.rule(Kind.ATTENTION), "covers_softmax", False):
+    if not getattr(context.scope.rule(Kind.ATTENTION), "covers_softmax", False):
         return None
-    if name == "softmax" and not has_rule:
+    func, args, kwargs = call.parts
+    if call.name == "softmax" and not has_rule:
         given = [args[0] if args else kwargs["input"]]
         rest = {key: value for key, value in kwargs.items() if key != "input"}
 
@@ -184,8 +156,8 @@ def _expanded(
             again: Tensor = func(*values, *args[1:], **rest)
             return again
 
-    elif name == "scaled_dot_product_attention" and has_rule:
-        *given, dropout_p, is_causal = bind(SDPA, args, kwargs)
+    elif call.name == "scaled_dot_product_attention" and has_rule:
+        *given, dropout_p, is_causal = call.bind(SDPA)
         rest = {key: value for key, value in kwargs.items() if key not in SDPA}
         scale = rest.pop("scale", None)
         if dropout_p:
@@ -201,17 +173,25 @@ def _expanded(
     return run, [t for t in given if depends(t)]
 
 
-def booked(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-) -> Any:
+def booked(context: Context, call: Call, result: Any) -> Any:
     """The result of a call that is affine in what no rule handles, its constants booked."""
-    if mode.scope.ledger is not None:
-        book_affine(mode, func, args, kwargs, func.__name__, result)
+    if context.scope.ledger is None or not depends(result):
+        return result
+    with torch.no_grad():  # f(0, constants) is what the constants add
+        constant = _on_others(call, torch.zeros_like).run()
+    if bool(constant.any()):
+        sources = [t for t in tensors_in(call.parts[1:]) if not t.requires_grad]
+        context.absorb(result, constant, *sources)
     return result
 
 
+def _on_others(call: Call, new: Callable[[Tensor], Tensor]) -> Call:
+    """The call with other tensors in place of those that depend on the inputs."""
+    return call.replaced(*_replaced(call.parts[1:], new))
+
+
 def _replaced(value: Any, new: Callable[[Tensor], Tensor]) -> Any:
-    """Nested arguments with other tensors in place of those that depend on the inputs."""
+    """The same for nested arguments."""
     if isinstance(value, Tensor):
         return new(value) if value.requires_grad else value
     if type(value) in (list, tuple):

@@ -1,15 +1,71 @@
-"""Arguments of torch calls: which are tensors, and which of them depend on the inputs."""
+"""One call of torch: what was called, with which arguments, and which of them carry a gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call of torch, as a handler gets it; handlers leave it as it is.
+
+    Attributes:
+        func (callable): The function.
+        args (tuple): Its arguments; parameters are constants.
+        kwargs (dict): The same by keyword.
+        name (str): Of the function, which says what it does.
+        original (Call, optional): The call as the model made it, with its parameters.
+    """
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+    original: Call | None = None
+
+    def run(self) -> Any:
+        """What torch does: the result under the plain gradient."""
+        return self.func(*self.args, **self.kwargs)
+
+    @property
+    def parts(self) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """Function and arguments, as an operation takes them."""
+        return self.func, self.args, self.kwargs
+
+    def bind(self, names: tuple[str, ...]) -> list[Any]:
+        """Arguments in the order of these names; ``None`` for those that were not passed."""
+        return bind(names, self.args[: len(names)], self.kwargs)
+
+    def replaced(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, func: Any = None
+    ) -> Call:
+        """The same call with other arguments, or of another function that does the same.
+
+        Args:
+            args (tuple): The arguments.
+            kwargs (dict, optional): By keyword; none unless given.
+            func (callable, optional): The function; the same unless given.
+        """
+        func, name = (self.func, self.name) if func is None else (func, func.__name__)
+        return Call(func, args, {} if kwargs is None else kwargs, name, self.original)
+
+    @property
+    def is_inplace(self) -> bool:
+        """Whether the call is a method that writes into its tensor, such as ``mul_``."""
+        return self.name.endswith("_") and not self.name.endswith("__")
+
+    def passed(self, position: int) -> Any:
+        """A positional argument as the model passed it, ``None`` if there is none."""
+        args = () if self.original is None else self.original.args
+        return args[position] if position < len(args) else None
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -26,28 +82,25 @@ def tensors_in(value: Any) -> list[Tensor]:
 OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 
 
-def of_torch(func: Any, kwargs: dict[str, Any]) -> tuple[Any, str, dict[str, Any]]:
-    """The function of torch behind ``torch.ops.aten.linear.default`` and its like.
+def of_torch(call: Call) -> Call:
+    """The call of the function of torch behind ``torch.ops.aten.linear.default`` and its like.
 
     Args:
-        func (OpOverload or OpOverloadPacket): What was called.
-        kwargs (dict): The keyword arguments, which call the first argument ``self``.
+        call (Call): Of an overload or a packet of overloads, whose keyword arguments call the first
+            argument ``self``.
 
     Returns:
-        tuple: function, name and keyword arguments; as they were if there is no such function.
+        Call: as it was, but for its name, if there is no such function.
     """
-    packet = getattr(func, "overloadpacket", func)
-    overload = getattr(func, "_overloadname", "default")
+    packet = getattr(call.func, "overloadpacket", call.func)
+    overload = getattr(call.func, "_overloadname", "default")
     name: str = packet.__name__
     home = next((m for m in (torch, torch._C._nn) if hasattr(m, name)), None)
     is_same = packet._qualified_op_name.startswith("aten::") and "out" not in overload
     if home is None or not is_same or "dtype" in overload:
-        return func, func.__name__, kwargs
-    return (
-        getattr(home, name),
-        name,
-        {"input" if k == "self" else k: v for k, v in kwargs.items()},
-    )
+        return Call(call.func, call.args, call.kwargs, call.func.__name__, call.original)
+    kwargs = {"input" if k == "self" else k: v for k, v in call.kwargs.items()}
+    return Call(getattr(home, name), call.args, kwargs, name, call.original)
 
 
 def depends(x: Any) -> bool:
@@ -70,4 +123,4 @@ def by_name(handler: Handler, names: str) -> dict[str, Handler]:
     return dict.fromkeys(names.split(), handler)
 
 
-Handler = Callable[["Interception", Any, tuple[Any, ...], dict[str, Any]], Any]
+Handler = Callable[["Context", Call], Any]

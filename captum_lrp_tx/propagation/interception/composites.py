@@ -5,32 +5,34 @@ from __future__ import annotations
 import types
 from typing import TYPE_CHECKING, Any
 
-from captum_lrp_tx.propagation.interception.calls import Handler, by_name
+from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 
-def _dropout(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _dropout(context: Context, call: Call) -> Any:
+    args, kwargs = call.args, call.kwargs
     probability = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-    default = func.__name__ != "feature_dropout"
+    default = call.name != "feature_dropout"
     training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", default))
     if training and probability:
-        mode.scope.random.add("dropout")
-    elif func.__name__ == "dropout" and args and 0.0 <= probability <= 1.0:
+        context.scope.random.add("dropout")
+    elif call.name == "dropout" and args and 0.0 <= probability <= 1.0:
         return args[0]  # what torch does, too
-    return func(*args, **kwargs)
+    return call.run()
 
 
 _ENTERED: dict[Any, Any] = {}
 
 
-def _enter(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a composite Python function of torch with this mode active inside it."""
+def _enter(context: Context, call: Call) -> Any:
+    """Run a composite Python function of torch with the mode active inside it."""
+    func = call.func
     inner = _ENTERED.get(func)
     if inner is None:
         if not isinstance(func, types.FunctionType):
-            return func(*args, **kwargs)
+            return call.run()
         # the function asks has_torch_function first and would call the mode again without end
         scope = dict(func.__globals__)
         for check in (
@@ -44,8 +46,8 @@ def _enter(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[st
         )
         inner.__kwdefaults__ = func.__kwdefaults__
         _ENTERED[func] = inner
-    with mode:
-        return inner(*args, **kwargs)
+    with context.watching():
+        return inner(*call.args, **call.kwargs)
 
 
 def _no_torch_function(*_: Any) -> bool:

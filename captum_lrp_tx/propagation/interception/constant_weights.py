@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor
 
 from captum_lrp_tx.propagation.autograd.functions import Combine, LinearValue
+from captum_lrp_tx.propagation.interception.calls import Call
 from captum_lrp_tx.propagation.operations import (
     Kind,
     LinearMap,
@@ -17,37 +18,36 @@ from captum_lrp_tx.propagation.operations import (
 from captum_lrp_tx.propagation.recognition import axes, patterns
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 
-def folds(mode: Interception, x: Tensor, weight: Tensor) -> bool:
+def folds(context: Context, x: Tensor, weight: Tensor) -> bool:
     """Whether torch's choice of matrix product depends on the weight requiring a gradient."""
     shape, stride = x.shape, x.stride()  # is_contiguous() overlooks strides of dimensions of size 1
     for i in range(len(shape) - 2):
         if stride[i] != stride[i + 1] * shape[i + 1]:
-            return weight.dim() <= 2 and mode.is_trainable(weight)
+            return weight.dim() <= 2 and context.constants.is_trainable(weight)
     return False
 
 
-def of_constants(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+def of_constants(context: Context, call: Call) -> Any:
     """A product of constants, with the value that the plain model gives it."""
-    if not any(mode.is_trainable(a) for a in args):
-        return func(*args, **kwargs)
-    result = func(
-        *(a.detach().requires_grad_() if mode.is_trainable(a) else a for a in args), **kwargs
-    )
-    return result.detach()
+    if not any(context.constants.is_trainable(a) for a in call.args):
+        return call.run()
+    is_trainable = context.constants.is_trainable
+    args = tuple(a.detach().requires_grad_() if is_trainable(a) else a for a in call.args)
+    return call.replaced(args, call.kwargs).run().detach()
 
 
 def folded_product(
-    mode: Interception, func: Any, x: Tensor, weight: Tensor, weight_first: bool
+    context: Context, func: Any, x: Tensor, weight: Tensor, weight_first: bool
 ) -> Callable[..., Any]:
     """``func`` for the matrix product of ``x`` and a constant, with the plain model's value."""
     if weight_first:  # torch folds for trainable weights only, whatever the strides
         is_matrix = weight.dim() <= 2 or (weight.dim() == 3 and weight.shape[0] == 1)
-        if not (is_matrix and x.dim() > 2) or not mode.is_trainable(weight):
+        if not (is_matrix and x.dim() > 2) or not context.constants.is_trainable(weight):
             return cast(Callable[..., Any], func)
-    elif not folds(mode, x, weight):
+    elif not folds(context, x, weight):
         return cast(Callable[..., Any], func)
 
     def call(first: Tensor, second: Tensor) -> Tensor:
@@ -63,40 +63,40 @@ def folded_product(
     return call
 
 
-def apply_linear(mode: Interception, operation: LinearMap) -> Any:
+def apply_linear(context: Context, operation: LinearMap) -> Any:
     """Let the rule for linear maps carry out the operation; book the bias where there is none."""
     if operation.bias is not None and operation.bias.requires_grad:  # a summand, no constant
         bare = replace(
             operation, func=operation.apply, args=(operation.input, operation.weight), kwargs={},
             bias=None,
         )  # fmt: skip
-        return Combine.call(operation.value(), apply_linear(mode, bare) + operation.bias)
-    if mode.scope.rule(Kind.LINEAR) is None:
+        return Combine.call(operation.value(), apply_linear(context, bare) + operation.bias)
+    if context.scope.rule(Kind.LINEAR) is None:
         output = operation.plain()
         if operation.bias is not None:
             operation.absorb(output, operation.bias)
     else:
-        output = mode.apply(Kind.LINEAR, operation)
-        mode.maps.remember(output, operation, mode.scope.module)
+        output = context.apply(Kind.LINEAR, operation)
+        context.maps.remember(output, operation, context.scope.module)
     made = -1 if operation.by_row else operation.channel
-    return mapped(mode, operation.input, output, made if made is not None else operation.sources)
+    return mapped(context, operation.input, output, made if made is not None else operation.sources)
 
 
 def mapped(
-    mode: Interception, x: Tensor, output: Any, made: int | tuple[int | None, ...] | None
+    context: Context, x: Tensor, output: Any, made: int | tuple[int | None, ...] | None
 ) -> Any:
     """``output``, which remembers what a map of ``x`` did to its axes.
 
     A map of patterns along another axis than theirs, between heads, makes patterns again.
 
     Args:
-        mode (Interception): Of the pass.
+        context (Context): Of the pass.
         x (Tensor): What was mapped.
         output: The result.
         made: The axis that the weights made, all others staying as they are, or for every axis of
             the result which one it was; ``None`` if the map scales entries.
     """
-    if mode.scope.rule(Kind.ATTENTION) is None:
+    if context.scope.rule(Kind.ATTENTION) is None:
         return output
     if made is not None:
         axes.note(output, x, made)

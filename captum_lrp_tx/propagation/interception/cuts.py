@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_lrp_tx.propagation import graph
-from captum_lrp_tx.propagation.interception.calls import depends, tensors_in
+from captum_lrp_tx.propagation.interception.calls import Call, depends, tensors_in
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.propagation.recognition import homogeneity, patterns
 from captum_lrp_tx.propagation.state.scope import Scope
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 #: Functions that return their argument without its gradient.
 CUTTING = frozenset("detach detach_ detach_copy new_tensor tensor".split())
@@ -127,10 +127,11 @@ class Cuts:
                         self._origins[made] = Origin(origin.how, _after(name, origin.roles))
                 return
 
-    def check(self, mode: Interception, name: str, arguments: Any, result: Any) -> None:
+    def check(self, context: Context, call: Call, result: Any) -> None:
         """Follow cut values through a call, and note the call if relevance is lost in it."""
+        name, arguments = call.name, call.parts[1:]
         tensors = tensors_in(arguments)
-        counted = tensors_in(_counted(mode, name, arguments))
+        counted = tensors_in(_counted(context, call))
         lost = [self._origins[t] for t in counted if not t.requires_grad and t in self._origins]
         if self._numbers:
             lost += [o for value, o in self._numbers.items() if _holds(arguments, value)]
@@ -142,7 +143,7 @@ class Cuts:
         live = [t for t in tensors if depends(t)]
         made = [t for t in outputs if depends(t)]
         if made:
-            if not all(_is_constant_anyway(mode, name, o.roles, live, made[0]) for o in lost):
+            if not all(_is_constant_anyway(context, name, o.roles, live, made[0]) for o in lost):
                 key = name, self._scope.module, lost[0].how
                 numbers = self._scope.cut.setdefault(key, set())
                 numbers.update(t.grad_fn._sequence_nr() for t in made if t.grad_fn is not None)
@@ -157,16 +158,15 @@ def _is_computed(x: Tensor) -> bool:
     return x.requires_grad and not x.is_leaf
 
 
-def _counted(mode: Interception, name: str, arguments: Any) -> Any:
+def _counted(context: Context, call: Call) -> Any:
     """The arguments of a call that relevance would go to: none of those that make a pattern."""
-    rule = mode.scope.rule(Kind.ATTENTION)
+    rule, name = context.scope.rule(Kind.ATTENTION), call.name
     if name not in _WEIGHED or rule is None or getattr(rule, "covers_softmax", False):
-        return arguments
-    if name == "grid_sample" and mode.scope.rule(Kind.PRODUCT) is None:
-        return arguments  # its places may be no part of a pattern
-    args, kwargs = arguments
+        return call.parts[1:]
+    if name == "grid_sample" and context.scope.rule(Kind.PRODUCT) is None:
+        return call.parts[1:]  # its places may be no part of a pattern
     place, keyword = _WEIGHED[name]
-    return args[place] if len(args) > place else kwargs.get(keyword)
+    return call.args[place] if len(call.args) > place else call.kwargs.get(keyword)
 
 
 def _holds(arguments: Any, value: float) -> bool:
@@ -212,11 +212,11 @@ def _after(name: str, roles: frozenset[str]) -> frozenset[str]:
 
 
 def _is_constant_anyway(
-    mode: Interception, name: str, roles: frozenset[str], live: list[Tensor], made: Tensor
+    context: Context, name: str, roles: frozenset[str], live: list[Tensor], made: Tensor
 ) -> bool:
     """Whether a call would lose nothing more if its cut argument had its gradient."""
-    attention = mode.scope.rule(Kind.ATTENTION) is not None
-    product = mode.scope.rule(Kind.PRODUCT)
+    attention = context.scope.rule(Kind.ATTENTION) is not None
+    product = context.scope.rule(Kind.PRODUCT)
     if name in _SHIFTING and "largest" in roles:
         return True  # an exponential divided by its sum does not change
     if name not in _WEIGHING:
@@ -228,7 +228,7 @@ def _is_constant_anyway(
         return getattr(product, "holds_gates", False) or not found.is_made_by_parameters
     if attention and "pattern" in roles:
         return True
-    if mode.scope.rule(Kind.NORM) is not None and "norm" in roles:
+    if context.scope.rule(Kind.NORM) is not None and "norm" in roles:
         return True
     if product is None:
         return False

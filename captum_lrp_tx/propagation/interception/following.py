@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.propagation.interception.calls import depends
+from captum_lrp_tx.propagation.interception.calls import Call, depends
 from captum_lrp_tx.propagation.state.tracing import INTEGERS, Lost, Traces, united
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 #: Functions that move, copy or choose entries: positions of the arguments that hold values.
 _MOVES: dict[str, tuple[int, ...]] = {
@@ -93,32 +93,28 @@ def _is_inplace(func: Any) -> bool:
     return name in ("__setitem__", "set_") or (name.endswith("_") and not name.endswith("__"))
 
 
-def follow(
-    mode: Interception, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
-    result: Any,
-) -> Any:  # fmt: skip
+def follow(context: Context, call: Call, result: Any) -> Any:
     """Give the result of a call the traces of its arguments.
 
     Returns:
         The result, or a leaf in its place if it is the cast of rows with a single one.
     """
-    traces = mode.inputs.traces
-    name = bare(name)
+    traces, name, args = context.inputs.traces, bare(call.name), call.args
     if isinstance(result, Tensor) and not result.requires_grad and result.is_floating_point():
         _follow_tables(traces, name, args, result)
     if name in _AT_IDS and any(traces.of(a) is not None for a in args[2:3] or args[:1]):
         return result
     if name in _MOVES or name in _CASTS:
-        return _moved(mode, traces, func, name, args, kwargs, result)
+        return _moved(context, call, name, result)
     if name in _LINEAR and _follow_sum(traces, args, result):
         return result
     if isinstance(result, Tensor):
         if args and result is args[0]:  # overwritten by what is no sum of embedded tokens
             traces.forget_rows(result)
         if result.dtype in INTEGERS or traces.has_floats:
-            _computed(traces, name, args, kwargs, result)
+            _computed(traces, call, name, result)
     elif isinstance(result, tuple) and name not in _NONE:
-        _several(traces, func, name, args, kwargs, result)
+        _several(traces, call, name, result)
     return result
 
 
@@ -136,39 +132,37 @@ def _held(traces: Traces, values: Any) -> list[Tensor | Lost]:
 
 
 # ---- moving ----------------------------------------------------------------------------------
-def _moved(
-    mode: Interception, traces: Traces, func: Any, name: str, args: tuple[Any, ...],
-    kwargs: dict[str, Any], result: Any,
-) -> Any:  # fmt: skip
+def _moved(context: Context, call: Call, name: str, result: Any) -> Any:
+    traces, args = context.inputs.traces, call.args
     places = (0,) if name in _CASTS else _MOVES[name]
     values = [args[i] for i in places if i < len(args)]
-    values += [v for k, v in kwargs.items() if k in _VALUES]
+    values += [v for k, v in call.kwargs.items() if k in _VALUES]
     if any(_has_rows(traces, v) for v in values):
         if name in _CASTS:
             traces.note_rows(result, traces.rows(args[0] if args else values[0]))
         else:
-            _moved_rows(traces, func, name, places, args, kwargs, result)
+            _moved_rows(traces, call, places, result)
         return result
     held = _held(traces, values)
     if not held:
         return result
     lost = next((trace for trace in held if isinstance(trace, Lost)), None)
     if lost is not None:
-        for tensor in _tensors(args[0] if _is_inplace(func) else result):
+        for tensor in _tensors(args[0] if _is_inplace(call.func) else result):
             traces.note(tensor, lost)
         return result
     if name in _CASTS:
-        return _cast(mode, traces, values[0], held[0], result)
-    if _is_inplace(func) and args:  # what is written is moved into the trace
+        return _cast(context, traces, values[0], held[0], result)
+    if _is_inplace(call.func) and args:  # what is written is moved into the trace
         written = traces.target(args[0])
         if isinstance(written, Tensor):
             with torch.no_grad():
-                _replay(traces, func, places, (written, *args[1:]), kwargs, first=written)
+                _replay(traces, call, places, first=written)
         return result
     todo = [t for t in _tensors(result) if traces.may_hold(t) and traces.of(t) is None]
     if not todo:  # views of the storages that the ids are in
         return result
-    replayed = _tensors(_replay(traces, func, places, args, kwargs))
+    replayed = _tensors(_replay(traces, call, places))
     is_one_hot = any(isinstance(v, Tensor) and traces.is_one_hot(v) for v in values)
     if "pack" in name:  # lengths come with them
         replayed = replayed[:1]
@@ -178,9 +172,7 @@ def _moved(
     return result
 
 
-def _cast(
-    mode: Interception, traces: Traces, source: Any, trace: Tensor | Lost, result: Any
-) -> Any:
+def _cast(context: Context, traces: Traces, source: Any, trace: Tensor | Lost, result: Any) -> Any:
     if not isinstance(result, Tensor) or traces.of(result) is not None:
         return result
     if not isinstance(source, Tensor) or result.shape != source.shape:
@@ -188,7 +180,7 @@ def _cast(
     if isinstance(trace, Tensor):
         trace = trace.to(result.device)
         if result.is_floating_point() and traces.is_one_hot(source):
-            return mode.inputs.look_up(result, trace, "one-hot rows", mode)
+            return context.inputs.look_up(result, trace, "one-hot rows", context)
     if result.dtype in INTEGERS or result.is_floating_point():
         traces.note(result, trace)
     return result
@@ -221,22 +213,21 @@ def _others_as(one: Callable[[Traces, Any], Any], traces: Traces, value: Any) ->
 
 
 def _replay(
-    traces: Traces, func: Any, places: tuple[int, ...], args: tuple[Any, ...],
-    kwargs: dict[str, Any], first: Tensor | None = None,
+    traces: Traces, call: Call, places: tuple[int, ...], first: Tensor | None = None,
     of: Callable[[Traces, Any], Any] = _of_ids,
 ) -> Any:  # fmt: skip
     """The same call on traces."""
-    called = [of(traces, a) if i in places else a for i, a in enumerate(args)]
+    called = [of(traces, a) if i in places else a for i, a in enumerate(call.args)]
     if first is not None:
         called[0] = first
-    named = {k: of(traces, v) if k in _VALUES else v for k, v in kwargs.items() if k != "out"}
+    named = {k: of(traces, v) if k in _VALUES else v for k, v in call.kwargs.items() if k != "out"}
     with torch.no_grad(), torch._C.DisableTorchFunction():
         try:
-            return func(*called, **named)
+            return call.func(*called, **named)
         except (RuntimeError, NotImplementedError):  # not for integers: reflecting pads
             wide = [a.double() if i in places and isinstance(a, Tensor) else a
                     for i, a in enumerate(called)]  # fmt: skip
-            return func(*wide, **named)
+            return call.func(*wide, **named)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -246,11 +237,9 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 # ---- functions of ids ------------------------------------------------------------------------
-def _computed(
-    traces: Traces, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor
-) -> None:
+def _computed(traces: Traces, call: Call, name: str, result: Tensor) -> None:
     """The trace of integers that were computed from ids."""
-    held = _held(traces, (*args, *kwargs.values()))
+    held = _held(traces, (*call.args, *call.kwargs.values()))
     if not held or result.requires_grad or result.dtype is torch.bool or name in _NONE:
         return
     known = [trace for trace in held if isinstance(trace, Tensor)]
@@ -259,7 +248,7 @@ def _computed(
             known = [
                 t * (o != 0)
                 for t in known
-                for o in _others(traces, args) or [torch.ones((), device=t.device)]
+                for o in _others(traces, call.args) or [torch.ones((), device=t.device)]
             ]
         trace = united(known, result.shape)
         traces.note(result, Lost(name) if trace is None else trace)
@@ -271,11 +260,9 @@ def _others(traces: Traces, args: tuple[Any, ...]) -> list[Tensor]:
     return [a for a in args if isinstance(a, Tensor) and traces.of(a) is None]
 
 
-def _several(
-    traces: Traces, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
-    result: tuple[Any, ...],
-) -> None:  # fmt: skip
+def _several(traces: Traces, call: Call, name: str, result: tuple[Any, ...]) -> None:
     """Functions of ids with several results."""
+    args, kwargs = call.args, call.kwargs
     held = _held(traces, (*args, *kwargs.values()))
     if not held:
         return
@@ -306,17 +293,14 @@ def _has_rows(traces: Traces, value: Any) -> bool:
     return isinstance(value, (list, tuple)) and any(_has_rows(traces, v) for v in value)
 
 
-def _moved_rows(
-    traces: Traces, func: Any, name: str, places: tuple[int, ...], args: tuple[Any, ...],
-    kwargs: dict[str, Any], result: Any,
-) -> None:  # fmt: skip
-    if _is_inplace(func):  # so the trace must not overlap itself
-        written = _of_rows(traces, args[0]).clone()
-        _replay(traces, func, places, (written, *args[1:]), kwargs, first=written, of=_of_rows)
-        traces.note_rows(args[0], written)
+def _moved_rows(traces: Traces, call: Call, places: tuple[int, ...], result: Any) -> None:
+    if _is_inplace(call.func):  # so the trace must not overlap itself
+        written = _of_rows(traces, call.args[0]).clone()
+        _replay(traces, call, places, first=written, of=_of_rows)
+        traces.note_rows(call.args[0], written)
         traces.note_rows(result, written)
         return
-    replayed = _replay(traces, func, places, args, kwargs, of=_of_rows)
+    replayed = _replay(traces, call, places, of=_of_rows)
     for tensor, trace in zip(_tensors(result), _tensors(replayed), strict=False):
         if tensor.shape == trace.shape:
             traces.note_rows(tensor, trace)

@@ -1,4 +1,4 @@
-"""Linear layers, convolutions and batch norm in eval mode."""
+"""Linear layers, convolutions and batch norm in eval context."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_lrp_tx.propagation.autograd.functions import Combine, LinearValue, WithValue, safe_ratio
 from captum_lrp_tx.propagation.autograd.rows import product_of_rows
 from captum_lrp_tx.propagation.interception.biases import Step, composed, of_zeros
-from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
+from captum_lrp_tx.propagation.interception.calls import Call, Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.constant_weights import (
     apply_linear,
     folds,
@@ -36,55 +36,54 @@ from captum_lrp_tx.propagation.operations import (
 )
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 
 #: From so many tokens on, a backward pass that leaves out rows without gradient pays.
 _MANY_ROWS = 64
+_OPERANDS = ("input", "weight", "bias")
 #: On so many rows a layer with a quantised weight is tried.
 _TRIED = 8
 
 
-def _linear(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if len(args) == 3:
-        x, weight, bias = args
-    else:
-        x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
+def _linear(context: Context, call: Call) -> Any:
+    func = call.func
+    x, weight, bias = call.args if len(call.args) == 3 else call.bind(_OPERANDS)
     if is_wrapped(weight):
         weight = constant_weight(weight)
-        is_told = id(weight) in mode.claims or dequantised(weight, x.dtype) is not None
+        is_told = id(weight) in context.claims or dequantised(weight, x.dtype) is not None
         if is_told and depends(x) and not depends(weight):
-            return _wrapped_linear(mode, func, x, weight, bias)
+            return _wrapped_linear(context, call, x, weight, bias)
     if depends(weight):
-        product = contraction(mode, func, (x, weight), {})
+        product = contraction(context, call.replaced((x, weight)))
         if bias is None:
             return product
         with torch.no_grad():
             value = func(x, weight, bias)
-        with mode:
+        with context.watching():
             return Combine.call(value, product + bias)
     if not depends(x):
-        result = of_constants(mode, func, (x, weight, bias), {})
+        result = of_constants(context, call.replaced((x, weight, bias)))
         return result if bias is None or bool(x.any()) else of_zeros(result)
-    call = func
-    trainable = folds(mode, x, weight)
+    run = func
+    trainable = folds(context, x, weight)
     rows = x.numel() // max(1, x.shape[-1]) if x.dim() > 1 else 1
     if trainable or (weight.dim() == 2 and rows >= _MANY_ROWS):
 
-        def call(i: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        def run(i: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
             value = w.detach().requires_grad_() if trainable else w
-            run = functools.partial(func, i.detach(), value, b)
-            return LinearValue.call(i, run, lambda g: product_of_rows(g, w))
+            stock = functools.partial(func, i.detach(), value, b)
+            return LinearValue.call(i, stock, lambda g: product_of_rows(g, w))
 
-    if mode.scope.ledger is None and mode.scope.rule(Kind.LINEAR) is None:
-        return mapped(mode, x, call(x, weight, bias), -1)
+    if context.scope.ledger is None and context.scope.rule(Kind.LINEAR) is None:
+        return mapped(context, x, run(x, weight, bias), -1)
     operation = LinearMap(
-        call, (x, weight, bias), {}, mode.absorber(bias),
+        run, (x, weight, bias), {}, context.absorber(bias),
         input=x, weight=weight, bias=bias,
         apply=lambda i, w: func(i, w), distribute=spread_last, by_row=weight.dim() == 2,
         channel=-1, fold=fold_last,
     )  # fmt: skip
-    return apply_linear(mode, operation)
+    return apply_linear(context, operation)
 
 
 def _fold(
@@ -116,65 +115,62 @@ def _fold(
 fold_last = functools.partial(_fold, channel=-1, output=0, groups=None)
 
 
-def _wrapped_linear(mode: Interception, func: Any, x: Tensor, weight: Tensor, bias: Any) -> Any:
+def _wrapped_linear(context: Context, call: Call, x: Tensor, weight: Tensor, bias: Any) -> Any:
     """A linear layer whose weight is a tensor of another class: a product with its numbers."""
+    func = call.func
 
     def plain() -> Tensor:
         return cast(Tensor, dequantised(weight, x.dtype))
 
     _check_once(
-        mode, weight, drawn(x.detach(), _TRIED),
+        context, weight, drawn(x.detach(), _TRIED),
         lambda i: func(i, weight, bias), lambda i: func(i, plain(), bias),
     )  # fmt: skip
 
-    def call(i: Tensor, *_: Any) -> Tensor:
-        run = functools.partial(func, i.detach(), weight, bias)
-        return LinearValue.call(i, run, lambda g: product_of_rows(g, plain().to(g.dtype)))
+    def run(i: Tensor, *_: Any) -> Tensor:
+        stock = functools.partial(func, i.detach(), weight, bias)
+        return LinearValue.call(i, stock, lambda g: product_of_rows(g, plain().to(g.dtype)))
 
     operation = QuantisedMap(
-        call, (x,), {}, mode.absorber(bias),
+        run, (x,), {}, context.absorber(bias),
         input=x, weight=plain, bias=bias,
         apply=lambda i, w: func(i, w), distribute=spread_last, by_row=True,
         channel=-1, fold=fold_last,
     )  # fmt: skip
-    return apply_linear(mode, operation)
+    return apply_linear(context, operation)
 
 
 def _check_once(
-    mode: Interception,
+    context: Context,
     weight: Tensor,
     probe: Tensor,
     run: Callable[[Tensor], Tensor],
     reference: Callable[[Tensor], Tensor],
 ) -> None:
     """:func:`~.quantised.check_wrapped`, once in a pass for each weight."""
-    if id(weight) not in mode.claims:
-        check_wrapped(run, reference, probe, mode.running(), type(weight).__name__)
-        mode.claims[id(weight)] = weight  # kept, so that no other takes its id
+    if id(weight) not in context.claims:
+        check_wrapped(run, reference, probe, context.running(), type(weight).__name__)
+        context.claims[id(weight)] = weight  # kept, so that no other takes its id
 
 
-_CONVOLUTION = ("input", "weight", "bias")
-
-
-def _convolution(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    x, weight, bias = bind(_CONVOLUTION, args[:3], kwargs)
-    rest = args[3:]
-    more = {k: v for k, v in kwargs.items() if k not in _CONVOLUTION}
+def _convolution(context: Context, call: Call) -> Any:
+    func = call.func
+    x, weight, bias = call.bind(_OPERANDS)
+    rest = call.args[3:]
+    more = {k: v for k, v in call.kwargs.items() if k not in _OPERANDS}
     if not depends(x) or depends(weight):
-        return func(*args, **kwargs)
-    spatial, call = weight.dim() - 2, func
+        return call.run()
+    spatial, run = weight.dim() - 2, func
     plain = dequantised(weight, x.dtype) if is_wrapped(weight) else None
     if plain is not None:
         wrapped, weight = weight, plain
         _check_once(
-            mode, wrapped, drawn(x.detach()),
+            context, wrapped, drawn(x.detach()),
             lambda i: func(i, wrapped, bias, *rest, **more),
             lambda i: func(i, weight, bias, *rest, **more),
         )  # fmt: skip
 
-        def call(i: Tensor, w: Tensor, *others: Any, **named: Any) -> Tensor:
+        def run(i: Tensor, w: Tensor, *others: Any, **named: Any) -> Tensor:
             with torch.no_grad():
                 value = func(i.detach(), wrapped, *others, **named)
             return WithValue.call(value, func(i, w, *others, **named))
@@ -184,71 +180,61 @@ def _convolution(
         return result
 
     groups = None
-    if func.__name__ == "convolution":  # stride, padding, dilation, transposed, ...
+    if call.name == "convolution":  # stride, padding, dilation, transposed, ...
         options = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
         *_, transposed, _, groups = bind(options, rest, more)
         groups = groups if transposed else None
-    elif "transpose" in func.__name__:
+    elif "transpose" in call.name:
         groups = bind(("stride", "padding", "output_padding", "groups"), rest, more)[3] or 1
     fold = functools.partial(_fold, channel=-spatial - 1, output=0, groups=groups)
     operation = LinearMap(
-        call, (x, weight, bias, *rest), more, mode.absorber(bias),
+        run, (x, weight, bias, *rest), more, context.absorber(bias),
         input=x, weight=weight,
         bias=None if bias is None else bias.reshape(-1, *(1,) * spatial),
         apply=apply, distribute=spread_through(apply, weight), fold=fold,
         channel=-spatial - 1,
     )  # fmt: skip
-    return apply_linear(mode, operation)
+    return apply_linear(context, operation)
 
 
-def _batch_norm(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    names = (
-        "input",
-        "running_mean",
-        "running_var",
-        "weight",
-        "bias",
-        "training",
-        "momentum",
-        "eps",
-    )
+def _batch_norm(context: Context, call: Call) -> Any:
+    names = tuple("input running_mean running_var weight bias training momentum eps".split())
+    func, args, kwargs = call.parts
     if func is torch.batch_norm:  # the function behind, with its arguments in another order
         names = (names[0], *names[3:5], *names[1:3], *names[5:])
-        x, weight, bias, mean, variance, training, _, eps = bind(names, args[:8], kwargs)
+        x, weight, bias, mean, variance, training, _, eps = call.bind(names)
     else:
-        x, mean, variance, weight, bias, training, _, eps = bind(names, args, kwargs)
+        x, mean, variance, weight, bias, training, _, eps = call.bind(names)
     if not depends(x):  # weights standardised by batch_norm, for instance
-        return func(*args, **kwargs)
+        return call.run()
     if training or mean is None:
         if mean is None:  # in eval mode, too
-            mode.scope.mixes_examples |= x.shape[0] > 1
+            context.scope.mixes_examples |= x.shape[0] > 1
         else:
-            mode.scope.random.add("batch statistics")
-        return batch_statistics(mode, func, args, kwargs, (x, weight, bias, eps))
+            context.scope.random.add("batch statistics")
+        return batch_statistics(context, call, (x, weight, bias, eps))
     shape = (-1, *(1,) * (x.dim() - 2))
     scale = (variance + (1e-5 if eps is None else eps)).rsqrt()
     scale = scale if weight is None else scale * weight
     shift = (-mean * scale if bias is None else bias - mean * scale).reshape(shape)
     factor = scale.reshape(shape)
 
-    def call(y: Tensor, *_: Any, **__: Any) -> Tensor:
+    def run(y: Tensor, *_: Any, **__: Any) -> Tensor:
         fixed = {**kwargs, "input": x.detach()} if "input" in kwargs else kwargs
-        run = functools.partial(func, *((x.detach(), *args[1:]) if args else ()), **fixed)
-        return LinearValue.call(y, run, lambda g: g * factor)
+        stock = functools.partial(func, *((x.detach(), *args[1:]) if args else ()), **fixed)
+        return LinearValue.call(y, stock, lambda g: g * factor)
 
-    found = None if mode.scope.rule(Kind.LINEAR) is None else mode.maps.find(x)
+    found = None if context.scope.rule(Kind.LINEAR) is None else context.maps.find(x)
     operation = None
     if found is not None:  # one map with the layer in front of it
-        operation = composed(mode, found, x, call, [Step(factor=factor)], shift, (bias, mean))
+        operation = composed(context, found, x, run, [Step(factor=factor)], shift, (bias, mean))
     if operation is None:
         operation = LinearMap(
-            call, (x, *args[1:]), kwargs, mode.absorber(bias, mean),
+            run, (x, *args[1:]), kwargs, context.absorber(bias, mean),
             input=x, weight=factor, bias=shift,
             apply=torch.mul, distribute=_spread_over_channels, energy=_energy_of_channels,
         )  # fmt: skip
-    return apply_linear(mode, operation)
+    return apply_linear(context, operation)
 
 
 def _energy_of_channels(squares: Tensor, _: Tensor) -> Tensor:

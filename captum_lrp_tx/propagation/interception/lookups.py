@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.autograd.functions import LinearValue
-from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
+from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
 from captum_lrp_tx.propagation.state.tracing import INTEGERS, WAY_OUT, Lost, united
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 Arguments = tuple[Any, ...]
 
@@ -27,44 +27,43 @@ Arguments = tuple[Any, ...]
 _LOOKUPS = frozenset(("embedding", "__getitem__", "index_select", "gather", "embedding_bag"))
 
 
-def is_lookup(mode: Interception, name: str, args: Arguments) -> bool:
+def is_lookup(context: Context, call: Call) -> bool:
     """Whether a call reads a constant table at explained ids."""
-    if name not in _LOOKUPS or not mode.inputs.has_ids:
+    name, args = call.name, call.args
+    if name not in _LOOKUPS or not context.inputs.has_ids:
         return False
     if any(depends(a) and not a.is_leaf for a in args):  # leaves are parameters here
         return False
-    traces = mode.inputs.traces
+    traces = context.inputs.traces
     indices = [i for a in args for i in (a if isinstance(a, tuple) else (a,))]
     return name == "embedding" or any(traces.of(i) is not None for i in indices)
 
 
-def learned_tables(mode: Interception, original: Any, constant: Any) -> tuple[Tensor, ...]:
+def learned_tables(context: Context, original: Any, constant: Any) -> tuple[Tensor, ...]:
     """The learned tables that an argument is, or was read from."""
     if isinstance(original, nn.Parameter):
         return (original,) if original.dim() > 1 else ()
-    return mode.inputs.traces.tables(constant)
+    return context.inputs.traces.tables(constant)
 
 
-def _read(
-    mode: Interception, table: Any, original: Any, index: Any, result: Any, trace: Any
-) -> Any:
+def _read(context: Context, table: Any, original: Any, index: Any, result: Any, trace: Any) -> Any:
     """The result of a lookup: a leaf if its indices come from explained ids.
 
     Args:
-        mode (Interception): The mode.
+        context (Context): The context.
         table (Tensor): What was looked up in, as a constant.
         original (Tensor): The same as the model passed it.
         index (Tensor): The indices.
         result (Tensor): What was read.
         trace (callable): From the trace of the indices to that of the result.
     """
-    traces = mode.inputs.traces
+    traces = context.inputs.traces
     if depends(table) or not isinstance(result, Tensor):
         return result
     found = traces.of(index)
     if found is None:
         if result.is_floating_point():
-            traces.note_tables(result, learned_tables(mode, original, table))
+            traces.note_tables(result, learned_tables(context, original, table))
         return result
     if isinstance(found, Tensor) and (result.is_floating_point() or result.dtype in INTEGERS):
         traces.resolve(index)
@@ -81,45 +80,43 @@ def _read(
             f"The token ids went through {found.operation!r} before they were looked up, so what "
             f"was looked up belongs to no single token. {WAY_OUT}"
         )
-    name = mode.name_of(original if isinstance(original, Tensor) else table)
-    return mode.inputs.look_up(result, found, name, mode)
+    name = context.name_of(original if isinstance(original, Tensor) else table)
+    return context.inputs.look_up(result, found, name, context)
 
 
-def _embedding(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
-    result = func(*args, **kwargs)
-    if not mode.inputs.has_ids:
+def _embedding(context: Context, call: Call) -> Any:
+    result = call.run()
+    if not context.inputs.has_ids:
         return result
-    first, second = bind(("input", "weight"), args[:2], kwargs)
-    given = bind(("input", "weight"), mode.as_called[:2], mode.named_as_called)
+    first, second = call.bind(("input", "weight"))
+    given = (call.original or call).bind(("input", "weight"))
     # torch.embedding(weight, indices), F.embedding(indices, weight)
     swapped = first.is_floating_point()
     indices, weight = (second, first) if swapped else (first, second)
     return _read(
-        mode, weight, given[0] if swapped else given[1], indices, result,
+        context, weight, given[0] if swapped else given[1], indices, result,
         lambda trace: trace.unsqueeze(-1).expand(result.shape),
     )  # fmt: skip
 
 
-def _getitem(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
-    result = func(*args, **kwargs)
-    if not mode.inputs.has_ids or len(args) != 2 or depends(args[0]):
+def _getitem(context: Context, call: Call) -> Any:
+    result = call.run()
+    if not context.inputs.has_ids or len(call.args) != 2 or depends(call.args[0]):
         return result
-    table, index = args
+    table, index = call.args
     items = index if isinstance(index, tuple) else (index,)
-    held = [i for i in items if mode.inputs.traces.of(i) is not None]
+    held = [i for i in items if context.inputs.traces.of(i) is not None]
     if not held:
-        return _read(mode, table, mode.as_called[0], None, result, None)
+        return _read(context, table, call.passed(0), None, result, None)
     return _read(
-        mode, table, mode.as_called[0], held[0], result,
-        lambda trace: _indexed(mode, table, items, result.shape),
+        context, table, call.passed(0), held[0], result,
+        lambda trace: _indexed(context, table, items, result.shape),
     )  # fmt: skip
 
 
-def _indexed(
-    mode: Interception, table: Tensor, items: Arguments, shape: torch.Size
-) -> Tensor | Lost:
+def _indexed(context: Context, table: Tensor, items: Arguments, shape: torch.Size) -> Tensor | Lost:
     """The trace of ``table[items]``: every index in turn reads its own trace."""
-    traces = mode.inputs.traces
+    traces = context.inputs.traces
     taken = sum(_dimensions(i) for i in items)
     found, dim = [], 0
     for position, item in enumerate(items):
@@ -140,6 +137,12 @@ def _indexed(
     return Lost("indexing by several ids") if trace is None else trace
 
 
+def _first(call: Call, source: Tensor) -> Any:
+    """The first argument as the model passed it, or the same as a constant."""
+    original = call.passed(0)
+    return source if original is None else original
+
+
 def _dimensions(item: Any) -> int:
     """How many dimensions of a table an index takes."""
     if item is None or item is Ellipsis or isinstance(item, bool):
@@ -148,52 +151,54 @@ def _dimensions(item: Any) -> int:
     return item.dim() if is_mask else 1
 
 
-def _index_select(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
-    result = func(*args, **kwargs)
-    if not mode.inputs.has_ids:
+def _index_select(context: Context, call: Call) -> Any:
+    result = call.run()
+    if not context.inputs.has_ids:
         return result
-    source, dim, index = bind(("input", "dim", "index"), args, kwargs)
+    source, dim, index = call.bind(("input", "dim", "index"))
     shape = [1] * source.dim()
     shape[dim] = -1
     return _read(
-        mode, source, mode.as_called[0] if mode.as_called else source, index, result,
+        context, source, _first(call, source), index, result,
         lambda trace: trace.reshape(shape).expand(result.shape),
     )  # fmt: skip
 
 
-def _gather(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
-    result = func(*args, **kwargs)
-    if not mode.inputs.has_ids:
+def _gather(context: Context, call: Call) -> Any:
+    result = call.run()
+    if not context.inputs.has_ids:
         return result
-    if "take" in func.__name__:
-        source, index, _ = bind(("input", "index", "dim"), args, kwargs)
-        index = kwargs.get("indices", index)
+    if "take" in call.name:
+        source, index, _ = call.bind(("input", "index", "dim"))
+        index = call.kwargs.get("indices", index)
     else:
-        source, _, index = bind(("input", "dim", "index"), args, kwargs)
+        source, _, index = call.bind(("input", "dim", "index"))
     return _read(
-        mode, source, mode.as_called[0] if mode.as_called else source, index, result,
+        context, source, _first(call, source), index, result,
         lambda trace: trace.expand(result.shape),
     )  # fmt: skip
 
 
 # ---- rows with a single one ------------------------------------------------------------------
-def _one_hot(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
-    result = func(*args, **kwargs)
-    if mode.inputs.has_ids:
-        trace = mode.inputs.traces.of(args[0] if args else kwargs.get("tensor"))
+def _one_hot(context: Context, call: Call) -> Any:
+    result = call.run()
+    if context.inputs.has_ids:
+        trace = context.inputs.traces.of(call.args[0] if call.args else call.kwargs.get("tensor"))
         if isinstance(trace, Tensor):
             trace = trace.unsqueeze(-1) * result
         if trace is not None:
-            mode.inputs.traces.note(result, trace, is_one_hot=True)
+            context.inputs.traces.note(result, trace, is_one_hot=True)
     return result
 
 
-def _equal(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
+def _equal(context: Context, call: Call) -> Any:
     """Ids compared with all numbers of a vocabulary, along an axis of their own."""
-    result = func(*args, **kwargs)
-    if not mode.inputs.has_ids or kwargs or len(args) != 2 or not isinstance(result, Tensor):
+    result, args = call.run(), call.args
+    if not context.inputs.has_ids or call.kwargs or len(args) != 2:
         return result
-    traces = mode.inputs.traces
+    if not isinstance(result, Tensor):
+        return result
+    traces = context.inputs.traces
     held = [(a, t) for a in args if isinstance(t := traces.of(a), Tensor)]
     if len(held) != 1 or result.dim() == 0:
         return result
@@ -205,19 +210,19 @@ def _equal(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any
     return result
 
 
-def _scatter(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
+def _scatter(context: Context, call: Call) -> Any:
     """Ones written at ids into zeros."""
-    target, dim, index, value = bind(("input", "dim", "index", "value"), args, kwargs)
-    value = kwargs.get("src", value)
-    traces = mode.inputs.traces
-    trace = traces.of(index) if mode.inputs.has_ids else None
+    target, dim, index, value = call.bind(("input", "dim", "index", "value"))
+    value = call.kwargs.get("src", value)
+    traces = context.inputs.traces
+    trace = traces.of(index) if context.inputs.has_ids else None
     empty = (
         isinstance(trace, Tensor)
         and not depends(target)
-        and "reduce" not in kwargs
+        and "reduce" not in call.kwargs
         and not bool(target.any())
     )
-    result = func(*args, **kwargs)
+    result = call.run()
     if not isinstance(trace, Tensor) or not empty or depends(value):
         return result
     with torch.no_grad():
@@ -228,23 +233,23 @@ def _scatter(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, A
     if not result.is_floating_point():
         traces.note(result, places, is_one_hot=True)
         return result
-    rows = mode.inputs.look_up(result, places, "one-hot rows", mode)
-    return target.copy_(rows) if func.__name__.endswith("_") else rows
+    rows = context.inputs.look_up(result, places, "one-hot rows", context)
+    return target.copy_(rows) if call.is_inplace else rows
 
 
-def as_floats(mode: Interception, args: Arguments) -> Arguments:
-    """Operands of a product, rows with a single one as floats if the other one is of floats."""
-    traces = mode.inputs.traces
+def as_floats(context: Context, call: Call) -> Call:
+    """A product, its rows with a single one as floats if the other factor is of floats."""
+    traces, args = context.inputs.traces, call.args
     if len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
-        return args
+        return call
     result = []
     for this, other in (args, args[::-1]):
         if not this.is_floating_point() and other.is_floating_point() and traces.is_one_hot(this):
             trace = traces.of(this)
             assert isinstance(trace, Tensor)
-            this = mode.inputs.look_up(this.to(other.dtype), trace, "one-hot rows", mode)
+            this = context.inputs.look_up(this.to(other.dtype), trace, "one-hot rows", context)
         result.append(this)
-    return tuple(result)
+    return call.replaced(tuple(result), call.kwargs)
 
 
 # ---- bags ------------------------------------------------------------------------------------
@@ -252,23 +257,23 @@ _BAG = ("input", "weight", "offsets", "max_norm", "norm_type", "scale_grad_by_fr
         "sparse", "per_sample_weights", "include_last_offset", "padding_idx")  # fmt: skip
 
 
-def _embedding_bag(mode: Interception, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
+def _embedding_bag(context: Context, call: Call) -> Any:
     """Sums, means or maxima of rows: each row is a leaf, the value is the stock kernel's."""
-    result = func(*args, **kwargs)
-    given = dict(zip(_BAG, bind(_BAG, args, kwargs), strict=True))
+    result = call.run()
+    given = dict(zip(_BAG, call.bind(_BAG), strict=True))
     ids, weight = given["input"], given["weight"]
-    if not mode.inputs.has_ids or not isinstance(result, Tensor) or not isinstance(ids, Tensor):
+    if not context.inputs.has_ids or not isinstance(result, Tensor) or not isinstance(ids, Tensor):
         return result
     if ids.is_floating_point():  # the old order of arguments
         ids, weight = weight, ids
-    trace = mode.inputs.traces.of(ids)
+    trace = context.inputs.traces.of(ids)
     if trace is None or depends(weight):
         return result
     flat = ids.reshape(-1)
     read = weight[flat]
-    original = mode.as_called[1] if len(mode.as_called) > 1 else weight
+    original = call.passed(1)
     rows = _read(
-        mode, weight, original, ids, read,
+        context, weight, weight if original is None else original, ids, read,
         lambda t: t.reshape(-1, 1).expand(read.shape),
     )  # fmt: skip
     bags = _bags(ids, given["offsets"], result.shape[0])
@@ -311,21 +316,20 @@ def _largest(rows: Tensor, bags: Tensor, counts: Tensor, result: Tensor) -> Tens
 ADDITIONS = frozenset("add add_ __add__ __radd__ __iadd__".split())
 
 
-def with_added_rows(
-    mode: Interception, func: Any, name: str, args: Arguments, originals: Arguments
-) -> tuple[Any, str, Arguments, Tensor | None]:
+def with_added_rows(context: Context, call: Call) -> tuple[Call, Tensor | None]:
     """A sum in which rows of learned tables that meet embedded tokens are leaves.
 
     Returns:
-        tuple: function, name and arguments of the call, and the tensor that the result is to be
-        written into, where tokens are added in place to what was a constant.
+        tuple: the call, and the tensor that its result is to be written into, where tokens are
+        added in place to what was a constant.
     """
-    traces = mode.inputs.traces
+    args = call.args
+    traces = context.inputs.traces
     for i in (0, 1):
         rows, other = args[i], args[1 - i]
         if not depends(rows) or not isinstance(other, Tensor) or other.requires_grad:
             continue
-        tables = learned_tables(mode, originals[1 - i], other)
+        tables = learned_tables(context, call.passed(1 - i), other)
         if not tables or not other.is_floating_point():
             break
         trace = traces.rows(rows)
@@ -333,14 +337,14 @@ def with_added_rows(
         if trace is None:
             break
         shape = torch.broadcast_shapes(trace.shape, other.shape)  # type: ignore[no-untyped-call]
-        names = " + ".join(dict.fromkeys(mode.name_of(table) for table in tables))
-        leaf = mode.inputs.look_up(other.expand(shape), trace.expand(shape), names, mode)
+        names = " + ".join(dict.fromkeys(context.name_of(table) for table in tables))
+        leaf = context.inputs.look_up(other.expand(shape), trace.expand(shape), names, context)
         replaced = [*args]
         replaced[1 - i] = leaf
-        if i == 1 and name in ("add_", "__iadd__"):
-            return torch.add, "add", tuple(replaced), other
-        return func, name, tuple(replaced), None
-    return func, name, args, None
+        if i == 1 and call.name in ("add_", "__iadd__"):
+            return call.replaced(tuple(replaced), call.kwargs, torch.add), other
+        return call.replaced(tuple(replaced), call.kwargs), None
+    return call, None
 
 
 HANDLERS: dict[str, Handler] = {

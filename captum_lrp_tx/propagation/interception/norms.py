@@ -9,25 +9,23 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.autograd.functions import Combine
-from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
+from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
 from captum_lrp_tx.propagation.operations import (
     FusedNorm,
     Kind,
 )
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 _LOW = (torch.float16, torch.bfloat16)
 
 
-def _layer_norm(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _layer_norm(context: Context, call: Call) -> Any:
     names = ("input", "normalized_shape", "weight", "bias", "eps")
-    x, shape, weight, bias, eps = bind(names, args, kwargs)
+    x, shape, weight, bias, eps = call.bind(names)
     if not depends(x):
-        return func(*args, **kwargs)
+        return call.run()
 
     dims = tuple(range(-len(shape), 0))
 
@@ -35,52 +33,50 @@ def _layer_norm(
         epsilon = 1e-5 if eps is None else eps
         if torch.is_autocast_enabled(x.device.type):  # which knows layer_norm by this name only
             variance = x.float().var(dims, unbiased=False, keepdim=True)
-            return func(*args, **kwargs), (variance + epsilon).rsqrt()
+            return call.run(), (variance + epsilon).rsqrt()
         y, _, inv_std = torch.native_layer_norm(x, shape, weight, bias, epsilon)
         return y, inv_std
 
     return _apply_norm(
-        mode,
+        context,
         FusedNorm(
-            func, args, kwargs, mode.absorber(bias),
+            *call.parts, context.absorber(bias),
             input=x, weight=weight, bias=bias, shape=tuple(x.shape),
             dims=dims, center=True, run=run,
         ),
     )  # fmt: skip
 
 
-def _rms_norm(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _rms_norm(context: Context, call: Call) -> Any:
     names = ("input", "normalized_shape", "weight", "eps")
-    x, shape, weight, eps = bind(names, args, kwargs)
+    x, shape, weight, eps = call.bind(names)
     if not depends(x):
-        return func(*args, **kwargs)
+        return call.run()
     dims = tuple(range(-len(shape), 0))
 
     def run() -> tuple[Tensor, Tensor]:
         wide = x.float() if x.dtype in _LOW else x
         epsilon = torch.finfo(wide.dtype).eps if eps is None else eps
-        return func(*args, **kwargs), (wide.square().mean(dims, keepdim=True) + epsilon).rsqrt()
+        return call.run(), (wide.square().mean(dims, keepdim=True) + epsilon).rsqrt()
 
     return _apply_norm(
-        mode,
+        context,
         FusedNorm(
-            func, args, kwargs, mode.absorber(),
+            *call.parts, context.absorber(),
             input=x, weight=weight, bias=None, shape=tuple(x.shape), dims=dims, center=False,
             run=run,
         ),
     )  # fmt: skip
 
 
-def _group_norm(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _group_norm(context: Context, call: Call) -> Any:
     names = ("input", "num_groups", "weight", "bias", "eps")
-    x, groups, weight, bias, eps = bind(names, args, kwargs)
+    x, groups, weight, bias, eps = call.bind(names)
     if not depends(x):
-        return func(*args, **kwargs)
-    operation = _by_channel(mode, func, args, kwargs, (x, weight, bias, eps))
+        return call.run()
+    operation = _by_channel(context, call, (x, weight, bias, eps))
     operation.shape = (x.shape[0], groups, -1)
-    return _apply_norm(mode, operation)
+    return _apply_norm(context, operation)
 
 
 _INSTANCE_NORM = tuple(
@@ -90,50 +86,45 @@ _INSTANCE_NORM = tuple(
 _OF_TORCH = (*("input", "weight", "bias", "running_mean", "running_var"), *_INSTANCE_NORM[5:])
 
 
-def _instance_norm(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    if func is torch.instance_norm:
-        x, weight, bias, mean, variance, fresh, _, eps = bind(_OF_TORCH, args[:8], kwargs)
+def _instance_norm(context: Context, call: Call) -> Any:
+    if call.func is torch.instance_norm:
+        x, weight, bias, mean, variance, fresh, _, eps = call.bind(_OF_TORCH)
     else:
-        x, mean, variance, weight, bias, fresh, _, eps = bind(_INSTANCE_NORM, args, kwargs)
+        x, mean, variance, weight, bias, fresh, _, eps = call.bind(_INSTANCE_NORM)
         fresh = True if fresh is None else fresh
     if not depends(x):
-        return func(*args, **kwargs)
+        return call.run()
     if not fresh:  # with running statistics it is batch norm in eval mode
-        with mode:
+        with context.watching():
             return torch.nn.functional.batch_norm(
                 x, mean, variance, weight, bias, False, 0.1, 1e-5 if eps is None else eps
             )
-    return _apply_norm(mode, _by_channel(mode, func, args, kwargs, (x, weight, bias, eps)))
+    return _apply_norm(context, _by_channel(context, call, (x, weight, bias, eps)))
 
 
 def batch_statistics(
-    mode: Interception,
-    func: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    context: Context,
+    call: Call,
     operands: tuple[Tensor, Tensor | None, Tensor | None, float | None],
 ) -> Any:
     """Batch norm with the statistics of this batch: a norm of every channel over all examples.
 
     Args:
-        mode, func, args, kwargs: The call.
+        context (Context): Of the pass.
+        call (Call): The call.
         operands (tuple): Its input ``(batch, channels, ...)``, weight, bias and epsilon.
 
     Returns:
         Tensor: the result, under the rule for norms.
     """
-    operation = _by_channel(mode, func, args, kwargs, operands)
+    operation = _by_channel(context, call, operands)
     operation.dims = (0, 2)
-    return _apply_norm(mode, operation)
+    return _apply_norm(context, operation)
 
 
 def _by_channel(
-    mode: Interception,
-    func: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    context: Context,
+    call: Call,
     operands: tuple[Tensor, Tensor | None, Tensor | None, float | None],
 ) -> FusedNorm:
     """A norm of ``(batch, channels, ...)`` with a weight for each channel, over each of them."""
@@ -142,10 +133,10 @@ def _by_channel(
 
     def run() -> tuple[Tensor, Tensor]:
         variance = x.reshape(operation.shape).var(operation.dims, unbiased=False, keepdim=True)
-        return func(*args, **kwargs), (variance + (1e-5 if eps is None else eps)).rsqrt()
+        return call.run(), (variance + (1e-5 if eps is None else eps)).rsqrt()
 
     operation = FusedNorm(
-        func, args, kwargs, mode.absorber(bias),
+        *call.parts, context.absorber(bias),
         input=x,
         weight=None if weight is None else weight.reshape(channel),
         bias=None if bias is None else bias.reshape(channel),
@@ -154,11 +145,9 @@ def _by_channel(
     return operation
 
 
-def _cosine_similarity(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _cosine_similarity(context: Context, call: Call) -> Any:
     """The product of two normalised vectors, as torch computes it."""
-    first, second, dim, eps = bind(("x1", "x2", "dim", "eps"), args, kwargs)
+    first, second, dim, eps = call.bind(("x1", "x2", "dim", "eps"))
     dim, eps = 1 if dim is None else dim, 1e-8 if eps is None else eps
 
     def spelled(dtype: torch.dtype) -> Tensor:
@@ -169,56 +158,52 @@ def _cosine_similarity(
             norm = torch.linalg.vector_norm(x, 2, dim, True).clone()
             with torch.no_grad():  # the gradient of a bounded norm is that of the norm in torch
                 norm.clamp_min_(eps)
-            with mode:
+            with context.watching():
                 units.append(x / norm)
-        with mode:
+        with context.watching():
             result: Tensor = (units[0] * units[1]).sum(dim)
         return result
 
-    return _spelled_out(mode, func, args, kwargs, spelled)
+    return _spelled_out(context, call, spelled)
 
 
-def _pairwise_distance(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    first, second, p, eps, keepdim = bind(("x1", "x2", "p", "eps", "keepdim"), args, kwargs)
+def _pairwise_distance(context: Context, call: Call) -> Any:
+    first, second, p, eps, keepdim = call.bind(("x1", "x2", "p", "eps", "keepdim"))
 
     def spelled(dtype: torch.dtype) -> Tensor:
-        with mode:
+        with context.watching():
             difference = first - second + (1e-6 if eps is None else eps)
             result: Tensor = torch.linalg.vector_norm(
                 difference, 2.0 if p is None else p, -1, bool(keepdim), dtype=dtype
             )
         return result
 
-    return _spelled_out(mode, func, args, kwargs, spelled)
+    return _spelled_out(context, call, spelled)
 
 
 def _spelled_out(
-    mode: Interception,
-    func: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    context: Context,
+    call: Call,
     spelled: Callable[[torch.dtype], Tensor],
 ) -> Any:
     """What a function does in calls of its own, with the value of the function to the last bit."""
-    if not any(depends(x) for x in (*args, *kwargs.values())):
-        return func(*args, **kwargs)
+    if not any(depends(x) for x in (*call.args, *call.kwargs.values())):
+        return call.run()
     with torch.no_grad():
-        value: Tensor = func(*args, **kwargs)
+        value: Tensor = call.run()
     result = spelled(value.dtype)
     return result if torch.equal(result.detach(), value) else Combine.call(value, result)
 
 
-def _apply_norm(mode: Interception, operation: FusedNorm) -> Any:
+def _apply_norm(context: Context, operation: FusedNorm) -> Any:
     name: str = getattr(operation.func, "__name__", "norm")
-    mode.scope.find(name.replace("_", " "))
-    if mode.scope.rule(Kind.NORM) is None:
+    context.scope.find(name.replace("_", " "))
+    if context.scope.rule(Kind.NORM) is None:
         output = operation.plain()
         if operation.bias is not None:
             operation.absorb(output, operation.bias)
         return output
-    return mode.apply(Kind.NORM, operation)
+    return context.apply(Kind.NORM, operation)
 
 
 HANDLERS: dict[str, Handler] = {

@@ -27,7 +27,7 @@ from captum_lrp_tx.propagation.judging.coverage import is_ours, made_since
 from captum_lrp_tx.propagation.state.scope import next_sequence_number, suspended
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 #: Numbers of these types are weights; others are codes.
 _NUMBERS = frozenset([torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool])
@@ -82,18 +82,18 @@ class OpaqueMaps:
     """Hooks on modules that may be opaque linear maps, for one forward pass.
 
     Args:
-        mode (Interception): The mode of the pass. The hooks have to be put on after those of the
+        context (Context): Of the pass. The hooks have to be put on after those of the
             scope: they see inputs as the module gets them, and outputs before all others.
         modules (sequence of (str, Module)): What :func:`candidates` found.
     """
 
-    def __init__(self, mode: Interception, modules: Sequence[tuple[str, nn.Module]]) -> None:
-        self._mode, self._modules = mode, modules
+    def __init__(self, context: Context, modules: Sequence[tuple[str, nn.Module]]) -> None:
+        self._context, self._modules = context, modules
         self._hooks = Hooks()
 
-    def again(self, mode: Interception) -> OpaqueMaps:
+    def again(self, context: Context) -> OpaqueMaps:
         """The same for a second run of a part of the model."""
-        return OpaqueMaps(mode, self._modules)
+        return OpaqueMaps(context, self._modules)
 
     def __enter__(self) -> OpaqueMaps:
         self._hooks.__enter__()
@@ -111,27 +111,27 @@ class OpaqueMaps:
 
     def _hook(self, name: str, module: nn.Module) -> None:
         started: list[tuple[Tensor | None, int, int]] = []
-        mode = self._mode
+        context = self._context
 
         def enter(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            if mode.scope.is_current():
+            if context.scope.is_current():
                 x = args[0] if len(args) == 1 and not kwargs else None
-                start, underived = next_sequence_number(), len(mode.underived)
+                start, underived = next_sequence_number(), len(context.underived)
                 started.append((x if _is_signal(x) else None, start, underived))
 
         def leave(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-            if not mode.scope.is_current():
+            if not context.scope.is_current():
                 return None
             x, start, underived = started.pop()
             if x is None or not isinstance(output, Tensor) or not torch.is_grad_enabled():
                 return None
             if not _is_opaque(output, start, module):
                 return None
-            found = _claim(mode, name, module, x, output)
+            found = _claim(context, name, module, x, output)
             if found is None:
                 return None
-            del mode.underived[underived:]
-            return _as_linear_map(mode, name, module, x, output, found)
+            del context.underived[underived:]
+            return _as_linear_map(context, name, module, x, output, found)
 
         self._hooks.before(module, enter, with_kwargs=True)
         self._hooks.after(module, leave, with_kwargs=True, always_call=True, prepend=True)
@@ -159,10 +159,10 @@ def _is_foreign(node: Node) -> bool:
 
 
 def _claim(
-    mode: Interception, name: str, module: nn.Module, x: Tensor, output: Tensor
+    context: Context, name: str, module: nn.Module, x: Tensor, output: Tensor
 ) -> quantised.Claim | None:
     """Whether the module is a linear map, asked once in a pass."""
-    if id(module) not in mode.claims:
+    if id(module) not in context.claims:
 
         def run(rows: Tensor) -> Tensor:
             # its inputs require a gradient: some packages repack weights for calls without
@@ -175,11 +175,11 @@ def _claim(
                 tried = quantised.claim(run, x.detach())
             except Exception:  # whatever a layer raises that takes other inputs only
                 tried = None
-        mode.claims[id(module)] = tried
-    claim: quantised.Claim | None = mode.claims[id(module)]
+        context.claims[id(module)] = tried
+    claim: quantised.Claim | None = context.claims[id(module)]
     if claim is None and not output.requires_grad:
         quantised.refuse(
-            name or mode.running(),
+            name or context.running(),
             f"({type(module).__name__}) gives results without a derivative that are not those of "
             "a linear map",
         )
@@ -187,7 +187,7 @@ def _claim(
 
 
 def _as_linear_map(
-    mode: Interception,
+    context: Context,
     name: str,
     module: nn.Module,
     x: Tensor,
@@ -215,16 +215,16 @@ def _as_linear_map(
 
     with suspended():
         operation = quantised.QuantisedMap(
-            call, (x,), {}, mode.absorber(source),
+            call, (x,), {}, context.absorber(source),
             input=x, weight=weight, bias=bias,
             apply=_product, distribute=spread_last, by_row=True, channel=-1, fold=fold_last,
         )  # fmt: skip
-        result = apply_linear(mode, operation)
-        if mode.scope.ledger is not None:
+        result = apply_linear(context, operation)
+        if context.scope.ledger is not None:
             plain = torch.nn.functional.linear(x.detach(), weight(), bias)
             if quantised.differs(value, plain) > _OWN_ROUNDING * torch.finfo(value.dtype).eps:
                 name = f"{name or 'the model'}: rounding of its activations"
-                mode.absorb(result, value - plain, name=name)
+                context.absorb(result, value - plain, name=name)
     return result
 
 

@@ -20,7 +20,7 @@ from captum_lrp_tx.propagation.interception.attention_patterns import (
     weighted_values,
 )
 from captum_lrp_tx.propagation.interception.booking import booked
-from captum_lrp_tx.propagation.interception.calls import Handler, bind, by_name, depends
+from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
 from captum_lrp_tx.propagation.interception.scans import scan_product
 from captum_lrp_tx.propagation.operations import (
     Activation,
@@ -43,83 +43,88 @@ from captum_lrp_tx.propagation.recognition import (
 from captum_lrp_tx.propagation.recognition.contracted import equation_of
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 
 _OPERANDS = ("input", "other")
 
 
-def entrywise_product(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def entrywise_product(context: Context, call: Call) -> Any:
     """``a * b`` or ``a / b``: a norm, weights, a gate, a query or just a product."""
-    name: str = func.__name__.partition(".")[0]  # of an overload, what it is of
+    name, args = call.name.partition(".")[0], call.args  # of an overload, what it is of
     inplace = name.endswith("_") and not name.startswith("__")
-    if kwargs and all(k in _OPERANDS or value is None for k, value in kwargs.items()):
-        args, kwargs = tuple(bind(_OPERANDS, args, kwargs)), {}
-    if kwargs or len(args) != 2 or not (depends(args[0]) and depends(args[1])):
-        if mode.has_memory and mode.scope.rule(Kind.ATTENTION) is not None and not inplace:
+    if call.kwargs and all(k in _OPERANDS or v is None for k, v in call.kwargs.items()):
+        call = call.replaced(tuple(call.bind(_OPERANDS)))
+        args = call.args
+    if call.kwargs or len(args) != 2 or not (depends(args[0]) and depends(args[1])):
+        if context.has_memory and context.scope.rule(Kind.ATTENTION) is not None and not inplace:
             # how much is kept of a memory that holds nothing yet: a constant
             args = tuple(a.detach() if depends(a) and delta_rule.is_decay(a) else a for a in args)
-        return func(*args, **kwargs)
-    quotient, target = "div" in name, args[0]
-    if inplace:  # rules may look at a view of what is overwritten here
-        args = (target.clone(), args[1])
-    if mode.has_steps and not quotient:
-        plain = getattr(torch, name.strip("_")) if inplace else func
-        scanned = scan_product(mode, plain, args, {}, [0, 1], elementwise=True)
+            call = call.replaced(args, call.kwargs)
+        return call.run()
+    quotient, target, plain = "div" in name, args[0], call
+    if inplace:
+        # rules may look at a view of what is overwritten here; in-place calls keep their meaning:
+        # the result is copied into the first argument
+        plain = call.replaced((target.clone(), args[1]), func=getattr(torch, name.strip("_")))
+    result = _recognised(context, plain, quotient)
+    if result is None:
+        return call.run()
+    return target.copy_(result) if inplace else result
+
+
+def _recognised(context: Context, call: Call, quotient: bool) -> Any:
+    """The product under a rule; ``None`` if no rule has a say in it."""
+    if context.has_steps and not quotient:
+        scanned = scan_product(context, call, [0, 1], elementwise=True)
         if scanned is not None:
-            return target.copy_(scanned) if inplace else scanned
-    # in-place calls keep their meaning: the result is copied into the first argument
-    plain = getattr(torch, name.strip("_")) if inplace else func
-    if mode.has_memory and mode.scope.rule(Kind.ATTENTION) is not None and not quotient:
-        decays = tuple(i for i in (0, 1) if delta_rule.is_decay(args[i]))
-        if len(decays) == 1 and delta_rule.is_sum_of_values(args[1 - decays[0]]):
-            kept = weighted_values(mode, plain, args, {}, decays)
-            return target.copy_(kept) if inplace else kept
+            return scanned
+    if context.has_memory and context.scope.rule(Kind.ATTENTION) is not None and not quotient:
+        decays = tuple(i for i in (0, 1) if delta_rule.is_decay(call.args[i]))
+        if len(decays) == 1 and delta_rule.is_sum_of_values(call.args[1 - decays[0]]):
+            return weighted_values(context, call, decays)
     for recognised in (_sink, _softmax, _row_sums, _norm, _written_activation, _other):
-        result = recognised(mode, plain, args, quotient)
+        result = recognised(context, call, quotient)
         if result is not None:
-            return target.copy_(result) if inplace else result
-    return func(target, args[1])
+            return result
+    return None
 
 
-def _sink(mode: Interception, plain: Any, args: tuple[Any, ...], quotient: bool) -> Tensor | None:
+def _sink(context: Context, call: Call, quotient: bool) -> Tensor | None:
     """What an attention head loses to its sink, or to the keys of other chunks."""
-    if mode.scope.rule(Kind.ATTENTION) is None or quotient:
+    args = call.args
+    if context.scope.rule(Kind.ATTENTION) is None or quotient:
         return None
     sinks = tuple(
         i for i in (0, 1) if patterns.is_sink_gate(args[i]) and summaries.is_weighed(args[1 - i])
     )
     if len(sinks) != 1:
         return None
-    mode.scope.find("gate of an attention sink")
-    operation = PatternProduct(plain, args, {}, patterns=sinks, operands=(0, 1))
-    return _tensor(mode.apply(Kind.ATTENTION, operation))
+    context.scope.find("gate of an attention sink")
+    operation = PatternProduct(*call.parts, patterns=sinks, operands=(0, 1))
+    return _tensor(context.apply(Kind.ATTENTION, operation))
 
 
-def _softmax(
-    mode: Interception, plain: Any, args: tuple[Any, ...], quotient: bool
-) -> Tensor | None:
+def _softmax(context: Context, call: Call, quotient: bool) -> Tensor | None:
     """Weights divided by their sum: what is done with them decides."""
+    args = call.args
     if patterns.is_normalised(args[0], args[1], quotient):
-        return _tensor(plain(*args))
-    if mode.scope.rule(Kind.ATTENTION) is None:
+        return _tensor(call.run())
+    if context.scope.rule(Kind.ATTENTION) is None:
         return None
     for i in (0,) if quotient else (0, 1):
         weights = patterns.weights_in(args[i], args[1 - i], quotient)
         if weights is not None:  # the same, if the sum was taken in another way
-            result = _tensor(plain(*args))
+            result = _tensor(call.run())
             if patterns.mark_if_ones(result, parents(weights)[0]):
                 return result
     return None
 
 
-def _row_sums(
-    mode: Interception, plain: Any, args: tuple[Any, ...], quotient: bool
-) -> Tensor | None:
+def _row_sums(context: Context, call: Call, quotient: bool) -> Tensor | None:
     """Values summed with weights, divided by the sum of the weights."""
-    if mode.scope.rule(Kind.ATTENTION) is None:
+    args = call.args
+    if context.scope.rule(Kind.ATTENTION) is None:
         return None
     divisor = rescaling.renormalizer(args, quotient)
     if divisor is None and quotient and rescaling.rescaled_entries(args[0], args[1]):
@@ -128,49 +133,50 @@ def _row_sums(
         args[divisor], (args[1 - divisor],), quotient
     ):  # o / rms(o) is a norm of the values
         return None
-    mode.scope.find("row sums of attention")
-    operation = PatternProduct(plain, args, {}, patterns=(divisor,), operands=(0, 1), rescales=True)
-    return _tensor(mode.apply(Kind.ATTENTION, operation))
+    context.scope.find("row sums of attention")
+    operation = PatternProduct(*call.parts, patterns=(divisor,), operands=(0, 1), rescales=True)
+    return _tensor(context.apply(Kind.ATTENTION, operation))
 
 
-def _norm(mode: Interception, plain: Any, args: tuple[Any, ...], quotient: bool) -> Tensor | None:
+def _norm(context: Context, call: Call, quotient: bool) -> Tensor | None:
     """Something divided by its own size."""
-    if mode.scope.rule(Kind.NORM) is None:
+    args = call.args
+    if context.scope.rule(Kind.NORM) is None:
         return None
     if quotient and homogeneity.is_ratio(args[0], args[1]):
-        return _tensor(plain(*args))  # what the ratio multiplies decides
+        return _tensor(call.run())  # what the ratio multiplies decides
     for i in (1,) if quotient else (1, 0):
         if homogeneity.is_norm(args[i], (args[1 - i],), quotient):
-            mode.scope.find("norm written out")
-            operation = NormalizerProduct(plain, args, {}, normalizer=i)
-            result = _tensor(mode.apply(Kind.NORM, operation))
+            context.scope.find("norm written out")
+            operation = NormalizerProduct(*call.parts, normalizer=i)
+            result = _tensor(context.apply(Kind.NORM, operation))
             homogeneity.note_norm(result, args[i], quotient)
             return result
         if homogeneity.is_norm(args[i], (args[1 - i],), quotient, in_steps=True):
-            return _tensor(homogeneity.note_steps(plain(*args)))
+            return _tensor(homogeneity.note_steps(call.run()))
     return None
 
 
-def _written_activation(
-    mode: Interception, plain: Any, args: tuple[Any, ...], quotient: bool
-) -> Tensor | None:
-    if mode.scope.rule(Kind.ACTIVATION) is None:
+def _written_activation(context: Context, call: Call, quotient: bool) -> Tensor | None:
+    args = call.args
+    if context.scope.rule(Kind.ACTIVATION) is None:
         return None
     x = self_gated.activated(args[0], args[1], quotient)
     if x is None:
         return None
-    mode.scope.find("activation written out")
-    return _tensor(_as_activation(mode, plain, args, x))
+    context.scope.find("activation written out")
+    return _tensor(_as_activation(context, call, x))
 
 
-def _other(mode: Interception, plain: Any, args: tuple[Any, ...], quotient: bool) -> Tensor | None:
+def _other(context: Context, call: Call, quotient: bool) -> Tensor | None:
     """A gate, a pattern that may weigh what it meets, or just a product."""
+    args = call.args
     result = None
-    if mode.scope.rule(Kind.PRODUCT) is not None:
-        result = _shared(mode, plain, args, quotient)
-    if mode.scope.rule(Kind.ATTENTION) is not None:
+    if context.scope.rule(Kind.PRODUCT) is not None:
+        result = _shared(context, call, quotient)
+    if context.scope.rule(Kind.ATTENTION) is not None:
         if not quotient:
-            result = _weighed_entries(mode, plain, args, result)
+            result = _weighed_entries(context, call, result)
         if result is not None and args[0].shape != args[1].shape:
             axes.note_spread(result, *args)  # a rule may have made a constant of one
     return None if result is None else _tensor(result)
@@ -181,28 +187,29 @@ def _tensor(result: Any) -> Tensor:
     return result
 
 
-def _shared(mode: Interception, func: Any, args: tuple[Any, ...], quotient: bool) -> Any:
+def _shared(context: Context, call: Call, quotient: bool) -> Any:
     """A product or quotient under the rule for products.
 
     Where both factors are spread out and what they have in common is summed over, it is a matrix
     product written entry by entry.
     """
-    operation = Product(func, args, {}, first=0, second=1, elementwise=True, quotient=quotient)
-    if mode.scope.ledger is not None and not quotient:
+    args = call.args
+    operation = Product(*call.parts, first=0, second=1, elementwise=True, quotient=quotient)
+    if context.scope.ledger is not None and not quotient:
         strengths = [gate_strength(a) for a in args]
         if strengths[0] != strengths[1]:
-            mode.scope.find("gate")
-    result = mode.apply(Kind.PRODUCT, operation)
+            context.scope.find("gate")
+    result = context.apply(Kind.PRODUCT, operation)
     common = () if quotient else _common_axes(*args)
-    rule = mode.scope.rule(Kind.PRODUCT)
+    rule = context.scope.rule(Kind.PRODUCT)
     if not common or rule is None:
         return result
     matrix = replace(operation, elementwise=False)
     result, weighed = undecided(
-        mode, Kind.PRODUCT, result, [rule.propagate(matrix)], "matrix product, entry by entry"
+        context, Kind.PRODUCT, result, [rule.propagate(matrix)], "matrix product, entry by entry"
     )
     weighed.along = common
-    await_use(mode, result, weighed)
+    await_use(context, result, weighed)
     return result
 
 
@@ -215,91 +222,94 @@ def _common_axes(first: Tensor, second: Tensor) -> tuple[int, ...]:
     return tuple(d for d in range(-shared, 0) if first.shape[d] == second.shape[d] > 1)
 
 
-def _as_activation(mode: Interception, func: Any, args: tuple[Any, ...], x: int) -> Any:
+def _as_activation(context: Context, call: Call, x: int) -> Any:
     """A product of ``x`` with a function of itself, as an activation of ``x``."""
+    args = call.args
     with torch.no_grad():
-        value = func(*args)
+        value = call.run()
     operation = Activation(lambda _: value, (args[x],), {}, input=args[x], name="Silu")
-    if mode.scope.ledger is not None:
-        operation.absorb = mode.absorber()
-    return mode.apply(Kind.ACTIVATION, operation)
+    if context.scope.ledger is not None:
+        operation.absorb = context.absorber()
+    return context.apply(Kind.ACTIVATION, operation)
 
 
-def _weighed_entries(mode: Interception, plain: Any, args: tuple[Any, ...], product: Any) -> Any:
+def _weighed_entries(context: Context, call: Call, product: Any) -> Any:
     """A pattern times values, entry by entry: attention if it is summed along its axis."""
+    args = call.args
     found = entrywise.weights(args[0], args[1])
     if found is None:
-        return _linear_attention(mode, plain, args, product)
+        return _linear_attention(context, call, product)
     if product is None:
-        product = plain(*args)
-    operation = PatternProduct(plain, args, {}, patterns=(found.position,), operands=(0, 1))
-    product, weighed = proposed(mode, product, [operation], "softmax attention, entry by entry")
+        product = call.run()
+    operation = PatternProduct(*call.parts, patterns=(found.position,), operands=(0, 1))
+    product, weighed = proposed(context, product, [operation], "softmax attention, entry by entry")
     if weighed is not None:
         weighed.along = found.along
         weighed.group = found.source
         weighed.values = args[1 - found.position]
-        await_use(mode, product, weighed)
+        await_use(context, product, weighed)
     return product
 
 
-def _linear_attention(mode: Interception, plain: Any, args: tuple[Any, ...], product: Any) -> Any:
+def _linear_attention(context: Context, call: Call, product: Any) -> Any:
     """Keys times values, or a query that reads their sum, entry by entry."""
+    args = call.args
     if not axes.KNOWS_SHAPES:
         return product
     reading = weighing.reading_of(args[0], args[1])
     if reading is not None:
-        product = plain(*args) if product is None else product
+        product = call.run() if product is None else product
         query, sums = reading.query, 1 - reading.query
         shares = {query: 0.25, sums: 0.75} if reading.sums else None
-        operation = PatternProduct(
-            plain, args, {}, patterns=(query,), operands=(0, 1), shares=shares
-        )
-        product, weighed = proposed(mode, product, [operation], "linear attention (convention)")
+        operation = PatternProduct(*call.parts, patterns=(query,), operands=(0, 1), shares=shares)
+        product, weighed = proposed(context, product, [operation], "linear attention (convention)")
         if weighed is not None:
             weighed.along, weighed.group = (reading.axis,), args[query].grad_fn
             weighed.sums = [(one, reading.key) for one in reading.sums]
-            await_use(mode, product, weighed)
+            await_use(context, product, weighed)
         return product
     written = equation_of(args[0], args[1])
     if written is not None:
         keys = weighing.weighing_of(torch.einsum, written, [1, 2]).proposed
         if keys:
-            product = plain(*args) if product is None else product
-            return keys_times_values(mode, product, torch.einsum, written, {}, keys)
+            product = call.run() if product is None else product
+            return keys_times_values(
+                context, product, call.replaced(written, func=torch.einsum), keys
+            )
     if any(map(rescaling.is_exponential, args)):
-        product = plain(*args) if product is None else product
-        return exponentials_times_values(mode, product, plain, args, {})
+        product = call.run() if product is None else product
+        return exponentials_times_values(context, product, call)
     return product
 
 
-def _added_product(
-    mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _added_product(context: Context, call: Call) -> Any:
     """``input + value * tensor1 * tensor2``, or ``tensor1 / tensor2``: a product and a sum."""
-    summand, first, second = bind(("input", "tensor1", "tensor2"), args, kwargs)
-    if not (depends(first) and depends(second)) or not mode.scope.has_rules:
-        return func(*args, **kwargs)
-    part = torch.div if "div" in func.__name__ else torch.mul
+    summand, first, second = call.bind(("input", "tensor1", "tensor2"))
+    if not (depends(first) and depends(second)) or not context.scope.has_rules:
+        return call.run()
+    part = torch.div if "div" in call.name else torch.mul
     with torch.no_grad():
-        value = getattr(torch, func.__name__.rstrip("_"))(*args, **kwargs)
-    product = entrywise_product(mode, part, (first, second), {}) * kwargs.get("value", 1)
-    result = booked(mode, func, args, kwargs, WithValue.call(value, summand + product))
-    return summand.copy_(result) if func.__name__.endswith("_") else result
+        value = getattr(torch, call.name.rstrip("_"))(*call.args, **call.kwargs)
+    product = entrywise_product(context, call.replaced((first, second), func=part))
+    product = product * call.kwargs.get("value", 1)
+    result = booked(context, call, WithValue.call(value, summand + product))
+    return summand.copy_(result) if call.is_inplace else result
 
 
-def _outer(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    first, second = bind(("input", "vec2"), args, kwargs)
+def _outer(context: Context, call: Call) -> Any:
+    first, second = call.bind(("input", "vec2"))
     if not (depends(first) and depends(second)):
-        return func(*args, **kwargs)
-    return entrywise_product(mode, torch.mul, (first[:, None], second), {})
+        return call.run()
+    return entrywise_product(context, call.replaced((first[:, None], second), func=torch.mul))
 
 
-def _glu(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    x, dim = bind(("input", "dim"), args, kwargs)
+def _glu(context: Context, call: Call) -> Any:
+    x, dim = call.bind(("input", "dim"))
     if not depends(x):
-        return func(*args, **kwargs)
-    return mode.apply(
-        Kind.PRODUCT, FusedGate(func, args, kwargs, input=x, dim=-1 if dim is None else dim)
+        return call.run()
+    return context.apply(
+        Kind.PRODUCT,
+        FusedGate(*call.parts, input=x, dim=-1 if dim is None else dim),
     )
 
 

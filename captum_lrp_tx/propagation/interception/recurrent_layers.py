@@ -16,16 +16,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from captum_lrp_tx.propagation.autograd.functions import WithValue
-from captum_lrp_tx.propagation.interception.calls import (
-    Handler,
-    bind,
-    depends,
-    tensors_in,
-)
+from captum_lrp_tx.propagation.interception.calls import Call, Handler, depends, tensors_in
 from captum_lrp_tx.propagation.operations import Kind
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 #: The state of a layer: ``(h,)``, or ``(h, c)`` of an LSTM.
 State = tuple[Tensor, ...]
@@ -141,11 +136,12 @@ def _layers(
     return data, *(torch.stack(parts) for parts in zip(*finals, strict=True))
 
 
-def _equations(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+def _equations(call: Call) -> tuple[Tensor, ...]:
     """What a call computes: a cell, packed sequences or padded ones."""
+    name, args = call.name, call.args
     step = _STEPS[name.removesuffix("_cell")]
     if name.endswith("_cell"):
-        x, state, w_ih, w_hh, b_ih, b_hh = bind(_CELL, args, kwargs)
+        x, state, w_ih, w_hh, b_ih, b_hh = call.bind(_CELL)
         return _next(step, F.linear(x, w_ih, b_ih), _as_state(state), (w_hh, b_hh, None))
     if isinstance(args[3], (list, tuple)):
         data, sizes, states, flat, *options = args
@@ -163,29 +159,31 @@ def _as_state(state: Any) -> State:
     return tuple(state) if isinstance(state, (list, tuple)) else (state,)
 
 
-def _recurrent(mode: Interception, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    rule, name = mode.scope.rule, func.__name__
+def _recurrent(context: Context, call: Call) -> Any:
+    rule, name, args = context.scope.rule, call.name, call.args
     reached = any(depends(t) for t in tensors_in(args))
-    acts = any(rule(kind) is not None for kind in _INSIDE) or mode.scope.ledger is not None
+    acts = any(rule(kind) is not None for kind in _INSIDE) or context.scope.ledger is not None
 
     def as_in_the_model(x: Any) -> Any:
-        if mode.is_trainable(x):  # torch picks its kernels by whether weights require a gradient
+        if context.constants.is_trainable(
+            x
+        ):  # torch picks its kernels by whether weights require a gradient
             return x.detach().requires_grad_()
         return x.detach() if acts and isinstance(x, Tensor) else x
 
     drops = not name.endswith("_cell") and _dropout(args)
     if drops:
-        mode.scope.random.add("dropout")
+        context.scope.random.add("dropout")
     before = torch.get_rng_state() if acts and reached and drops else None
-    value = func(*tree_map(as_in_the_model, args), **kwargs)
+    value = call.replaced(tree_map(as_in_the_model, args), call.kwargs).run()
     if reached and not acts:
         return value
     value = tree_map(torch.Tensor.detach, value)
     if not reached:
-        mode.mark_trainable(value)
+        context.constants.mark_trainable(value)
         return value
-    with mode:
-        results = _with_the_same_noise(before, lambda: _equations(name, args, kwargs))
+    with context.watching():
+        results = _with_the_same_noise(before, lambda: _equations(call))
     if drops and args[0].device.type != "cpu":
         return results  # the noise of the kernel cannot be drawn again
     if isinstance(value, Tensor):

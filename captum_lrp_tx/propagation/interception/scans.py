@@ -5,38 +5,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from captum_lrp_tx.propagation import recurrence
+from captum_lrp_tx.propagation.interception.calls import Call
 from captum_lrp_tx.propagation.operations import (
     Kind,
     ScanProduct,
 )
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 
 def scan_product(
-    mode: Interception,
-    func: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    context: Context,
+    call: Call,
     dependent: list[int],
     elementwise: bool,
 ) -> Any:
     """A product of a state space model under the rule in force; None for any other product."""
-    if mode.scope.rule(Kind.SCAN) is None:
+    if context.scope.rule(Kind.SCAN) is None:
         return None
     resolved = recurrence.resolve(
-        [args[i] for i in dependent], _einsum_labels(args, dependent), elementwise
+        [call.args[i] for i in dependent], _einsum_labels(call.args, dependent), elementwise
     )
     if resolved is None:
         return None
     signal, role = resolved
     if signal is None:  # plain, so that the audit finds it
-        result = func(*args, **kwargs)
+        result = call.run()
     else:
-        mode.scope.find("state space model (MambaLRP)")
+        context.scope.find("state space model (MambaLRP)")
         coefficients = tuple(i for i in dependent if i != dependent[signal])
-        result = mode.apply(Kind.SCAN, ScanProduct(func, args, kwargs, coefficients=coefficients))
+        result = context.apply(Kind.SCAN, ScanProduct(*call.parts, coefficients=coefficients))
     recurrence.mark(result, role)
     return result
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from captum_lrp_tx.propagation.graph import Node, walk
 from captum_lrp_tx.propagation.interception import quantised
-from captum_lrp_tx.propagation.interception.calls import OPERATORS, depends, tensors_in
+from captum_lrp_tx.propagation.interception.calls import OPERATORS, Call, depends, tensors_in
 
 if TYPE_CHECKING:
-    from captum_lrp_tx.propagation.interception.mode import Interception
+    from captum_lrp_tx.propagation.interception.context import Context
 
 #: Types of nodes that may say that there is no derivative.
 _SUSPECT = frozenset(["NotImplemented", "CppFunction"])
@@ -28,36 +28,36 @@ def has_no_derivative(node: Node) -> bool:
     return type(node).__name__ in _SUSPECT and "NotImplemented" in node.name()
 
 
-def note(mode: Interception, func: Any, arguments: Any, result: Any) -> None:
+def note(context: Context, call: Call, result: Any) -> None:
     """Remember a call whose result has lost its gradient for want of a derivative."""
     if isinstance(result, Tensor) and result.requires_grad:
         node = result.grad_fn
         if node is not None and has_no_derivative(node):
-            mode.underived.append((node, _qualified(func), mode.running()))
+            context.underived.append((node, _qualified(call.func), context.running()))
         return
-    if not isinstance(func, OPERATORS) or _qualified(func).startswith(_TORCHS_OWN):
+    if not isinstance(call.func, OPERATORS) or _qualified(call.func).startswith(_TORCHS_OWN):
         return
     made = [t for t in tensors_in(result) if t.is_floating_point() or t.is_quantized]
     if not made or any(t.requires_grad for t in made):
         return
-    if any(depends(t) and t.is_floating_point() for t in tensors_in(arguments)):
-        mode.underived.append((None, _qualified(func), mode.running()))
+    if any(depends(t) and t.is_floating_point() for t in tensors_in(call.parts[1:])):
+        context.underived.append((None, _qualified(call.func), context.running()))
 
 
-def refuse_underived(mode: Interception, roots: list[Node]) -> None:
+def refuse_underived(context: Context, roots: list[Node]) -> None:
     """Raise if the output was computed by an operation without a derivative.
 
     Args:
-        mode (Interception): Of the forward pass that is over.
+        context (Context): Of the forward pass that is over.
         roots (list of Node): Of the explained output.
 
     Raises:
         UnsupportedModelError: with the name of the operation and its layer.
     """
-    if not mode.underived:
+    if not context.underived:
         return
     behind = set(walk(roots))
-    for node, operation, where in mode.underived:
+    for node, operation, where in context.underived:
         if node is None or node in behind:
             quantised.refuse(where, f"runs {operation}, which has no derivative")
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.interception.calls import tensors_in
+from captum_lrp_tx.propagation.interception.calls import Call, tensors_in
 
 #: Linear, drawn at random, or changing the shape alone: what autograd keeps is enough.
 _PLAIN = frozenset(
@@ -18,13 +16,9 @@ _PLAIN = frozenset(
 )
 
 
-def hides(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether a call writes into a view, so that the autograd graph does not say what it did.
-
-    Args:
-        name (str): Of the call.
-        args (tuple): Its arguments.
-    """
+def hides(call: Call) -> bool:
+    """Whether a call writes into a view, so that the autograd graph does not say what it did."""
+    name, args = call.name, call.args
     if name[-1:] != "_" or name[-2:-1] == "_" or name in _PLAIN or not args:
         return False
     target = args[0]
@@ -32,15 +26,15 @@ def hides(name: str, args: tuple[Any, ...]) -> bool:
     return is_view and any(t.requires_grad for t in tensors_in(args))
 
 
-def beside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def beside(call: Call) -> Tensor:
     """The call on a copy of its target in the same layout, and the result copied into the target.
 
     Returns:
         Tensor: the target.
     """
-    target: Tensor = args[0]
+    target: Tensor = call.args[0]
     copied = torch.empty_strided(
         target.size(), target.stride(), dtype=target.dtype, device=target.device
     ).copy_(target)
-    func(copied, *args[1:], **kwargs)
+    call.replaced((copied, *call.args[1:]), call.kwargs).run()
     return target.copy_(copied)

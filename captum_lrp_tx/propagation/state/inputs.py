@@ -196,14 +196,14 @@ class Inputs:
     def has_ids(self) -> bool:
         return bool(self._ids)
 
-    def look_up(self, values: Tensor, trace: Tensor, name: str, mode: Looking) -> Tensor:
+    def look_up(self, values: Tensor, trace: Tensor, name: str, context: Looking) -> Tensor:
         """Make leaves of what was looked up for explained ids.
 
         Args:
             values (Tensor): What was looked up, without a graph.
             trace (Tensor): Which id each entry belongs to, in the shape of ``values``.
             name (str): Of the table.
-            mode (Looking): What is running; books the entries that belong to no id.
+            context (Looking): What is running; books the entries that belong to no id.
 
         Returns:
             Tensor: The same values; entries of ids depend on leaves, the others are constants.
@@ -217,10 +217,10 @@ class Inputs:
         for leaf in owners:
             embedded = values.clone().requires_grad_()
             mine = heads if len(self._ids) == 1 else leaf.part_of(heads)
-            leaf.lookups.append(Lookup(name, embedded, mine, leaf.first, mode.scope.module))
+            leaf.lookups.append(Lookup(name, embedded, mine, leaf.first, context.scope.module))
             result = embedded.clone() if whole else torch.where(mine != 0, embedded, result)
         if not whole:
-            mode.absorb(
+            context.absorb(
                 result,
                 values.masked_fill(heads != 0, 0.0),
                 name=f"{name} (rows of no explained id)",

@@ -15,9 +15,15 @@ from captum_lrp_tx.attr.prefix_tokens import pools_patches, prefix_tokens
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.backward.packing import gradients
 from captum_lrp_tx.propagation.model.modules import find_modules
-from captum_lrp_tx.propagation.operations import FusedAttention, Kind, Residual
+from captum_lrp_tx.propagation.operations import (
+    FusedAttention,
+    Kind,
+    PatternProduct,
+    PropagationRule,
+    Residual,
+)
 from captum_lrp_tx.propagation.state.inputs import Inputs
-from captum_lrp_tx.propagation.state.scope import Boundary, Call, Scope, relevance_sum
+from captum_lrp_tx.propagation.state.scope import Boundary, ModuleCall, Scope, relevance_sum
 from captum_lrp_tx.rules.deep_taylor import ResidualRule, SeenAttention, deep_taylor
 from captum_lrp_tx.rules.spelled_attention import explicit_pattern
 
@@ -120,7 +126,9 @@ def test_the_rules_of_a_deep_taylor_pass_share_what_they_have_seen() -> None:
     assert isinstance(residual, ResidualRule)
     assert (residual.batch, residual.sequence_first) == (5, True)
     assert not residual.seen.is_past
-    attention.note_attention()  # type: ignore[union-attr]
+    factors = torch.ones(5, 2, 3, 3), torch.ones(5, 2, 3, 4)
+    product = PatternProduct(torch.matmul, factors, {}, patterns=(0,), operands=(0, 1))
+    attention.propagate(product)  # type: ignore[union-attr]
     assert residual.seen.is_past
     assert not deep_taylor(5)[Kind.RESIDUAL][1].seen.is_past  # type: ignore[union-attr]
     assert {priority for priority, _ in table.values()} == {float("inf")}
@@ -148,14 +156,14 @@ def test_patterns_without_a_batch(shapes: tuple[tuple[int, ...], tuple[int, ...]
 def test_the_innermost_call_owns_an_operation() -> None:
     scope = Scope({})
     assert scope.owner(3) == "" and not scope.has_rules
-    scope.calls = [Call("a.b", 2, 4), Call("a.c", 4, 4), Call("a", 1, 6), Call("", 0, 9),
-                   Call("d", 7, 8), Call("d.e", 7, 8)]  # fmt: skip
+    named = {"a.b": (2, 4), "a.c": (4, 4), "a": (1, 6), "": (0, 9), "d": (7, 8), "d.e": (7, 8)}
+    scope.calls = [ModuleCall(name, *numbers) for name, numbers in named.items()]
     owners = [scope.owner(i) for i in range(10)]
     assert owners == ["", "a", "a.b", "a.b", "a", "a", "", "d.e", "", ""]
 
 
 def test_the_lowest_number_wins_and_what_was_in_force_comes_back() -> None:
-    class Named:
+    class Named(PropagationRule):
         def __init__(self, name: str) -> None:
             self.name = name
 

@@ -21,8 +21,15 @@ from torch import Tensor, nn
 from captum_lrp_tx.errors import UnsupportedModelError
 from captum_lrp_tx.propagation.engine import Pass, Propagated, propagate
 from captum_lrp_tx.propagation.hygiene.hooks import Hooks, guard
-from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct, RuleTable
+from captum_lrp_tx.propagation.operations import (
+    FusedAttention,
+    Kind,
+    PatternProduct,
+    PropagationRule,
+    RuleTable,
+)
 from captum_lrp_tx.propagation.state.inputs import Inputs
+from captum_lrp_tx.rules.deep_taylor import HalfAttentionRule
 from captum_lrp_tx.rules.spelled_attention import spelled_out
 
 #: Parameters of attention modules that take the sequence which keys and values come from.
@@ -86,8 +93,8 @@ def attention_maps(
 
     Args:
         job (Pass): The pass; its rule for attention is replaced by a recorder, which shares
-            relevance as ``job.base[Kind.ATTENTION]`` says (attributes ``share`` and
-            ``softmax_passes``), else carries the plain gradient.
+            relevance by it if it is :class:`~.deep_taylor.HalfAttentionRule`, else carries the
+            plain gradient.
         inputs (Inputs): What to run it on.
         gradients (bool): Also give the gradient of the output by every pattern.
         relevance (bool): Also give the relevance of every pattern.
@@ -96,12 +103,13 @@ def attention_maps(
         UnsupportedModelError: no attention pattern was seen, or one that is not token by token.
     """
     original = inputs.leaves[0].original
+    _, rule = job.base.get(Kind.ATTENTION, (0.0, None))
     recorder = Recorder(
         original.shape[0] if original.dim() > 1 else 1,
-        _rule_of(job.base, Kind.ATTENTION),
+        rule if isinstance(rule, HalfAttentionRule) else None,
         watch_gradients=gradients or relevance,
     )
-    base = {**job.base, Kind.ATTENTION: (float("inf"), recorder)}
+    base: RuleTable = {**job.base, Kind.ATTENTION: (float("inf"), recorder)}
     job = replace(job, base=base, backward=gradients or relevance)
     try:
         with guard(), recorder.watching(job.modules):
@@ -131,11 +139,6 @@ def attention_maps(
         recorder.stream_gradient,
         tuple(dict.fromkeys(recorder.left_out)),
     )
-
-
-def _rule_of(base: RuleTable, kind: Kind) -> Any:
-    entry = base.get(kind)
-    return None if entry is None else entry[1]
 
 
 @dataclass
@@ -169,18 +172,18 @@ def _is_sequence(value: Any) -> bool:
 
 
 @dataclass(eq=False, repr=False)
-class Recorder:
+class Recorder(PropagationRule):
     """The rule for attention that keeps every pattern it sees.
 
     Args:
         batch (int): Number of examples.
-        rule: Its ``share`` scales the gradient of each factor of a product, its
-            ``softmax_passes`` hands relevance through the softmax; ``None`` is plain gradient.
+        rule (HalfAttentionRule, optional): How relevance is shared; unless given the plain gradient
+            is carried.
         watch_gradients (bool): Keep the gradients that arrive at the patterns.
     """
 
     batch: int
-    rule: Any = None
+    rule: HalfAttentionRule | None = None
     watch_gradients: bool = False
     stream: Tensor | None = None
     stream_gradient: Tensor | None = None
@@ -197,12 +200,9 @@ class Recorder:
     # ---- the rule ----------------------------------------------------------------------------
     def propagate(self, operation: PatternProduct | FusedAttention) -> Tensor:
         """The result of the operation; its patterns are recorded."""
-        share = getattr(self.rule, "share", 1.0)
-        passes = getattr(self.rule, "softmax_passes", False)
-        result = spelled_out(operation, share, passes, self._record)
-        if self.rule is not None:
-            self.rule.note_attention()
-        return result
+        if self.rule is None:
+            return spelled_out(operation, 1.0, False, self._record)
+        return self.rule.recorded(operation, self._record)
 
     # ---- where we are ------------------------------------------------------------------------
     @contextlib.contextmanager

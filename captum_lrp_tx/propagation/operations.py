@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -215,11 +216,32 @@ class FusedGate(Operation):
     dim: int = field(kw_only=True)
 
 
-@runtime_checkable
 class PropagationRule(Protocol):
-    """What the engine needs of a rule: the result of the operation, carrying the rule's graph."""
+    """What the engine asks of a rule."""
 
-    def propagate(self, operation: Any) -> Tensor: ...
+    @property
+    def is_plain_gradient(self) -> bool:
+        """Whether the rule is the plain gradient, chosen on purpose."""
+        return False
+
+    @property
+    def gives_to_zero_inputs(self) -> bool:
+        """Whether inputs of value zero may receive relevance."""
+        return False
+
+    @property
+    def covers_softmax(self) -> bool:
+        """Of a rule for attention: relevance goes on through the softmax."""
+        return False
+
+    @property
+    def holds_gates(self) -> bool:
+        """Of a rule for products: one factor is a constant."""
+        return False
+
+    @abstractmethod
+    def propagate(self, operation: Any) -> Tensor:
+        """The result of the operation, carrying the graph of the rule."""
 
 
 #: Rule for each kind with its priority (lower wins); ``None`` is the plain gradient.

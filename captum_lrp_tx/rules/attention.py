@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -93,8 +93,7 @@ class UniformAttentionRule(Rule):
     Source: Achtibat et al., ICML 2024, section 3.
     """
 
-    #: The gradient of a softmax is this rule for it (read by the audit).
-    covers_softmax: ClassVar[bool] = True
+    covers_softmax = True  # its gradient is this rule for it
     kinds = frozenset({Kind.ATTENTION})
 
     def propagate(self, operation: PatternProduct | FusedAttention) -> Tensor:

@@ -8,8 +8,8 @@ would get.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -74,18 +74,23 @@ class HalfAttentionRule(Rule):
     Source: Chefer et al., CVPR 2021, eq. 8 and 9 (equal to halving for a product of two factors).
     """
 
-    share: ClassVar[float] = 0.5
-    softmax_passes: ClassVar[bool] = True
     kinds = frozenset({Kind.ATTENTION})
     seen: SeenAttention = field(default_factory=SeenAttention, repr=False, compare=False)
 
-    def note_attention(self) -> None:
-        """From now on sums are residual connections."""
-        self.seen.is_past = True
-
     def propagate(self, operation: PatternProduct | FusedAttention) -> Tensor:
-        self.note_attention()
-        return spelled_out(operation, self.share, self.softmax_passes)
+        return self.recorded(operation, lambda pattern: pattern)
+
+    def recorded(
+        self, operation: PatternProduct | FusedAttention, record: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """The same, with a function that sees each pattern and returns what the graph goes on with.
+
+        Args:
+            operation (PatternProduct or FusedAttention): The attention.
+            record (callable): From a pattern ``(..., queries, keys)`` to the same.
+        """
+        self.seen.is_past = True  # from now on sums are residual connections
+        return spelled_out(operation, 0.5, True, record)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import cast
 
 from torch import Tensor
 
@@ -60,8 +60,7 @@ class GateRule(UniformRule):
     Source: Arras et al. 2017; Ali et al. 2022.
     """
 
-    #: Whether one factor is a constant.
-    holds_gates: ClassVar[bool] = True
+    holds_gates = True
 
     def propagate(self, operation: Product | FusedGate) -> Tensor:
         if isinstance(operation, FusedGate):

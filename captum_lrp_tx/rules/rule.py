@@ -18,6 +18,7 @@ from captum_lrp_tx.propagation.operations import (
     Kind,
     LinearMap,
     Operation,
+    PropagationRule,
 )
 
 #: What happens to the relevance of biases; see :class:`~captum_lrp_tx.ConservativeLRP`.
@@ -26,7 +27,7 @@ RuleT = TypeVar("RuleT", bound="Rule")
 
 
 @dataclass(frozen=True)
-class Rule(ABC):
+class Rule(PropagationRule, ABC):
     """How relevance moves through one kind of operation.
 
     Subclasses are frozen dataclasses: their fields are the rule's parameters, two rules with equal
@@ -35,11 +36,11 @@ class Rule(ABC):
 
     Attributes:
         kinds (frozenset of Kind): Operations that the rule can govern.
-        gives_to_zero_inputs (bool): Whether inputs of value zero may receive relevance.
+        gives_to_zero_inputs (bool): Whether inputs of value zero may receive relevance; no unless
+            a rule says so.
     """
 
     kinds: ClassVar[frozenset[Kind]]
-    gives_to_zero_inputs: ClassVar[bool] = False
 
     @abstractmethod
     def propagate(self, operation: Any) -> Tensor:
@@ -83,6 +84,7 @@ class GradientRule(Rule):
     """
 
     kinds = frozenset(Kind) - {Kind.SOFTMAX, Kind.RESIDUAL}
+    is_plain_gradient = True
 
     def propagate(self, operation: Operation) -> Tensor:
         output = cast(Tensor, operation.plain())

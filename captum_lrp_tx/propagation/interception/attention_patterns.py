@@ -76,11 +76,11 @@ def proposed(
         what (str): The same in words.
 
     Returns:
-        tuple: the product, and the handle by which a meaning is confirmed; ``None`` if the rule in
-        force cannot wait (it records patterns).
+        tuple: the product, and the handle by which a meaning is confirmed; ``None`` if no rule is
+        in force.
     """
     rule = context.scope.rule(Kind.ATTENTION)
-    if rule is None or getattr(rule, "records", False):
+    if rule is None:
         return plain, None
     meanings = [rule.propagate(one) for one in operations]
     return undecided(context, Kind.ATTENTION, plain, meanings, what)

@@ -145,7 +145,8 @@ def _expanded(
         tuple or None: The call under its rule, and its operands that depend on the inputs; ``None``
         for other calls, and where another run would draw anew what it drops.
     """
-    if not getattr(context.scope.rule(Kind.ATTENTION), "covers_softmax", False):
+    rule = context.scope.rule(Kind.ATTENTION)
+    if rule is None or not rule.covers_softmax:
         return None
     func, args, kwargs = call.parts
     if call.name == "softmax" and not has_rule:

@@ -161,7 +161,7 @@ def _is_computed(x: Tensor) -> bool:
 def _counted(context: Context, call: Call) -> Any:
     """The arguments of a call that relevance would go to: none of those that make a pattern."""
     rule, name = context.scope.rule(Kind.ATTENTION), call.name
-    if name not in _WEIGHED or rule is None or getattr(rule, "covers_softmax", False):
+    if name not in _WEIGHED or rule is None or rule.covers_softmax:
         return call.parts[1:]
     if name == "grid_sample" and context.scope.rule(Kind.PRODUCT) is None:
         return call.parts[1:]  # its places may be no part of a pattern
@@ -217,6 +217,7 @@ def _is_constant_anyway(
     """Whether a call would lose nothing more if its cut argument had its gradient."""
     attention = context.scope.rule(Kind.ATTENTION) is not None
     product = context.scope.rule(Kind.PRODUCT)
+    holds_gates = product is not None and product.holds_gates
     if name in _SHIFTING and "largest" in roles:
         return True  # an exponential divided by its sum does not change
     if name not in _WEIGHING:
@@ -225,7 +226,7 @@ def _is_constant_anyway(
         if found is None:
             return False
         # the router of a mixture is a constant only where gates are
-        return getattr(product, "holds_gates", False) or not found.is_made_by_parameters
+        return holds_gates or not found.is_made_by_parameters
     if attention and "pattern" in roles:
         return True
     if context.scope.rule(Kind.NORM) is not None and "norm" in roles:
@@ -234,5 +235,4 @@ def _is_constant_anyway(
         return False
     if "div" in name:
         return True
-    gates = getattr(product, "holds_gates", False)
-    return gates and "gate" in roles and not any(graph.gate_strength(t) > 1 for t in live)
+    return holds_gates and "gate" in roles and not any(graph.gate_strength(t) > 1 for t in live)

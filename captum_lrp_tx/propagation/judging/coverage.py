@@ -153,7 +153,6 @@ def uncovered(
     on_path = _on_path(roots, leaves)
     used = {(e, i) for node in on_path for e, i in node.next_functions if e is not None}
     path = _Path(on_path, used)
-    chosen = {module for module, _, rule in scope.applied if rule == "GradientRule()"}
     found: dict[tuple[str, str, str], Finding] = {}
     for node in sorted(on_path, key=_sequence):
         judged = _judge(node, path, base)
@@ -161,7 +160,7 @@ def uncovered(
             continue
         what, is_fault = judged
         module = scope.owner(_sequence(node))
-        if is_fault and module in chosen:
+        if is_fault and module in scope.left_plain:
             is_fault, what = False, what + "; plain gradient was chosen"
         finding = Finding(_display_name(node), module, what, is_fault)
         found.setdefault((finding.operation, module, what), finding)
@@ -378,7 +377,8 @@ def _judge(node: Node, path: _Path, base: Mapping[Kind, Any]) -> tuple[str, bool
         divides = path.divides(node) and not (source and homogeneity.is_weight(source))
         return told, full or (Kind.NORM in base and (name in _WHOLE or divides))
     if is_softmax(name):
-        if getattr(base.get(Kind.ATTENTION), "covers_softmax", False):
+        rule = base.get(Kind.ATTENTION)
+        if rule is not None and rule.covers_softmax:
             return None
         return "softmax that is no attention pattern", full
     if name in _LINEAR or name in _HOMOGENEOUS:

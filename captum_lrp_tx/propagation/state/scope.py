@@ -63,7 +63,7 @@ class suspended(guard):
 
 
 @dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """One call of a module: the autograd nodes it made are numbered ``start`` up to ``stop``."""
 
     module: str
@@ -115,7 +115,7 @@ class Scope:
         self._hooks = Hooks()
         self._open: list[tuple[str, int]] = []
         self.ledger = ledger
-        self.calls: list[Call] = []
+        self.calls: list[ModuleCall] = []
         self.boundaries: list[Boundary] = []
         self.applied: dict[tuple[str, Kind, str], int] = {}
         self._texts: dict[int, str] = {}
@@ -132,6 +132,8 @@ class Scope:
         #: and autograd's numbers of their nodes.
         self.cut: dict[tuple[str, str, str], set[int]] = {}
         self.gives_to_zero_inputs = False
+        #: Modules that a rule leaves to the plain gradient on purpose.
+        self.left_plain: set[str] = set()
         #: Whether rules held constant all that leads from the inputs to the output.
         self.holds_everything = False
         #: What tells passes apart that ran other operations, whatever the size of their inputs.
@@ -151,8 +153,9 @@ class Scope:
         self.noted += 1
         key = (self.module if module is None else module, kind, text)
         self.applied[key] = self.applied.get(key, 0) + 1
-        if getattr(rule, "gives_to_zero_inputs", False):
-            self.gives_to_zero_inputs = True
+        self.gives_to_zero_inputs |= rule.gives_to_zero_inputs
+        if rule.is_plain_gradient:
+            self.left_plain.add(key[0])
 
     def find(self, what: str, module: str | None = None) -> None:
         """Remember what was recognised here; conventions beyond the papers say so in their name."""
@@ -260,7 +263,7 @@ class Scope:
             if not self.is_current():
                 return None
             opened, start = self._open.pop()
-            self.calls.append(Call(opened, start, next_sequence_number()))
+            self.calls.append(ModuleCall(opened, start, next_sequence_number()))
             if self.ledger is None:
                 return None
             boundary = open_boundaries.pop()

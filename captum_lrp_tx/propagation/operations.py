@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -216,7 +216,7 @@ class FusedGate(Operation):
     dim: int = field(kw_only=True)
 
 
-class PropagationRule(Protocol):
+class PropagationRule(ABC):
     """What the engine asks of a rule."""
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
@@ -27,7 +27,7 @@ RuleT = TypeVar("RuleT", bound="Rule")
 
 
 @dataclass(frozen=True)
-class Rule(PropagationRule, ABC):
+class Rule(PropagationRule):
     """How relevance moves through one kind of operation.
 
     Subclasses are frozen dataclasses: their fields are the rule's parameters, two rules with equal

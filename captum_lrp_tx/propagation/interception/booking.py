@@ -26,7 +26,9 @@ SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 def keep_names(context: Context, call: Call) -> None:
     """Let constants made of named parameters go by the parameters' names."""
     ledger, made = context.scope.ledger, call.original
-    assert ledger is not None and made is not None
+    assert ledger is not None
+    if made is None:
+        return
     originals, constants = tensors_in((made.args, made.kwargs)), tensors_in(call.parts[1:])
     for before, after in zip(originals, constants, strict=True):
         if before is not after:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,13 +22,14 @@ class Call:
         args (tuple): Its arguments; parameters are constants.
         kwargs (dict): The same by keyword.
         name (str): Of the function, which says what it does.
-        original (Call, optional): The call as the model made it, with its parameters.
+        original (Call, optional): The call as the model made it, if constants have taken the place
+            of parameters.
     """
 
     func: Any
     args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    name: str = ""
+    kwargs: dict[str, Any]
+    name: str
     original: Call | None = None
 
     def run(self) -> Any:
@@ -55,7 +56,7 @@ class Call:
             func (callable, optional): The function; the same unless given.
         """
         func, name = (self.func, self.name) if func is None else (func, func.__name__)
-        return Call(func, args, {} if kwargs is None else kwargs, name, self.original)
+        return Call(func, args, {} if kwargs is None else kwargs, name, self.original or self)
 
     @property
     def is_inplace(self) -> bool:
@@ -64,7 +65,7 @@ class Call:
 
     def passed(self, position: int) -> Any:
         """A positional argument as the model passed it, ``None`` if there is none."""
-        args = () if self.original is None else self.original.args
+        args = (self.original or self).args
         return args[position] if position < len(args) else None
 
 
@@ -98,9 +99,9 @@ def of_torch(call: Call) -> Call:
     home = next((m for m in (torch, torch._C._nn) if hasattr(m, name)), None)
     is_same = packet._qualified_op_name.startswith("aten::") and "out" not in overload
     if home is None or not is_same or "dtype" in overload:
-        return Call(call.func, call.args, call.kwargs, call.func.__name__, call.original)
+        return Call(call.func, call.args, call.kwargs, call.func.__name__, call.original or call)
     kwargs = {"input" if k == "self" else k: v for k, v in call.kwargs.items()}
-    return Call(getattr(home, name), call.args, kwargs, name, call.original)
+    return Call(getattr(home, name), call.args, kwargs, name, call.original or call)
 
 
 def depends(x: Any) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_lrp_tx.propagation.hygiene.isolation import isolated
-from captum_lrp_tx.propagation.interception.calls import tensors_in
+from captum_lrp_tx.propagation.interception.calls import Call, tensors_in
 from captum_lrp_tx.propagation.model.strangers import Strangers
 from captum_lrp_tx.propagation.state.inputs import Inputs
 
@@ -54,7 +54,8 @@ class Constants:
     def constant(self, x: Any) -> Any:
         """A parameter, or what was computed from one before this pass, as a constant."""
         if isinstance(x, Tensor):
-            if x.requires_grad and not x.is_leaf and not self._is_foreign(x):
+            node: Any = x.grad_fn if x.requires_grad else None
+            if node is not None and node._sequence_nr() >= self._inputs.first_node:
                 self.live = self.live << 1 & _LAST | 1
                 return x
             self.live = self.live << 1 & _LAST
@@ -68,6 +69,12 @@ class Constants:
         if type(x) in (list, tuple) and any(isinstance(i, Tensor) for i in x):
             return type(x)([self.constant(i) for i in x])
         return x
+
+    def note(self, call: Call, result: Any) -> None:
+        """Remember of the result of a call on constants what is known of these."""
+        if any(self.is_trainable(a) for a in call.args):
+            self.mark_trainable(result)
+        self.mark_of_model(result, (call.args, call.kwargs))
 
     def read_from(self, owner: Any, value: Tensor) -> Tensor:
         """A property of a tensor, such as ``weight.T``: of a parameter it is a constant, too."""

@@ -7,6 +7,7 @@ which makes an :class:`~.operations.Operation` of them; everything else runs as 
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 
 import torch
@@ -110,7 +111,8 @@ class Interception(TorchFunctionMode):
             or not context.scope.is_current()
         ):
             return _passed_on(context, call, grad_enabled)
-        return _followed(context, call)
+        result = _handled(context, call)
+        return follow(context, call, result) if context.inputs.has_ids else result
 
 
 def _property(context: Context, func: Any, owner: Any, result: Tensor) -> Tensor:
@@ -143,43 +145,40 @@ def _passed_on(context: Context, call: Call, grad_enabled: bool) -> Any:
     if not grad_enabled and is_lookup(context, call):
         # a table that is not trained: still looked up at each token
         with torch.enable_grad():
-            return _followed(context, call)
+            return follow(context, call, _handled(context, call))  # is_lookup: there are ids
     result = call.run()
     context.cuts.without_gradients(call.name, (call.args, call.kwargs), result)
     return follow(context, call, result) if context.inputs.has_ids else result
 
 
-def _followed(context: Context, call: Call) -> Any:
-    """A call under the rules; ids are followed through it as the model made it."""
-    result = _handled(context, call)
-    return follow(context, call, result) if context.inputs.has_ids else result
-
-
 def _handled(context: Context, made: Call) -> Any:
     """A call with parameters as constants, by the handler of its name if there is one."""
-    constants, ledger = context.constants, context.scope.ledger
-    constant = constants.constant
+    constants, inputs, ledger = context.constants, context.inputs, context.scope.ledger
+    call, constant = made, constants.constant
     args = tuple([constant(a) if isinstance(a, _HOLDS) else a for a in made.args])
     kwargs = made.kwargs
     if kwargs:
         kwargs = {k: constant(v) if isinstance(v, _HOLDS) else v for k, v in kwargs.items()}
-    call = Call(made.func, args, kwargs, made.name, made)
-    context.ran = hash((context.ran, call.name, constants.live))
-    if call.name in _TOLD_BY_VALUE:
+    if kwargs or not all(map(is_, args, made.args)):
+        call = Call(made.func, args, kwargs, made.name, made)
+    name, written, pending = made.name, None, None
+    context.ran = hash((context.ran, name, constants.live))
+    if name in _TOLD_BY_VALUE:
         told = [a for a in args if isinstance(a, (int, float, str))]
         context.ran = hash((context.ran, *told))
-    if isinstance(call.func, OPERATORS):
+    if isinstance(made.func, OPERATORS):
         call = of_torch(call)
-    written, origin = None, None
-    if context.inputs.has_ids and call.name in ADDITIONS and len(args) > 1:
+        name = call.name
+    if inputs.has_ids and name in ADDITIONS and len(args) > 1:
         call, written = with_added_rows(context, call)
-    handler = HANDLERS.get(call.name)
-    if context.inputs.traces.has_one_hot and call.name in _PRODUCTS:
+        name = call.name
+    if inputs.traces.has_one_hot and name in _PRODUCTS:
         call = as_floats(context, call)
-    pending = None if ledger is None else Pending(context, call)
-    if call.name in CUTTING:
-        origin = context.cuts.origin(call.name, (made.args, made.kwargs))
-    if (handler is None or call.name == "exp_") and writing.hides(call):
+    if ledger is not None:
+        pending = Pending(context, call)
+    origin = context.cuts.origin(name, (made.args, made.kwargs)) if name in CUTTING else None
+    handler = HANDLERS.get(name)
+    if (handler is None or name == "exp_") and name[-1:] == "_" and writing.hides(call):
         result = writing.beside(call)
     elif handler is not None:
         refuse_checkpointing()
@@ -191,27 +190,26 @@ def _handled(context: Context, made: Call) -> Any:
         underived.note(context, call, result)
     if written is not None:
         result = written.copy_(result)
-    _note(context, call, origin, result)
-    if ledger is not None:
-        keep_names(context, call)
-        tensors = tensors_in((made.args, made.kwargs))
-        if not any(t.requires_grad and not t.is_leaf for t in tensors):
-            ledger.inherit(result, *tensors)
-        elif pending is not None:
-            pending.book(context, result)
-    return result
-
-
-def _note(context: Context, call: Call, origin: Any, result: Any) -> None:
-    """What is remembered of the result of a call."""
-    constants = context.constants
     if not depends(result):
-        if any(constants.is_trainable(a) for a in call.args):
-            constants.mark_trainable(result)
-        constants.mark_of_model(result, (call.args, call.kwargs))
+        constants.note(call, result)
     elif context.undecided:
         undecided.settle(result)
-    if call.name in CUTTING:
+    if name in CUTTING:
         context.cuts.follow(origin, result)
     elif context.cuts.any:
         context.cuts.check(context, call, result)
+    if pending is not None:
+        _book(context, made, call, pending, result)
+    return result
+
+
+def _book(context: Context, made: Call, call: Call, pending: Pending, result: Any) -> None:
+    """What the ledger keeps of a call: names, and what its constants add."""
+    ledger = context.scope.ledger
+    assert ledger is not None
+    keep_names(context, call)
+    tensors = tensors_in((made.args, made.kwargs))
+    if any(t.requires_grad and not t.is_leaf for t in tensors):
+        pending.book(context, result)
+    else:
+        ledger.inherit(result, *tensors)

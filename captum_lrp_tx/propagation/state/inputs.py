@@ -138,6 +138,8 @@ class Inputs:
             )
         self.leaves = [self._leaf(t, i) for i, t in enumerate(tensors)]
         self._ids = [leaf for leaf in self.leaves if leaf.is_ids]
+        #: Whether token ids are looked for; asked at every call of torch.
+        self.has_ids = bool(self._ids)
         #: Where the entries of integers and of embedded tokens come from.
         self.traces = Traces()
         first = 1
@@ -192,10 +194,6 @@ class Inputs:
         return (), {**dict(zip(self.keys, values, strict=True)), **rest}
 
     # ---- token ids ---------------------------------------------------------------------------
-    @property
-    def has_ids(self) -> bool:
-        return bool(self._ids)
-
     def look_up(self, values: Tensor, trace: Tensor, name: str, context: Looking) -> Tensor:
         """Make leaves of what was looked up for explained ids.
 
@@ -230,7 +228,7 @@ class Inputs:
 
     def stop_looking_up(self) -> None:
         """Layer mode: the leaves are elsewhere, token ids are plain arguments."""
-        self._ids = []
+        self._ids, self.has_ids = [], False
 
     def count_lookups(self) -> int:
         """How many embedding lookups have become leaves so far."""

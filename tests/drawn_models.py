@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import spellings
 from captum_lrp_tx import ConservativeLRP
-from captum_lrp_tx.errors import UncoveredOperationError
+from captum_lrp_tx.errors import NonFiniteError, UncoveredOperationError
 from spellings import PARTS, WIDTH, Spelling, Weights
 
 #: Rules that are defined by what is frozen, and the marks that the oracle freezes.
@@ -95,13 +95,13 @@ class Drawn(nn.Module):
         marks = [spellings.frozen if m in self.freeze else spellings.live for m in "pn"]
         spelling: Spelling = PARTS[step.part][name]
         y = spelling(self.sets[step.weights], x, *marks)  # type: ignore[arg-type]
-        if y.dim() == 2:  # pooled: read by every token
-            y = y[:, None]
-        elif y.shape[-1] != WIDTH:
-            y = torch.tanh(y).mean(-1, keepdim=True)
+        if y.dim() == 2:  # pooled: added to every token, since copies of one are no data
+            return x + y[:, None]
+        if y.shape[-1] != WIDTH:
+            return x + torch.tanh(y).mean(-1, keepdim=True)
         if step.wrapped == "residual":
             return x + y
-        return 0.5 * y - x if step.wrapped == "scaled" else y.expand(x.shape)
+        return 0.5 * y - x if step.wrapped == "scaled" else y
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ Relevance = tuple[Tensor, ...]
 
 
 def _relevance(model: nn.Module, inputs: Relevance, preset: str) -> Relevance | None:
-    """Relevance under a preset, or None if it is refused by name."""
+    """Relevance under a preset, or None if it is refused by name or not finite."""
     explainer = ConservativeLRP(model, preset)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -156,6 +156,8 @@ def _relevance(model: nn.Module, inputs: Relevance, preset: str) -> Relevance | 
             if error.operations:
                 return None
             relevance = explainer.attribute(inputs, target=1)  # there was nothing to recognise
+        except NonFiniteError:
+            return None
     assert isinstance(relevance, tuple)
     return relevance
 

@@ -21,6 +21,7 @@ from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, edges, node_name
 
 _MADE = "captum_lrp_tx.made_axes"
 _CAME_FROM = "captum_lrp_tx.axes_came_from"
+_MADE_OF = "captum_lrp_tx.made_of"
 _MATRIX = frozenset("Mm Addmm Bmm Baddbmm".split())
 _VIEWS = frozenset("View UnsafeView Reshape ReshapeAlias".split())
 _ORDERS = frozenset("Permute Transpose T".split())
@@ -73,6 +74,8 @@ def note_weighed(result: Any, came_from: Sequence[tuple[Tensor, int] | None]) ->
         node.metadata[_CAME_FROM] = [
             None if one is None else (one[0].grad_fn, one[1] % one[0].dim()) for one in came_from
         ]
+        tensors = [one[0] for one in came_from if one is not None and one[0].grad_fn is not None]
+        node.metadata[_MADE_OF] = {(t.grad_fn, t.output_nr) for t in tensors}
 
 
 def note_spread(result: Any, first: Tensor, second: Tensor) -> None:
@@ -230,6 +233,7 @@ def _taken(node: Node) -> set[tuple[Node, int]]:
             continue
         seen.add(one)
         todo.extend((e, i) for e, i in one.next_functions if e is not None)
+        todo.extend(one.metadata.get(_MADE_OF, ()))  # weights, which are constants by now
     return found
 
 

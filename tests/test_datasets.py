@@ -33,9 +33,9 @@ from captum_lrp_tx import (
 )
 from captum_lrp_tx.cli import main
 from captum_lrp_tx.datasets.batching import plan_batches, plan_shards
-from captum_lrp_tx.datasets.encoding import encode
 from captum_lrp_tx.errors import InputError, MissingPackageError, TargetError
 from captum_lrp_tx.models import sentiment
+from captum_lrp_tx.runs.encoding import encode
 
 LONG = bool(os.environ.get("CAPTUM_LRP_TX_LONG"))
 COUNT = 2000 if LONG else 200

@@ -100,7 +100,7 @@ def straightforward(model, tokenizer, texts, labels, rules):
 @pytest.mark.parametrize(("name", "rules"), [("GI", "gi"), ("LRP(AH+LN)", "ah+ln")])
 def test_areas_are_those_of_a_straightforward_loop(text, two, name, rules):
     model, examples, _ = text
-    expected = straightforward(model, examples._tokenizer, TEXTS, LABELS, rules)
+    expected = straightforward(model, sentiment()[1], TEXTS, LABELS, rules)
     np.testing.assert_allclose(two[name].values("activation"), expected[:, 0], rtol=1e-4)
     np.testing.assert_allclose(two[name].values("pruning"), expected[:, 1], rtol=1e-4, atol=1e-6)
     assert two[name].rows == tuple(range(len(TEXTS)))
@@ -279,7 +279,7 @@ def test_results_of_another_evaluation_are_refused(text, tmp_path):
     model, examples, masker = text
     options = {"masker": masker, "out": tmp_path, "limit": 2}
     evaluate(model, examples, ["Random"], **options)
-    other = TextExamples(TEXTS[::-1], examples._tokenizer, LABELS[::-1])
+    other = TextExamples(TEXTS[::-1], sentiment()[1], LABELS[::-1])
     changed = [
         ("seed", {"seed": 1}), ("target", {"target": "label"}), ("at", {"at": "input"}),
         ("fractions", {"fractions": (0.0, 1.0)}), ("masker", {"masker": MaskTokens(5)}),
@@ -397,6 +397,19 @@ def test_labels_are_numbers_or_names():
             class_numbers(wrong, names)
 
 
+def test_data_sets_are_examples(text):
+    """A data set with columns is read as `attribute_dataset` reads it: labels come along."""
+    _, examples, _ = text
+
+    class Columns(dict):
+        column_names = ("sentence", "label")
+
+    given = TextExamples(Columns(sentence=TEXTS, label=LABELS), sentiment()[1])
+    assert given.labels == tuple(LABELS) and given.fingerprint() == examples.fingerprint()
+    batch, expected = given.inputs([0, 3]), sentiment()[1]([TEXTS[0], TEXTS[3]], padding=True)
+    assert {name: value.tolist() for name, value in batch.items()} == dict(expected)
+
+
 def test_arrays_of_images_are_read(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 4), dtype=np.uint8)
     expected = torch.from_numpy(pixels / 127.5 - 1).float()[:, None]
@@ -429,13 +442,13 @@ def test_arrays_of_images_are_read(tmp_path):
 
 def test_examples_are_checked(text, tmp_path):
     model, examples, masker = text
-    cut = TextExamples(TEXTS, examples._tokenizer, max_length=4)
+    cut = TextExamples(TEXTS, sentiment()[1], max_length=4)
     assert cut.inputs([0, 1])["input_ids"].shape == (2, 4) and max(cut.lengths()) == 4
     assert cut.truncated == sum(length > 4 for length in examples.lengths())
     assert cut.fingerprint() != examples.fingerprint()
     for make, message in [
-        (lambda: TextExamples([], examples._tokenizer), "no texts"),
-        (lambda: TextExamples(TEXTS, examples._tokenizer, [1]), "1 labels for 7"),
+        (lambda: TextExamples([], sentiment()[1]), "no texts"),
+        (lambda: TextExamples(TEXTS, sentiment()[1], [1]), "1 labels for 7"),
         (lambda: ImageExamples(torch.zeros(3, 4, 4)), "images must be floats"),
         (lambda: ImageFiles([], lambda file: torch.zeros(1)), "no images"),
         (lambda: evaluate(model, cut, TWO, masker=masker, target="label"), "have no labels"),
@@ -450,7 +463,7 @@ def test_examples_are_checked(text, tmp_path):
     ]:
         with pytest.raises(InputError, match=message):
             make()
-    wrong = TextExamples(TEXTS, examples._tokenizer, [5] * 7)
+    wrong = TextExamples(TEXTS, sentiment()[1], [5] * 7)
     with pytest.raises(TargetError, match="out of range"):
         evaluate(model, wrong, TWO, masker=masker, target="label")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx import ConservativeLRP, attribute_dataset
-from captum_lrp_tx.datasets.padding import as_they_were, is_alike, padded_batch
+from captum_lrp_tx.runs.padding import as_they_were, is_alike, padded_batch
 
 pytest.importorskip("pyarrow")
 LENGTHS = (4, 2, 3, 2, 4)

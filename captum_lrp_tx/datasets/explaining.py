@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from captum_lrp_tx.attr.conservative import Conservative
 from captum_lrp_tx.attr.targets import Target, TargetType, select_target
-from captum_lrp_tx.datasets.encoding import Example
-from captum_lrp_tx.datasets.padding import Side, as_they_were, is_alike, padded_batch, real_places
 from captum_lrp_tx.errors import InputError, OutputError, TargetError
 from captum_lrp_tx.propagation.model.outputs import output_tensor
+from captum_lrp_tx.runs.encoding import Example
+from captum_lrp_tx.runs.padding import Side, as_they_were, is_alike, padded_batch, real_places
 
 #: What is explained of one example: a target as ``attribute`` takes it; ``None``: the prediction.
 Wanted = Any

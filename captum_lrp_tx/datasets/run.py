@@ -19,7 +19,6 @@ from captum_lrp_tx.attr.conservative import forward_of
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.targets import Target
 from captum_lrp_tx.datasets.batching import Batch, plan_batches, plan_shards
-from captum_lrp_tx.datasets.encoding import Encoded, encode
 from captum_lrp_tx.datasets.explaining import Job, Wanted, explain_batch, row_of
 from captum_lrp_tx.datasets.parquet import (
     SHARDS,
@@ -33,6 +32,7 @@ from captum_lrp_tx.datasets.reading import DatasetAttributions
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.rules.composite import Composite
+from captum_lrp_tx.runs.encoding import Encoded, encode
 from captum_lrp_tx.runs.folder import open_folder
 from captum_lrp_tx.runs.subject import device_of, model_fingerprint, refuse_training
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Union
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.runs.encoding import encode
+from captum_lrp_tx.runs.padding import padded_batch
 
 Inputs = Union[Tensor, Mapping[str, Any]]
 
@@ -54,9 +57,10 @@ class TextExamples(Examples):
     """Texts, with the tokenizer of the model.
 
     Args:
-        texts (sequence of str): The examples.
+        texts: A sequence of texts, or a ``datasets.Dataset`` with a column ``sentence`` or ``text``
+            and maybe ``label``; see :func:`captum_lrp_tx.attribute_dataset`.
         tokenizer (PreTrainedTokenizerBase): Of transformers.
-        labels (sequence of int, optional): Class of each.
+        labels (sequence of int, optional): Class of each; those of the data set unless given.
         max_length (int, optional): Longer texts are cut to so many tokens.
 
     Attributes:
@@ -76,44 +80,34 @@ class TextExamples(Examples):
 
     def __init__(
         self,
-        texts: Sequence[str],
+        texts: Any,
         tokenizer: Any,
         labels: Sequence[int] | None = None,
         max_length: int | None = None,
     ) -> None:
-        if not texts:
+        if not len(texts):
             raise InputError("there are no texts; give at least one")
-        self._texts = list(texts)
-        self._tokenizer = tokenizer
-        self._max_length = max_length
-        whole = tokenizer(self._texts, add_special_tokens=True, verbose=False)["input_ids"]
-        lengths = [len(ids) for ids in whole]
-        if not all(lengths):
-            raise InputError(
-                f"the tokenizer made no token of example {lengths.index(0)}; leave it out"
-            )
-        limit = max_length or max(lengths)
-        self.truncated = sum(length > limit for length in lengths)
-        self._lengths = [min(length, limit) for length in lengths]
-        self.labels = self._check_labels(labels)
+        self._encoded = encode(texts, tokenizer, max_length=max_length)
+        self._pad_id = pad_id if isinstance(pad_id := tokenizer.pad_token_id, int) else 0
+        self._lengths = self._encoded.lengths()
+        self.truncated = 0
+        if max_length is not None and max_length in self._lengths:  # some may have been longer
+            whole = encode(texts, tokenizer).lengths()
+            self.truncated = sum(length > max_length for length in whole)
+        self.labels = self._check_labels(self._encoded.labels if labels is None else labels)
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self._lengths)
 
     def inputs(self, rows: Sequence[int]) -> Inputs:
-        cut = {} if self._max_length is None else {"max_length": self._max_length}
-        encoded = self._tokenizer(
-            [self._texts[row] for row in rows], return_tensors="pt", truncation=bool(cut),
-            padding=len({self._lengths[row] for row in rows}) > 1, padding_side="right", **cut,
-        )  # fmt: skip
-        return dict(encoded)
+        return padded_batch([self._encoded.examples[row] for row in rows], self._pad_id)
 
     def lengths(self) -> Sequence[int]:
         return self._lengths
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(repr((self._texts, self.labels, self._max_length)).encode())
-        return digest.hexdigest()[:16]
+        labels = None if self.labels is None else list(self.labels)
+        return replace(self._encoded, labels=labels).fingerprint()
 
 
 class ImageExamples(Examples):

@@ -125,31 +125,6 @@ def comparison_figure(
     return drawing
 
 
-def comparison_png(
-    comparison: TextComparison,
-    path: Any,
-    *,
-    width: float = 6.5,
-    dpi: int = 200,
-    merge: bool = True,
-) -> None:
-    """Writes :func:`comparison_figure` as a PNG file.
-
-    Args:
-        comparison (TextComparison): What to show.
-        path (str, PathLike or binary file): Where to write.
-        width (float): In inches.
-        dpi (int): Dots per inch.
-        merge (bool): Join word-pieces.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
-    drawing = comparison_figure(comparison, width=width, merge=merge)
-    with _quiet_about_glyphs():
-        drawing.savefig(path, format="png", dpi=dpi)
-
-
 def image_comparison_figure(
     image: Any,
     strips: Sequence[Strip],

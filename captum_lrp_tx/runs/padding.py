@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.datasets.encoding import Example
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.runs.encoding import Example
 
 #: Where examples are filled up.
 Side = Literal["right", "left"]

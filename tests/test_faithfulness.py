@@ -729,7 +729,7 @@ def test_conservation_of_a_linear_model_is_exact():
     each = conservation(model, tokens, target=[(3, 0), (1, 2)], rules={"GI": "gi"}, batch_size=1)
     torch.testing.assert_close(each.output, model(tokens)[[0, 1], [3, 1], [0, 2]].detach())
     torch.testing.assert_close(each.sums["GI"]["input"], each.output)
-    with pytest.raises(InputError, match="no rule sets"):
+    with pytest.raises(InputError, match="no rule set is named"):
         conservation(model, x, target=1, rules={})
     with pytest.raises(TargetError, match="out of range"):
         conservation(model, x, target=3, rules={"GI": "gi"})

@@ -6,8 +6,9 @@ Usage::
     python benchmarks/drawn.py --only 44           # one seed, in full
 
 Every model is a chain of parts (``tests/spellings.py``) in random spellings, residual or not, with
-shared weights, one or two inputs, called once, twice or for each example alone, in float64.  Under ``gi``, ``ah``, ``ln`` and ``ah+ln`` its relevance is compared
-with the gradient of the frozen function, under all presets with the same model in other spellings.
+shared weights, one or two inputs, called once, twice or for each example alone, in float64.  Under
+``gi``, ``ah``, ``ln`` and ``ah+ln`` its relevance is compared with the gradient of the frozen
+function, under all presets with the same model in other spellings.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.autograd.functions import Combine, LinearValue
@@ -71,7 +72,7 @@ def apply_linear(context: Context, operation: LinearMap) -> Any:
             bias=None,
         )  # fmt: skip
         return Combine.call(operation.value(), apply_linear(context, bare) + operation.bias)
-    if context.scope.rule(Kind.LINEAR) is None:
+    if context.scope.rule(Kind.LINEAR) is None or _only_adds_up(context, operation):
         output = operation.plain()
         if operation.bias is not None:
             operation.absorb(output, operation.bias)
@@ -80,6 +81,16 @@ def apply_linear(context: Context, operation: LinearMap) -> Any:
         context.maps.remember(output, operation, context.scope.module)
     made = -1 if operation.by_row else operation.channel
     return mapped(context, operation.input, output, made if made is not None else operation.sources)
+
+
+def _only_adds_up(context: Context, operation: LinearMap) -> bool:
+    """Whether a product with constants is a sum or a mean, ``x @ ones``, which has no weights."""
+    weight = operation.weight
+    if isinstance(weight, torch.nn.Parameter) or context.constants.is_trainable(weight):
+        return False
+    if weight.layout is not torch.strided or weight.numel() == 0:
+        return False
+    return bool((weight == weight.flatten()[0]).all())
 
 
 def mapped(

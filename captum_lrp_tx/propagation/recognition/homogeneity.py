@@ -215,10 +215,10 @@ def is_weight(node: Node) -> bool:
     return is_softmax(node_name(node)) or node_name(node) in _WEIGHTS
 
 
-def is_known(statistic: Node, output: int, factor: Node) -> bool:
-    """Whether the degree of a statistic in a factor is told by names, so that it is no norm."""
-    found = _Search(deep=True).degree(statistic, output)
-    return set(found.of) <= {factor}
+def is_known(statistic: tuple[Node, int], source: tuple[Node, int]) -> bool:
+    """Whether the degree of a statistic in its source is told by names, so that it is no norm."""
+    found = _Search(deep=True, source=source).degree(*statistic)
+    return set(found.of) <= {source[0]}
 
 
 def is_ratio(numerator: Tensor, divisor: Tensor) -> bool:

@@ -47,7 +47,7 @@ def _has_degree(
     if size.is_complex() or not bool((size > 0).all()):
         return False
     source = homogeneity.moved(*factor)
-    if homogeneity.is_known(*statistic, source[0]):
+    if homogeneity.is_known(statistic, source):
         return False
     at, of = GradientEdge(*source), GradientEdge(*statistic)
     gradient = _backward(of, at, 1 / size)

@@ -99,7 +99,7 @@ def straightforward(model, tokenizer, texts, labels, rules):
 # ---- the numbers ------------------------------------------------------------------------------
 @pytest.mark.parametrize(("name", "rules"), [("GI", "gi"), ("LRP(AH+LN)", "ah+ln")])
 def test_areas_are_those_of_a_straightforward_loop(text, two, name, rules):
-    model, examples, _ = text
+    model, _, _ = text
     expected = straightforward(model, sentiment()[1], TEXTS, LABELS, rules)
     np.testing.assert_allclose(two[name].values("activation"), expected[:, 0], rtol=1e-4)
     np.testing.assert_allclose(two[name].values("pruning"), expected[:, 1], rtol=1e-4, atol=1e-6)

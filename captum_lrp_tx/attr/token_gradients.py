@@ -9,7 +9,7 @@ the text.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Union
 
@@ -28,62 +28,14 @@ from captum_lrp_tx.attr.conservative import (
     left_out,
     select_target,
 )
+from captum_lrp_tx.attr.embedding_rows import EmbeddingRows
 from captum_lrp_tx.attr.targets import holds_target
 from captum_lrp_tx.errors import InputError, TargetError
-from captum_lrp_tx.propagation.hygiene.isolation import isolated
-from captum_lrp_tx.propagation.interception import Context, Interception
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.model.outputs import output_tensor
-from captum_lrp_tx.propagation.state.inputs import Inputs, Looking
-from captum_lrp_tx.propagation.state.scope import Scope
-from captum_lrp_tx.propagation.state.tracing import by_rows
+from captum_lrp_tx.propagation.state.inputs import Inputs
 
 Baseline = Union[int, float, Tensor, None]
-
-
-class _Rows(Inputs):
-    """Token ids whose rows are recorded, or replaced by others, where the model looks them up.
-
-    Args:
-        ids (Tensor): The token ids.
-        replacements (sequence of Tensor, optional): Rows for each lookup, in the shape of the ids
-            and one dimension more. Unless given, the rows are recorded.
-    """
-
-    def __init__(self, ids: Tensor, replacements: Sequence[Tensor] | None = None) -> None:
-        super().__init__(ids)
-        self._replacements = None if replacements is None else iter(replacements)
-        self.rows: list[Tensor] = []
-
-    def run(self, call: Callable[..., Tensor], *more: Any) -> Tensor:
-        """Call a function with the ids, which are followed to their lookups."""
-        (ids,), _ = self.call_arguments()
-        scope = Scope({})
-        with isolated([]) as kept:
-            context = Context(scope, self, lambda _: "embedding", kept)
-            with scope, Interception(context):
-                return call(ids, *more)
-
-    def look_up(self, values: Tensor, trace: Tensor, name: str, context: Looking) -> Tensor:
-        trace = by_rows(trace)
-        if trace.shape[-1] > 1:
-            if bool((trace == 0).any()):
-                raise InputError(
-                    "The model multiplies one-hot rows of its token ids, which Integrated "
-                    "Gradients, GradientShap and Saliency cannot replace; pass float inputs."
-                )
-            return self.look_up(values.unsqueeze(-1), trace.unsqueeze(-1), name, context).squeeze(
-                -1
-            )
-        ids, places = self.leaves[0].original, trace[..., 0]
-        if self._replacements is None:
-            width = values.shape[-1]
-            rows = values.new_zeros(ids.numel() + 1, width)
-            rows.index_copy_(0, places.flatten(), values.detach().reshape(-1, width))
-            self.rows.append(rows[1:].view(*ids.shape, width))
-            return values
-        replaced = next(self._replacements).flatten(0, ids.dim() - 1)[(places - 1).clamp(min=0)]
-        return torch.where((places != 0).unsqueeze(-1), replaced, values)
 
 
 @dataclass
@@ -168,7 +120,7 @@ class OnTokens(WithoutFutures, GradientAttribution):
             return _Prepared(
                 call, (given.detach(),), (base,), extra or None, False, prepared.is_tuple
             )
-        recorded, other = _Rows(given), _Rows(self._baseline_ids(given))
+        recorded, other = EmbeddingRows(given), EmbeddingRows(self._baseline_ids(given))
         with torch.no_grad():
             recorded.run(call, *extra)
             other.run(call, *extra)
@@ -187,7 +139,7 @@ class OnTokens(WithoutFutures, GradientAttribution):
 
         def forward(*values: Any) -> Tensor:
             ids, more = values[count], values[count + 1 :]
-            return _Rows(ids, values[:count]).run(call, *more)
+            return EmbeddingRows(ids, values[:count]).run(call, *more)
 
         return _Prepared(forward, rows, baselines, (given, *extra), True, prepared.is_tuple)
 

@@ -24,11 +24,11 @@ from captum_lrp_tx.attr.conservative import (
     refuse_conventions,
 )
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
+from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.errors import UncoveredOperationError
 from captum_lrp_tx.propagation.engine import propagate
 from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.judging.coverage import Finding, uncovered
-from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.propagation.state.scope import Scope
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.rule import Bias
@@ -221,7 +221,7 @@ def explainability(
         True
     """
     explainer = ConservativeLRP(model, rules, bias=bias)
-    prepared = Inputs(inputs)
+    prepared = inputs_of(inputs)
     findings: list[Finding] = []
 
     def inspect(scope: Scope, roots: list[Node], leaves: list[Tensor]) -> None:

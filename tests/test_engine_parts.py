@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx import Composite, ConservativeGI
+from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.prefix_tokens import pools_patches, prefix_tokens
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.backward.packing import gradients
@@ -421,7 +422,7 @@ def test_what_of_a_mapping_is_attributed_to() -> None:
         "attention_mask": torch.ones(2, 3), "labels": torch.ones(2), "token_type_ids": IDS * 0,
         "count": 3,
     }  # fmt: skip
-    inputs = Inputs(given)
+    inputs = inputs_of(given)
     assert inputs.keys == ["input_ids", "decoder_input_ids", "pixels"]
     args, kwargs = inputs.call_arguments()
     assert args == () and set(kwargs) == set(given) and kwargs["count"] == 3
@@ -431,4 +432,6 @@ def test_what_of_a_mapping_is_attributed_to() -> None:
         and kwargs["pixels"] is not given["pixels"]
     )
     with pytest.raises(InputError, match=r"keys: \['attention_mask', 'count'\]"):
-        Inputs({k: given[k] for k in ("attention_mask", "count")})
+        inputs_of({k: given[k] for k in ("attention_mask", "count")})
+    with pytest.raises(InputError, match="Say which entries"):
+        Inputs(given)

@@ -23,6 +23,7 @@ from captum_lrp_tx.attr.conservative import (
     forward_of,
     select_target,
 )
+from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.prefix_tokens import pools_patches, prefix_tokens
 from captum_lrp_tx.attr.random import mask_of
 from captum_lrp_tx.attr.targets import indices_of
@@ -284,7 +285,7 @@ class MapMethod(WithoutFutures, Attribution):
             return selected / torch.where(value == 0, torch.full_like(value, tiny), value)
 
         additional = _format_additional_forward_args(additional_forward_args)
-        prepared = Inputs(inputs)
+        prepared = inputs_of(inputs)
         job = Pass(
             forward=forward,
             modules=found,

@@ -18,9 +18,9 @@ from captum_lrp_tx.attr.conservative import (
     check_per_pass,
 )
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
+from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError
 from captum_lrp_tx.propagation.model.outputs import output_tensor
-from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.rule import Bias
 
@@ -236,7 +236,7 @@ class BiLRP(WithoutFutures, Attribution):
         """
         found = []
         for side, (one, more) in zip(self._sides, given, strict=True):
-            prepared = Inputs(one)
+            prepared = inputs_of(one)
             if len(prepared.leaves) != 1:
                 raise InputError(
                     f"Pairs need one input a side, not {len(prepared.leaves)}; pass the others in "
@@ -339,7 +339,7 @@ def _relevance(
     per_pass: int | None,
 ) -> Iterator[Tensor]:
     """Relevance for some features at a time, shape ``(some features, batch, ...)``."""
-    count, size = features.shape[1], Inputs(inputs).leaves[0].original.numel()
+    count, size = features.shape[1], inputs_of(inputs).leaves[0].original.numel()
     step = max(1, _ENTRIES // size)
     for start in range(0, count, step):
         targets = list(range(start, min(start + step, count)))
@@ -358,7 +358,7 @@ def _by_unit(relevance: Tensor, inputs: AttributionInputs, patch_size: int | Non
     Raises:
         InputError: an image without a size of patches that fits.
     """
-    x = Inputs(inputs).leaves[0].original
+    x = inputs_of(inputs).leaves[0].original
     if not x.is_floating_point() or x.dim() == 2:
         return relevance
     if x.dim() == 3 and patch_size is None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from captum_lrp_tx.attr.captum_rules import assigned_rules
 from captum_lrp_tx.attr.class_names import by_number
+from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.target_lists import TargetsType as TargetsType
 from captum_lrp_tx.attr.target_lists import select_targets
 from captum_lrp_tx.attr.targets import Target
@@ -210,7 +211,7 @@ class Conservative(WithoutFutures):
         **more: Any,
     ) -> tuple[list[Propagated], Inputs]:
         """One forward pass, and relevance of each target."""
-        prepared = Inputs(inputs)
+        prepared = inputs_of(inputs)
         job = self._pass(forward, None, additional_forward_args, **more)
         if isinstance(targets, Sequence) and not isinstance(targets, str):
             targets = [by_number(target, job.modules) for target in targets]

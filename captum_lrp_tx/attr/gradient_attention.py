@@ -20,11 +20,11 @@ from captum_lrp_tx.attr.attention_maps import (
 )
 from captum_lrp_tx.attr.attention_recorder import AttentionMap
 from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, TensorOrTuple
+from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.prefix_tokens import prefix_tokens
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.propagation.autograd.functions import safe_ratio
 from captum_lrp_tx.propagation.model.modules import find_modules
-from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.rules.deep_taylor import deep_taylor
 
 GenericVariant = Literal["chefer", "ali"]
@@ -409,7 +409,7 @@ class TransformerAttribution(MapMethod, GradientAttribution):
     def _deep_taylor(self, inputs: Any, target: Any, additional: Any) -> Maps | None:
         if self.variant in ("rollout", "attn_gradcam"):
             return None
-        original = Inputs(inputs).leaves[0].original
+        original = inputs_of(inputs).leaves[0].original
         batch = original.shape[0] if original.dim() > 1 else 1
         base = deep_taylor(batch, _is_sequence_first(self.forward_func))
         return self._maps(inputs, target, additional, base=base, relevance=True, unit=True)

@@ -18,8 +18,8 @@ from captum_lrp_tx.attr.conservative import (
     WithoutFutures,
     formatted,
 )
+from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.propagation.state.inputs import Inputs
 
 
 class RandomAttribution(WithoutFutures, Attribution):
@@ -79,7 +79,7 @@ class RandomAttribution(WithoutFutures, Attribution):
 
             >>> RandomAttribution(model).attribute(tokenizer("a film", return_tensors="pt"))
         """
-        prepared = Inputs(inputs)
+        prepared = inputs_of(inputs)
         values: list[Tensor] = []
         for position, leaf in enumerate(prepared.leaves):
             x = leaf.original.detach()

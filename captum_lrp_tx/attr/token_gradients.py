@@ -29,11 +29,11 @@ from captum_lrp_tx.attr.conservative import (
     select_target,
 )
 from captum_lrp_tx.attr.embedding_rows import EmbeddingRows
+from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.targets import holds_target
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.model.outputs import output_tensor
-from captum_lrp_tx.propagation.state.inputs import Inputs
 
 Baseline = Union[int, float, Tensor, None]
 
@@ -93,7 +93,7 @@ class OnTokens(WithoutFutures, GradientAttribution):
         return replace(used, forward=forward, extra=(*(used.extra or ()), numbers)), None
 
     def _used(self, inputs: AttributionInputs, additional_forward_args: Any) -> _Prepared:
-        prepared = Inputs(inputs)
+        prepared = inputs_of(inputs)
         if len(prepared.leaves) != 1:
             raise InputError(
                 f"{type(self).__name__} takes one input, not {len(prepared.leaves)}; pass the "

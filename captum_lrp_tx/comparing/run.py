@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, select_target
+from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.token_gradients import Baseline, padding_id
 from captum_lrp_tx.comparing.comparison import Comparison, Row
 from captum_lrp_tx.errors import InputError, NonFiniteError, TargetError
@@ -87,7 +88,7 @@ def compare(
         >>> print(comparison.terminal())  # doctest: +SKIP
     """
     chosen = choose_methods(methods)
-    prepared = Inputs(inputs)
+    prepared = inputs_of(inputs)
     if len(prepared.leaves) != 1:
         raise InputError(
             f"a comparison takes one input, not {len(prepared.leaves)}; pass the others in "

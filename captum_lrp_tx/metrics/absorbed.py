@@ -9,9 +9,9 @@ from torch import nn
 
 from captum_lrp_tx.attr.conservative import forward_of
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
+from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.propagation.engine import propagate
-from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.rule import Bias
 
@@ -63,6 +63,6 @@ def absorbed_behind(
         forward_of(explainer), target, additional, layers=[block], at_layer_input=True,
         keep_ledger=True,
     )  # fmt: skip
-    ledger = propagate(job, Inputs(inputs)).scope.ledger
+    ledger = propagate(job, inputs_of(inputs)).scope.ledger
     assert ledger is not None
     return sum(ledger.by_name().values())

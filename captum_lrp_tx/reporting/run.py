@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from captum_lrp_tx.attr.class_names import class_number, labels_of
 from captum_lrp_tx.attr.conservative import AttributionInputs
+from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.token_gradients import padding_id
 from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError
 from captum_lrp_tx.methods.registry import Chosen, choose_methods
 from captum_lrp_tx.methods.running import refuse_if_none, stand_in
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.model.outputs import output_tensor
-from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.reporting.explaining import DEFAULT_METHODS, count_rows, explain, portions
 from captum_lrp_tx.reporting.faithfulness import Faithfulness
 from captum_lrp_tx.reporting.results import Example, Report, check_labels
@@ -184,7 +184,7 @@ def _outputs(model: Callable[..., Any], samples: Samples, batch_size: int) -> Te
     for group in samples.groups():
         for rows in portions(samples, [(example, 0) for example in group], batch_size):
             numbers = [example for example, _ in rows]
-            positional, named = Inputs(samples.batch(numbers)).call_arguments()
+            positional, named = inputs_of(samples.batch(numbers)).call_arguments()
             output = output_tensor(model(*positional, **named))
             if output.dim() != 2 or output.shape[0] != len(numbers):
                 raise OutputError(

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.attr.conservative import AttributionInputs
+from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.model.modules import find_modules
-from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.runs.subject import device_of, longest_text
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
 from captum_lrp_tx.visualization.wording import special_ids
@@ -108,7 +108,7 @@ def read_samples(
             raise InputError("tokens and special are for token ids; for texts pass the tokenizer")
         texts: list[Any] = list(inputs)
         return _from_texts(texts, model, tokenizer)
-    prepared = Inputs(inputs)
+    prepared = inputs_of(inputs)
     if len(prepared.leaves) != 1:
         raise InputError(
             f"a report explains one input of the model, not {len(prepared.leaves)}; wrap the model "

@@ -7,7 +7,7 @@ segments); the relevance of an id is the sum over everything that belongs to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -101,9 +101,8 @@ class Inputs:
 
     Args:
         inputs (Tensor, tuple of Tensor, or mapping): Float tensors are attributed to entry by
-            entry, integer tensors as token ids.  In a mapping (a tokenizer's ``BatchEncoding``,
-            an image processor's ``BatchFeature``) the entries named ``*input_ids`` and the float
-            entries that are no masks are attributed to, everything goes to the model by keyword.
+            entry, integer tensors as token ids.  A mapping goes to the model by keyword.
+        keys (sequence of str, optional): Of a mapping, the entries that are attributed to.
 
     Raises:
         InputError: nothing that can be attributed to, or an unsupported type.
@@ -111,20 +110,16 @@ class Inputs:
         UnsupportedModelError: inside ``torch.vmap`` or a transform of ``torch.func``.
     """
 
-    def __init__(self, inputs: Any) -> None:
+    def __init__(self, inputs: Any, keys: Sequence[str] = ()) -> None:
         refuse_transforms()
         self._given = inputs
         self.is_tuple = isinstance(inputs, tuple)
         self.keys: list[str] | None = None
         self._rest: dict[str, Any] = {}
         if isinstance(inputs, Mapping):
-            self.keys = [str(k) for k, v in inputs.items() if _attributed(str(k), v)]
-            if not self.keys:
-                raise InputError(
-                    "The mapping holds nothing to attribute to: no entry named 'input_ids' and no "
-                    f"float tensor (keys: {sorted(map(str, inputs))}). Tokenizers must be called "
-                    "with return_tensors='pt'."
-                )
+            if not keys:
+                raise InputError("Say which entries of the mapping are attributed to: keys=[...].")
+            self.keys = list(keys)
             tensors = tuple(inputs[k] for k in self.keys)
             self._rest = {str(k): v for k, v in inputs.items() if str(k) not in self.keys}
         elif isinstance(inputs, Tensor):
@@ -175,7 +170,7 @@ class Inputs:
 
     def again(self) -> Inputs:
         """The same inputs for another pass, with leaves of their own."""
-        return Inputs(self._given)
+        return Inputs(self._given, self.keys or ())
 
     def call_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments for the forward function."""
@@ -291,11 +286,3 @@ def _way_in(value: Any) -> str:
     if hasattr(value, "__array_interface__"):
         return "Pass torch.from_numpy(array)."
     return "Arguments that need no relevance belong into additional_forward_args."
-
-
-def _attributed(key: str, value: Any) -> bool:
-    if not isinstance(value, Tensor):
-        return False
-    if key.endswith("input_ids"):
-        return True
-    return value.is_floating_point() and "mask" not in key and "label" not in key

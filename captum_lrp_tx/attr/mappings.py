@@ -1,0 +1,53 @@
+"""Which entries of what a tokenizer or an image processor returns are explained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.propagation.state.inputs import Inputs
+
+
+def inputs_of(inputs: Any) -> Inputs:
+    """The inputs of one explained pass.
+
+    Args:
+        inputs (Tensor, tuple of Tensor, or mapping): Float tensors are attributed to entry by
+            entry, integer tensors as token ids.  In a mapping (a tokenizer's ``BatchEncoding``,
+            an image processor's ``BatchFeature``) the entries named ``*input_ids`` and the float
+            entries that are no masks are attributed to, everything goes to the model by keyword.
+
+    Returns:
+        Inputs: with a leaf for each tensor that is attributed to.
+
+    Raises:
+        InputError: nothing that can be attributed to, or an unsupported type.
+        NonFiniteError: NaN or infinity in a float input.
+        UnsupportedModelError: inside ``torch.vmap`` or a transform of ``torch.func``.
+
+    Example::
+
+        >>> inputs_of({"input_ids": ids, "attention_mask": mask}).keys
+        ['input_ids']
+    """
+    if not isinstance(inputs, Mapping):
+        return Inputs(inputs)
+    keys = [str(key) for key, value in inputs.items() if _is_attributed(str(key), value)]
+    if not keys:
+        raise InputError(
+            "The mapping holds nothing to attribute to: no entry named 'input_ids' and no "
+            f"float tensor (keys: {sorted(map(str, inputs))}). Tokenizers must be called "
+            "with return_tensors='pt'."
+        )
+    return Inputs(inputs, keys)
+
+
+def _is_attributed(key: str, value: Any) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    if key.endswith("input_ids"):
+        return True
+    return value.is_floating_point() and "mask" not in key and "label" not in key

@@ -30,6 +30,7 @@ from captum_lrp_tx.attr.random import RandomAttribution
 from captum_lrp_tx.attr.token_gradients import OnTokens
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.methods import METHODS
+from captum_lrp_tx.metrics.captum_arguments import spread_over_pixels
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.rules.composite import PRESETS, Composite
 from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule
@@ -269,10 +270,7 @@ def spread_evenly(relevance: Tensor, features: Tensor) -> Tensor:
                 f"the relevance of {relevance.shape[1]} tokens fits no grid of patches on an image "
                 f"of {height} x {width}"
             )
-        down, across = height // grid.shape[1], width // grid.shape[2]
-        pixels = grid.repeat_interleave(down, 1).repeat_interleave(across, 2)
-        shares = pixels[:, None] / (down * across * features.shape[1])
-        return shares.expand_as(features).contiguous()
+        return spread_over_pixels(relevance, features)
     raise UnsupportedModelError(
         f"the relevance of tokens, of shape {tuple(relevance.shape)}, cannot be shown on features "
         f"of shape {tuple(features.shape)}"

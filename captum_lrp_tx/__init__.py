@@ -3,12 +3,12 @@
 from captum_lrp_tx import audit, insights, methods, metrics, rules, visualization
 from captum_lrp_tx._version import __version__
 from captum_lrp_tx.attr import targets
-from captum_lrp_tx.attr.attention_maps import AttentionFlow, AttentionLast, AttentionRollout
+from captum_lrp_tx.attr.attention_alone import AttentionFlow, AttentionLast, AttentionRollout
 from captum_lrp_tx.attr.bilrp import BiLRP
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.dataloader import LoaderAttribution
-from captum_lrp_tx.attr.gradient_attention import GenericAttention, TransformerAttribution
+from captum_lrp_tx.attr.gradient_attention import GenericAttention
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
 from captum_lrp_tx.attr.random import RandomAttribution
 from captum_lrp_tx.attr.token_gradients import (
@@ -16,6 +16,7 @@ from captum_lrp_tx.attr.token_gradients import (
     TokenIntegratedGradients,
     TokenSaliency,
 )
+from captum_lrp_tx.attr.transformer_attribution import TransformerAttribution
 from captum_lrp_tx.comparing import compare
 from captum_lrp_tx.datasets import attribute_dataset, read_dataset
 from captum_lrp_tx.explaining import Explanation, Explanations, explain

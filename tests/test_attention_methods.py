@@ -18,15 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from captum_lrp_tx.attr.attention_maps import (
+from captum_lrp_tx.attr.attention_alone import (
     AttentionFlow,
     AttentionLast,
     AttentionRollout,
     maximum_flows,
 )
-from captum_lrp_tx.attr.gradient_attention import GenericAttention, TransformerAttribution
+from captum_lrp_tx.attr.gradient_attention import GenericAttention
 from captum_lrp_tx.attr.prefix_tokens import prefix_tokens
 from captum_lrp_tx.attr.random import RandomAttribution
+from captum_lrp_tx.attr.transformer_attribution import TransformerAttribution
 from captum_lrp_tx.errors import InputError, TargetError, UnsupportedModelError
 
 MODELS = (

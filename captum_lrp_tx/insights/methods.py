@@ -21,13 +21,14 @@ from typing import Any, ClassVar
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_lrp_tx.attr.attention_maps import AttentionFlow, AttentionLast, AttentionRollout
+from captum_lrp_tx.attr.attention_alone import AttentionFlow, AttentionLast, AttentionRollout
 from captum_lrp_tx.attr.conservative import TargetType
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
-from captum_lrp_tx.attr.gradient_attention import GenericAttention, TransformerAttribution
+from captum_lrp_tx.attr.gradient_attention import GenericAttention
 from captum_lrp_tx.attr.random import RandomAttribution
 from captum_lrp_tx.attr.token_gradients import OnTokens
+from captum_lrp_tx.attr.transformer_attribution import TransformerAttribution
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.methods import METHODS
 from captum_lrp_tx.metrics.captum_arguments import spread_over_pixels

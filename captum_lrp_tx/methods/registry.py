@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
-from captum_lrp_tx.attr.attention_maps import AttentionFlow, AttentionLast, AttentionRollout
+from captum_lrp_tx.attr.attention_alone import AttentionFlow, AttentionLast, AttentionRollout
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
-from captum_lrp_tx.attr.gradient_attention import GenericAttention, TransformerAttribution
+from captum_lrp_tx.attr.gradient_attention import GenericAttention
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
 from captum_lrp_tx.attr.random import RandomAttribution
 from captum_lrp_tx.attr.token_gradients import (
@@ -18,6 +18,7 @@ from captum_lrp_tx.attr.token_gradients import (
     TokenIntegratedGradients,
     TokenSaliency,
 )
+from captum_lrp_tx.attr.transformer_attribution import TransformerAttribution
 from captum_lrp_tx.errors import InputError
 
 #: Colour, dashes and width of a line.

@@ -16,7 +16,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from captum_lrp_tx.errors import InputError, MissingPackageError
 from captum_lrp_tx.insights.registration import insights_module, register
-from captum_lrp_tx.visualization.templates import render
+from captum_lrp_tx.visualization.rendering import render
 
 _HOST = "127.0.0.1"
 _REQUESTS = ("/init", "/fetch", "/attribute")

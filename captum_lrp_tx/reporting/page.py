@@ -13,7 +13,7 @@ from markupsafe import Markup
 from captum_lrp_tx._version import __version__
 from captum_lrp_tx.reporting.payload import payload
 from captum_lrp_tx.reporting.results import Report
-from captum_lrp_tx.visualization.templates import render
+from captum_lrp_tx.visualization.rendering import render
 from captum_lrp_tx.visualization.wording import printable
 
 _PACKAGE, _FOLDER = "captum_lrp_tx.reporting", "page"

@@ -11,7 +11,7 @@ from captum_lrp_tx.visualization.colours import BLUE, RED
 from captum_lrp_tx.visualization.comparison import PURPLE, Strip, TextComparison, shade
 from captum_lrp_tx.visualization.comparison_figure import image_comparison_figure
 from captum_lrp_tx.visualization.page import Box
-from captum_lrp_tx.visualization.templates import render
+from captum_lrp_tx.visualization.rendering import render
 from captum_lrp_tx.visualization.wording import printable
 
 

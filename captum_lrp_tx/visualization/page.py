@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from captum_lrp_tx.visualization.colours import BLUE, RED, RGB, colour_of, hexadecimal
 from captum_lrp_tx.visualization.figures import image_figure
-from captum_lrp_tx.visualization.templates import render
+from captum_lrp_tx.visualization.rendering import render
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
 from captum_lrp_tx.visualization.wording import printable
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,55 +137,24 @@ def evaluate(
     }  # fmt: skip
     refuse_training(model)
     store = Store(None if out is None else Path(out), settings, fresh)
-    failures: dict[str, str] = {}
     missing = {
         name: {row for row in range(wanted[name])
                if not _is_complete(store.entries(name).get(row), measures)}
         for name in wanted
     }  # fmt: skip
-    device = device_of(model)
     lengths = examples.lengths()
     order = sorted(range(count), key=lambda row: (lengths[row], row))
+    blocks = [order[start : start + block_size] for start in range(0, count, block_size)]
+    work = _Work(
+        model, examples, masker, labels if target == "label" else None, at, seed, batch_size,
+        measures, fractions, device_of(model),
+    )  # fmt: skip
     bar = tqdm(
         total=sum(map(len, missing.values())), desc="evaluating", unit="explanation",
         disable=not (show_progress and sys.stderr.isatty()),
     )  # fmt: skip
     with bar:
-        for start in range(0, count, block_size):
-            block = order[start : start + block_size]
-            wanting = [
-                method for method in chosen
-                if method.name not in failures and missing[method.name].intersection(block)
-            ]  # fmt: skip
-            if not wanting:
-                continue
-            rows = [row for row in block if any(row in missing[method.name] for method in wanting)]
-            classes = None
-            if labels is not None and target == "label":
-                classes = [labels[row] for row in rows]
-            whole = Perturbation(
-                model,
-                placed(examples.inputs(rows), device),
-                classes,
-                masker=masker,
-                batch_size=batch_size,
-            )
-            for method in wanting:
-                name = method.name
-                bar.set_postfix_str(name)
-                places = [place for place, row in enumerate(rows) if row in missing[name]]
-                used = whole if len(places) == len(rows) else whole.take(places)
-                left = [rows[place] for place in places]
-                begun = time.perf_counter()
-                try:
-                    found = _explained(model, method, examples, left, used, at, seed)
-                    seconds = (time.perf_counter() - begun) / len(left)
-                    entries = _entries(found, used, measures, fractions, seconds)
-                except Exception as error:
-                    failures[name] = reason(error)
-                    continue
-                store.add(name, left, entries)
-                bar.update(len(left))
+        failures = _fill(store, work, chosen, missing, blocks, bar)
     results = [
         _result(name, store.entries(name), wanted[name], measures, fractions, failures.get(name))
         for name in wanted
@@ -217,67 +187,116 @@ def _blank(used: Perturbation) -> Tensor | None:
     return None if torch.equal(masked, batch.main) else masked
 
 
-def _explained(
-    model: Callable[..., Any],
-    method: Method,
-    examples: Examples,
-    rows: Sequence[int],
-    used: Perturbation,
-    at: At,
-    seed: int,
-) -> Tensor:
-    """Relevance of examples, those of one length at a time, filled up with zeros."""
-    lengths, blank = examples.lengths(), _blank(used)
-    layered = at == "embeddings" and method.at_layer is not None
-    layer = transformer_blocks(model)[0] if layered else None
-    groups: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        groups.setdefault(lengths[row], []).append(place)
-    parts: dict[int, Tensor] = {}
-    for places in groups.values():
-        device = used.batch.main.device
-        inputs = placed(examples.inputs([rows[place] for place in places]), device)
-        start = blank
-        if blank is not None:
-            start = blank[places]
-            if start.dim() == 2:
-                start = start[:, : _width(inputs)]
-        target = used.target[places].to(device)
-        found = run_method(method, model, inputs, target, baseline=start, seed=seed, layer=layer)
-        parts.update(zip(places, found.relevance.cpu(), strict=True))
-    shape = [max(sizes) for sizes in zip(*(part.shape for part in parts.values()), strict=True)]
-    if used.batch.main.dim() == 2:  # tokens
-        shape[0] = used.batch.main.shape[1]
-    together = torch.zeros(len(rows), *shape, dtype=torch.float64)
-    for place, part in parts.items():
-        together[place][tuple(slice(size) for size in part.shape)] = part.double()
-    return together
+@dataclass(frozen=True)
+class _Work:
+    """What is done with every block of examples."""
+
+    model: Callable[..., Any]
+    examples: Examples
+    masker: Masker
+    labels: Sequence[int] | None
+    at: At
+    seed: int
+    batch_size: int | None
+    measures: Sequence[Measure]
+    fractions: Fractions
+    device: torch.device | None
+
+    def perturbation(self, rows: Sequence[int]) -> Perturbation:
+        """Examples to be masked, with the classes that are explained."""
+        classes = None if self.labels is None else [self.labels[row] for row in rows]
+        inputs = placed(self.examples.inputs(rows), self.device)
+        return Perturbation(
+            self.model, inputs, classes, masker=self.masker, batch_size=self.batch_size
+        )
+
+    def entries(self, method: Method, rows: Sequence[int], used: Perturbation) -> list[Entry]:
+        """What is measured of a method on each of the examples."""
+        begun = time.perf_counter()
+        found = self._explained(method, rows, used)
+        seconds = (time.perf_counter() - begun) / len(rows)
+        entries: list[Entry] = [{"seconds": seconds} for _ in range(len(used))]
+        for measure in self.measures:
+            measured = measure.compute(used, found, self.fractions)
+            if isinstance(measured, Curve):
+                counts = used.counts.tolist() if isinstance(self.fractions, str) else None
+                for row, values in enumerate(measured.values.tolist()):
+                    kept = values if counts is None else values[: counts[row] + 1]
+                    entries[row][measure.name] = kept
+            else:
+                for row, value in enumerate(measured.tolist()):
+                    entries[row][measure.name] = value
+        return entries
+
+    def _explained(self, method: Method, rows: Sequence[int], used: Perturbation) -> Tensor:
+        """Relevance of examples, those of one length at a time, filled up with zeros."""
+        lengths, blank = self.examples.lengths(), _blank(used)
+        layered = self.at == "embeddings" and method.at_layer is not None
+        layer = transformer_blocks(self.model)[0] if layered else None
+        groups: dict[int, list[int]] = {}
+        for place, row in enumerate(rows):
+            groups.setdefault(lengths[row], []).append(place)
+        parts: dict[int, Tensor] = {}
+        for places in groups.values():
+            device = used.batch.main.device
+            inputs = placed(self.examples.inputs([rows[place] for place in places]), device)
+            start = blank
+            if blank is not None:
+                start = blank[places]
+                if start.dim() == 2:
+                    start = start[:, : _width(inputs)]
+            found = run_method(
+                method, self.model, inputs, used.target[places].to(device),
+                baseline=start, seed=self.seed, layer=layer,
+            )  # fmt: skip
+            parts.update(zip(places, found.relevance.cpu(), strict=True))
+        shape = [max(sizes) for sizes in zip(*(p.shape for p in parts.values()), strict=True)]
+        if used.batch.main.dim() == 2:  # tokens
+            shape[0] = used.batch.main.shape[1]
+        together = torch.zeros(len(rows), *shape, dtype=torch.float64)
+        for place, part in parts.items():
+            together[place][tuple(slice(size) for size in part.shape)] = part.double()
+        return together
+
+
+def _fill(
+    store: Store,
+    work: _Work,
+    methods: Sequence[Method],
+    missing: Mapping[str, set[int]],
+    blocks: Sequence[Sequence[int]],
+    bar: Any,
+) -> dict[str, str]:
+    """Measures what is missing, and says why methods do not apply, by their name."""
+    failures: dict[str, str] = {}
+    for block in blocks:
+        wanting = [
+            method for method in methods
+            if method.name not in failures and missing[method.name].intersection(block)
+        ]  # fmt: skip
+        if not wanting:
+            continue
+        rows = [row for row in block if any(row in missing[method.name] for method in wanting)]
+        whole = work.perturbation(rows)
+        for method in wanting:
+            name = method.name
+            bar.set_postfix_str(name)
+            places = [place for place, row in enumerate(rows) if row in missing[name]]
+            used = whole if len(places) == len(rows) else whole.take(places)
+            left = [rows[place] for place in places]
+            try:
+                entries = work.entries(method, left, used)
+            except Exception as error:
+                failures[name] = reason(error)
+                continue
+            store.add(name, left, entries)
+            bar.update(len(left))
+    return failures
 
 
 def _width(inputs: Any) -> int:
     tensor = inputs if isinstance(inputs, Tensor) else inputs["input_ids"]
     return int(tensor.shape[1])
-
-
-def _entries(
-    found: Tensor,
-    used: Perturbation,
-    measures: Sequence[Measure],
-    fractions: Fractions,
-    seconds: float,
-) -> list[Entry]:
-    entries: list[Entry] = [{"seconds": seconds} for _ in range(len(used))]
-    for measure in measures:
-        measured = measure.compute(used, found, fractions)
-        if isinstance(measured, Curve):
-            counts = used.counts.tolist() if isinstance(fractions, str) else None
-            for row, values in enumerate(measured.values.tolist()):
-                kept = values if counts is None else values[: counts[row] + 1]
-                entries[row][measure.name] = kept
-        else:
-            for row, value in enumerate(measured.tolist()):
-                entries[row][measure.name] = value
-    return entries
 
 
 def _is_complete(entry: Entry | None, measures: Sequence[Measure]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,20 @@ def attribute_dataset(
             for i, row in enumerate(batch)
         ]
 
+    _write_missing(folder, shards, settings, encoded, rows_of, fresh, show_progress)
+    return DatasetAttributions(folder)
+
+
+def _write_missing(
+    folder: Path,
+    shards: Sequence[Sequence[Batch]],
+    settings: Mapping[str, Any],
+    encoded: Encoded,
+    rows_of: Callable[[Batch], list[dict[str, Any]]],
+    fresh: bool,
+    show_progress: bool,
+) -> None:
+    """Writes the files that are not there, each process its share of them."""
     with ranks() as processes:
         if processes.rank == 0:
             open_folder(folder, settings, [SHARDS], fresh)
@@ -194,7 +208,6 @@ def attribute_dataset(
                     bar.update(_tokens(encoded, batch))
                 write_rows(path, rows, settings)
         processes.wait()
-    return DatasetAttributions(folder)
 
 
 def _tokens(encoded: Encoded, batch: Batch) -> int:

@@ -10,6 +10,7 @@ from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.dataloader import LoaderAttribution
 from captum_lrp_tx.attr.gradient_attention import GenericAttention
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
+from captum_lrp_tx.attr.parts import Directions, PartRelevance, PartRelevances
 from captum_lrp_tx.attr.random import RandomAttribution
 from captum_lrp_tx.attr.token_gradients import (
     TokenGradientShap,
@@ -32,12 +33,15 @@ __all__ = [
     "Composite",
     "ConservativeGI",
     "ConservativeLRP",
+    "Directions",
     "Explanation",
     "Explanations",
     "GenericAttention",
     "LayerConservativeGI",
     "LayerConservativeLRP",
     "LoaderAttribution",
+    "PartRelevance",
+    "PartRelevances",
     "RandomAttribution",
     "TokenGradientShap",
     "TokenIntegratedGradients",

@@ -21,6 +21,7 @@ from captum_lrp_tx.visualization.colours import colour_of, supports_colour
 from captum_lrp_tx.visualization.figures import figure, image_figure, png
 from captum_lrp_tx.visualization.page import html, image_html
 from captum_lrp_tx.visualization.pairs import image_pairs_figure, pairs_figure
+from captum_lrp_tx.visualization.parts import cells_figure
 from captum_lrp_tx.visualization.patch_maps import (
     heatmap_figure,
     heatmap_scale,
@@ -33,6 +34,7 @@ from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap, summary
 __all__ = [
     "Piece",
     "TokenHeatmap",
+    "cells_figure",
     "colour_of",
     "figure",
     "heatmap_figure",

@@ -1,0 +1,121 @@
+"""``ConservativeLRP`` with a watcher: what the classes for parts of a model share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_lrp_tx.attr.conservative import AttributionInputs, Strict, TargetType
+from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
+from captum_lrp_tx.attr.mappings import inputs_of
+from captum_lrp_tx.attr.parts.watching import Masks, Seen, Watcher, hook_gradient
+from captum_lrp_tx.errors import InputError, UnsupportedModelError
+from captum_lrp_tx.propagation.engine import Pass, Propagated
+from captum_lrp_tx.propagation.hygiene.hooks import Hooks, guard
+from captum_lrp_tx.propagation.state.inputs import Inputs
+from captum_lrp_tx.rules.composite import Composite
+
+
+class WatchedLRP(ConservativeLRP):
+    """One pass whose branches, heads and neurons are seen.
+
+    Args:
+        model (nn.Module or callable): See :class:`~captum_lrp_tx.ConservativeLRP`.
+        composite (Composite): Rules, their bias included.
+        masks (Masks): What of the gradients goes on.
+        neurons (bool): Whether neurons of MLPs are seen, too.
+
+    Example::
+
+        >>> watched = WatchedLRP(model, ConservativeLRP(model).composite)
+        >>> result, branches, _ = watched.run(inputs, target=1)
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        composite: Composite,
+        masks: Masks | None = None,
+        neurons: bool = False,
+    ) -> None:
+        ConservativeLRP.__init__(self, model, composite)
+        self._masks = masks or Masks()
+        self._neurons = neurons
+        self._watcher: Watcher | None = None
+
+    def run(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType,
+        additional_forward_args: Any = None,
+        strict: Strict = False,
+        layers: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor | None] | None]] = (),
+        backward: bool = True,
+    ) -> tuple[Propagated, Inputs, Watcher, list[Seen]]:
+        """Run the pass.
+
+        Args:
+            inputs, target, additional_forward_args, strict: As ``attribute`` has them.
+            layers (sequence): Further modules whose outputs are seen, with what becomes of the
+                gradient there (``None``: it stays).
+            backward (bool): Whether there is a backward pass.
+
+        Returns:
+            tuple: what was propagated, what to, the watcher with its branches, and what was seen
+            at each of ``layers``.
+
+        Raises:
+            UnsupportedModelError: no branch of a residual stream was found.
+            InputError: one of ``layers`` did not run, or ran twice.
+            Exception: As ``attribute``.
+        """
+        prepared = inputs_of(inputs)
+        original = prepared.leaves[0].original
+        self._watcher = Watcher(len(original) if original.dim() > 1 else 1, self._neurons)
+        self._watcher.masks = self._masks
+        seen: list[list[Seen]] = [[] for _ in layers]
+        try:
+            with guard(), Hooks() as hooks:
+                for calls, (layer, change) in zip(seen, layers, strict=True):
+                    hooks.after(layer, _seeing(calls, change))
+                result, prepared = self._propagate(
+                    self.forward_func, inputs, target, additional_forward_args, strict,
+                    trace=True, backward=backward,
+                )  # fmt: skip
+            watcher = self._watcher
+        finally:
+            self._watcher.forget()
+            self._watcher = None
+        for calls, (layer, _) in zip(seen, layers, strict=True):
+            if len(calls) != 1:
+                raise InputError(
+                    f"The layer {type(layer).__name__} ran {len(calls)} times with a tensor that "
+                    "depends on the inputs; a layer that runs once is needed."
+                )
+        if not watcher.branches and not layers:
+            raise UnsupportedModelError(
+                "No residual stream was found: no sum x + f(x) of tensors of one shape. The "
+                "relevance of layers that you name gives LayerConservativeLRP."
+            )
+        return result, prepared, watcher, [calls[0] for calls in seen]
+
+    def _pass(self, *args: Any, **more: Any) -> Pass:
+        job = super()._pass(*args, **more)
+        assert self._watcher is not None
+        return self._watcher.watch(job)
+
+
+def _seeing(
+    calls: list[Seen], change: Callable[[Tensor], Tensor | None] | None
+) -> Callable[..., None]:
+    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        with torch._C.DisableTorchFunction():
+            x = output[0] if isinstance(output, (tuple, list)) else output
+            if isinstance(x, Tensor) and x.requires_grad:
+                calls.append(Seen(x.detach()))
+                hook_gradient(x, calls[-1], lambda value: value, change)
+
+    return after

@@ -19,7 +19,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from captum_lrp_tx.attr.attention_maps import AttentionFlow, AttentionRollout
+from captum_lrp_tx.attr.attention_alone import AttentionFlow, AttentionRollout
 
 SIZES = [(32, 6), (128, 6), (128, 12), (256, 6), (512, 6)]
 

@@ -17,7 +17,7 @@ from captum_lrp_tx import (
     targets,
 )
 from captum_lrp_tx.errors import InputError, TargetError, UnreachedInputError
-from captum_lrp_tx.propagation.backward.seeds import packing
+from captum_lrp_tx.propagation.backward import packing
 from test_oracle_agreement import dict_inputs, forward, scale
 
 RULES = ("ah+ln", "lrp", "attnlrp")

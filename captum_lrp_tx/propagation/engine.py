@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -167,23 +167,11 @@ def propagate_targets(
             kwargs = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
         strangers = Strangers(job.modules, job.meet) if job.meet is not None else None
         context = Context(scope, inputs, name_of, isolation, strangers)
-        mode = Interception(context)
-        opaque = OpaqueMaps(context, candidates(job.modules))
         explained = call_explained(job.forward, (*args, *job.additional_args), kwargs)
-        saving = (
-            Recomputation(
-                repeated_blocks(job.modules), scope, inputs, lambda: _second_run(context, opaque)
-            )
-            if job.recompute
-            else nullcontext()
-        )
         if probe is not None:
             inputs.stop_looking_up()
-            with scope, probe, saving, opaque, mode, _failures_explained(), explained:
-                returned = job.forward(*args, *additional, **kwargs)
-        else:
-            with scope, saving, opaque, mode, _failures_explained(), explained:
-                returned = job.forward(*args, *additional, **kwargs)
+        with _under_rules(job, context, probe), explained:
+            returned = job.forward(*args, *additional, **kwargs)
         _note_what_ran(scope, context, inputs)
         context.maps.forget()
         output = output_tensor(returned)
@@ -203,11 +191,7 @@ def propagate_targets(
         for i, selected in enumerate(targets):
             if not selected.requires_grad:
                 _check_reached(jobs[i], inputs, [[None] for _ in leaves], probe)
-                # nothing but rules cut the inputs off: no relevance reaches them
-                scope.holds_everything = True
-                targets[i] = selected + sum(0.0 * leaf.sum() for leaf in leaves)
-                if ledger is not None:  # values that do not depend on the inputs, weighted
-                    ledger.absorb(targets[i], selected, None, "")
+                targets[i] = _held_constant(selected, leaves, scope)
         _inspect(job, scope, targets, leaves)
         count = pack_size(output, leaves, len(targets)) if per_pass is None else per_pass
         with _failures_explained():
@@ -216,6 +200,30 @@ def propagate_targets(
                 _collected(one, inputs, probe, scope, selected, row)
                 for one, selected, row in zip(jobs, targets, rows, strict=True)
             ]
+
+
+@contextlib.contextmanager
+def _under_rules(job: Pass, context: Context, probe: LayerProbe | None) -> Iterator[None]:
+    """What runs in this block is explained: hooks on the modules, and every call of torch seen."""
+    opaque = OpaqueMaps(context, candidates(job.modules))
+    saving: AbstractContextManager[Any] = nullcontext()
+    if job.recompute:
+        blocks = repeated_blocks(job.modules)
+        saving = Recomputation(
+            blocks, context.scope, context.inputs, lambda: _second_run(context, opaque)
+        )
+    mode = Interception(context)
+    with context.scope, probe or nullcontext(), saving, opaque, mode, _failures_explained():
+        yield
+
+
+def _held_constant(selected: Tensor, leaves: list[Tensor], scope: Scope) -> Tensor:
+    """A target that nothing but rules cut off from the leaves: no relevance reaches them."""
+    scope.holds_everything = True
+    connected = selected + sum(0.0 * leaf.sum() for leaf in leaves)
+    if scope.ledger is not None:  # values that do not depend on the inputs, weighted
+        scope.ledger.absorb(connected, selected, None, "")
+    return connected
 
 
 def _inspect(job: Pass, scope: Scope, targets: list[Tensor], leaves: list[Tensor]) -> None:

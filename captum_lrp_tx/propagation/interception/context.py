@@ -50,7 +50,7 @@ class Context:
         self.cuts = Cuts(scope)
         #: Whether there was a softplus: no step size, no state space model.
         self.has_steps = False
-        #: Whether a delta rule has been seen, whose sums of values are told by their origin.
+        #: Whether a gated delta rule was seen: products are asked for its memory from then on.
         self.has_memory = False
         #: Products that may turn out to be attention; the graph holds them.
         self.undecided: list[weakref.ref[undecided.Weighed]] = []

@@ -10,7 +10,7 @@ from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.dataloader import LoaderAttribution
 from captum_lrp_tx.attr.gradient_attention import GenericAttention
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
-from captum_lrp_tx.attr.parts import Directions, PartRelevance, PartRelevances
+from captum_lrp_tx.attr.parts import Directions, MaskedLRP, PartRelevance, PartRelevances
 from captum_lrp_tx.attr.random import RandomAttribution
 from captum_lrp_tx.attr.token_gradients import (
     TokenGradientShap,
@@ -40,6 +40,7 @@ __all__ = [
     "LayerConservativeGI",
     "LayerConservativeLRP",
     "LoaderAttribution",
+    "MaskedLRP",
     "PartRelevance",
     "PartRelevances",
     "RandomAttribution",

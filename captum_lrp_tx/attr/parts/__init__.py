@@ -4,6 +4,7 @@ Nothing is asked of the model's class or of its names: heads are found where a p
 values, branches where something computed from the residual stream is added to it.
 """
 
+from captum_lrp_tx.attr.parts.masked import MaskedLRP
 from captum_lrp_tx.attr.parts.part_relevance import Directions, PartRelevance, PartRelevances
 
-__all__ = ["Directions", "PartRelevance", "PartRelevances"]
+__all__ = ["Directions", "MaskedLRP", "PartRelevance", "PartRelevances"]

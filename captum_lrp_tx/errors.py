@@ -8,13 +8,11 @@ also derives from that built-in, so that code written for Captum's own methods k
 from __future__ import annotations
 
 
-# What is raised while a model runs must be no TypeError: Python takes one that comes out of
-# ``number + tensor`` for "not supported" and raises its own instead.
 class CaptumLRPError(Exception):
     """Base class of all errors raised by ``captum_lrp_tx``."""
 
 
-class RuleError(CaptumLRPError, ValueError):
+class RuleError(CaptumLRPError, TypeError):
     """A rule, a preset name or an entry of a ``Composite`` is not usable."""
 
 
@@ -41,6 +39,8 @@ class UnreachedInputError(CaptumLRPError, RuntimeError):
     """The explained output does not depend on an input or on a layer."""
 
 
+# no TypeError, since it is raised while a model runs: Python takes one that comes out of
+# ``number + tensor`` for "not supported" and raises its own instead
 class UnsupportedModelError(CaptumLRPError, RuntimeError):
     """The model hides its operations (compiled, scripted, replicated), so no rule can act."""
 

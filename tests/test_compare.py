@@ -401,7 +401,10 @@ class Broken:
         (InputError("no attention here"), "no attention here"),
         (NotImplementedError("later"), "later"),
         (RuntimeError("two\nlines"), "RuntimeError: two lines"),
-        (torch.full((1, 8), torch.nan), "the relevance is NaN or infinite"),
+        (
+            torch.full((1, 8), torch.nan),
+            "the relevance is NaN or infinite; explain in single precision, or try another method",
+        ),
         (torch.zeros(2, 8), "the relevance has the shape (2, 8), not (1, ...)"),
         (torch.zeros(1, 5), "the relevance has the shape (1, 5) for 8 tokens"),
     ],

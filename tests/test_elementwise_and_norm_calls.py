@@ -301,7 +301,7 @@ def test_cosine_similarity_is_the_product_of_two_normalised_vectors(
     def function(a: Tensor, b: Tensor = y) -> Tensor:
         return module(a, x2=b) @ weight
 
-    got = ConservativeLRP(function, rules).attribute(inputs, strict=True)
+    got = ConservativeLRP(function, rules).attribute(inputs, strict=rules != "ah")
     for one, leaf, gradient in zip(got, wanted, grads, strict=True):
         torch.testing.assert_close(one, (leaf * gradient).detach(), rtol=1e-4, atol=1e-6)
 

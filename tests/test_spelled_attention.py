@@ -13,6 +13,7 @@ from torch import Tensor
 
 from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.propagation.operations import FusedAttention, PatternProduct
+from captum_lrp_tx.propagation.recognition import patterns
 from captum_lrp_tx.rules.spelled_attention import explicit_pattern, spelled_out
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH = 2, 6, 3, 5, 8
@@ -231,3 +232,15 @@ def test_a_sparse_pattern_is_one(name: str, preset: str) -> None:
         for multiply in (torch.matmul, SPARSE[name])
     )
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_weights_are_a_pattern_as_far_as_arithmetic_can_tell(dtype: torch.dtype) -> None:
+    """Large scores round their logarithmic sum; gates in half precision are no pattern by that."""
+    scores = (1000 * torch.randn(3, 6, dtype=torch.float64)).to(dtype).requires_grad_()
+    weights = (scores - scores.logcumsumexp(-1)[..., -1:]).exp()
+    patterns.mark_exponential(weights)
+    assert patterns.is_pattern(weights)
+    gates = torch.sigmoid(torch.randn(3, 6, dtype=dtype, requires_grad=True))
+    assert not patterns.mark_if_ones(gates, None)
+    assert not patterns.is_pattern(gates * 1)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.propagation.interception.calls import Call, depends
-from captum_lrp_tx.propagation.state.tracing import INTEGERS, Lost, Traces, united
+from captum_lrp_tx.propagation.interception.calls import Call, depends, tensors_in
+from captum_lrp_tx.propagation.state.tracing import INTEGERS, Lost, Traces, may_be_rows, united
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context
@@ -99,7 +99,10 @@ def follow(context: Context, call: Call, result: Any) -> Any:
     Returns:
         The result, or a leaf in its place if it is the cast of rows with a single one.
     """
-    traces, name, args = context.inputs.traces, bare(call.name), call.args
+    traces = context.inputs.traces
+    if depends(result) and not traces.has_floats and not _carry_rows(call):
+        return result  # nearly every call: neither ids nor embedded tokens
+    name, args = bare(call.name), call.args
     if isinstance(result, Tensor) and not result.requires_grad and result.is_floating_point():
         _follow_tables(traces, name, args, result)
     if name in _AT_IDS and any(traces.of(a) is not None for a in args[2:3] or args[:1]):
@@ -116,6 +119,17 @@ def follow(context: Context, call: Call, result: Any) -> Any:
     elif isinstance(result, tuple) and name not in _NONE:
         _several(traces, call, name, result)
     return result
+
+
+def _carry_rows(call: Call) -> bool:
+    """Whether some argument of a call may be, or hold, a sum of embedded tokens."""
+    for value in call.args:
+        if isinstance(value, Tensor):
+            if may_be_rows(value):
+                return True
+        elif isinstance(value, (list, tuple)) and any(map(may_be_rows, value)):
+            return True
+    return bool(call.kwargs) and any(map(may_be_rows, tensors_in(call.kwargs)))
 
 
 def _held(traces: Traces, values: Any) -> list[Tensor | Lost]:

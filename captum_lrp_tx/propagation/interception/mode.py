@@ -59,6 +59,8 @@ _NUMBERS = frozenset(["item", "tolist"])
 _PRODUCTS = frozenset("mul __mul__ __rmul__ multiply".split())
 #: Calls whose numbers and flags decide what they are.
 _TOLD_BY_VALUE = frozenset(["batch_norm", "instance_norm", "einsum", "pow", "__pow__", "norm"])
+#: Calls that :func:`_prepared` looks at; nearly all others need none of it.
+_PREPARED = _TOLD_BY_VALUE | _PRODUCTS | ADDITIONS | CUTTING
 #: What may be, or hold, a parameter.
 _HOLDS = (Tensor, list, tuple)
 
@@ -89,13 +91,8 @@ class Interception(TorchFunctionMode):
         name: str = getattr(func, "__name__", "")
         if "." in name:  # an operation of torch.ops.aten
             name = name.partition(".")[0]
-        grad_enabled = _is_grad_enabled()
-        if name in _WRITING:  # torch.nn.init names its tensor
-            written = args[0] if args else next(iter(kwargs.values()), None)
-            context.isolation.before_write(written)
-        if kwargs and "out" in kwargs:
-            for target in tensors_in(kwargs["out"]):
-                context.isolation.before_write(target)
+        if name in _WRITING or (kwargs and "out" in kwargs):
+            _keep_written(context, name, args, kwargs)
         if name in _UNTOUCHED:
             result = func(*args, **kwargs)
             if name == "__get__":
@@ -104,7 +101,7 @@ class Interception(TorchFunctionMode):
             elif name in READING:
                 _read(context, name, args[0], result)
             return result
-        call = Call(func, args, kwargs, name)
+        call, grad_enabled = Call(func, args, kwargs, name), _is_grad_enabled()
         if (
             not grad_enabled  # the model has decided that nothing propagates
             or _are_transforms_active()  # where rules cannot be expressed
@@ -113,6 +110,17 @@ class Interception(TorchFunctionMode):
             return _passed_on(context, call, grad_enabled)
         result = _handled(context, call)
         return follow(context, call, result) if context.inputs.has_ids else result
+
+
+def _keep_written(
+    context: Context, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Keep a copy of what of the model a call is about to write to."""
+    if name in _WRITING:  # torch.nn.init names its tensor
+        written = args[0] if args else next(iter(kwargs.values()), None)
+        context.isolation.before_write(written)
+    for target in tensors_in(kwargs.get("out")):
+        context.isolation.before_write(target)
 
 
 def _property(context: Context, func: Any, owner: Any, result: Tensor) -> Tensor:
@@ -153,32 +161,25 @@ def _passed_on(context: Context, call: Call, grad_enabled: bool) -> Any:
 
 def _handled(context: Context, made: Call) -> Any:
     """A call with parameters as constants, by the handler of its name if there is one."""
-    constants, inputs, ledger = context.constants, context.inputs, context.scope.ledger
-    call, constant = made, constants.constant
+    constants, ledger = context.constants, context.scope.ledger
+    constant = constants.constant
     args = tuple([constant(a) if isinstance(a, _HOLDS) else a for a in made.args])
-    kwargs = made.kwargs
+    kwargs, call, name = made.kwargs, made, made.name
     if kwargs:
         kwargs = {k: constant(v) if isinstance(v, _HOLDS) else v for k, v in kwargs.items()}
     if kwargs or not all(map(is_, args, made.args)):
-        call = Call(made.func, args, kwargs, made.name, made)
-    name, written, pending = made.name, None, None
+        call = Call(made.func, args, kwargs, name, made)
     context.ran = hash((context.ran, name, constants.live))
-    if name in _TOLD_BY_VALUE:
-        told = [a for a in args if isinstance(a, (int, float, str))]
-        context.ran = hash((context.ran, *told))
-    if isinstance(made.func, OPERATORS):
-        call = of_torch(call)
+    written = pending = origin = None
+    if name in _PREPARED or isinstance(made.func, OPERATORS):
+        call, written = _prepared(context, call)
+        if name in CUTTING:
+            origin = context.cuts.origin(name, (made.args, made.kwargs))
         name = call.name
-    if inputs.has_ids and name in ADDITIONS and len(args) > 1:
-        call, written = with_added_rows(context, call)
-        name = call.name
-    if inputs.traces.has_one_hot and name in _PRODUCTS:
-        call = as_floats(context, call)
     if ledger is not None:
         pending = Pending(context, call)
-    origin = context.cuts.origin(name, (made.args, made.kwargs)) if name in CUTTING else None
     handler = HANDLERS.get(name)
-    if (handler is None or name == "exp_") and name[-1:] == "_" and writing.hides(call):
+    if name[-1:] == "_" and (handler is None or name == "exp_") and writing.hides(call):
         result = writing.beside(call)
     elif handler is not None:
         refuse_checkpointing()
@@ -194,13 +195,32 @@ def _handled(context: Context, made: Call) -> Any:
         constants.note(call, result)
     elif context.undecided:
         undecided.settle(result)
-    if name in CUTTING:
+    if origin is not None:
         context.cuts.follow(origin, result)
-    elif context.cuts.any:
+    elif context.cuts.any and name not in CUTTING:
         context.cuts.check(context, call, result)
     if pending is not None:
         _book(context, made, call, pending, result)
     return result
+
+
+def _prepared(context: Context, call: Call) -> tuple[Call, Tensor | None]:
+    """A call of which something is to be known before it runs, or which another takes the place of.
+
+    Returns:
+        tuple: the call, and the tensor that its result is to be written into, if there is one.
+    """
+    inputs, written = context.inputs, None
+    if call.name in _TOLD_BY_VALUE:
+        told = [a for a in call.args if isinstance(a, (int, float, str))]
+        context.ran = hash((context.ran, *told))
+    if isinstance(call.func, OPERATORS):
+        call = of_torch(call)
+    if inputs.has_ids and call.name in ADDITIONS and len(call.args) > 1:
+        call, written = with_added_rows(context, call)
+    if inputs.traces.has_one_hot and call.name in _PRODUCTS:
+        call = as_floats(context, call)
+    return call, written
 
 
 def _book(context: Context, made: Call, call: Call, pending: Pending, result: Any) -> None:

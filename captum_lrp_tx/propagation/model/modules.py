@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -147,20 +147,16 @@ def _forward_of(module: nn.Module) -> Any:
 
 
 @functools.lru_cache(maxsize=1024)
-def _has_compiled_forward(kind: Any) -> bool:
-    return _is_compiled(kind.forward)
+def _is_plain_kind(kind: Any) -> bool:
+    hides = issubclass(kind, (torch.jit.ScriptModule, nn.DataParallel))
+    return not hides and kind.__name__ != "OptimizedModule" and not _is_compiled(kind.forward)
 
 
 def _is_plain(module: nn.Module) -> bool:
-    if isinstance(module, (torch.jit.ScriptModule, nn.DataParallel)):
+    own, kind = module.__dict__, cast(Any, type(module))
+    if own.get("_compiled_call_impl") is not None or not _is_plain_kind(kind):
         return False
-    own = module.__dict__
-    if own.get("_compiled_call_impl") is not None or _is_compiled(own.get("forward")):
-        return False
-    kind: Any = type(module)
-    if _has_compiled_forward(kind):
-        return False
-    return type(module).__name__ != "OptimizedModule"
+    return "forward" not in own or not _is_compiled(own["forward"])
 
 
 def refuse_transforms() -> None:

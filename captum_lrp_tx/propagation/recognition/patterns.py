@@ -34,6 +34,8 @@ _SAFEGUARDS = KEEP_ENTRIES | frozenset("Add Clamp ClampMin Maximum".split())
 _INVERSES = frozenset("Reciprocal Div Pow Exp".split())
 #: What sums weights; those by index are brought back to the entries by an index.
 _SUMS = frozenset("Sum Mean IndexAdd ScatterAdd ScatterReduce SegmentReduce IndexPut".split())
+#: Sums that are further from one than this are none of weights, whatever the precision.
+_MOST_OFF = 0.05
 #: Views that lay entries out in another way, and those that take one entry of an axis.
 _LAID_OUT = frozenset("AsStrided Unfold Diagonal".split())
 _PICKS = frozenset("Select Unbind".split())
@@ -83,17 +85,25 @@ def mark(tensor: Tensor, axis: int | None, logits: Node | None = None) -> None:
         node.metadata[_MARKED] = (axis, False, logits, axis)
 
 
-def mark_if_ones(weights: Tensor, logits: Node | None) -> bool:
-    """Mark weights as a pattern if they sum to one along an axis, as their values tell."""
+def mark_if_ones(weights: Tensor, logits: Node | None, rounding: float = 64) -> bool:
+    """Mark weights as a pattern if they sum to one along an axis, as their values tell.
+
+    Args:
+        weights (Tensor): The weights.
+        logits (Node, optional): What they were made of.
+        rounding (float): The error of one weight that arithmetic explains, in units of the
+            smallest step at one.
+    """
     if not weights.is_floating_point():
         return False  # complex numbers weigh nothing
     with torch.no_grad():
         values = weights.double()
         if bool((values < 0).any()):
             return False
-        precision = 64 * torch.finfo(weights.dtype).eps
+        precision = rounding * torch.finfo(weights.dtype).eps
         for axis, size in enumerate(weights.shape):
-            if size > 1 and bool(((values.sum(axis) - 1).abs() < size * precision).all()):
+            allowed = min(size * precision, _MOST_OFF)
+            if size > 1 and bool(((values.sum(axis) - 1).abs() < allowed).all()):
                 mark(weights, axis, logits)
                 return True
     return False
@@ -104,7 +114,8 @@ def mark_exponential(result: Tensor) -> None:
     before = parents(result.grad_fn)
     operands = parents(before[0]) if len(before) == 1 else []
     if len(operands) == 2 and node_name(before[0]) == "Sub" and _pattern(result.grad_fn, 2) is None:
-        mark_if_ones(result, operands[0])
+        # exp(s - t) is as inexact as the difference: scores of a thousand cost three digits
+        mark_if_ones(result, operands[0], 4096)
 
 
 def weights_in(dividend: Tensor, divisor: Tensor, quotient: bool) -> Node | None:

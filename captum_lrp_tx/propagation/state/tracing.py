@@ -186,6 +186,11 @@ class Traces:
             setattr(x, _TABLES, (self, tables))
 
 
+def may_be_rows(x: Any) -> bool:
+    """Whether a value is a sum of embedded tokens of this pass or of another; quickly told."""
+    return hasattr(x, _ROWS)
+
+
 def carry(source: Tensor, alias: Tensor) -> None:
     """Let an alias that this package makes of a tensor go by the same traces."""
     for name in (_ROWS, _TABLES):

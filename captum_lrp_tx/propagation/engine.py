@@ -173,7 +173,7 @@ def propagate_targets(
         with _under_rules(job, context, probe), explained:
             returned = job.forward(*args, *additional, **kwargs)
         _note_what_ran(scope, context, inputs)
-        context.maps.forget()
+        context.forget()
         output = output_tensor(returned)
         refuse_underived(context, [] if output.grad_fn is None else [output.grad_fn])
         targets = [_selected(job, s, output, (args, kwargs)) for s in select(output)]
@@ -250,7 +250,7 @@ def _second_run(context: Context, opaque: OpaqueMaps) -> Iterator[None]:
         with opaque.again(again), Interception(again):
             yield
     finally:
-        again.maps.forget()  # which leads to the graph, and that leads to the context
+        again.forget()
 
 
 def _nth(select: Callable[[Tensor], Sequence[Tensor]], index: int, output: Tensor) -> Tensor:

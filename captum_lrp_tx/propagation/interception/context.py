@@ -17,6 +17,7 @@ from captum_lrp_tx.propagation.interception.cuts import Cuts
 from captum_lrp_tx.propagation.model.strangers import Strangers, running
 from captum_lrp_tx.propagation.operations import AbsorbFn, Kind, Operation
 from captum_lrp_tx.propagation.recognition import undecided
+from captum_lrp_tx.propagation.recognition.homogeneity import Degrees
 from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.propagation.state.scope import Scope, next_sequence_number
 
@@ -48,6 +49,8 @@ class Context:
         self.maps = Maps()
         #: What was computed from the inputs and has lost its gradient.
         self.cuts = Cuts(scope)
+        #: How tensors grow with what they were made of; norms are told by it.
+        self.degrees = Degrees()
         #: Whether there was a softplus: no step size, no state space model.
         self.has_steps = False
         #: Whether a gated delta rule was seen: products are asked for its memory from then on.
@@ -71,6 +74,11 @@ class Context:
         context = Context(self.scope, inputs, self.name_of, self.isolation, self.strangers)
         context.constants, context.claims = self.constants.again(inputs), self.claims
         return context
+
+    def forget(self) -> None:
+        """Let go of the graph: it leads to the context, and what was noted of it leads back."""
+        self.maps.forget()
+        self.degrees = Degrees()
 
     def running(self) -> str:
         """The name of the innermost module that is running; asked rarely."""

@@ -131,7 +131,8 @@ def _dependent_contraction(
     if context.scope.rule(Kind.NORM) is not None:
         for i in reversed(dependent):
             others = [args[j] for j in dependent if j != i]
-            if homogeneity.is_norm(args[i], others, quotient=False):
+            found = homogeneity.normalises(context.degrees, args[i], others, quotient=False)
+            if found is homogeneity.Normalising.WHOLE:
                 context.scope.find("norm written out")
                 return context.apply(Kind.NORM, NormalizerProduct(*call.parts, normalizer=i))
     entries = None

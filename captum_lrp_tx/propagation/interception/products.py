@@ -129,9 +129,11 @@ def _row_sums(context: Context, call: Call, quotient: bool) -> Tensor | None:
     divisor = rescaling.renormalizer(args, quotient)
     if divisor is None and quotient and rescaling.rescaled_entries(args[0], args[1]):
         divisor = 1
-    if divisor is None or homogeneity.is_norm(
-        args[divisor], (args[1 - divisor],), quotient
-    ):  # o / rms(o) is a norm of the values
+    if divisor is None:
+        return None
+    others = (args[1 - divisor],)
+    norm = homogeneity.normalises(context.degrees, args[divisor], others, quotient)
+    if norm is homogeneity.Normalising.WHOLE:  # o / rms(o) is a norm of the values
         return None
     context.scope.find("row sums of attention")
     operation = PatternProduct(*call.parts, patterns=(divisor,), operands=(0, 1), rescales=True)
@@ -143,17 +145,19 @@ def _norm(context: Context, call: Call, quotient: bool) -> Tensor | None:
     args = call.args
     if context.scope.rule(Kind.NORM) is None:
         return None
-    if quotient and homogeneity.is_ratio(args[0], args[1]):
+    degrees = context.degrees
+    if quotient and homogeneity.is_ratio(degrees, args[0], args[1]):
         return _tensor(call.run())  # what the ratio multiplies decides
     for i in (1,) if quotient else (1, 0):
-        if homogeneity.is_norm(args[i], (args[1 - i],), quotient):
+        found = homogeneity.normalises(degrees, args[i], (args[1 - i],), quotient)
+        if found is homogeneity.Normalising.LAST_STEP:
+            return _tensor(homogeneity.note_steps(call.run()))
+        if found is not None:
             context.scope.find("norm written out")
             operation = NormalizerProduct(*call.parts, normalizer=i)
             result = _tensor(context.apply(Kind.NORM, operation))
-            homogeneity.note_norm(result, args[i], quotient)
+            homogeneity.note_norm(degrees, result, args[i], quotient)
             return result
-        if homogeneity.is_norm(args[i], (args[1 - i],), quotient, in_steps=True):
-            return _tensor(homogeneity.note_steps(call.run()))
     return None
 
 

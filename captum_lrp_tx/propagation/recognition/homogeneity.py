@@ -15,8 +15,8 @@ A new spelling is one more name in one of the sets below.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -54,9 +54,11 @@ _LINEAR_MAPS = (
     )
 )
 _SUMMAND_FIRST = frozenset("Addmm Baddbmm Addmv".split())
+#: Functions of one tensor that depends on the inputs.
+_OF_ONE = _KEEP | _SUMS | _REDUCTIONS | _SPREADS | _LINEAR_MAPS | {"Mul", "Div"}
+#: Steps between an exponential and its logarithm.
+_MOST_STEPS = 16
 _WEIGHTS = frozenset({"Sigmoid", "Hardsigmoid"})
-#: Operations looked at for one tensor before what lies further back is a source.
-_MAX_NODES = 300
 _EXPONENT = "captum_lrp_tx.exponent"
 _SHIFT = "captum_lrp_tx.shift"
 _DIVISOR = "captum_lrp_tx.divisor"
@@ -66,8 +68,7 @@ IN_STEPS = "captum_lrp_tx.norm_in_steps"
 _LARGE_SHIFT = 0.25
 
 
-@dataclass(frozen=True)
-class Degree:
+class Degree(NamedTuple):
     """Degrees of a tensor in its sources, and how it was made of them.
 
     Attributes:
@@ -77,6 +78,7 @@ class Degree:
         is_pooled (bool): Whether that was done over neighbours (local response norm).
         is_shifted (bool): Whether a number too large for a safeguard was added.
         is_mixed (bool): Whether something was multiplied or divided by a statistic.
+        is_past_norm (bool): Whether it was followed to before something was normalised.
     """
 
     of: dict[Node, float]
@@ -85,6 +87,14 @@ class Degree:
     is_pooled: bool = False
     is_shifted: bool = False
     is_mixed: bool = False
+    is_past_norm: bool = False
+
+
+class Normalising(Enum):
+    """How a statistic normalises what it divides."""
+
+    WHOLE = "at once"
+    LAST_STEP = "after a part of the norm was taken: x * m ** -0.25 * m ** -0.25"
 
 
 def note_shift(result: Any, number: Any) -> None:
@@ -100,11 +110,11 @@ def is_shifted(node: Node) -> bool:
     return bool(node.metadata.get(_SHIFT))
 
 
-def note_norm(result: Any, statistic: Tensor, quotient: bool) -> None:
+def note_norm(degrees: Degrees, result: Any, statistic: Tensor, quotient: bool) -> None:
     """Remember what something was normalised by, which is a constant in the graph by now."""
     node: Node | None = getattr(result, "grad_fn", None)
     if node is not None and statistic.grad_fn is not None:
-        found = _Search(deep=False).degree(statistic.grad_fn, statistic.output_nr)
+        found = degrees.shallow.degree(statistic.grad_fn, statistic.output_nr)
         node.metadata[_DIVISOR] = found, -1.0 if quotient else 1.0
 
 
@@ -124,54 +134,54 @@ def with_exponent(result: Any, exponent: float | None) -> Any:
     return result
 
 
-def is_norm(
-    statistic: Tensor, others: Sequence[Tensor], quotient: bool, in_steps: bool = False
-) -> bool:
+def normalises(
+    degrees: Degrees, statistic: Tensor, others: Sequence[Tensor], quotient: bool
+) -> Normalising | None:
     """Whether ``statistic`` normalises the other factors of a product (or their quotient).
 
     Args:
+        degrees (Degrees): What is known of the graph.
         statistic (Tensor): The factor, or the divisor.
         others (sequence of Tensor): The remaining input-dependent factors.
         quotient (bool): Whether ``statistic`` divides.
-        in_steps (bool): Whether a part of the norm must have been taken before:
-            ``x * m ** -0.25 * m ** -0.25``.
     """
     if statistic.grad_fn is None:
-        return False
-    if len(others) == 1 and _is_of(statistic, others[0], quotient):
-        return not in_steps
-    for deep, through_norms in ((False, False), (True, False), (False, True)):
-        search = _Search(deep, through_norms=through_norms)
+        return None
+    if len(others) == 1 and _is_of(degrees, statistic, others[0], quotient):
+        return Normalising.WHOLE
+    for search in (degrees.shallow, degrees.deep, degrees.through_norms):
         found = search.degree(statistic.grad_fn, statistic.output_nr)
-        if through_norms and not (search.has_met_norm and found.of):
-            return False
+        if search is degrees.through_norms and not (found.is_past_norm and found.of):
+            return None
         reduced = found.is_reduced or statistic.numel() < max(o.numel() for o in others)
         modulus = any(o.is_complex() for o in others) and not statistic.is_complex()
         if not found.is_nonlinear or not (reduced or modulus):
-            return False
+            return None
         if found.is_shifted and not found.is_pooled:
-            return False
+            return None
         if not found.of and found.is_reduced:
-            return not in_steps  # norms compared with their own mean (global response norm)
+            return Normalising.WHOLE  # norms compared with their own mean (global response norm)
         if all(map(is_weight, found.of)):
-            return False  # weights of a mixture in units of their own size, sum or norm
+            return None  # weights of a mixture in units of their own size, sum or norm
         sign = 1.0 if quotient else -1.0
         factors = _product([search.degree(o.grad_fn, 0) for o in others if o.grad_fn is not None])
-        if not deep and factors.is_nonlinear and factors.is_reduced:
-            return False  # a ratio of norms: what it multiplies decides
+        if not search.deep and factors.is_nonlinear and factors.is_reduced:
+            return None  # a ratio of norms: what it multiplies decides
         if all(_cancels(factors.of.get(n, 0.0), sign * d, found) for n, d in found.of.items()):
-            return factors.is_mixed is in_steps
-    return False
+            return Normalising.LAST_STEP if factors.is_mixed else Normalising.WHOLE
+    return None
 
 
-def _is_of(statistic: Tensor, factor: Tensor, quotient: bool) -> bool:
+def _is_of(degrees: Degrees, statistic: Tensor, factor: Tensor, quotient: bool) -> bool:
     """Whether a statistic is one of the very factor that it normalises, however that was made.
 
     Seen from further back, a gated and projected factor (``(a * b) @ w``) is a statistic itself.
     """
-    if factor.grad_fn is None or is_statistic(factor):
+    if statistic.grad_fn is None or factor.grad_fn is None or is_statistic(factor, degrees):
         return False
-    behind = _Search(deep=False).degree(factor.grad_fn, factor.output_nr)
+    if not degrees.deep.degree(statistic.grad_fn, statistic.output_nr).is_nonlinear:
+        return False  # of nothing
+    behind = degrees.shallow.degree(factor.grad_fn, factor.output_nr)
     if all(map(is_weight, behind.of)):
         return False
     source = moved(factor.grad_fn, factor.output_nr)
@@ -180,7 +190,7 @@ def _is_of(statistic: Tensor, factor: Tensor, quotient: bool) -> bool:
         sources += [moved(*edge) for edge in source[0].next_functions[:1] if edge[0] is not None]
     sign = 1.0 if quotient else -1.0
     for one in sources:
-        search, alone = _Search(deep=False, source=one), {one[0]}
+        search, alone = _Search(source=one), {one[0]}
         own = search.degree(factor.grad_fn, factor.output_nr)
         found = search.degree(statistic.grad_fn, statistic.output_nr)
         reduced = found.is_reduced or statistic.numel() < factor.numel()
@@ -201,11 +211,11 @@ def moved(node: Node, output: int) -> tuple[Node, int]:
     return node, output
 
 
-def is_statistic(tensor: Tensor) -> bool:
+def is_statistic(tensor: Tensor, degrees: Degrees | None = None) -> bool:
     """Whether a tensor is a norm, or one over a norm, of something; or a ratio of norms."""
     if tensor.grad_fn is None:
         return False
-    found = _Search(deep=False).degree(tensor.grad_fn, 0)
+    found = (degrees or Degrees()).shallow.degree(tensor.grad_fn, 0)
     lengths = all(abs(abs(d) - 1) < 1e-3 for d in found.of.values())
     return found.is_nonlinear and found.is_reduced and lengths
 
@@ -221,11 +231,11 @@ def is_known(statistic: tuple[Node, int], source: tuple[Node, int]) -> bool:
     return set(found.of) <= {source[0]}
 
 
-def is_ratio(numerator: Tensor, divisor: Tensor) -> bool:
+def is_ratio(degrees: Degrees, numerator: Tensor, divisor: Tensor) -> bool:
     """Whether norms are compared with their own mean, as global response norm does."""
     if numerator.grad_fn is None or divisor.grad_fn is None:
         return False
-    search = _Search(deep=False)
+    search = degrees.shallow
     below = search.degree(divisor.grad_fn, 0)
     if not (below.is_nonlinear and below.is_reduced):
         return False
@@ -254,6 +264,7 @@ def _product(factors: Sequence[Degree], signs: Sequence[float] = ()) -> Degree:
         any(f.is_pooled for f in factors),
         any(f.is_shifted for f in factors),
         any(f.is_mixed for f in factors) or (shared_out and any(map(_is_of_statistics, factors))),
+        any(f.is_past_norm for f in factors),
     )
 
 
@@ -261,9 +272,9 @@ def _is_of_statistics(degree: Degree) -> bool:
     return degree.is_nonlinear and degree.is_reduced and bool(degree.of)
 
 
-def _scaled(degree: Degree, power: float, **changed: bool) -> Degree:
-    of = {n: d * power for n, d in degree.of.items()}
-    return replace(degree, of=of, **changed)
+def _raised(degree: Degree, power: float) -> Degree:
+    """The degree of a power of something."""
+    return degree._replace(of={n: d * power for n, d in degree.of.items()})
 
 
 class _Search:
@@ -274,53 +285,85 @@ class _Search:
     """
 
     def __init__(
-        self, deep: bool, source: tuple[Node, int] | None = None, through_norms: bool = False
+        self,
+        deep: bool = False,
+        source: tuple[Node, int] | None = None,
+        through_norms: bool = False,
     ) -> None:
         self.deep = deep
         self.through_norms = through_norms
-        self.has_met_norm = False
         self.known: dict[tuple[Node, int], Degree] = {}
+        #: Nodes before this one cannot depend on the source.
+        self.first = -1
         if source is not None:
             self.known[source] = Degree({source[0]: 1.0})
+            self.first = source[0]._sequence_nr()
 
     def degree(self, node: Node, output: int) -> Degree:
-        """The degree of the result ``output`` of a node."""
-        key = node, output
-        found = self.known.get(key)
-        if found is None:
-            self.known[key] = Degree({node: 1.0})  # should the search come back here
-            found = Degree({node: 1.0})
-            if len(self.known) < _MAX_NODES:
-                found = self._made(node, output) or found
-            if node.metadata.get(_SHIFT) and found.is_nonlinear:
-                found = _scaled(found, 1.0, is_shifted=True)
-            self.known[key] = found
-        return found
+        """The degree of the result ``output`` of a node; each is found once."""
+        known, wanted = self.known, (node, output)
+        waiting = [] if wanted in known else [wanted]
+        while waiting:  # no recursion: a graph may be deeper than the stack
+            key = waiting[-1]
+            edges = () if key in known else self._edges(key[0])
+            missing = [edge for edge in edges if edge not in known]
+            if missing:
+                waiting += missing
+                continue
+            waiting.pop()
+            if key not in known:
+                known[key] = self._found(key, [known[edge] for edge in edges])
+        return known[wanted]
 
-    def _made(self, node: Node, output: int) -> Degree | None:
+    def _edges(self, node: Node) -> list[tuple[Node, int]]:
+        """What the degree of a node depends on; nothing if it is a source."""
         name = node_name(node)
         edges = [(e, i) for e, i in node.next_functions if e is not None]
         if name == "Copy":
             edges = edges[-1:]
-        if not edges or name == "AccumulateGrad":
-            return None
-        divisor = node.metadata.get(_DIVISOR)
-        if divisor is not None:
-            self.has_met_norm = True
-            if self.through_norms and len(edges) == 1:
-                return _product([self.degree(*edges[0]), divisor[0]], (1.0, divisor[1]))
+        if name == "AccumulateGrad" or node._sequence_nr() < self.first:
+            return []
+        if self.through_norms and len(edges) == 1 and _DIVISOR in node.metadata:
+            return edges
+        if name == "Exp":
+            power = _power_of(edges[0][0]) if edges else None
+            return [] if power is None else [power.base]
         if len(edges) == 1:
-            return self._of_one(node, name, output, *edges[0])
+            return edges if _is_known(node, name) else []
+        if name in _MATRIX_PRODUCTS:
+            has_summand = name in _SUMMAND_FIRST and node.next_functions[0][0] is not None
+            return edges if len(edges) == 2 and not has_summand else []
+        return edges if name in _SUMS or name in ("Mul", "Div") else []
+
+    def _found(self, key: tuple[Node, int], before: list[Degree]) -> Degree:
+        node, output = key
+        found = self._made(node, output, before) if before else None
+        if found is None:
+            return Degree({node: 1.0})
+        if _SHIFT in node.metadata and found.is_nonlinear:
+            return found._replace(is_shifted=True)
+        return found
+
+    def _made(self, node: Node, output: int, before: list[Degree]) -> Degree | None:
+        """The degree of a node by those of what it was made of; ``None`` for a source."""
+        name = node_name(node)
+        divisor = node.metadata.get(_DIVISOR) if self.through_norms else None
+        if divisor is not None and len(before) == 1:
+            past = _product([before[0], divisor[0]], (1.0, divisor[1]))
+            return past._replace(is_past_norm=True)
+        if name == "Exp":
+            power = _power_of(node.next_functions[0][0])
+            assert power is not None
+            reduced = before[0].is_reduced or power.is_sum
+            found = _raised(before[0], power.exponent)
+            return found._replace(is_nonlinear=True, is_reduced=reduced)
+        if len(before) == 1:
+            return self._of_one(node, name, output, before[0])
         if name in _SUMS:
-            return self._sum([self.degree(*e) for e in edges], name)
+            return self._sum(before, name)
         if name in ("Mul", "Div"):
-            before = [self.degree(*e) for e in edges]
             return _product(before, (1.0, -1.0) if name == "Div" else ())
-        if name in _MATRIX_PRODUCTS and len(edges) == 2:
-            if name in _SUMMAND_FIRST and node.next_functions[0][0] is not None:
-                return None
-            return _scaled(_product([self.degree(*e) for e in edges]), 1.0, is_reduced=True)
-        return None
+        return _product(before)._replace(is_reduced=True)
 
     def _sum(self, terms: list[Degree], name: str) -> Degree | None:
         first = terms[0]
@@ -333,62 +376,76 @@ class _Search:
             any(t.is_pooled for t in terms),
             any(t.is_shifted for t in terms),
             any(t.is_mixed for t in terms),
+            any(t.is_past_norm for t in terms),
         )
 
-    def _of_one(self, node: Node, name: str, output: int, edge: Node, index: int) -> Degree | None:
-        if name == "Exp":
-            return self._exponential(edge)
-        power = _power(node, name)
-        if name == "Div" and node.next_functions[0][0] is None:
-            power = -1.0  # a constant divided
-        linear = name in _LINEAR_MAPS
-        summing = name in _SUMS or name in ("Mul", "Div")
-        known = name in _KEEP or summing or name in _REDUCTIONS or name in _SPREADS
-        if not (known or linear or power is not None):
-            return None
-        before = self.degree(edge, index)
-        if linear:
+    def _of_one(self, node: Node, name: str, output: int, before: Degree) -> Degree | None:
+        if name in _LINEAR_MAPS:
             if not before.is_nonlinear and not self.deep:
                 return None
             pooled = before.is_pooled or name in _POOLS
-            return _scaled(before, 1.0, is_reduced=True, is_pooled=pooled)
+            return before._replace(is_reduced=True, is_pooled=pooled)
+        power = _power(node, name)
         if power is not None:
-            return _scaled(before, power, is_nonlinear=before.is_nonlinear or power != -1.0)
+            nonlinear = before.is_nonlinear or power != -1.0
+            return _raised(before, power)._replace(is_nonlinear=nonlinear)
         if name in _SPREADS:
             if output == 1 and name in ("StdMean", "VarMean"):
-                return _scaled(before, 1.0, is_reduced=True)
+                return before._replace(is_reduced=True)
             degree = 2.0 if name in ("Var", "VarMean") else 1.0
-            return _scaled(before, degree, is_nonlinear=True, is_reduced=True)
-        nonlinear = before.is_nonlinear or name in _EXTREMES or name == "Abs"
-        reduced = before.is_reduced or name in _REDUCTIONS
-        return _scaled(before, 1.0, is_nonlinear=nonlinear, is_reduced=reduced)
+            return _raised(before, degree)._replace(is_nonlinear=True, is_reduced=True)
+        if name in _EXTREMES or name == "Abs":
+            before = before._replace(is_nonlinear=True)
+        return before._replace(is_reduced=True) if name in _REDUCTIONS else before
 
-    def _exponential(self, node: Node) -> Degree | None:
-        """``exp(c * log(v))`` is ``v ** c``."""
-        power = 1.0
-        for _ in range(8):
-            name = node_name(node)
-            edges = [(e, i) for e, i in node.next_functions if e is not None]
-            if len(edges) != 1:
+
+class Degrees:
+    """What is known of the degrees of a graph that grows: every node is looked at once a search."""
+
+    def __init__(self) -> None:
+        self.shallow = _Search()
+        self.deep = _Search(deep=True)
+        self.through_norms = _Search(through_norms=True)
+
+
+class _Power(NamedTuple):
+    """``exp(c * log(v))``, which is ``v ** c``; ``is_sum`` if entries of ``v`` were summed."""
+
+    base: tuple[Node, int]
+    exponent: float
+    is_sum: bool
+
+
+def _power_of(node: Node) -> _Power | None:
+    """The power that the exponential of a node's result is, if it is one."""
+    power, is_sum = 1.0, False
+    for _ in range(_MOST_STEPS):
+        name = node_name(node)
+        edges = [(e, i) for e, i in node.next_functions if e is not None]
+        if len(edges) != 1:
+            return None
+        if name == "Log":
+            return _Power(edges[0], power, is_sum)
+        if name in ("Logsumexp", "Logcumsumexp"):  # of logs: a sum
+            is_sum = True
+        elif name == "Neg":
+            power = -power
+        elif name in ("Mul", "Div"):
+            constant = getattr(node, "_saved_other", None)
+            constant = getattr(node, "_saved_self", None) if constant is None else constant
+            number = _number(constant)
+            if not number or (name == "Div" and node.next_functions[0][0] is None):
                 return None
-            if name == "Log":
-                return _scaled(self.degree(*edges[0]), power, is_nonlinear=True)
-            if name in ("Logsumexp", "Logcumsumexp"):  # of logs: a sum
-                total = self._exponential(edges[0][0])
-                return None if total is None else _scaled(total, power, is_reduced=True)
-            if name == "Neg":
-                power = -power
-            elif name in ("Mul", "Div"):
-                constant = getattr(node, "_saved_other", None)
-                constant = getattr(node, "_saved_self", None) if constant is None else constant
-                number = _number(constant)
-                if not number or (name == "Div" and node.next_functions[0][0] is None):
-                    return None
-                power = power * number if name == "Mul" else power / number
-            elif name not in KEEP_ENTRIES and name not in ("Add", "Sub"):  # of a constant
-                return None
-            node = edges[0][0]
-        return None
+            power = power * number if name == "Mul" else power / number
+        elif name not in KEEP_ENTRIES and name not in ("Add", "Sub"):  # of a constant
+            return None
+        node = edges[0][0]
+    return None
+
+
+def _is_known(node: Node, name: str) -> bool:
+    """Whether what a function of one tensor does to degrees is known."""
+    return name in _OF_ONE or _power(node, name) is not None
 
 
 def _differs(one: Degree, other: Degree) -> bool:
@@ -401,6 +458,8 @@ def _power(node: Node, name: str) -> float | None:
     if name == "Pow":
         noted = node.metadata.get(_EXPONENT)
         return _number(getattr(node, "_saved_exponent", None) if noted is None else noted)
+    if name == "Div" and node.next_functions[0][0] is None:
+        return -1.0  # a constant divided
     return _POWERS.get(name)
 
 

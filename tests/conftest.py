@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# programs and kernels that tests start run beside other tests: with a thread for each core they
+# would wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 try:
@@ -37,7 +42,7 @@ def _few_threads() -> Iterator[None]:
 def _seeds() -> None:
     """The same random numbers in every test, whatever ran before it."""
     random.seed(0)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed takes a traceback each time
     try:
         import numpy
     except ImportError:

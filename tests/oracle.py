@@ -185,6 +185,7 @@ def oracle_relevance(
     *,
     double: bool = False,
     notes: set[str] | None = None,
+    trace: OracleTrace | None = None,
 ) -> tuple[Tensor, ...]:
     """Relevance of every float input under ``rules``.
 
@@ -197,11 +198,13 @@ def oracle_relevance(
         double: Run the traced graph in float64, the model's own casts included. The trace itself
             is still made in the model's dtype.
         notes: Conventions that ``"lrp"`` needed are added here.
+        trace: What :func:`trace_function` made of the function at these inputs; made here if not
+            given.
 
     Returns:
         One tensor of relevance for each input, in the shape of that input.
     """
-    trace = trace_function(function, inputs)
+    trace = trace or trace_function(function, inputs)
     values = tuple(_leaf(x, double) for x in inputs)
     output = _replay(
         trace, values, trace.frozen(rules), double=double, full=rules == "lrp", notes=notes
@@ -244,10 +247,11 @@ def oracle_lookup_relevance(
     *,
     double: bool = False,
     notes: set[str] | None = None,
+    trace: OracleTrace | None = None,
 ) -> tuple[Tensor, ...]:
     """As :func:`oracle_token_relevance`, but one (batch, tokens) part for each lookup, in the
     order in which the model makes the lookups (for BERT: word, segment, position)."""
-    trace = trace_function(function, (ids,))
+    trace = trace or trace_function(function, (ids,))
     if not trace.lookups:
         raise OracleError("no embedding lookup indexed by token positions was found")
     batch = ids.shape[0]

@@ -8,6 +8,7 @@ told by its values alone, is never called uncovered.
 from __future__ import annotations
 
 import itertools
+import random
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -127,8 +128,12 @@ def of_torch(part: int) -> Iterator[tuple[str, Call, tuple[Any, ...]]]:
         usable = info.supports_autograd and DOUBLE in info.supported_dtypes("cpu")
         if not usable or info.name in LEFT_OUT:
             continue
-        torch.manual_seed(0)
-        samples = itertools.islice(info.sample_inputs("cpu", DOUBLE, requires_grad=False), 1)
+        # as info.sample_inputs draws them, which looks at the stack for the name of the test
+        torch.default_generator.manual_seed(1234)
+        random.seed(1234)
+        samples = itertools.islice(
+            info.sample_inputs_func(info, "cpu", DOUBLE, requires_grad=False), 1
+        )
         for number, sample in enumerate(samples):
             leaves, spec = tree_flatten((sample.input, sample.args, sample.kwargs))
             calls = {"": info.op}
@@ -151,7 +156,7 @@ def one_number(function: Call, values: tuple[Any, ...], places: tuple[int, ...])
         called = [v.clone() if isinstance(v, Tensor) and not v.is_sparse else v for v in values]
         for place, x in zip(places, inputs, strict=True):
             called[place] = x[0]
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # without the stack that torch keeps of each seed
         total = torch.zeros((), dtype=DOUBLE)
         for seed, out in enumerate(tree_flatten(function(*called))[0]):
             if isinstance(out, Tensor) and (out.is_floating_point() or out.is_complex()):

@@ -45,8 +45,6 @@ def test_committed_with_outputs(path: Path) -> None:
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the kernel starts in another folder, and the package need not be installed
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent), prepend=os.pathsep)
-    # kernels run beside other tests: with a thread for each core they wait for each other
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, as_version=4)
     committed = pictures(notebook)
     client = nbclient.NotebookClient(

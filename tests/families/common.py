@@ -56,6 +56,8 @@ class Case:
     convention: str = ""
     #: Judges what the oracle cannot judge whole: takes the case and the preset.
     in_part: Callable[[Case, str], Outcome] | None = None
+    #: What the oracle recorded of the model as it is; all rule sets are judged by it.
+    trace: oracle.OracleTrace | None = None
 
     def __str__(self) -> str:
         return f"{self.library}-{self.family}" + (f"-{self.attention}" if self.attention else "")
@@ -107,6 +109,7 @@ def check(case: Case, preset: str) -> Outcome:
         return outcome
     inputs, dtype = case.inputs, next(case.model.parameters()).dtype
     case.model.double()
+    case.trace = None
     eager_experts = getattr(case.model, "set_experts_implementation", None)
     if eager_experts is not None:  # grouped products know no float64
         eager_experts("eager")
@@ -121,7 +124,7 @@ def check(case: Case, preset: str) -> Outcome:
         return outcome
     finally:  # other cases may share the model
         case.model.to(dtype)
-        case.inputs = inputs
+        case.inputs, case.trace = inputs, None
     return outcome if again.status == "refused" else again
 
 
@@ -161,14 +164,18 @@ def _shortened(operations: tuple[str, ...]) -> str:
 
 def _expected(case: Case, preset: str, notes: set[str]) -> tuple[Tensor, Tensor]:
     """The oracle's relevance, and what an error is relative to."""
-    options: Any = {"double": case.inputs.dtype == torch.float64, "notes": notes}
+    if case.trace is None:
+        case.trace = oracle.trace_function(case.forward, (case.inputs,))
+    options: Any = {
+        "double": case.inputs.dtype == torch.float64, "notes": notes, "trace": case.trace
+    }  # fmt: skip
     if case.inputs.is_floating_point():
         (expected,) = oracle.oracle_relevance(
             case.forward, (case.inputs,), preset, case.select, **options
         )
         return expected, expected.abs().max()
     parts = oracle.oracle_lookup_relevance(
-        case.forward, case.inputs, preset, case.select, notes=notes
+        case.forward, case.inputs, preset, case.select, notes=notes, trace=case.trace
     )
     return torch.stack(parts).sum(0), torch.stack([p.abs().max() for p in parts]).max()
 
@@ -193,13 +200,20 @@ def _of_state_space(case: Case) -> Outcome | None:
     return Outcome("convention" if error <= TOLERANCE else "wrong", STATE_SPACE, error)
 
 
+def _outcomes(case: Case) -> list[tuple[str, str, Outcome]]:
+    found = [(case.attention, preset, check(case, preset)) for preset in PRESETS]
+    case.trace = None  # a second model
+    return found
+
+
 def row_of(cases: Iterable[Case]) -> Row:
     """Check all cases of a family under both rule sets, and what became of them in one row.
 
     A family that only one of the rule sets explains counts as explained with a convention.
     """
     cases = list(cases)
-    outcomes = [(c.attention, p, check(c, p)) for p in PRESETS for c in cases]
+    checked = [_outcomes(c) for c in cases]
+    outcomes = [row[i] for i in range(len(PRESETS)) for row in checked]
     row = Row(cases[0].library, cases[0].family, cases[0].model_class, "verified")
     wrong = [
         f"{a}, {p}: {o.status} {o.error:.1e} {o.reason}"

@@ -13,21 +13,22 @@ nox.options.sessions = ["versions"]
 WHICH = ("lowest", "captum08", "captum09", "newest")
 #: Tests of rules, engine and files, which call Captum nowhere or as others do as well.
 ENGINE = (
-    "affine_calls", "biased_maps", "bookkeeping", "compact", "conservation", "cut_off",
-    "datasets", "decoders", "depth_rules", "drawn_models", "elementwise_and_norm_calls",
-    "engine_parts", "every_function", "families", "faults", "following_ids", "foreign", "fuzz",
-    "fuzz_cli", "graphormer", "ids_in_models", "judgements", "layers", "low_precision",
-    "many_targets", "memory", "models_from_folders", "norms_by_homogeneity", "numerics", "oracle",
-    "oracle_agreement", "paths_less_travelled", "pattern_product", "quantised_maps",
-    "recorder", "recurrence", "recurrent_layers", "roles_of_factors", "rows", "search_limits",
-    "shortcuts", "signed_rules", "sink_rule", "softmax_constant", "spelled_attention",
-    "spellings", "state_space", "threads", "token_lookups", "torch_families",
-    "uniform_attention", "unseen_architecture", "wild",
+    "affine_calls", "attention_without_softmax", "biased_maps", "bilrp", "bookkeeping",
+    "compact", "conservation", "cut_off", "datasets", "decoders", "depth_rules",
+    "drawn_models", "elementwise_and_norm_calls", "engine_parts", "every_function",
+    "families", "faults", "following_ids", "foreign", "fuzz", "fuzz_cli", "graphormer",
+    "ids_in_models", "judgements", "layers", "low_precision", "many_targets", "masked_lrp",
+    "memory", "models_from_folders", "names", "norms_by_homogeneity", "numerics", "oracle",
+    "oracle_agreement", "part_relevance", "paths_less_travelled", "pattern_product",
+    "properties", "quantised_maps", "recorder", "recurrence", "recurrent_layers",
+    "roles_of_factors", "rows", "search_limits", "shortcuts", "signed_rules", "sink_rule",
+    "softmax_constant", "spans", "spelled_attention", "spellings", "state_space", "threads",
+    "token_lookups", "torch_families", "uniform_attention", "unseen_architecture", "wild",
 )  # fmt: skip
 #: Tests of whole programs, whose calls of Captum other tests make as well.
 PROGRAMS = (
-    "documentation", "evaluate", "explain_tasks", "language_models_experiment", "many_targets",
-    "paper", "tables", "tuning",
+    "cli", "documentation", "evaluate", "explain_tasks", "language_models_experiment",
+    "many_targets", "paper", "tables", "tuning", "tutorials",
 )  # fmt: skip
 #: The walk over all families of transformers.
 FAMILIES = ("huggingface_families",)

@@ -220,6 +220,7 @@ def oracle_token_relevance(
     select: Select,
     *,
     double: bool = False,
+    trace: OracleTrace | None = None,
 ) -> Tensor:
     """Relevance of every token: the sum over everything that is looked up at its position.
 
@@ -231,11 +232,12 @@ def oracle_token_relevance(
         select: As in :func:`oracle_relevance`; its result must keep the batch as first dimension
             where a lookup is shared by the batch and the batch is larger than one.
         double: As in :func:`oracle_relevance`.
+        trace: As in :func:`oracle_relevance`.
 
     Returns:
         Relevance (batch, tokens).
     """
-    parts = oracle_lookup_relevance(function, ids, rules, select, double=double)
+    parts = oracle_lookup_relevance(function, ids, rules, select, double=double, trace=trace)
     return torch.stack(parts).sum(0)
 
 
@@ -301,9 +303,10 @@ def replay_output(
     rules: Rules = "gi",
     *,
     double: bool = False,
+    trace: OracleTrace | None = None,
 ) -> Tensor:
     """Output of the second forward: must equal ``function(*inputs)`` under all rules."""
-    trace = trace_function(function, inputs)
+    trace = trace or trace_function(function, inputs)
     values = tuple(_cast(x, double) for x in inputs)
     return _replay(trace, values, trace.frozen(rules), double=double).detach()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -37,8 +38,14 @@ def _parts(case: zoo.Case, rules: Rules, *, double: bool = False) -> tuple[Tenso
     if case.kind == "floats":
         return case.expected(rules, double=double)
     return oracle.oracle_lookup_relevance(
-        case.forward, case.inputs[0], rules, case.select, double=double
+        case.forward, case.inputs[0], rules, case.select, double=double, trace=case.trace()
     )
+
+
+def _replayed(case: zoo.Case, rules: Rules, *, double: bool = False) -> Tensor:
+    """The output of the traced function under rules."""
+    options: Any = {"double": double, "trace": case.trace()}
+    return oracle.replay_output(case.forward, case.inputs, rules, **options)
 
 
 def _token_gradient_times_input(case: zoo.Case) -> tuple[Tensor, ...]:
@@ -85,8 +92,8 @@ def test_second_forward_is_the_first(entry: zoo.Entry) -> None:
         expected = case.forward(*case.inputs)
     assert expected.std() > 1e-3, "an output without spread tests nothing"
     for rules in ("gi", "ah+ln") if "slow" in entry.tags else RULES:
-        _assert_close(oracle.replay_output(case.forward, case.inputs, rules), expected)
-    replay = oracle.replay_output(case.forward, case.inputs, "ah+ln", double=True)
+        _assert_close(_replayed(case, rules), expected)
+    replay = _replayed(case, "ah+ln", double=True)
     assert replay.dtype == torch.float64
     _assert_close(replay, expected.double(), 1e-4)
 

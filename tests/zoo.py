@@ -26,7 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oracle import Rules, oracle_relevance, oracle_token_relevance
+from oracle import (
+    OracleTrace,
+    Rules,
+    oracle_relevance,
+    oracle_token_relevance,
+    trace_function,
+)
 
 Kind = Literal["tokens", "floats"]
 
@@ -52,6 +58,7 @@ class Case:
     norms: int
     kwargs: dict[str, Any] = field(default_factory=dict)
     needs: str | None = None
+    _traced: Any = None
 
     def forward(self, *inputs: Tensor) -> Tensor:
         output = self.model(*inputs, **self.kwargs)
@@ -64,11 +71,18 @@ class Case:
 
     def expected(self, rules: Rules, *, double: bool = False) -> tuple[Tensor, ...]:
         """The oracle's relevance: one tensor for each input ((batch, tokens) for ids)."""
+        options: Any = {"double": double, "trace": self.trace()}
         if self.kind == "tokens":
             ids = self.inputs[0]
-            relevance = oracle_token_relevance(self.forward, ids, rules, self.select, double=double)
-            return (relevance,)
-        return oracle_relevance(self.forward, self.inputs, rules, self.select, double=double)
+            return (oracle_token_relevance(self.forward, ids, rules, self.select, **options),)
+        return oracle_relevance(self.forward, self.inputs, rules, self.select, **options)
+
+    def trace(self) -> OracleTrace:
+        """What the oracle records of the model at these inputs, once for all rules and targets."""
+        key = (id(self.model), *map(id, self.inputs))
+        if self._traced is None or self._traced[0] != key:
+            self._traced = key, trace_function(self.forward, self.inputs)
+        return self._traced[1]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
-    """One explained output of a model: of a text, or of an image.
+    """One explained output of a model: of a text, an image, both together, or audio.
 
     Attributes:
         task (str): What the model is made for, e.g. ``"sequence classification"``.
@@ -32,11 +32,17 @@ class Explanation:
         target (str): Name of the explained output.
         value (float): The explained output.
         relevance (Tensor): On the CPU. Of a text one number for each token, shape ``(tokens,)``;
-            of an image ``(channels, height, width)``.
+            of an image ``(channels, height, width)``; of audio ``(samples,)``, or ``(frequencies,
+            frames)`` where the model takes a spectrogram.
         prediction (str): What the model predicts.
         probability (float, optional): Of the prediction.
         tokenized (Tokens, optional): The tokens of a text, their words and places.
         image (Tensor, optional): The pixels of an image as the model got them.
+        image_relevance (Tensor, optional): Of a text with an image, the relevance of the image,
+            shape ``(channels, height, width)``.
+        audio (Tensor, optional): Samples or spectrogram as the model got them, in the shape of
+            ``relevance``.
+        seconds (float, optional): How long the audio is, where the feature extractor tells.
         absorbed (dict of str to float): Relevance that biases and other constants took, by name,
             the largest first.
         rules (str): The rule set.
@@ -65,6 +71,9 @@ class Explanation:
     probability: float | None = None
     tokenized: Tokens | None = None
     image: Tensor | None = None
+    image_relevance: Tensor | None = None
+    audio: Tensor | None = None
+    seconds: float | None = None
     absorbed: Mapping[str, float] = field(default_factory=dict)
     rules: str = "lrp"
     bias: str = "absorb"
@@ -75,8 +84,12 @@ class Explanation:
     # ---- numbers --------------------------------------------------------------------------------
     @property
     def sum(self) -> float:
-        """Sum of relevance."""
-        return float(self.relevance.double().sum())
+        """Sum of relevance; of text and image together, of both."""
+        return math.fsum(float(part.double().sum()) for part in self.all_relevance())
+
+    def all_relevance(self) -> list[Tensor]:
+        """The relevance of all that the model got: of a text with an image, two tensors."""
+        return [self.relevance, *([] if self.image_relevance is None else [self.image_relevance])]
 
     @property
     def unaccounted(self) -> float:
@@ -89,13 +102,13 @@ class Explanation:
     # ---- text -----------------------------------------------------------------------------------
     @property
     def text(self) -> str | tuple[str, ...] | None:
-        """The original text, or several; None for an image or where only ids are known."""
+        """The original text, or several; None where there is none, or only ids are known."""
         texts = tuple(self.tokenized.texts.values()) if self.tokenized is not None else ()
         return texts[0] if len(texts) == 1 else texts or None
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """The tokens of a text as the tokenizer names them; none for an image."""
+        """The tokens of a text as the tokenizer names them; none for an image or audio."""
         return () if self.tokenized is None else self.tokenized.names
 
     @property
@@ -104,8 +117,10 @@ class Explanation:
         return () if self.tokenized is None else self.tokenized.spans
 
     def __len__(self) -> int:
-        """Number of tokens, or of pixels."""
-        return len(self.tokens) if self.tokenized is not None else self.relevance[0].numel()
+        """Number of tokens, or of pixels, samples or frames."""
+        if self.tokenized is not None:
+            return len(self.tokens)
+        return self.relevance.shape[-1] if self.audio is not None else self.relevance[0].numel()
 
     def words(self, special: bool = False) -> list[Word]:
         """The words with their relevance, in the order of the text.
@@ -118,7 +133,7 @@ class Explanation:
             list of Word: Text, relevance, start, end, part, tokens.
 
         Raises:
-            InputError: If this explains an image.
+            InputError: If this explains no text.
 
         Example::
 
@@ -139,7 +154,7 @@ class Explanation:
             k (int): How many.
 
         Raises:
-            InputError: If this explains an image, or k is no positive number.
+            InputError: If this explains no text, or k is no positive number.
         """
         if k < 1:
             raise InputError(f"k must be a positive number, not {k}")
@@ -148,8 +163,8 @@ class Explanation:
     def _text(self, what: str) -> Tokens:
         if self.tokenized is None:
             raise InputError(
-                f"an image has no {what}; its relevance is the tensor .relevance, of shape "
-                f"{tuple(self.relevance.shape)}"
+                f"{'an image' if self.audio is None else 'audio'} has no {what}; its relevance is "
+                f"the tensor .relevance, of shape {tuple(self.relevance.shape)}"
             )
         return self.tokenized
 
@@ -159,7 +174,8 @@ class Explanation:
         Returns:
             DataFrame: Columns ``token``, ``relevance``, ``word`` (number of its word), ``special``,
             ``part``, ``start``, ``end``; of an image ``row``, ``column``, ``relevance`` (summed
-            over the channels).
+            over the channels); of audio ``sample``, ``relevance``, or ``frequency``, ``frame``,
+            ``relevance``. Of a text with an image it is that of the text.
 
         Raises:
             MissingPackageError: If pandas is not installed.
@@ -175,16 +191,18 @@ class Explanation:
         """The text for the functions of :mod:`captum_lrp_tx.visualization`.
 
         Raises:
-            InputError: If this explains an image.
+            InputError: If this explains no text.
         """
         return showing.heatmap(self, self._text("tokens"))
 
     def plot(self, **options: Any) -> Figure:
-        """A figure: the text with a coloured box for each word, or the image beside its heat map.
+        """A figure: the text with a coloured box for each word, the image beside its heat map
+        (below the text, where there are both), or the sound above its relevance.
 
         Args:
-            **options: Of :func:`captum_lrp_tx.visualization.figure` (text) or
-                :func:`captum_lrp_tx.visualization.image_figure`, such as ``width`` in inches.
+            **options: Of :func:`captum_lrp_tx.visualization.figure` (text),
+                :func:`captum_lrp_tx.visualization.image_figure` or
+                :func:`captum_lrp_tx.visualization.audio_figure`, such as ``width`` in inches.
 
         Raises:
             ImportError: If matplotlib is not installed.

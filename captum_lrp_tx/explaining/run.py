@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from captum_lrp_tx.attr.conservative import Strict
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.audit import Report, explainability
 from captum_lrp_tx.errors import CaptumLRPError, InputError
+from captum_lrp_tx.explaining.audio import AUDIO_INPUTS
 from captum_lrp_tx.explaining.explanation import Explanation, Explanations
 from captum_lrp_tx.explaining.showing import is_lossy
 from captum_lrp_tx.explaining.tasks import Case, Chosen, Wish, task_of
@@ -52,6 +54,14 @@ def explain(
     cross-encoders
     image classification       file, picture, array,      class by name or number; ``"all"``
                                tensor
+    object detection           file, picture, array,      class by name, query by number,
+                               tensor                     ``(query, class)``, ``"all"``
+    semantic segmentation      file, picture, array,      class, ``(class, region)``,
+                               tensor                     ``(class, row, column)``, ``"all"``
+    audio classification       samples                    class by name or number; ``"all"``
+    questions about images     ``(text, image)``          class by name or number; ``"all"``
+    embeddings of text and     ``(text, image)``          none: the cosine of their embeddings
+    image (CLIP)
     token classification       text                       a word, ``(word, label)``, ``"all"``
     question answering         ``(question, context)``    words of the context, ``"start"``,
                                                           ``"end"``
@@ -65,10 +75,13 @@ def explain(
     Args:
         model (nn.Module or pipeline): A model of transformers, any other classifier, or a
             ``pipeline`` of transformers, which stands for model and tokenizer.
-        processor (optional): The tokenizer, image processor or processor of the model.
+        processor (optional): The tokenizer, image processor, feature extractor or processor of
+            the model.
         inputs: A text, a tuple of two texts, chat messages, a file name or picture for image
-            models, token ids, or a tokenizer's ``BatchEncoding``; or many: a list, a pandas
-            Series, a column of a ``datasets.Dataset``, a batch of tensors.
+            models, samples of one channel for models of audio (at the rate of the feature
+            extractor, or a mapping with ``"array"`` and ``"sampling_rate"``), token ids, or what
+            tokenizer or processor return; or many: a list, a pandas Series, a column of a
+            ``datasets.Dataset``, a batch of tensors.
         target (str, int, tuple or Target, optional): What is explained, see the table; the
             prediction unless given. For many inputs, a list has one target for each.
         contrast (bool, int or str): True asks why the target rather than the runner-up; a name or
@@ -139,8 +152,7 @@ def _unpacked(model: Any, processor: Any, inputs: Any) -> tuple[Any, Any, Any]:
     """Model, processor and inputs, also where a pipeline stands for the first two."""
     inner = getattr(model, "model", None)
     if isinstance(inner, nn.Module) and not _is_model(model):
-        parts = ("tokenizer", "image_processor", "feature_extractor", "processor")
-        found = next((p for n in parts if (p := getattr(model, n, None)) is not None), None)
+        found = _processor_of(model)
         if found is not None:
             if inputs is _MISSING:
                 processor, inputs = found, processor
@@ -159,6 +171,15 @@ def _unpacked(model: Any, processor: Any, inputs: Any) -> tuple[Any, Any, Any]:
     return model, processor, inputs
 
 
+def _processor_of(pipeline: Any) -> Any:
+    """What a pipeline reads its inputs with: one part, or several under their names."""
+    if getattr(pipeline, "processor", None) is not None:
+        return pipeline.processor
+    names = ("tokenizer", "image_processor", "feature_extractor")
+    parts = {n: part for n in names if (part := getattr(pipeline, n, None)) is not None}
+    return SimpleNamespace(**parts) if len(parts) > 1 else next(iter(parts.values()), None)
+
+
 def _is_model(model: Any) -> bool:
     """Whether something is a model itself; a cross-encoder is a module around one."""
     return isinstance(model, nn.Module) and not hasattr(model, "predict")
@@ -170,7 +191,8 @@ def _items(inputs: Any, reader: Reader) -> tuple[list[Any], bool]:
     A tuple is one input (a pair of texts), as is a list of messages or of numbers.
     """
     if isinstance(inputs, Mapping):
-        ids = next((v for k, v in inputs.items() if k in ("input_ids", "pixel_values")), None)
+        names = ("input_ids", "pixel_values", *AUDIO_INPUTS)
+        ids = next((v for k, v in inputs.items() if k in names), None)
         if isinstance(ids, Tensor) and ids.dim() >= 2 and len(ids) > 1:
             return [_row(inputs, i, len(ids)) for i in range(len(ids))], True
         if isinstance(ids, list) and ids and isinstance(ids[0], list):
@@ -195,7 +217,7 @@ def _items(inputs: Any, reader: Reader) -> tuple[list[Any], bool]:
     items = list(inputs)
     if not items:
         raise InputError("the list of inputs is empty; give at least one")
-    if all(isinstance(item, int) for item in items):
+    if all(isinstance(item, (int, float)) for item in items):  # ids, or samples
         return [items], False
     return items, True
 
@@ -250,8 +272,13 @@ def _explained(
     keys = prepared.keys if prepared.keys is not None else [""]
     relevances = dict(zip(keys, result.relevances, strict=True))
     tokens, relevance = case.arrange(relevances, choice)
-    parts = result.parts[0] if len(keys) == 1 and tokens is not None and result.parts else {}
+    parts: Mapping[str, Tensor] = {}
+    if tokens is not None and "input_ids" in keys and result.parts:
+        parts = result.parts[keys.index("input_ids")]
     bias = explainer._bias or "absorb"
+    pictured = None
+    if tokens is not None and case.pixels is not None:
+        pictured = _kept(relevances["pixel_values"][0])
 
     def audit() -> Report:
         return explainability(
@@ -269,6 +296,9 @@ def _explained(
         probability=choice.probability,
         tokenized=tokens,
         image=None if case.pixels is None else case.pixels.detach().float().cpu(),
+        image_relevance=pictured,
+        audio=None if case.audio is None else case.audio.detach().float().cpu(),
+        seconds=case.seconds,
         absorbed=ledger.by_name(),
         rules=rules if isinstance(rules, str) else repr(rules),
         bias=bias,
@@ -296,7 +326,7 @@ def _worries(made: Explanation, explainer: ConservativeLRP) -> list[str]:
             "the model is in training mode, where dropout makes every explanation another one; "
             "call model.eval() first"
         )
-    size = float(made.relevance.abs().sum())
+    size = sum(float(part.abs().sum()) for part in made.all_relevance())
     if size < 1e-5 * abs(made.value):
         found.append(
             "all relevance is zero up to rounding under these rules (a norm right behind the "

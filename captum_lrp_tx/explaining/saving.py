@@ -91,9 +91,17 @@ def record(item: Explanation) -> dict[str, Any]:
         "texts": None if tokens is None else list(tokens.texts.values()),
         "text_names": None if tokens is None else list(tokens.texts),
         "scheme": None if tokens is None else tokens.scheme,
-        "image": None if item.image is None else item.image.double().flatten().tolist(),
+        "image": _flat(item.image),
         "image_shape": None if item.image is None else list(item.image.shape),
+        "image_relevance": _flat(item.image_relevance),
+        "audio": _flat(item.audio),
+        "seconds": item.seconds,
     }
+
+
+def _flat(values: Tensor | None) -> list[float] | None:
+    numbers: list[float] | None = None if values is None else values.double().flatten().tolist()
+    return numbers
 
 
 def fields_of(row: Mapping[str, Any], path: Any) -> dict[str, Any]:
@@ -118,6 +126,12 @@ def fields_of(row: Mapping[str, Any], path: Any) -> dict[str, Any]:
                 raise ValueError("another number of tokens than of relevances")
         if row["image"] is not None:
             made["image"] = torch.tensor(row["image"]).reshape(row["image_shape"])
+        if row.get("image_relevance") is not None:
+            pictured = torch.tensor(row["image_relevance"], dtype=dtype)
+            made["image_relevance"] = pictured.reshape(row["image_shape"])
+        if row.get("audio") is not None:
+            made["audio"] = torch.tensor(row["audio"]).reshape(row["shape"])
+            made["seconds"] = row["seconds"]
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise InputError(
             f"{path} holds no explanation ({type(error).__name__}: {error})"
@@ -186,6 +200,7 @@ def _as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
         "special": arrow.list_(arrow.bool_()), "parts": of_texts, "starts": of_wholes,
         "ends": of_wholes, "words": arrow.list_(of_wholes), "texts": of_texts,
         "text_names": of_texts, "scheme": text, "image": of_numbers, "image_shape": of_wholes,
+        "image_relevance": of_numbers, "audio": of_numbers, "seconds": number,
     }  # fmt: skip
     schema = arrow.schema(list(kinds.items()), metadata={"format": _FORMAT})
     stream = io.BytesIO()
@@ -220,15 +235,15 @@ def frame(item: Explanation) -> pd.DataFrame:
     pandas = _pandas()
     tokens = item.tokenized
     if tokens is None:
-        summed: Tensor = item.relevance.double().sum(0)
-        rows, columns = torch.meshgrid(*map(torch.arange, summed.shape), indexing="ij")
-        made: pd.DataFrame = pandas.DataFrame(
-            {
-                "row": rows.flatten().numpy(),
-                "column": columns.flatten().numpy(),
-                "relevance": summed.flatten().numpy(),
-            }
-        )
+        values: Tensor = item.relevance.double()
+        names = ["row", "column"]
+        if item.audio is None:
+            values = values.sum(0)
+        else:
+            names = ["sample"] if values.dim() == 1 else ["frequency", "frame"]
+        places = torch.meshgrid(*map(torch.arange, values.shape), indexing="ij")
+        columns = {n: place.flatten().numpy() for n, place in zip(names, places, strict=True)}
+        made: pd.DataFrame = pandas.DataFrame({**columns, "relevance": values.flatten().numpy()})
         return made
     word = {i: number for number, members in enumerate(tokens.words) for i in members}
     starts = [None if span is None else span[0] for span in tokens.spans]

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from captum_lrp_tx.explaining.words import Tokens, Word
 from captum_lrp_tx.visualization import (
     TokenHeatmap,
+    audio_figure,
     figure,
     image_figure,
     image_terminal,
     supports_colour,
     terminal,
 )
-from captum_lrp_tx.visualization.page import Section, image_section, page, sections, text_section
+from captum_lrp_tx.visualization.page import (
+    Section,
+    figure_section,
+    image_section,
+    page,
+    sections,
+    text_section,
+)
 from captum_lrp_tx.visualization.wording import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
     from captum_lrp_tx.explaining.explanation import Explanation
 
@@ -116,16 +126,25 @@ def facts(explanation: Explanation) -> list[tuple[str, str]]:
 
 def is_lossy(explanation: Explanation) -> bool:
     """Whether relevance and what constants absorbed do not add up to the explained value."""
-    size = max(abs(explanation.value), float(explanation.relevance.abs().max()))
+    largest = max(float(part.abs().max()) for part in explanation.all_relevance())
+    size = max(abs(explanation.value), largest)
     return abs(explanation.unaccounted) > 2e-3 * size
 
 
 def plot(explanation: Explanation, **options: Any) -> Figure:
     """An explanation as a figure."""
     if explanation.tokenized is not None:
-        return figure(heatmap(explanation, explanation.tokenized), **options)
+        made = figure(heatmap(explanation, explanation.tokenized), **options)
+        if explanation.image_relevance is not None:
+            options.pop("merge", None)
+            image_figure(explanation.image, explanation.image_relevance, below=made, **options)
+        return made
     options.pop("merge", None)  # there are no words to be made of pieces
     options.setdefault("title", f"Relevance for {explanation.target}")
+    if explanation.audio is not None:
+        return audio_figure(
+            explanation.audio, explanation.relevance, seconds=explanation.seconds, **options
+        )
     return image_figure(explanation.image, explanation.relevance, **options)
 
 
@@ -134,18 +153,35 @@ def terminal_text(explanation: Explanation, colour: bool | None = None) -> str:
     colour = supports_colour() if colour is None else colour
     told = facts(explanation)
     head = "\n".join(f"{name:<12}{text}" for name, text in told)
-    if explanation.tokenized is None:
-        return f"{head}\n\n{image_terminal(explanation.relevance, colour=colour)}"
-    return f"{head}\n\n{terminal(heatmap(explanation, explanation.tokenized), colour=colour)}"
+    shown = [head]
+    if explanation.tokenized is not None:
+        shown.append(terminal(heatmap(explanation, explanation.tokenized), colour=colour))
+    if (seen := map_of_picture(explanation)) is not None:
+        shown.append(image_terminal(seen, colour=colour))
+    return "\n\n".join(shown)
+
+
+def map_of_picture(explanation: Explanation) -> Tensor | None:
+    """Relevance that is shown as a picture: of an image, or of audio with low tones below."""
+    if explanation.audio is not None:
+        relevance = explanation.relevance
+        return relevance[None] if relevance.dim() == 1 else relevance.flip(0)
+    return explanation.relevance if explanation.tokenized is None else explanation.image_relevance
 
 
 def _section(explanation: Explanation, merge: bool) -> Section:
-    if explanation.tokenized is not None:
-        return text_section(heatmap(explanation, explanation.tokenized), merge=merge)
     title = f"Relevance for {explanation.target}"
-    return image_section(
-        explanation.image, explanation.relevance, title=title, facts=facts(explanation)
-    )
+    options: dict[str, Any] = {"title": title, "facts": facts(explanation)}
+    if explanation.audio is not None:
+        drawing = plot(explanation, title="")
+        return figure_section(drawing, alt="sound and its relevance", **options)
+    if explanation.tokenized is None:
+        return image_section(explanation.image, explanation.relevance, **options)
+    text = text_section(heatmap(explanation, explanation.tokenized), merge=merge)
+    if explanation.image_relevance is None:
+        return text
+    below = image_section(explanation.image, explanation.image_relevance)
+    return replace(text, body=text.body + below.body)
 
 
 def fragment(explanations: Sequence[Explanation]) -> str:

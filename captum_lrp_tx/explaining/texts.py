@@ -23,19 +23,35 @@ _NOT_FOR_THE_MODEL = (
 
 @dataclass(frozen=True)
 class Reader:
-    """How texts are read: the model, its tokenizer, and whether to cut what is too long.
+    """How inputs are read: the model, its processor, and whether to cut what is too long.
 
     Attributes:
         model: The model; asked for its sizes.
-        tokenizer: A tokenizer of transformers, or None if only ids are given.
+        processor: A tokenizer, image processor or feature extractor of transformers, what holds
+            several of them, or None if the inputs are given as the model takes them.
         truncation (bool or str): As tokenizers take it.
         max_length (int, optional): As tokenizers take it.
     """
 
     model: Any
-    tokenizer: Any
+    processor: Any
     truncation: bool | str = False
     max_length: int | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """What reads texts: of a processor its tokenizer."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def image_processor(self) -> Any:
+        """What reads images: of a processor its image processor."""
+        return getattr(self.processor, "image_processor", self.processor)
+
+    @property
+    def feature_extractor(self) -> Any:
+        """What reads audio: of a processor its feature extractor."""
+        return getattr(self.processor, "feature_extractor", self.processor)
 
     @property
     def config(self) -> Any:
@@ -48,12 +64,19 @@ class Reader:
         first: Tensor | None = None if parameters is None else next(parameters(), None)
         return None if first is None else first.device
 
+    def for_model(self, values: Tensor) -> Tensor:
+        """Numbers where the model is, and in its precision."""
+        parameters = getattr(self.model, "parameters", tuple)
+        first = next((p for p in parameters() if p.is_floating_point()), None)
+        return values if first is None else values.to(first.device, first.dtype)
+
     def limit(self) -> int | None:
         """The most tokens that the model takes, if there is a limit."""
+        config = getattr(self.config, "text_config", None) or self.config  # CLIP and its like
         found = [
             self.max_length if self.truncation else None,
             getattr(self.tokenizer, "model_max_length", None),
-            getattr(self.config, "max_position_embeddings", None),
+            getattr(config, "max_position_embeddings", None),
             *_rows_of_positions(self.model),
         ]
         return min((n for n in found if isinstance(n, int) and n > 0), default=None)
@@ -95,13 +118,16 @@ def is_pair(item: Any) -> bool:
     return isinstance(item, tuple) and len(item) == 2 and all(isinstance(t, str) for t in item)
 
 
-def encode(item: Any, reader: Reader, labels: tuple[str, str] = ("first", "second")) -> Encoded:
+def encode(
+    item: Any, reader: Reader, labels: tuple[str, str] = ("first", "second"), **options: Any
+) -> Encoded:
     """Token ids of one text, and what they stand for.
 
     Args:
         item: A text, a pair of texts, chat messages, token ids, or a tokenizer's encoding.
         reader (Reader): The tokenizer and the model.
         labels (tuple of str): What the texts of a pair are called.
+        **options: Of the tokenizer.
 
     Raises:
         InputError: If it is none of these, empty, too long, or does not fit the model.
@@ -110,9 +136,9 @@ def encode(item: Any, reader: Reader, labels: tuple[str, str] = ("first", "secon
         text = _chat(item, reader.tokenizer)
         made = _from_texts({"text": text}, reader, add_special_tokens=False)
     elif isinstance(item, str):
-        made = _from_texts({"text": item}, reader)
+        made = _from_texts({"text": item}, reader, **options)
     elif is_pair(item):
-        made = _from_texts(dict(zip(labels, item, strict=True)), reader)
+        made = _from_texts(dict(zip(labels, item, strict=True)), reader, **options)
     else:
         made = _from_ids(item, reader)
     _check_vocabulary(made.inputs["input_ids"], reader)
@@ -130,7 +156,7 @@ def _from_texts(texts: dict[str, str], reader: Reader, **more: Any) -> Encoded:
     options = {**more, **(cut if reader.truncation else {})}
     # verbose: the message about long texts would say that indexing errors follow
     encoding = tokenizer(*texts.values(), return_tensors="pt", verbose=False, **options)
-    inputs = _for_the_model({**encoding}, reader.model)
+    inputs = for_the_model({**encoding}, reader.model)
     ids = inputs["input_ids"]
     if not ids.numel():
         raise InputError("the tokenizer made no token of the text")
@@ -181,8 +207,8 @@ def _from_ids(item: Any, reader: Reader) -> Encoded:
     return Encoded(inputs, tokens, tuple(warnings))
 
 
-def _for_the_model(made: dict[str, Any], model: Any) -> dict[str, Any]:
-    """What a tokenizer made, without what the model does not take (segments, mostly)."""
+def for_the_model(made: dict[str, Any], model: Any) -> dict[str, Any]:
+    """What a processor made, without what the model does not take (segments, mostly)."""
     function = model.forward if isinstance(model, nn.Module) else model
     taken: Mapping[str, inspect.Parameter]
     try:
@@ -190,7 +216,7 @@ def _for_the_model(made: dict[str, Any], model: Any) -> dict[str, Any]:
     except (TypeError, ValueError):  # no signature can be told
         taken = {}
     kept = {key: value for key, value in made.items() if key not in _NOT_FOR_THE_MODEL}
-    if "input_ids" in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+    if taken.keys() & kept.keys() and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
         kept = {key: value for key, value in kept.items() if key in taken}
     return kept
 

@@ -16,6 +16,7 @@ Figures need matplotlib: ``pip install "captum_lrp_tx[viz]"``.
 
 from __future__ import annotations
 
+from captum_lrp_tx.visualization.audio import audio_figure
 from captum_lrp_tx.visualization.captum_records import text_records, text_scale
 from captum_lrp_tx.visualization.colours import colour_of, supports_colour
 from captum_lrp_tx.visualization.figures import figure, image_figure, png
@@ -34,6 +35,7 @@ from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap, summary
 __all__ = [
     "Piece",
     "TokenHeatmap",
+    "audio_figure",
     "cells_figure",
     "colour_of",
     "figure",

@@ -138,6 +138,7 @@ def image_figure(
     width: float = 6.5,
     percentile: float = 99.5,
     outline: bool | None = None,
+    below: Figure | None = None,
 ) -> Figure:
     """An image beside the signed heat map of its relevance, with a colour bar.
 
@@ -152,6 +153,7 @@ def image_figure(
             that stand out would leave the rest pale. The colour bar shows it by its pointed ends.
         outline (bool, optional): Draw the outline of the object over its relevance; unless given,
             for images of one channel.
+        below (Figure, optional): A figure that is made higher, to draw this one at its lower end.
 
     Returns:
         matplotlib.figure.Figure: For ``savefig``; not known to pyplot.
@@ -172,8 +174,9 @@ def image_figure(
     rows, columns = values.shape
     panel = (width - 0.9) / 2
     head = 0.5 if title else 0.3
-    height = panel * rows / columns + head + 0.1
-    drawing = _new_figure(width, height)
+    own = panel * rows / columns + head + 0.1
+    drawing = _new_figure(width, own) if below is None else _grown(below, own)
+    height = float(drawing.get_size_inches()[1])
     bottom, share = 0.1 / height, panel * rows / columns / height
     left = drawing.add_axes((0.1 / width, bottom, panel / width, share))
     right = drawing.add_axes(((0.2 + panel) / width, bottom, panel / width, share))
@@ -202,7 +205,7 @@ def image_figure(
     colours.outline.set_visible(False)
     if title:
         drawing.text(
-            0.1 / width, 1 - 0.19 / height, printable(title), fontsize=11, fontweight="bold",
+            0.1 / width, (own - 0.19) / height, printable(title), fontsize=11, fontweight="bold",
             parse_math=False, fontfamily=_families(title),
         )  # fmt: skip
     return drawing
@@ -270,6 +273,17 @@ def _colormap() -> Colormap:
     colormap = require_matplotlib("colors").LinearSegmentedColormap
     made: Colormap = colormap.from_list("relevance", colours)
     return made
+
+
+def _grown(drawing: Figure, more: float) -> Figure:
+    """A figure with so many inches of room at its lower end."""
+    width, height = drawing.get_size_inches()
+    drawing.set_size_inches(width, height + more)
+    for axes in drawing.axes:
+        box, whole = axes.get_position(), height + more
+        place = (box.x0, (box.y0 * height + more) / whole, box.width, box.height * height / whole)
+        axes.set_position(place)
+    return drawing
 
 
 def _new_figure(width: float, height: float, **options: Any) -> Figure:

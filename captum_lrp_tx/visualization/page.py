@@ -16,6 +16,7 @@ from captum_lrp_tx.visualization.wording import printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,18 @@ def image_section(
     image: Any, relevance: Any, *, title: str = "", facts: Sequence[tuple[str, str]] = ()
 ) -> Section:
     """An image beside its heat map, for :func:`page` or :func:`sections`."""
+    drawing = image_figure(image, relevance)
+    return figure_section(drawing, "image and its relevance", title=title, facts=facts)
+
+
+def figure_section(
+    drawing: Figure, alt: str, *, title: str = "", facts: Sequence[tuple[str, str]] = ()
+) -> Section:
+    """A figure, for :func:`page` or :func:`sections`; ``alt`` says what it shows."""
     picture = io.BytesIO()
-    image_figure(image, relevance).savefig(picture, format="png", dpi=200)
+    drawing.savefig(picture, format="png", dpi=200)
     data = base64.b64encode(picture.getvalue()).decode("ascii")
-    body = render("image.html", picture=data)
-    return Section(title, facts, body)
+    return Section(title, facts, render("image.html", picture=data, alt=alt))
 
 
 def sections(parts: Sequence[Section]) -> str:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
+from captum_lrp_tx.explaining.audio import is_audio_model
+from captum_lrp_tx.explaining.tasks.audio import AudioClassification
 from captum_lrp_tx.explaining.tasks.base import Case, Choice, Chosen, Task, Wish
 from captum_lrp_tx.explaining.tasks.classes import (
-    ImageClassification,
     MultipleChoice,
     SequenceClassification,
     TokenClassification,
@@ -18,6 +19,15 @@ from captum_lrp_tx.explaining.tasks.classes import (
 from captum_lrp_tx.explaining.tasks.language import MaskedToken, NextToken, SequenceToSequence
 from captum_lrp_tx.explaining.tasks.similarity import Similarity
 from captum_lrp_tx.explaining.tasks.spans import QuestionAnswering
+from captum_lrp_tx.explaining.tasks.text_and_image import (
+    TextImageClassification,
+    TextImageSimilarity,
+)
+from captum_lrp_tx.explaining.tasks.vision import (
+    ImageClassification,
+    ObjectDetection,
+    Segmentation,
+)
 
 __all__ = ["Case", "Choice", "Chosen", "Task", "Wish", "task_of"]
 
@@ -26,6 +36,8 @@ _TASKS: tuple[tuple[str, type[Task]], ...] = (
     ("ForSequenceClassification", SequenceClassification),
     ("ForNextSentencePrediction", SequenceClassification),
     ("ForTokenClassification", TokenClassification),
+    ("ViltForQuestionAnswering", TextImageClassification),
+    ("ForImageAndTextRetrieval", TextImageClassification),
     ("ForQuestionAnswering", QuestionAnswering),
     ("ForQuestionAnsweringSimple", QuestionAnswering),
     ("ForMultipleChoice", MultipleChoice),
@@ -34,6 +46,9 @@ _TASKS: tuple[tuple[str, type[Task]], ...] = (
     ("LMHeadModel", NextToken),
     ("ForImageClassification", ImageClassification),
     ("ForImageClassificationWithTeacher", ImageClassification),
+    ("ForObjectDetection", ObjectDetection),
+    ("ForSemanticSegmentation", Segmentation),
+    ("ForAudioClassification", AudioClassification),
 )
 
 
@@ -55,7 +70,8 @@ def task_of(model: Any, item: Any, name: str | None = None) -> Task:
     name = type(inner).__name__
     for suffix, task in _TASKS:
         if name.endswith(suffix):
-            return task()
+            listens = task is SequenceClassification and is_audio_model(inner)
+            return AudioClassification() if listens else task()
     config = getattr(inner, "config", None)
     if name.endswith(("ForConditionalGeneration", "ForSeq2SeqLM")):
         if getattr(config, "is_encoder_decoder", False):
@@ -65,8 +81,9 @@ def task_of(model: Any, item: Any, name: str | None = None) -> Task:
     elif config is None or not hasattr(config, "model_type"):
         # a model of the user's own, of timm or torchvision
         return ImageClassification() if is_image(item) else SequenceClassification()
-    elif name.endswith(("Model", "EncoderModel")) and "For" not in name:
-        return Similarity()
+    elif name.endswith("Model") and "For" not in name:
+        has_both = hasattr(config, "text_config") and hasattr(config, "vision_config")
+        return TextImageSimilarity() if has_both else Similarity()
     known = ", ".join(f"...{suffix}" for suffix, _ in _TASKS)
     raise UnsupportedModelError(
         f"explain() does not know what a {name} predicts; it knows {known}, "
@@ -78,7 +95,8 @@ def task_of(model: Any, item: Any, name: str | None = None) -> Task:
 
 def _named(name: str) -> Task:
     kinds = {task.name: task for _, task in _TASKS}
-    kinds.update({task.name: task for task in (SequenceToSequence, Similarity)})
+    others: tuple[type[Task], ...] = (SequenceToSequence, Similarity, TextImageSimilarity)
+    kinds.update({task.name: task for task in others})
     if name not in kinds:
         raise InputError(f"there is no task {name!r}; there are: {', '.join(kinds)}")
     return kinds[name]()

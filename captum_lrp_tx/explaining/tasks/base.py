@@ -72,8 +72,11 @@ class Case:
         inputs (mapping or Tensor): What it is called with.
         choose (callable): From the output to what is explained.
         arrange (callable): From relevance of the inputs to tokens and their relevance, or to None
-            and the relevance of an image.
-        pixels (Tensor, optional): The image, as the model got it.
+            and the relevance of an image or of audio.
+        pixels (Tensor, optional): The image, as the model got it; beside a text, the relevance of
+            ``"pixel_values"`` belongs to it.
+        audio (Tensor, optional): Samples or a spectrogram, as the model got it.
+        seconds (float, optional): How long the audio is.
         warnings (tuple of str): What the reader of the result should know.
         tokens (Tokens, optional): Of a text, if it is the only input.
     """
@@ -85,6 +88,8 @@ class Case:
     arrange: Arrange
     pixels: Tensor | None = None
     warnings: tuple[str, ...] = ()
+    audio: Tensor | None = None
+    seconds: float | None = None
     tokens: Tokens | None = None
 
     def run(self) -> tuple[Choice, float]:

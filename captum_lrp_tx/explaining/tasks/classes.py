@@ -1,4 +1,4 @@
-"""Tasks whose outputs are classes: of texts, pairs, words, choices and images."""
+"""Tasks whose outputs are classes: of texts, pairs, words and choices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from captum_lrp_tx.attr.class_names import labels_of
 from captum_lrp_tx.errors import InputError, OutputError, TargetError
-from captum_lrp_tx.explaining.images import pixels_of
 from captum_lrp_tx.explaining.names import ClassNames
 from captum_lrp_tx.explaining.tasks.base import (
     Case,
@@ -20,7 +19,6 @@ from captum_lrp_tx.explaining.tasks.base import (
     Task,
     Wish,
     choose,
-    only_image,
     only_text,
     refuse_answer,
 )
@@ -28,8 +26,17 @@ from captum_lrp_tx.explaining.texts import Reader, encode
 from captum_lrp_tx.explaining.words import Tokens
 
 
-def class_choice(wish: Wish, config: Any) -> Callable[[Tensor], Choice]:
-    """Chooses among the classes of an output of shape ``(1, classes)``."""
+def class_choice(
+    wish: Wish, config: Any, several: bool | None = None
+) -> Callable[[Tensor], Choice]:
+    """Chooses among the classes of an output of shape ``(1, classes)``.
+
+    Args:
+        wish (Wish): What the user wants to know.
+        config (PretrainedConfig): Of the model, with the names of the classes.
+        several (bool, optional): Whether several classes can be true at once; as the configuration
+            says unless given.
+    """
 
     def of(output: Tensor) -> Choice:
         if output.dim() == 1 and wish.target is None:
@@ -43,8 +50,8 @@ def class_choice(wish: Wish, config: Any) -> Callable[[Tensor], Choice]:
         labels = labels_of(config, output.shape[1])
         if labels == ["0"] or labels == ["LABEL_0"]:
             labels = ["the score"]
-        several = kind == "multi_label_classification"
-        choice = choose(output[0], wish, ClassNames(labels), several=several)
+        both = kind == "multi_label_classification" if several is None else several
+        choice = choose(output[0], wish, ClassNames(labels), several=both)
         if output.shape[1] == 1 and choice.target == 0:
             number = float(output[0, 0])
             return replace(choice, explains=labels[0], prediction=f"{labels[0]} {number:+.4f}")
@@ -75,23 +82,6 @@ class SequenceClassification(Task):
             yield Case(
                 self.name, reader.model, encoded.inputs, class_choice(one, reader.config),
                 only_text(encoded.tokens), warnings=encoded.warnings, tokens=encoded.tokens,
-            )  # fmt: skip
-
-
-class ImageClassification(Task):
-    """Classes of an image."""
-
-    name = "image classification"
-
-    def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
-        refuse_answer(self.name, wish)
-        pixels, warnings = pixels_of(item, reader.tokenizer, reader.config)
-        first = next((p for p in reader.model.parameters() if p.is_floating_point()), None)
-        inputs = pixels if first is None else pixels.to(first.device, first.dtype)
-        for one in each_class(wish, reader.config):
-            yield Case(
-                self.name, reader.model, inputs, class_choice(one, reader.config), only_image,
-                pixels[0], tuple(warnings),
             )  # fmt: skip
 
 

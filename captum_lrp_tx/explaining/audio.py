@@ -1,0 +1,134 @@
+"""From samples to what a model of audio takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.explaining.texts import Reader, for_the_model
+
+#: What models of audio call what they hear: samples, or a spectrogram.
+AUDIO_INPUTS = ("input_values", "input_features")
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Audio as a model takes it.
+
+    Attributes:
+        key (str): What the model calls it.
+        inputs (dict of str to Tensor): Keyword arguments of the model.
+        seconds (float, optional): How long it is, where that is known.
+        turned (bool): Whether it is a spectrogram with a row for each frame; pictures have a row
+            for each frequency.
+    """
+
+    key: str
+    inputs: dict[str, Tensor]
+    seconds: float | None
+    turned: bool
+
+    def arranged(self, values: Tensor) -> Tensor:
+        """Without the dimension for the example: ``(samples,)`` or ``(frequencies, frames)``."""
+        return values[0].T if self.turned else values[0]
+
+
+def is_audio_model(model: Any) -> bool:
+    """Whether a model listens."""
+    return getattr(model, "main_input_name", None) in AUDIO_INPUTS
+
+
+def sound_of(item: Any, reader: Reader) -> Sound:
+    """Audio as the model takes it.
+
+    Args:
+        item: Samples of one channel (array, tensor or list of numbers), a mapping with ``"array"``
+            and ``"sampling_rate"`` as columns of ``datasets.Audio`` have it, or what the feature
+            extractor returns.
+        reader (Reader): The model and its feature extractor.
+
+    Raises:
+        InputError: If it is none of these, or was sampled at another rate.
+    """
+    extractor, key = reader.feature_extractor, reader.model.main_input_name
+    rate = getattr(extractor, "sampling_rate", None)
+    if isinstance(item, Mapping) and key in item:
+        made = {str(k): torch.as_tensor(v) for k, v in item.items() if v is not None}
+    else:
+        samples = _samples(item, rate)
+        if extractor is None:
+            raise InputError(
+                "an array of samples needs the feature extractor of the model: explain(model, "
+                "AutoFeatureExtractor.from_pretrained(name), samples)"
+            )
+        made = dict(extractor(samples.numpy(), sampling_rate=rate, return_tensors="pt"))
+    values = made[key]
+    bins = _bins(reader.config)
+    if values.dim() == (2 if bins is not None else 1):
+        values = values.unsqueeze(0)
+    if values.dim() not in (2, 3) or len(values) != 1 or not values.numel():
+        raise InputError(
+            f"{key} of one sound has the shape (1, samples), or (1, rows, columns) of a "
+            f"spectrogram, not {tuple(values.shape)}"
+        )
+    values = reader.for_model(values.float())
+    seconds = None
+    if isinstance(rate, int):
+        hop = 1 if values.dim() == 2 else getattr(extractor, "hop_length", None)
+        seconds = values.shape[-1] * hop / rate if isinstance(hop, int) else None
+    others = {k: v.to(values.device) for k, v in made.items() if k != key}
+    turned = values.dim() == 3 and bins is not None and values.shape[2] == bins
+    return Sound(key, for_the_model({key: values, **others}, reader.model), seconds, turned)
+
+
+def _samples(item: Any, rate: int | None) -> Tensor:
+    """Samples of one channel, checked; shape ``(samples,)``."""
+    if isinstance(item, Mapping):
+        samples = item.get("array", item.get("raw"))
+        given = item.get("sampling_rate")
+        if samples is None:
+            raise InputError(
+                f"audio as a mapping has 'array' and 'sampling_rate'; this one has {sorted(item)}"
+            )
+        if rate is not None and given is not None and given != rate:
+            raise InputError(
+                f"the audio has {given} samples a second, but the model takes {rate}; resample "
+                f"it: torchaudio.functional.resample(samples, {given}, {rate})"
+            )
+    else:
+        samples = item
+    is_array = isinstance(samples, (Tensor, Sequence)) or hasattr(samples, "__array__")
+    if isinstance(samples, (str, bytes)) or not is_array:
+        raise InputError(
+            f"cannot explain {type(samples).__name__} as audio: give an array of samples; "
+            "soundfile.read(file) returns one, and the sampling rate"
+        )
+    try:
+        values = torch.as_tensor(samples)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the audio holds no numbers ({error})") from error
+    if values.dim() == 2 and len(values) == 1:
+        values = values[0]
+    if values.dim() != 1 or not values.numel():
+        raise InputError(
+            f"audio of one channel has the shape (samples,), not {tuple(values.shape)}; of several "
+            "channels take the mean, and many sounds are a list"
+        )
+    if not values.is_floating_point():
+        raise InputError(
+            f"samples are numbers from -1 to 1, not {values.dtype}; divide those of 16 bits by "
+            "32768"
+        )
+    return values.float()
+
+
+def _bins(config: Any) -> int | None:
+    """How many frequencies the model's spectrograms have; None if it takes samples."""
+    names = ("num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel")
+    found = (getattr(config, name, None) for name in names)
+    return next((int(n) for n in found if isinstance(n, int)), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 
 import numpy as np
@@ -478,6 +479,24 @@ def test_removed_patches_never_reach_the_blocks():
         whole = model(images[1:2]).logits
         torch.testing.assert_close(found[1:2], whole, rtol=1e-4, atol=1e-5)
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_other_threads_keep_their_patches():
+    model, images = digits(), digit_samples()[0][:1]
+    masker = RemovePatches(model.config.patch_size)
+    beside: list[Tensor] = []
+
+    def forward(x: Tensor) -> Tensor:
+        thread = threading.Thread(target=lambda: beside.append(model(images).logits.detach()))
+        thread.start()
+        thread.join()
+        return model(x).logits
+
+    hidden = torch.zeros(masker.features(Batch.of(images)).shape, dtype=torch.bool)
+    hidden[:, 1:] = True
+    with torch.no_grad():
+        masker.run(forward, Batch.of(images), hidden)
+        torch.testing.assert_close(beside[0], model(images).logits)
 
 
 def test_removing_patches_needs_blocks_of_tokens(text):

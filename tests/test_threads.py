@@ -36,7 +36,8 @@ def test_the_comparison_sees_a_difference(monkeypatch: pytest.MonkeyPatch) -> No
     assert any("another value" in text for text in stress.run(rounds=1, threads=2).wrong)
 
 
-def test_hooks_of_another_thread_do_nothing_here() -> None:
+@pytest.mark.parametrize("memory", ["standard", "low"])
+def test_hooks_of_another_thread_do_nothing_here(memory: Any) -> None:
     """A thread stops inside its explanation; another one explains and infers meanwhile."""
     torch.manual_seed(0)
     net, ids = stress.Net().eval(), torch.randint(0, 11, (2, 6))
@@ -56,13 +57,20 @@ def test_hooks_of_another_thread_do_nothing_here() -> None:
 
     handle = net.blocks[1].register_forward_hook(wait)
     waits = threading.Thread(
-        target=lambda: found.append(ConservativeLRP(net).attribute(ids, target=1, strict=True)),
+        target=lambda: found.append(
+            ConservativeLRP(net, memory=memory).attribute(ids, target=1, strict=True)
+        ),
         name="waits",
     )
     waits.start()
     assert inside.wait(60)
     try:
         assert net.head._forward_hooks  # the other thread's
+        for module in net.modules():  # torch forgets who gets kwargs before it forgets a hook
+            for hook in module._forward_pre_hooks.values():
+                assert hook(module, (ids,)) is None
+            for after in module._forward_hooks.values():
+                assert after is wait or after(module, (ids,), ids) is None
         assert torch.equal(net(ids), expected["plain"])
         assert torch.equal(ConservativeGI(net, "gi").attribute(ids, target=1), expected["gi"])
         assert torch.equal(layer.attribute(ids, target=1), expected["layer"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Union
 
@@ -150,10 +151,13 @@ class RemovePatches(MaskPatches):
         self, model: Callable[..., Any], layer: nn.Module, batch: Batch, shown: Tensor
     ) -> Tensor:
         seen: list[bool] = []
+        thread = threading.get_ident()
 
         def cut(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if threading.get_ident() != thread or kwargs is None:
+                return None
             tokens = args[0] if args else None
             prefix = -1
             if isinstance(tokens, Tensor) and tokens.dim() == 3 and len(tokens) == len(shown):

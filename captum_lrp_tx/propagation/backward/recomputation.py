@@ -214,7 +214,8 @@ class Recomputation:
         self._hooks.__exit__(exc_type, exc, traceback)
 
     def _hook(self, name: str, block: nn.Module) -> None:
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        # another thread may call it without kwargs: see Hooks.before
+        def enter(module: nn.Module, args: Any, kwargs: Any = None) -> None:
             if self._scope.is_current() and not self._open and torch.is_grad_enabled():
                 call = self._call(name, module, args, kwargs)
                 self._latest.clear()

@@ -49,6 +49,10 @@ class Hooks:
     def before(self, module: nn.Module, hook: Callable[..., Any], **options: Any) -> None:
         """Put a forward pre-hook on a module.
 
+        A hook is called in every thread that runs the module, and has to do nothing in others than
+        its own. There it may miss ``kwargs`` although it asks for them: torch looks up who gets
+        them after it has listed the hooks, and a hook may be taken off in between.
+
         Args:
             module (Module): What gets the hook.
             hook (callable): The hook.

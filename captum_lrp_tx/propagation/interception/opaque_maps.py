@@ -113,13 +113,14 @@ class OpaqueMaps:
         started: list[tuple[Tensor | None, int, int]] = []
         context = self._context
 
-        def enter(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        # another thread may call them without kwargs: see Hooks.before
+        def enter(_module: nn.Module, args: Any, kwargs: Any = None) -> None:
             if context.scope.is_current():
                 x = args[0] if len(args) == 1 and not kwargs else None
                 start, underived = next_sequence_number(), len(context.underived)
                 started.append((x if _is_signal(x) else None, start, underived))
 
-        def leave(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        def leave(_module: nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
             if not context.scope.is_current():
                 return None
             x, start, underived = started.pop()

@@ -78,7 +78,7 @@ def test_against_loops(how: str) -> None:
                 sum(p[i][j] * float(v[0, h, j, c] * weight[h, i, c]) for i in range(TOKENS))
                 for c in range(WIDTH)
             ]
-            is_sink = sum(p[i][j] for i in range(TOKENS)) / TOKENS >= 0.5
+            is_sink = sum(p[i][j] for i in range(1, TOKENS)) / (TOKENS - 1) >= 0.5
             assert is_sink == ((h, j) == (0, 0))
             held += sum(value) * is_sink
             expected = torch.tensor(value, dtype=torch.float64) * (not is_sink)
@@ -138,6 +138,58 @@ def test_the_forward_result_is_untouched() -> None:
         rules = Composite({"": SinkRule(AHRule())}, base="lrp")
         ConservativeLRP(model, rules).attribute(inputs, target=0)
         assert torch.equal(seen[-1], expected)
+
+
+@pytest.mark.parametrize("how", ["fused", "product"])
+def test_a_query_without_a_choice_makes_no_sink(how: str) -> None:
+    model, (q, k, v) = make(how), drawn()
+    # heads look evenly at what they see: the first key takes .46 of the mean over all queries, but
+    # .32 of that over those with a choice
+    lower = Composite({"": SinkRule(AHRule(), share=0.4)}, base="lrp")
+    assert (1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / TOKENS > 0.4 > (1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 4
+    report = audit.explainability(model, (0 * q, k, v), 0, rules=lower, file=None)
+    assert not report.absorbed
+
+
+class Seeing(nn.Module):
+    """Attention under a mask, fused or spelled out, read out linearly."""
+
+    def __init__(self, mask: Tensor | None, fused: bool) -> None:
+        super().__init__()
+        self.mask, self.fused = mask, fused
+        self.read = nn.Linear(HEADS * TOKENS * WIDTH, 1, bias=False)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.fused:
+            mixed = F.scaled_dot_product_attention(q, k, v, self.mask)
+        else:
+            scores = q @ k.mT / math.sqrt(WIDTH)
+            if self.mask is not None:
+                scores = scores.masked_fill(~self.mask, -torch.inf) if (
+                    self.mask.dtype == torch.bool) else scores + self.mask  # fmt: skip
+            mixed = scores.softmax(-1) @ v
+        return self.read(mixed.flatten(1))
+
+
+SEEN = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
+FINITE = torch.zeros(TOKENS, TOKENS, dtype=torch.float64).masked_fill(~SEEN, -1e9)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    "mask, is_causal",
+    [(None, False), (SEEN, True), (FINITE, True), (SEEN[None, None], True),
+     (torch.ones_like(SEEN), False), (SEEN | SEEN.T.roll(1, 0), False)],
+)  # fmt: skip
+def test_causal_only(fused: bool, mask: Tensor | None, is_causal: bool) -> None:
+    torch.manual_seed(4)
+    model, inputs = Seeing(mask, fused).double(), drawn()
+    given = [
+        ConservativeLRP(model, Composite({"": rule}, base="lrp")).attribute(inputs, target=0)[2]
+        for rule in (AHRule(), SinkRule(AHRule()), SinkRule(AHRule(), causal_only=True))
+    ]
+    assert not torch.equal(given[0], given[1])  # there is a sink
+    torch.testing.assert_close(given[2], given[1] if is_causal else given[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -20,6 +20,7 @@ rule                           governs                              source
 :class:`PassRule`              any: output to input, same place     Bach et al. 2015
 :class:`PassActivationRule`    element-wise activations             Achtibat et al. 2024, eq. 9
 :class:`GateRule`              products with a gate                 Arras et al. 2017
+:class:`SharedActivationRule`  gates held, gated MLPs shared        see there
 :class:`UniformRule`           products, half to each factor        Achtibat et al. 2024, eq. 13
 :class:`UniformAttentionRule`  attention, as AttnLRP                Achtibat et al. 2024
 :class:`SinkRule`              attention: a head's sink is constant see there
@@ -54,6 +55,7 @@ from captum_lrp_tx.rules.linear import (
 )
 from captum_lrp_tx.rules.normalization import LNRule
 from captum_lrp_tx.rules.rule import Bias, GradientRule, PassRule, Rule
+from captum_lrp_tx.rules.shared_activation import SharedActivationRule
 from captum_lrp_tx.rules.sink import SinkRule
 from captum_lrp_tx.rules.state_space import StateSpaceRule
 
@@ -77,6 +79,7 @@ __all__ = [
     "PassRule",
     "PositiveWeightRule",
     "Rule",
+    "SharedActivationRule",
     "SinkRule",
     "StateSpaceRule",
     "UniformAttentionRule",

@@ -13,7 +13,12 @@ from captum_lrp_tx.propagation.autograd.pattern_product import heads_of
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct
 from captum_lrp_tx.propagation.state.scope import current
 from captum_lrp_tx.rules.attention import AHRule, UniformAttentionRule
-from captum_lrp_tx.rules.attention_sinks import sinks_of_call, sinks_of_product
+from captum_lrp_tx.rules.attention_sinks import (
+    is_causal_call,
+    is_causal_product,
+    sinks_of_call,
+    sinks_of_product,
+)
 from captum_lrp_tx.rules.rule import Rule
 
 
@@ -22,10 +27,11 @@ class SinkRule(Rule):
     """Another rule for attention, under which what a head takes from its sink is a constant.
 
     A sink is a key that takes ``share`` or more of the attention of a head, in the mean over the
-    queries. Its values add much the same whatever the text says: the sink, mostly the first token,
-    would be given relevance that is no reason. It is absorbed like that of a bias, and booked by
-    the name of the attention module. Nothing else changes: relevance and named constants add up
-    where they did under the inner rule.
+    queries that have a choice (the first of causal attention sees itself only). Its values add much
+    the same whatever the text says: the sink, mostly the first token, would be given relevance that
+    is no reason. It is absorbed like that of a bias, and booked by the name of the attention
+    module. Nothing else changes: relevance and named constants add up where they did under the
+    inner rule.
 
     Sinks are looked for in fused attention and in matrix products of a pattern with values. Where
     attention is spelled in another way, heads share values that are not repeated, or dropout is on,
@@ -35,6 +41,8 @@ class SinkRule(Rule):
     Args:
         rule (Rule): ``AHRule()`` or ``UniformAttentionRule()``.
         share (float): Of the attention of a head, above 0 and at most 1.
+        causal_only (bool): Only in causal attention, that of decoders; elsewhere, and of one query
+            against a cache, the inner rule acts alone.
 
     Raises:
         RuleError: Another rule, or a share out of range.
@@ -48,6 +56,7 @@ class SinkRule(Rule):
 
     rule: Rule
     share: float = 0.5
+    causal_only: bool = False
     kinds = frozenset({Kind.ATTENTION})
 
     def __post_init__(self) -> None:
@@ -69,6 +78,8 @@ class SinkRule(Rule):
         value = operation.value_
         if operation.dropout_p or not value.requires_grad:
             return self.rule.propagate(operation)
+        if self.causal_only and not is_causal_call(operation):
+            return self.rule.propagate(operation)
         sinks = sinks_of_call(operation, self.share)
         if not bool(sinks.any()):
             return self.rule.propagate(operation)
@@ -81,6 +92,8 @@ class SinkRule(Rule):
         return result
 
     def _product(self, operation: PatternProduct) -> Tensor:
+        if self.causal_only and not is_causal_product(operation):
+            return self.rule.propagate(operation)
         found = sinks_of_product(operation, self.share)
         if found is None:
             return self.rule.propagate(operation)

@@ -12,7 +12,7 @@ import torch
 from captum.attr import IntegratedGradients
 from torch import Tensor
 
-from captum_lrp_tx import Composite, ConservativeLRP
+from captum_lrp_tx import Composite, ConservativeLRP, LayerConservativeLRP
 from captum_lrp_tx.attr.targets import Contrast
 from captum_lrp_tx.rules import PRESETS
 from experiments.language_models.network import NextToken
@@ -32,6 +32,29 @@ def by_rules(rules: str | Composite) -> Method:
             relevance = lrp.attribute(ids, target=[Contrast(a, b) for a, b in pairs])
             assert isinstance(relevance, Tensor)
             return relevance
+
+        return explain
+
+    return make
+
+
+def over_layers(rules: str | Composite, count: int) -> Method:
+    """Relevance at the inputs of the first blocks, summed over channels, the mean over the blocks.
+
+    Args:
+        rules (str or Composite): Of ``LayerConservativeLRP``.
+        count (int): Of blocks, from the first.
+    """
+
+    def make(model: NextToken) -> Explain:
+        inner = model.model.model
+        layers = [inner.embed_tokens, *inner.layers[: count - 1]]  # type: ignore
+        lrp = LayerConservativeLRP(model, layers, rules)
+
+        def explain(ids: Tensor, pairs: Pairs) -> Tensor:
+            found = lrp.attribute(ids, target=[Contrast(a, b) for a, b in pairs])
+            parts = [part[0] if isinstance(part, tuple) else part for part in found]
+            return torch.stack([part.detach().sum(-1) for part in parts]).mean(0)
 
         return explain
 
@@ -117,6 +140,8 @@ METHODS: Mapping[str, Method] = {
     "IG, 20 steps": integrated(20, "zero"),
     "IG, 20 steps from the end token": integrated(20, "end"),
     **{name: by_rules(name) for name in PRESETS},
+    "attnlrp, mean of layers 0 to 5": over_layers("attnlrp", 6),
+    "language, mean of layers 0 to 5": over_layers("language", 6),
 }
 #: Items of each task that slow methods see, and the longest prompt, in tokens, for some.
 LIMITS = {"IG, 20 steps": 4, "IG, 20 steps from the end token": 4}

@@ -15,8 +15,14 @@ from torch import Tensor
 
 import zoo
 from captum_lrp_tx import ConservativeLRP, audit
-from captum_lrp_tx.propagation import recurrence
-from captum_lrp_tx.propagation.recurrence import UNCLEAR, confirm_steps, mark, resolve, role
+from captum_lrp_tx.propagation.recognition import recurrence
+from captum_lrp_tx.propagation.recognition.recurrence import (
+    UNCLEAR,
+    confirm_steps,
+    mark,
+    resolve,
+    role,
+)
 
 BATCH, TIME, STATE = 2, 3, 4
 UNKNOWN = (None, UNCLEAR)

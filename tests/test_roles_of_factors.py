@@ -12,9 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_lrp_tx.errors import UnsupportedModelError
-from captum_lrp_tx.propagation import delta_rule, graph
+from captum_lrp_tx.propagation import graph
 from captum_lrp_tx.propagation.judging import obstacles
-from captum_lrp_tx.propagation.recognition import axes, rescaling, summaries, undecided, weighing
+from captum_lrp_tx.propagation.recognition import (
+    axes,
+    delta_rule,
+    rescaling,
+    summaries,
+    undecided,
+    weighing,
+)
 from captum_lrp_tx.propagation.recognition.axes import Origin
 from captum_lrp_tx.propagation.recognition.contracted import contraction_of
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_lrp_tx.propagation import delta_rule, graph, recurrence
+from captum_lrp_tx.propagation import graph
 from captum_lrp_tx.propagation.hygiene.arguments import fresh
 from captum_lrp_tx.propagation.model.modules import find_modules
-from captum_lrp_tx.propagation.recognition import patterns, summaries
+from captum_lrp_tx.propagation.recognition import delta_rule, patterns, recurrence, summaries
 
 
 def leaf() -> Tensor:

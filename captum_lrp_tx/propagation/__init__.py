@@ -8,13 +8,12 @@ the autograd graph.  The folders, each of which knows only those below it:
                      memory
 :mod:`.interception` every torch call of the forward pass: which operation it is, handed to a rule
 :mod:`.judging`      what no rule covers or can reach, and which module made a NaN
-:mod:`.recognition`  what a tensor is, by what computed it: attention, a norm, a gate
+:mod:`.recognition`  what a tensor is, by what computed it: attention, a norm, a gate, a state
 :mod:`.state`        what one pass knows while it runs: rules in force, leaves, the ledger
 :mod:`.autograd`     functions whose backward passes *are* the rules, and what makes them cheap
 :mod:`.hygiene`      what leaves the model, its arguments and the thread as they were
 :mod:`.model`        the model itself: its modules, their names, what they take and return
 ==================== ============================================================================
 
-:mod:`.recurrence` and :mod:`.delta_rule` recognise the factors of state space models and of gated
-delta rules.  Nothing here knows Captum, Hugging Face or timm.
+Nothing here knows Captum, Hugging Face or timm.
 """

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_tx.propagation import recurrence
 from captum_lrp_tx.propagation.autograd import compact
 from captum_lrp_tx.propagation.autograd.functions import PackedSlope
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
@@ -18,7 +17,7 @@ from captum_lrp_tx.propagation.operations import (
     Activation,
     Kind,
 )
-from captum_lrp_tx.propagation.recognition import homogeneity, patterns
+from captum_lrp_tx.propagation.recognition import homogeneity, patterns, recurrence
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context

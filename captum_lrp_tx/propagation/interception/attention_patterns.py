@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from captum_lrp_tx.propagation import delta_rule
 from captum_lrp_tx.propagation.interception.calls import Call, depends
 from captum_lrp_tx.propagation.operations import (
     Kind,
     PatternProduct,
     Product,
 )
-from captum_lrp_tx.propagation.recognition import axes, patterns, rescaling, summaries
+from captum_lrp_tx.propagation.recognition import axes, delta_rule, patterns, rescaling, summaries
 from captum_lrp_tx.propagation.recognition.undecided import Undecided, Weighed, remember
 
 if TYPE_CHECKING:

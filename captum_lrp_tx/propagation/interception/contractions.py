@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation import delta_rule
 from captum_lrp_tx.propagation.graph import gate_strength
 from captum_lrp_tx.propagation.interception.attention_patterns import (
     exponentials_times_values,
@@ -33,6 +32,7 @@ from captum_lrp_tx.propagation.operations import (
     PatternProduct,
 )
 from captum_lrp_tx.propagation.recognition import (
+    delta_rule,
     homogeneity,
     patterns,
     rescaling,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation import delta_rule
 from captum_lrp_tx.propagation.autograd.functions import WithValue
 from captum_lrp_tx.propagation.graph import gate_strength, parents
 from captum_lrp_tx.propagation.interception.attention_patterns import (
@@ -32,6 +31,7 @@ from captum_lrp_tx.propagation.operations import (
 )
 from captum_lrp_tx.propagation.recognition import (
     axes,
+    delta_rule,
     entrywise,
     homogeneity,
     patterns,

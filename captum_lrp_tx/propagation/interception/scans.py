@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from captum_lrp_tx.propagation import recurrence
 from captum_lrp_tx.propagation.interception.calls import Call
 from captum_lrp_tx.propagation.operations import (
     Kind,
     ScanProduct,
 )
+from captum_lrp_tx.propagation.recognition import recurrence
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context

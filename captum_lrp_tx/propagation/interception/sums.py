@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from captum_lrp_tx.propagation import recurrence
 from captum_lrp_tx.propagation.interception.biases import SUMS, added_constant
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
 from captum_lrp_tx.propagation.operations import (
     Kind,
     Residual,
 )
-from captum_lrp_tx.propagation.recognition import homogeneity
+from captum_lrp_tx.propagation.recognition import homogeneity, recurrence
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context

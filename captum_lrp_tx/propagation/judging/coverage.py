@@ -28,9 +28,9 @@ from captum_lrp_tx.propagation.judging.obstacles import foreign
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.propagation.recognition import axes, homogeneity
 from captum_lrp_tx.propagation.recognition.own_size import is_divided_by_its_size
+from captum_lrp_tx.propagation.recognition.recurrence import UNCLEAR, marked
 from captum_lrp_tx.propagation.recognition.rescaling import UNTOLD
 from captum_lrp_tx.propagation.recognition.weighing import SEEN
-from captum_lrp_tx.propagation.recurrence import UNCLEAR, marked
 from captum_lrp_tx.propagation.state.scope import Scope
 
 #: Linear in their arguments, or moving entries around.

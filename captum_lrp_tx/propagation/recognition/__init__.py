@@ -16,6 +16,8 @@ autograd graph so far, which holds what depends on the explained inputs and noth
 :mod:`.homogeneity` norms: products that do not change when their source is scaled
 :mod:`.own_size`   norms that no name tells, by Euler's theorem: refused
 :mod:`.self_gated` activations written by hand
+:mod:`.recurrence` factors of state space models
+:mod:`.delta_rule` factors of gated delta rules
 ================== ==============================================================================
 
 **To add a spelling**, add a line to the part in ``tests/spellings.py`` and run

@@ -10,7 +10,14 @@ from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.dataloader import LoaderAttribution
 from captum_lrp_tx.attr.gradient_attention import GenericAttention
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
-from captum_lrp_tx.attr.parts import Directions, MaskedLRP, PartRelevance, PartRelevances
+from captum_lrp_tx.attr.parts import (
+    Directions,
+    MaskedLRP,
+    PartRelevance,
+    PartRelevances,
+    PatchingEffects,
+    RelevancePatching,
+)
 from captum_lrp_tx.attr.random import RandomAttribution
 from captum_lrp_tx.attr.token_gradients import (
     TokenGradientShap,
@@ -43,7 +50,9 @@ __all__ = [
     "MaskedLRP",
     "PartRelevance",
     "PartRelevances",
+    "PatchingEffects",
     "RandomAttribution",
+    "RelevancePatching",
     "TokenGradientShap",
     "TokenIntegratedGradients",
     "TokenSaliency",

@@ -6,5 +6,14 @@ values, branches where something computed from the residual stream is added to i
 
 from captum_lrp_tx.attr.parts.masked import MaskedLRP
 from captum_lrp_tx.attr.parts.part_relevance import Directions, PartRelevance, PartRelevances
+from captum_lrp_tx.attr.parts.patching import PartEffect, PatchingEffects, RelevancePatching
 
-__all__ = ["Directions", "MaskedLRP", "PartRelevance", "PartRelevances"]
+__all__ = [
+    "Directions",
+    "MaskedLRP",
+    "PartEffect",
+    "PartRelevance",
+    "PartRelevances",
+    "PatchingEffects",
+    "RelevancePatching",
+]

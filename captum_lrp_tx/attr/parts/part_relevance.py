@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,9 +20,10 @@ from captum_lrp_tx.attr.conservative import (
     formatted,
 )
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
+from captum_lrp_tx.attr.parts.showing import parts_figure, parts_table
 from captum_lrp_tx.attr.parts.watched_lrp import WatchedLRP
 from captum_lrp_tx.attr.parts.watching import Branch, BranchKind, Seen
-from captum_lrp_tx.errors import InputError, MissingPackageError
+from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.rule import Bias
 
@@ -156,20 +156,7 @@ class PartRelevances:
 
             >>> found.table().query("kind == 'head'").nlargest(5, "relevance")
         """
-        rows = []
-        for part in self.parts:
-            for kind, number, relevance in part.units():
-                values = relevance if by_token else relevance.sum(-1, keepdim=True)
-                for example, row in enumerate(values.tolist()):
-                    for token, value in enumerate(row):
-                        place = {"token": token} if by_token else {}
-                        rows.append(
-                            {"layer": part.layer, "module": part.module, "kind": kind,
-                             "number": number, "example": example, **place, "relevance": value}
-                        )  # fmt: skip
-        frame: pd.DataFrame = _pandas().DataFrame(rows)
-        frame["number"] = frame["number"].astype("Int64")
-        return frame
+        return parts_table(self.parts, "relevance", by_token)
 
     def figure(
         self,
@@ -201,31 +188,9 @@ class PartRelevances:
 
             >>> found.figure(by="token", tokens=names).savefig("parts.png")
         """
-        from captum_lrp_tx.visualization.parts import cells_figure
-
-        if by not in ("head", "token"):
-            raise InputError(f"by must be 'head' or 'token', not {by!r}.")
-        if by == "token":
-            values = [part.relevance[example].tolist() for part in self.parts]
-            names = [f"{part.layer} {part.kind}" for part in self.parts]
-            columns = list(tokens or map(str, range(max(map(len, values)))))
-            return cells_figure(values, names, columns, title=title, width=width)
-        rows: list[tuple[int, list[float], float | None]] = []
-        for part in self.parts:
-            value = float(part.relevance[example].sum())
-            if part.kind == "attention":
-                heads = [value] if part.heads is None else part.heads[example].sum(-1).tolist()
-                rows.append((part.layer, heads, None))
-            elif rows and rows[-1][0] == part.layer:
-                rows[-1] = (*rows[-1][:2], value + (rows[-1][2] or 0.0))
-            else:
-                rows.append((part.layer, [], value))
-        count = max(len(heads) for _, heads, _ in rows)
-        return cells_figure(
-            [[*heads, *[None] * (count - len(heads)), mlp] for _, heads, mlp in rows],
-            [str(layer) for layer, _, _ in rows],
-            [*map(str, range(count)), "MLP"],
-            title=title, width=width,
+        return parts_figure(
+            self.parts, [part.relevance[example] for part in self.parts], example,
+            by=by, tokens=tokens, title=title, width=width,
         )  # fmt: skip
 
 
@@ -349,13 +314,3 @@ def _along(given: Directions, at: Seen) -> Tensor:
     found = given.code(at.value) * (gradient @ rows.T)
     rest = at.relevance().sum(-1, keepdim=True) - found.sum(-1, keepdim=True)
     return torch.cat([found, rest], -1)
-
-
-def _pandas() -> Any:
-    try:
-        return importlib.import_module("pandas")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"tables need pandas, which cannot be imported ({error}); install it with: "
-            "pip install pandas"
-        ) from error

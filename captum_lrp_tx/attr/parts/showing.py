@@ -1,0 +1,137 @@
+"""Numbers of parts as a table and as a heat map."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from captum_lrp_tx.errors import InputError, MissingPackageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+class Shown(Protocol):
+    """What tables and figures read of a part."""
+
+    @property
+    def layer(self) -> int:
+        """Counted in the order of the forward pass."""
+
+    @property
+    def module(self) -> str:
+        """Name of the branch."""
+
+    @property
+    def kind(self) -> str:
+        """``"attention"`` or ``"mlp"``."""
+
+    @property
+    def heads(self) -> Tensor | None:
+        """``(batch, heads, tokens)``."""
+
+    def units(self) -> Iterable[tuple[str, int | None, Tensor]]:
+        """Kind, number and values ``(batch, tokens)``."""
+
+
+def parts_table(parts: Sequence[Shown], column: str, by_token: bool) -> pd.DataFrame:
+    """One row for each unit and example.
+
+    Args:
+        parts (sequence): In the order of the forward pass.
+        column (str): Name of the values.
+        by_token (bool): One row for each token, too, instead of their sum.
+
+    Raises:
+        MissingPackageError: pandas is not installed.
+
+    Example::
+
+        >>> parts_table(found.parts, "relevance", by_token=False)
+    """
+    rows = []
+    for part in parts:
+        for kind, number, found in part.units():
+            values = found if by_token else found.sum(-1, keepdim=True)
+            for example, row in enumerate(values.tolist()):
+                for token, value in enumerate(row):
+                    place = {"token": token} if by_token else {}
+                    rows.append(
+                        {"layer": part.layer, "module": part.module, "kind": kind,
+                         "number": number, "example": example, **place, column: value}
+                    )  # fmt: skip
+    frame: pd.DataFrame = _pandas().DataFrame(rows)
+    frame["number"] = frame["number"].astype("Int64")
+    return frame
+
+
+def parts_figure(
+    parts: Sequence[Shown],
+    totals: Sequence[Tensor],
+    example: int,
+    *,
+    by: str,
+    tokens: Sequence[str] | None,
+    title: str,
+    width: float,
+) -> Figure:
+    """A heat map: layers down, heads and MLP (or tokens) across.
+
+    Args:
+        parts (sequence): In the order of the forward pass.
+        totals (sequence of Tensor): For each part the values of the branch, ``(tokens,)``.
+        example (int): Which example's heads.
+        by (str): ``"head"`` or ``"token"``.
+        tokens (sequence of str, optional): Names of the tokens.
+        title (str): Headline.
+        width (float): In inches.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        InputError: ``by`` is neither.
+
+    Example::
+
+        >>> totals = [part.relevance[0] for part in found.parts]
+        >>> parts_figure(found.parts, totals, 0, by="head", tokens=None, title="", width=6.5)
+    """
+    from captum_lrp_tx.visualization.parts import cells_figure
+
+    if by not in ("head", "token"):
+        raise InputError(f"by must be 'head' or 'token', not {by!r}.")
+    if by == "token":
+        values = [total.tolist() for total in totals]
+        names = [f"{part.layer} {part.kind}" for part in parts]
+        columns = list(tokens or map(str, range(max(map(len, values)))))
+        return cells_figure(values, names, columns, title=title, width=width)
+    rows: list[tuple[int, list[float], float | None]] = []
+    for part, total in zip(parts, totals, strict=True):
+        value = float(total.sum())
+        if part.kind == "attention":
+            heads = [value] if part.heads is None else part.heads[example].sum(-1).tolist()
+            rows.append((part.layer, heads, None))
+        elif rows and rows[-1][0] == part.layer:
+            rows[-1] = (*rows[-1][:2], value + (rows[-1][2] or 0.0))
+        else:
+            rows.append((part.layer, [], value))
+    count = max(len(heads) for _, heads, _ in rows)
+    return cells_figure(
+        [[*heads, *[None] * (count - len(heads)), mlp] for _, heads, mlp in rows],
+        [str(layer) for layer, _, _ in rows],
+        [*map(str, range(count)), "MLP"],
+        title=title, width=width,
+    )  # fmt: skip
+
+
+def _pandas() -> Any:
+    try:
+        return importlib.import_module("pandas")
+    except ImportError as error:
+        raise MissingPackageError(
+            f"tables need pandas, which cannot be imported ({error}); install it with: "
+            "pip install pandas"
+        ) from error

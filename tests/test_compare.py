@@ -605,7 +605,7 @@ def test_command_prints_every_method(run):
     assert (status, err) == (0, "")
     assert re.match(
         r"prediction  positive \(probability 0\.\d+\)\nexplained   logit of positive .*\n"
-        r"baseline    \[MASK\] everywhere, special tokens as they are\n",
+        r"baseline    token 0 \(padding\) everywhere\n",
         out,
     )
     for method in METHODS:

@@ -10,6 +10,7 @@ from torch import nn
 
 from captum_lrp_tx.errors import RuleError
 from captum_lrp_tx.propagation.operations import Kind
+from captum_lrp_tx.propagation.state.scope import Scope
 from captum_lrp_tx.rules.linear import EpsilonRule, GammaRule, PositiveWeightRule
 from captum_lrp_tx.rules.rule import Bias, PassRule, Rule
 
@@ -66,3 +67,9 @@ def assigned_rules(modules: Sequence[tuple[str, nn.Module]]) -> list[tuple[nn.Mo
             priority = -1.0 - name.count(".")
             tables.append((module, dict.fromkeys(rule.kinds, (priority, rule))))
     return tables
+
+
+def print_applied(scope: Scope) -> None:
+    """What Captum's ``LRP`` prints under ``verbose``: which rule acted where."""
+    for module, kind, rule in scope.applied:
+        print(f"Applied {rule} ({kind.value}) on layer {module or 'the forward function'}")

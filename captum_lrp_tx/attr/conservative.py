@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from captum_lrp_tx.attr.captum_rules import assigned_rules
 from captum_lrp_tx.attr.class_names import by_number
 from captum_lrp_tx.attr.mappings import inputs_of
+from captum_lrp_tx.attr.misfits import told_misfits
 from captum_lrp_tx.attr.target_lists import TargetsType as TargetsType
 from captum_lrp_tx.attr.target_lists import select_targets
 from captum_lrp_tx.attr.targets import Target
@@ -255,7 +256,8 @@ class Conservative(WithoutFutures):
             return select_targets(output, targets)
 
         job.inspect = inspect
-        results = propagate_targets(job, prepared, select, per_pass)
+        with told_misfits(forward, inputs):
+            results = propagate_targets(job, prepared, select, per_pass)
         scope = results[0].scope
         if not job.trace and any(f.is_fault for f in findings):
             # the function went another way than before: once more, to name the modules

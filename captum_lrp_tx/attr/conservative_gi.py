@@ -10,6 +10,7 @@ from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_lrp_tx.attr.captum_rules import print_applied
 from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
     Conservative,
@@ -91,6 +92,7 @@ class ConservativeGI(Conservative, GradientAttribution):
         target: TargetType = None,
         additional_forward_args: Any = None,
         return_convergence_delta: Literal[False] = False,
+        verbose: bool = False,
         *,
         strict: Strict = False,
         positions: Literal["sum"] = "sum",
@@ -104,6 +106,7 @@ class ConservativeGI(Conservative, GradientAttribution):
         additional_forward_args: Any = None,
         *,
         return_convergence_delta: Literal[True],
+        verbose: bool = False,
         strict: Strict = False,
         positions: Literal["sum"] = "sum",
     ) -> tuple[TensorOrTuple, Tensor]: ...
@@ -116,6 +119,7 @@ class ConservativeGI(Conservative, GradientAttribution):
         additional_forward_args: Any = None,
         *,
         return_convergence_delta: bool = False,
+        verbose: bool = False,
         strict: Strict = False,
         positions: Literal["separate"],
     ) -> dict[str, Tensor]: ...
@@ -127,6 +131,7 @@ class ConservativeGI(Conservative, GradientAttribution):
         target: TargetType = None,
         additional_forward_args: Any = None,
         return_convergence_delta: bool = False,
+        verbose: bool = False,
         *,
         strict: Strict = False,
         positions: Positions = "sum",
@@ -150,6 +155,7 @@ class ConservativeGI(Conservative, GradientAttribution):
             additional_forward_args (Any, optional): Further positional arguments of the forward
                 function, a tuple if there are several. They get no relevance.
             return_convergence_delta (bool): Also return output minus sum of relevance.
+            verbose (bool): Print which rule acted where, as Captum's ``LRP`` does.
             strict (bool or "papers"): Raise instead of warning if a non-linear operation on the
                 path to the inputs has no rule, or if no rule acted at all; with ``"papers"`` also
                 for what is governed by a convention that is in none of the papers (linear
@@ -194,10 +200,13 @@ class ConservativeGI(Conservative, GradientAttribution):
         """
         if positions not in ("sum", "separate"):
             raise InputError(f"positions must be 'sum' or 'separate', not {positions!r}.")
-        more = {"trace": True} if positions == "separate" else {}  # names of the parts
+        # names of the parts, and of modules
+        more = {"trace": True} if positions == "separate" or verbose else {}
         result, prepared = self._propagate(
             forward_of(self), inputs, target, additional_forward_args, strict, **more
         )
+        if verbose:
+            print_applied(result.scope)
         if positions == "separate":
             return single_parts(result, prepared)
         relevances = formatted(result.relevances, prepared.is_tuple)

@@ -10,7 +10,7 @@ from captum.attr import LayerGradientXActivation
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_lrp_tx.attr.captum_rules import assigned_rules
+from captum_lrp_tx.attr.captum_rules import assigned_rules, print_applied
 from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
     Conservative,
@@ -97,6 +97,7 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
         additional_forward_args: Any = None,
         attribute_to_layer_input: bool = False,
         return_convergence_delta: bool = False,
+        verbose: bool = False,
         *,
         grad_kwargs: Mapping[str, Any] | None = None,
         strict: Strict = False,
@@ -110,6 +111,7 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
             attribute_to_layer_input (bool): Attribute to the layer's positional inputs instead of
                 its outputs.
             return_convergence_delta (bool): Also return output minus sum of relevance.
+            verbose (bool): Print which rule acted where, as Captum's ``LayerLRP``.
             grad_kwargs (mapping, optional): Only ``materialize_grads`` and ``allow_unused``, which
                 change nothing: a layer that the output does not use gets zeros.
 
@@ -142,7 +144,10 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
             forward_of(self), inputs, target, additional_forward_args, strict,
             layers=layers, at_layer_input=attribute_to_layer_input,
             zeros_if_unreached=bool((grad_kwargs or {}).get("materialize_grads")),
+            **({"trace": True} if verbose else {}),
         )  # fmt: skip
+        if verbose:
+            print_applied(result.scope)
         relevances: list[TensorOrTuple] = []
         deltas: list[Tensor] = []
         for index in range(len(layers)):

@@ -37,6 +37,9 @@ def inputs_of(inputs: Any) -> Inputs:
         return Inputs(inputs)
     keys = [str(key) for key, value in inputs.items() if _is_attributed(str(key), value)]
     if not keys:
+        for key in ("input_ids", "pixel_values", "inputs_embeds", "input_values", "input_features"):
+            if key in inputs:  # and is no tensor: what comes next says so
+                return Inputs(inputs, [key])
         raise InputError(
             "The mapping holds nothing to attribute to: no entry named 'input_ids' and no "
             f"float tensor (keys: {sorted(map(str, inputs))}). Tokenizers must be called "

@@ -30,6 +30,7 @@ from captum_lrp_tx.attr.conservative import (
 )
 from captum_lrp_tx.attr.embedding_rows import EmbeddingRows
 from captum_lrp_tx.attr.mappings import inputs_of
+from captum_lrp_tx.attr.misfits import told_misfits
 from captum_lrp_tx.attr.targets import holds_target
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.propagation.model.modules import find_modules
@@ -121,7 +122,7 @@ class OnTokens(WithoutFutures, GradientAttribution):
                 call, (given.detach(),), (base,), extra or None, False, prepared.is_tuple
             )
         recorded, other = EmbeddingRows(given), EmbeddingRows(self._baseline_ids(given))
-        with torch.no_grad():
+        with torch.no_grad(), told_misfits(model, inputs):
             recorded.run(call, *extra)
             other.run(call, *extra)
         if not recorded.rows:

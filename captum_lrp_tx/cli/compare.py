@@ -6,7 +6,6 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from captum_lrp_tx.comparing.comparison import Comparison
 from captum_lrp_tx.comparing.run import compare
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.files import check_writable, write_atomically
-from captum_lrp_tx.methods.running import stand_in
 from captum_lrp_tx.visualization import summary, supports_colour
 from captum_lrp_tx.visualization.comparison import TextComparison, numbers_table
 from captum_lrp_tx.visualization.comparison_page import comparison_html
@@ -184,17 +182,12 @@ def _many(arguments: argparse.Namespace) -> None:
 def _compared(
     model: Loaded, subject: Subject, arguments: argparse.Namespace, show_progress: bool
 ) -> Comparison:
-    index, name = stand_in(model.tokenizer, ("mask", "unk", "pad", "eos"))
     tokens = subject.tokens
     assert tokens is not None
-    comparison = compare(
+    return compare(
         subject.model, subject.inputs, subject.target, methods=arguments.methods,
-        tokens=tokens.names, special=tokens.special, baseline=index if name else None,
-        show_progress=show_progress,
+        tokens=tokens.names, special=tokens.special, show_progress=show_progress,
     )  # fmt: skip
-    if not name:
-        return comparison
-    return replace(comparison, baseline=comparison.baseline.replace(f"token {index}", name))
 
 
 def _facts(subject: Subject) -> list[tuple[str, str]]:

@@ -62,9 +62,10 @@ def compare(
         methods (str or sequence): See :func:`captum_lrp_tx.methods.choose_methods`.
         tokens (sequence of str, optional): Names of the tokens, as the tokenizer gives them.
         baseline (int, float or Tensor, optional): Where Integrated Gradients and GradientShap
-            start. For token ids a token id that replaces every token that is not special, or all
-            ids; the padding token of the model's configuration or 0 unless given. For float
-            inputs a number or a tensor; 0 unless given.
+            start. Unless given, the padding token of the model's configuration (or 0) at every
+            place, as in :class:`~captum_lrp_tx.TokenIntegratedGradients`. A token id replaces every
+            token that is not special; a tensor holds all ids. For float inputs a number or a
+            tensor; 0 unless given.
         special (sequence of bool, optional): Which tokens are special; guessed from their names
             unless given.
         seed (int): Of the methods that are random.
@@ -196,12 +197,11 @@ def _baseline(
         return baseline, f"{0 if baseline is None else baseline:g} everywhere"
     if isinstance(baseline, Tensor) and baseline.dim() > 0:
         return baseline, "token ids of its own"
-    source = ""
-    if baseline is None:
-        baseline, source = padding_id(model), " (padding)"
+    if baseline is None:  # as the classes themselves, and Captum's TokenReferenceBase
+        return None, f"token {padding_id(model)} (padding) everywhere"
     rest = ", special tokens as they are" if any(special or ()) else ""
     start = replaced(given, int(baseline), special)
-    return start, f"token {int(baseline)}{source} everywhere{rest}"
+    return start, f"token {int(baseline)} everywhere{rest}"
 
 
 def _row(

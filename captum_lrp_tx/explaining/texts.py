@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_lrp_tx.attr.misfits import most_tokens
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.explaining.words import Tokens, tokens_of_ids, tokens_of_text
 
@@ -72,12 +73,11 @@ class Reader:
 
     def limit(self) -> int | None:
         """The most tokens that the model takes, if there is a limit."""
-        config = getattr(self.config, "text_config", None) or self.config  # CLIP and its like
+        modules = getattr(self.model, "modules", tuple)
         found = [
             self.max_length if self.truncation else None,
             getattr(self.tokenizer, "model_max_length", None),
-            getattr(config, "max_position_embeddings", None),
-            *_rows_of_positions(self.model),
+            most_tokens(list(modules())),
         ]
         return min((n for n in found if isinstance(n, int) and n > 0), default=None)
 
@@ -282,16 +282,3 @@ def _check_vocabulary(ids: Tensor, reader: Reader) -> None:
             f"the text has the token id {high if high >= size else low}, but the model knows ids "
             f"from 0 to {size - 1}: the tokenizer is not that of the model"
         )
-
-
-def _rows_of_positions(model: Any) -> list[int]:
-    """How many positions remain where the first rows of the table are kept for padding."""
-    if not isinstance(model, nn.Module):
-        return []
-    return [
-        module.num_embeddings - module.padding_idx - 1
-        for name, module in model.named_modules()
-        if name.endswith("position_embeddings")
-        and isinstance(module, nn.Embedding)
-        and module.padding_idx is not None
-    ]

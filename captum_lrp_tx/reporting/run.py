@@ -20,7 +20,7 @@ from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.token_gradients import padding_id
 from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError
 from captum_lrp_tx.methods.registry import Chosen, choose_methods
-from captum_lrp_tx.methods.running import refuse_if_none, stand_in
+from captum_lrp_tx.methods.running import refuse_if_none
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.model.outputs import output_tensor
 from captum_lrp_tx.reporting.explaining import DEFAULT_METHODS, count_rows, explain, portions
@@ -84,9 +84,10 @@ def report(
             at most 10 classes, or the 3 most probable. The predicted class is always explained,
             and so is the true one but for chosen classes.
         baseline (int or float, optional): Where Integrated Gradients and GradientShap start. For
-            texts a token id that replaces every token that is not special: the tokenizer's mask,
-            unknown or padding token, or the model's padding token or 0, unless given. For images
-            the value of all pixels; 0 unless given.
+            texts a token id that replaces every token that is not special; unless given, the
+            model's padding token (or 0) at every place, as in
+            :class:`~captum_lrp_tx.TokenIntegratedGradients`. For images the value of all pixels; 0
+            unless given.
         faithfulness (bool): Also measure activation and pruning curves of each method for the
             predicted class.
         title (str): Headline.
@@ -131,7 +132,7 @@ def report(
     known = check_labels(labels, names, len(samples))
     probabilities = _probabilities(outputs, config)
     explained = _explained(classes, outputs, known, names)
-    start, told = _baseline(baseline, samples, model, tokenizer)
+    start, told = _baseline(baseline, samples, model)
     work = sum(count_rows(method, explained) for method in chosen)
     work += len(chosen) * len(samples) if faithfulness else 0
     found, masking = [], ""
@@ -257,7 +258,7 @@ def _explained(
 
 
 def _baseline(
-    baseline: int | float | None, samples: Samples, model: Any, tokenizer: Any
+    baseline: int | float | None, samples: Samples, model: Any
 ) -> tuple[int | float | None, str]:
     """Where methods with a baseline start, and what that is in words."""
     if samples.kind == "image":
@@ -268,11 +269,8 @@ def _baseline(
         if isinstance(baseline, bool) or not isinstance(baseline, int) or baseline < 0:
             raise InputError(f"the baseline of texts must be a token id, not {baseline!r}")
         return baseline, f"token {baseline}{rest}"
-    token, name = stand_in(tokenizer)
-    if not name:
-        token = padding_id(model)
-        name = f"token {token} (padding)"
-    return token, f"{name}{rest}"
+    # as the classes themselves, and Captum's TokenReferenceBase
+    return None, f"token {padding_id(model)} (padding) in place of every token"
 
 
 def _check_number(what: str, value: Any) -> None:

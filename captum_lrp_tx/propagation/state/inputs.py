@@ -281,8 +281,18 @@ def _way_in(value: Any) -> str:
     """What to do about something that is no tensor."""
     if isinstance(value, str):
         return "Tokenize text first: tokenizer(text, return_tensors='pt', padding=True)."
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        return "Tokenize texts first: tokenizer(texts, return_tensors='pt', padding=True)."
+    if isinstance(value, (int, list)):
+        return (
+            "Pass a tensor: torch.tensor([ids]) for the ids of one text, or call the tokenizer "
+            "with return_tensors='pt', padding=True."
+        )
     if hasattr(value, "convert") and hasattr(value, "getpixel"):
         return "Pass pixels: image_processor(images=picture, return_tensors='pt')."
     if hasattr(value, "__array_interface__"):
-        return "Pass torch.from_numpy(array)."
+        if str(value.dtype) == "uint8" and value.ndim > 1:
+            return "Pass pixels: image_processor(images=array, return_tensors='pt')."
+        as_float = ".float()" if str(value.dtype) == "float64" else ""
+        return f"Pass torch.from_numpy(array){as_float}."
     return "Arguments that need no relevance belong into additional_forward_args."

@@ -1,0 +1,126 @@
+"""Why a model failed on its inputs: ids and shapes that do not fit, said with the way out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from captum_lrp_tx.errors import CaptumLRPError, InputError
+from captum_lrp_tx.propagation.model.modules import find_modules
+
+
+@contextlib.contextmanager
+def told_misfits(forward: Any, inputs: Any) -> Iterator[None]:
+    """Around a run of a model: if it fails on inputs that do not fit it, says so.
+
+    Nothing is checked while all goes well.
+
+    Args:
+        forward (callable): The model, or a function that runs it.
+        inputs (Tensor, tuple of Tensor, or mapping): What it is called with.
+
+    Raises:
+        InputError: in place of an error of torch or of the model, whose cause was found.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError, ValueError) as error:
+        if isinstance(error, CaptumLRPError):
+            raise
+        try:
+            reason = _misfit(forward, inputs)
+        except Exception:  # the search for a reason must not hide the error
+            reason = None
+        if reason is None:
+            raise
+        raise InputError(reason) from error
+
+
+def _misfit(forward: Any, inputs: Any) -> str | None:
+    """What does not fit, and what to do; None if nothing is found."""
+    if isinstance(inputs, Mapping):
+        named = {f"inputs[{key!r}]": v for key, v in inputs.items() if _is_data(str(key), v)}
+    else:
+        given = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+        named = {f"input {i}": v for i, v in enumerate(given) if isinstance(v, Tensor)}
+    modules = [module for _, module in find_modules(forward)]
+    for where, value in named.items():
+        if value.is_floating_point():
+            if value.dim() == 3 and value.shape[0] in (1, 3):
+                return (
+                    f"{where} has the shape {tuple(value.shape)}, which is that of one image "
+                    "without a dimension for the examples; pass pixels.unsqueeze(0)."
+                )
+            continue
+        found = _of_ids(where, value, modules)
+        if found is not None:
+            return found
+    return None
+
+
+def _is_data(key: str, value: Any) -> bool:
+    return isinstance(value, Tensor) and (key.endswith("input_ids") or key == "pixel_values")
+
+
+def _of_ids(where: str, ids: Tensor, modules: list[nn.Module]) -> str | None:
+    if ids.dim() == 1:
+        return (
+            f"{where} has the shape {tuple(ids.shape)}; token ids have the shape (examples, "
+            "tokens). Pass ids.unsqueeze(0), or call the tokenizer with return_tensors='pt'."
+        )
+    size = _vocabulary(modules)
+    low, high = int(ids.min()), int(ids.max())
+    if size is not None and (low < 0 or high >= size):
+        wrong = low if low < 0 else high
+        place = tuple((ids == wrong).nonzero()[0].tolist())
+        return (
+            f"{where} has the token id {wrong} at {place}, but the model knows ids from 0 to "
+            f"{size - 1}. Use the model's own tokenizer; where tokens were added to it, call "
+            "model.resize_token_embeddings(len(tokenizer)); -100 marks labels, not inputs."
+        )
+    limit = most_tokens(modules)
+    if limit is not None and ids.dim() == 2 and ids.shape[1] > limit:
+        return (
+            f"{where} has {ids.shape[1]} tokens, but the model has positions for {limit}. Cut the "
+            f"text: tokenizer(text, truncation=True, max_length={limit}, return_tensors='pt'), or "
+            "explain it in pieces."
+        )
+    return None
+
+
+def _vocabulary(modules: list[nn.Module]) -> int | None:
+    """How many ids the table of words has, if it can be told."""
+    for module in modules:
+        ask = getattr(module, "get_input_embeddings", None)
+        if ask is not None:
+            with contextlib.suppress(AttributeError, NotImplementedError):
+                size = getattr(ask(), "num_embeddings", None)
+                if isinstance(size, int):
+                    return size
+    tables = [m.num_embeddings for m in modules if isinstance(m, nn.Embedding)]
+    return max(tables) if len(tables) == 1 else None
+
+
+def most_tokens(modules: list[nn.Module]) -> int | None:
+    """The most tokens that a model has positions for, if there is a limit.
+
+    Args:
+        modules (list of Module): The model, and what is in it.
+    """
+    found = []
+    for module in modules:
+        config = getattr(module, "config", None)
+        config = getattr(config, "text_config", None) or config
+        for name in ("max_position_embeddings", "n_positions"):
+            limit = getattr(config, name, None)
+            if isinstance(limit, int) and limit > 0:
+                found.append(limit)
+        for name, table in module.named_children():
+            if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
+                first = table.padding_idx
+                if first is not None:  # its first rows are for padding
+                    found.append(table.num_embeddings - first - 1)
+    return min(found, default=None)

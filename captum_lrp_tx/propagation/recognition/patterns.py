@@ -27,6 +27,7 @@ from captum_lrp_tx.propagation.recognition import axes
 _MARKED = "captum_lrp_tx.pattern"
 _MAX_DEPTH = 40
 _MAX_NODES = 200
+_GLANCE = 4
 #: Adding, scaling or joining patterns gives a pattern again.
 _COMBINED = frozenset({"Add", "Sub", "Mul", "Cat", "Where", "Rsub"})
 #: Between the weights and the sum that they are divided by.
@@ -176,13 +177,39 @@ def _pattern(node: Node, depth: int) -> Pattern | None:
         before = edges(node)
         if len(before) == 1:
             return _moved(node, before[0], depth)
-        found = [_moved(node, edge, depth) for edge in before]
-        if not found or any(one is None for one in found):
+        if not all(_may_make(one) for one, _ in before):
+            return None  # at once: a residual stream is long
+        found: list[Pattern] = []
+        for edge in before:
+            one = _moved(node, edge, depth)
+            if one is None:
+                return None
+            found.append(one)
+        if not found:
             return None
-        first = found[0]
-        same = all(one is not None and first and one.axis == first.axis for one in found)
-        return first if same or first is None else replace(first, axis=None)
+        same = all(one.axis == found[0].axis for one in found)
+        return found[0] if same else replace(found[0], axis=None)
     return None
+
+
+def _may_make(node: Node) -> bool:
+    """Whether a node may be, or lead back to, a pattern; a glance at what is behind its views."""
+    name = node_name(node)
+    for _ in range(_GLANCE):
+        before = node.next_functions
+        if name not in KEEP_ENTRIES or len(before) != 1 or _MARKED in node.metadata:
+            break
+        if before[0][0] is None:
+            return False
+        node = before[0][0]
+        name = node_name(node)
+    return (
+        name in KEEP_ENTRIES
+        or name in _COMBINED
+        or name in ("Exp", "Div")
+        or _MARKED in node.metadata
+        or is_softmax(name)
+    )
 
 
 def _moved(node: Node, edge: tuple[Node, int], depth: int) -> Pattern | None:

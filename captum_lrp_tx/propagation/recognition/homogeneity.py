@@ -257,10 +257,12 @@ def _product(factors: Sequence[Degree], signs: Sequence[float] = ()) -> Degree:
             of[node] = of.get(node, 0.0) + sign * degree
     shared_out = len({f.is_reduced for f in factors}) > 1
     shared = not signs and len(factors) > 1 and bool(set(factors[0].of) & set(factors[1].of))
+    # weights that sum to one, and ratios of norms, do not grow: beside others they are constants
+    growing = [f for f in factors if f.of] or factors
     return Degree(
         {n: d for n, d in of.items() if abs(d) > 1e-6},
-        shared or any(f.is_nonlinear for f in factors),
-        bool(factors) and all(f.is_reduced for f in factors),
+        shared or any(f.is_nonlinear for f in growing),
+        bool(growing) and all(f.is_reduced for f in growing),
         any(f.is_pooled for f in factors),
         any(f.is_shifted for f in factors),
         any(f.is_mixed for f in factors) or (shared_out and any(map(_is_of_statistics, factors))),

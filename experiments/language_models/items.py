@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -87,7 +87,12 @@ def encode(task: str, prompt: Prompt, tokenizer: Any) -> Item | None:
 
 
 def draw(
-    model: NextToken, tokenizer: Any, split: str, count: int, blimp: Path | None
+    model: NextToken,
+    tokenizer: Any,
+    split: str,
+    count: int,
+    blimp: Path | None,
+    tasks: Collection[str] = tuple(TASKS),
 ) -> list[Item]:
     """Items that the model solves, and no longer does (by half of the contrast) when corrupted.
 
@@ -97,10 +102,13 @@ def draw(
         split (str): ``"train"`` or ``"test"``.
         count (int): How many of each task.
         blimp (Path, optional): Folder of BLiMP; without it its tasks have no items.
+        tasks (collection of str): Names of those that are drawn; all unless given.
     """
     words = Words(split, blimp)
     found: list[Item] = []
     for name, task in TASKS.items():
+        if name not in tasks:
+            continue
         wanted = min(count, LIMITS.get(name, count))
         prompts = task(words, Random(f"{split} {name}"))
         kept: list[Item] = []

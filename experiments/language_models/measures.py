@@ -43,23 +43,24 @@ def scores(
     found["share"] = float(positive[reasons].sum() / max(positive.sum(), 1e-300))
     if effects is not None and len(values) > 2:
         measured = np.asarray(effects, dtype=np.float64)
-        found["Pearson"] = _correlation(values, measured)
-        found["Spearman"] = _correlation(_ranks(values), _ranks(measured))
+        found["Pearson"] = correlation(values, measured)
+        found["Spearman"] = correlation(ranks(values), ranks(measured))
     return found
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's correlation; 0 if either does not vary."""
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float((a * b).sum() / scale) if scale > 0 else 0.0
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 0, ties shared."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
-    ranks: np.ndarray = (ends - (counts + 1) / 2)[inverse]
-    return ranks
+    found: np.ndarray = (ends - (counts + 1) / 2)[inverse]
+    return found
 
 
 def by_task(

@@ -1,0 +1,1 @@
+"""Do fast attributions of heads and MLPs follow their measured effects? See ``README.md``."""

@@ -116,7 +116,8 @@ def figure(
             values = correlations(found, name, places, nodes_of_layer)["Pearson"]
             _interval(above, i, values, colours[name])
         above.set_yticks(range(len(names)), names)
-        above.invert_yaxis() if column == 0 else None
+        above.set(xlim=(-0.55, 1.05), ylim=(len(names) - 0.5, -0.5))
+        above.axvline(0, color="0.8", linewidth=1, zorder=0)
         above.set_xlabel("Pearson, estimated and measured effects")
         for name, results in found.items():
             kept = np.asarray([results[i].circuits for i in places]).mean(0)

@@ -20,6 +20,7 @@ COPIES = HERE / "repository"
 COPIED = (
     "benchmarks/*.md",
     "experiments/*/*.md",
+    "experiments/*/*.png",
     "experiments/language_models/*.py",
     "tutorials/*.ipynb",
     "tutorials/MODELS.md",
@@ -66,6 +67,8 @@ def adapt_pages(_: Any, name: str, source: list[str]) -> None:
     up = "../" * name.count("/")
     links = rf"\]\({re.escape(up)}\.\./((?:benchmarks|experiments|tutorials)/[^)]*\.(?:md|ipynb))"
     source[0] = re.sub(links, rf"]({up}repository/\1", source[0])
+    if name.startswith(COPIES.name):  # one folder deeper than the original
+        source[0] = source[0].replace(f"]({up.removeprefix('../')}docs/", f"]({up}")
     if name.startswith(COPIES.name) and not source[0].startswith(("# ", "{")):
         source[0] = f"# {name.rpartition('/')[2].replace('_', ' ').capitalize()}\n\n{source[0]}"
 

@@ -36,7 +36,9 @@ class SinkRule(Rule):
     Sinks are looked for in fused attention and in matrix products of a pattern with values. Where
     attention is spelled in another way, heads share values that are not repeated, or dropout is on,
     the inner rule acts alone. Whether a token is a sink is decided with all tokens in view, padding
-    left out, and changes with the text.
+    left out, and changes with the text: a position in a longer text is explained otherwise than at
+    the end of its prefix. To explain all tokens of an answer as they were generated, give each its
+    prefix.
 
     Args:
         rule (Rule): ``AHRule()`` or ``UniformAttentionRule()``.

@@ -376,7 +376,11 @@ def test_what_is_an_attention_pattern(make: Any, expected: bool) -> None:
 def test_what_is_a_normaliser(make: Any, expected: bool) -> None:
     x = leaf(3, 3) * 1.0
     statistic = make(x)
-    ways = [homogeneity.is_norm(statistic, (x,), quotient) for quotient in (True, False)]
+    degrees, whole = homogeneity.Degrees(), homogeneity.Normalising.WHOLE
+    ways = [
+        homogeneity.normalises(degrees, statistic, (x,), quotient) is whole
+        for quotient in (True, False)
+    ]
     assert any(ways) is expected
 
 

@@ -53,8 +53,9 @@ def by_hand(model: Gated, x: Tensor, share_of_gate: float) -> Tensor:
 
 @pytest.mark.parametrize(
     "gate, share",
-    [(F.silu, 0.5), (F.gelu, 0.5), (F.relu, 0.5), (torch.sigmoid, 0.0), (torch.tanh, 0.0)],
-)
+    [(F.silu, 0.5), (F.gelu, 0.5), (F.relu, 0.5), (torch.sigmoid, 0.0), (torch.tanh, 0.0),
+     (torch.exp, 0.0), (lambda x: x.exp2()[:, None].squeeze(1), 0.0)],
+)  # fmt: skip
 def test_against_loops(gate: Callable[[Tensor], Tensor], share: float) -> None:
     torch.manual_seed(0)
     model, x = Gated(gate).double(), torch.randn(1, WIDTH, dtype=torch.float64)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 pytest.importorskip("transformers")
 
@@ -131,6 +133,25 @@ def test_other_failures_stay_as_they_are(model: Any) -> None:
     with pytest.raises(ValueError, match="of the user's own") as caught:
         lrp.ConservativeLRP(broken).attribute(torch.tensor([[2, 3]]), target=1)
     assert not isinstance(caught.value, InputError)
+
+
+def test_a_true_reason_or_none() -> None:
+    """Embeddings of one example are no image, and rotary positions have no last row."""
+
+    class Rotary(nn.Module):
+        config = SimpleNamespace(max_position_embeddings=4)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(50, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("out of memory")
+
+    for given in (torch.randn(1, 6, 8), torch.ones(1, 9, dtype=torch.long)):
+        with pytest.raises(RuntimeError, match="out of memory") as told:
+            lrp.ConservativeLRP(Rotary()).attribute(given, target=0)
+        assert not isinstance(told.value, InputError)
 
 
 def test_verbose_prints_the_rules(model: Any, tokenizer: Any, capsys: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_lrp_tx import ConservativeGI
+from captum_lrp_tx import ConservativeGI, ConservativeLRP
 from captum_lrp_tx.errors import NoRuleAppliedWarning, UncoveredOperationError
+from captum_lrp_tx.propagation.recognition import homogeneity
+from captum_lrp_tx.propagation.recognition.degrees import Degrees
 
 EPS, WIDTH, TOKENS = 1e-5, 8, 6
 Freeze = Callable[[Tensor], Tensor]
@@ -196,3 +199,32 @@ def test_strict_where_no_rule_acted() -> None:
         explainer.attribute(inputs(), target=0, strict=True)
     with pytest.warns(NoRuleAppliedWarning):
         explainer.attribute(inputs(), target=0)
+
+
+def test_weights_by_their_own_sum_hide_no_norm() -> None:
+    """What attention gives may be normalised, however its weights were written."""
+    values = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(3)).double()
+
+    def forward(x: Tensor, weights: Callable[[Tensor], Tensor]) -> Tensor:
+        read = weights(x @ x.mT / WIDTH) @ (x @ values)
+        return (read * (1 / (read**2).mean(-1, keepdim=True).sqrt())).mean(1)
+
+    x = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(4)).double()
+    by_sum, softmax = (
+        ConservativeLRP(functools.partial(forward, weights=w), "ln").attribute(x, target=1)
+        for w in (lambda s: (lambda e: e / e.norm(1, -1, keepdim=True))(s.exp()),
+                  lambda s: s.softmax(-1))
+    )  # fmt: skip
+    torch.testing.assert_close(by_sum, softmax)
+
+
+def test_degrees_are_found_however_deep_the_graph_is() -> None:
+    x = torch.ones(3, requires_grad=True)
+    deep = x * 1.0
+    for _ in range(3000):
+        deep = -deep
+    degrees = Degrees()
+    assert set(degrees.deep.degree(deep.grad_fn, 0).of.values()) == {1.0}
+    statistic = (deep * deep).sum().sqrt()
+    found = homogeneity.normalises(degrees, statistic, (deep,), quotient=True)
+    assert found is homogeneity.Normalising.WHOLE

@@ -21,6 +21,7 @@ from captum_lrp_tx.propagation import graph
 from captum_lrp_tx.propagation.hygiene.arguments import fresh
 from captum_lrp_tx.propagation.judging import diagnosis, obstacles
 from captum_lrp_tx.propagation.recognition import homogeneity, patterns
+from captum_lrp_tx.propagation.recognition.degrees import Degrees
 from captum_lrp_tx.propagation.state.scope import Boundary
 
 TOKENS, WIDTH = 5, 4
@@ -376,7 +377,7 @@ def test_what_is_an_attention_pattern(make: Any, expected: bool) -> None:
 def test_what_is_a_normaliser(make: Any, expected: bool) -> None:
     x = leaf(3, 3) * 1.0
     statistic = make(x)
-    degrees, whole = homogeneity.Degrees(), homogeneity.Normalising.WHOLE
+    degrees, whole = Degrees(), homogeneity.Normalising.WHOLE
     ways = [
         homogeneity.normalises(degrees, statistic, (x,), quotient) is whole
         for quotient in (True, False)

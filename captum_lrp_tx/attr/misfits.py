@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from captum_lrp_tx.errors import CaptumLRPError, InputError
 from captum_lrp_tx.propagation.model.modules import find_modules
 
+#: Rows that tables of positions keep for padding, at most.
+_KEPT = 4
+
 
 @contextlib.contextmanager
 def told_misfits(forward: Any, inputs: Any) -> Iterator[None]:
@@ -49,7 +52,7 @@ def _misfit(forward: Any, inputs: Any) -> str | None:
     modules = [module for _, module in find_modules(forward)]
     for where, value in named.items():
         if value.is_floating_point():
-            if value.dim() == 3 and value.shape[0] in (1, 3):
+            if value.dim() == 3 and _reads_images(modules, value.shape[0]):
                 return (
                     f"{where} has the shape {tuple(value.shape)}, which is that of one image "
                     "without a dimension for the examples; pass pixels.unsqueeze(0)."
@@ -59,6 +62,12 @@ def _misfit(forward: Any, inputs: Any) -> str | None:
         if found is not None:
             return found
     return None
+
+
+def _reads_images(modules: list[nn.Module], channels: int) -> bool:
+    """Whether the model begins with a convolution of images of so many channels."""
+    first = next((m for m in modules if isinstance(m, nn.Conv2d)), None)
+    return first is not None and first.in_channels == channels
 
 
 def _is_data(key: str, value: Any) -> bool:
@@ -82,7 +91,11 @@ def _of_ids(where: str, ids: Tensor, modules: list[nn.Module]) -> str | None:
             "model.resize_token_embeddings(len(tokenizer)); -100 marks labels, not inputs."
         )
     limit = most_tokens(modules)
-    if limit is not None and ids.dim() == 2 and ids.shape[1] > limit:
+    has_table = any(
+        isinstance(m, nn.Embedding) and limit is not None and 0 <= m.num_embeddings - limit <= _KEPT
+        for m in modules
+    )  # without one nothing ends at the limit: rotary positions
+    if limit is not None and has_table and ids.dim() == 2 and ids.shape[1] > limit:
         return (
             f"{where} has {ids.shape[1]} tokens, but the model has positions for {limit}. Cut the "
             f"text: tokenizer(text, truncation=True, max_length={limit}, return_tensors='pt'), or "

@@ -17,7 +17,7 @@ from captum_lrp_tx.propagation.operations import (
     Activation,
     Kind,
 )
-from captum_lrp_tx.propagation.recognition import homogeneity, patterns, recurrence
+from captum_lrp_tx.propagation.recognition import degrees, patterns, recurrence
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context
@@ -65,13 +65,11 @@ def _activation(context: Context, call: Call) -> Any:
         )
         if context.scope.ledger is not None:
             operation.absorb = context.absorber()
-        return x.copy_(
-            homogeneity.with_exponent(context.apply(Kind.ACTIVATION, operation), exponent)
-        )
+        return x.copy_(degrees.with_exponent(context.apply(Kind.ACTIVATION, operation), exponent))
     operation = Activation(*call.parts, input=x, name=_ACTIVATIONS[bare])
     if context.scope.ledger is not None:
         operation.absorb = context.absorber()
-    return homogeneity.with_exponent(context.apply(Kind.ACTIVATION, operation), exponent)
+    return degrees.with_exponent(context.apply(Kind.ACTIVATION, operation), exponent)
 
 
 def _gelu_slope(x: Tensor, **kwargs: Any) -> Tensor:

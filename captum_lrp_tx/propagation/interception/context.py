@@ -17,7 +17,7 @@ from captum_lrp_tx.propagation.interception.cuts import Cuts
 from captum_lrp_tx.propagation.model.strangers import Strangers, running
 from captum_lrp_tx.propagation.operations import AbsorbFn, Kind, Operation
 from captum_lrp_tx.propagation.recognition import undecided
-from captum_lrp_tx.propagation.recognition.homogeneity import Degrees
+from captum_lrp_tx.propagation.recognition.degrees import Degrees
 from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.propagation.state.scope import Scope, next_sequence_number
 

@@ -41,6 +41,7 @@ from captum_lrp_tx.propagation.recognition import (
     weighing,
 )
 from captum_lrp_tx.propagation.recognition.contracted import equation_of
+from captum_lrp_tx.propagation.recognition.degrees import note_norm
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context
@@ -156,7 +157,7 @@ def _norm(context: Context, call: Call, quotient: bool) -> Tensor | None:
             context.scope.find("norm written out")
             operation = NormalizerProduct(*call.parts, normalizer=i)
             result = _tensor(context.apply(Kind.NORM, operation))
-            homogeneity.note_norm(degrees, result, args[i], quotient)
+            note_norm(degrees, result, args[i], quotient)
             return result
     return None
 

@@ -12,7 +12,7 @@ from captum_lrp_tx.propagation.operations import (
     Kind,
     Residual,
 )
-from captum_lrp_tx.propagation.recognition import homogeneity, recurrence
+from captum_lrp_tx.propagation.recognition import degrees, recurrence
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context
@@ -22,7 +22,7 @@ def _addition(context: Context, call: Call) -> Any:
     args = call.args
     if len(args) == 2 and isinstance(args[1], (int, float)) and not call.kwargs:
         result = call.run()
-        homogeneity.note_shift(result, args[1])
+        degrees.note_shift(result, args[1])
         return result
     initial = None if call.kwargs else _initial_state(context, args)
     if initial is not None:

@@ -26,7 +26,7 @@ from captum_lrp_tx.propagation.graph import (
 )
 from captum_lrp_tx.propagation.judging.obstacles import foreign
 from captum_lrp_tx.propagation.operations import Kind
-from captum_lrp_tx.propagation.recognition import axes, homogeneity
+from captum_lrp_tx.propagation.recognition import axes, degrees, homogeneity
 from captum_lrp_tx.propagation.recognition.own_size import is_divided_by_its_size
 from captum_lrp_tx.propagation.recognition.recurrence import UNCLEAR, marked
 from captum_lrp_tx.propagation.recognition.rescaling import UNTOLD
@@ -307,7 +307,7 @@ class _Path:
                 negative = name == "Pow" and isinstance(exponent, (int, float)) and exponent < 0
                 if name in ("Rsqrt", "Reciprocal") or negative or (name, position) == ("Div", 1):
                     return True
-                if homogeneity.is_shifted(user):
+                if degrees.is_shifted(user):
                     continue  # 1 + distance is no norm
                 if user not in seen and (name in _ENTRYWISE or name == "Pow"):
                     seen.add(user)

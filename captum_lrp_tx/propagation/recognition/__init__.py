@@ -13,6 +13,7 @@ autograd graph so far, which holds what depends on the explained inputs and noth
 :mod:`.rescaling`  what such sums are divided by afterwards
 :mod:`.entrywise`  the same for patterns that meet values entry by entry
 :mod:`.undecided`  products whose meaning shows only in what becomes of them
+:mod:`.degrees`    how tensors grow with what they were made of
 :mod:`.homogeneity` norms: products that do not change when their source is scaled
 :mod:`.own_size`   norms that no name tells, by Euler's theorem: refused
 :mod:`.self_gated` activations written by hand
@@ -24,7 +25,7 @@ autograd graph so far, which holds what depends on the explained inputs and noth
 ``pytest tests/test_spellings.py -k "your spelling"``.  If it fails, the operation that is not known
 is missing in one of the sets of names at the head of these modules: ``KEEP_ENTRIES`` of
 :mod:`captum_lrp_tx.propagation.graph` for what moves entries, ``_SUMS`` of :mod:`.undecided` for
-what adds them up, ``_POWERS`` and ``_REDUCTIONS`` of :mod:`.homogeneity` for statistics.
+what adds them up, ``_POWERS`` and ``_REDUCTIONS`` of :mod:`.degrees` for statistics.
 
 **What no name tells** is asked of the numbers.  Products of values with a pattern that are summed
 in an unusual way (a product with ones, pooling, writes into a buffer) are seen by the gradient that

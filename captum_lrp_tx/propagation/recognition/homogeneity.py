@@ -1,93 +1,36 @@
 """Norms by homogeneity: what is divided does not change when its source is scaled.
 
-Every tensor has a *degree* in each of its sources: 1 in itself, the sum of degrees for a product,
-``k`` times the degree for a power ``k``; sums, reductions, views and casts keep it.  A norm is the
-product or quotient of something with a reduced, non-linear statistic that makes the degree zero::
+A norm is the product or quotient of something with a reduced, non-linear statistic that makes the
+degree (:mod:`.degrees`) zero::
 
     x / sqrt(mean(x ** 2) + eps)        degree 1 - 2 * 1/2 = 0
     x * exp(-0.5 * log(x ** 2 @ ones))  the same
     x * sqrt(mean(x ** 2))              degree 2: no norm
     y / sqrt(mean(x ** 2))              degree -1 in x: a norm of something else
 
-A new spelling is one more name in one of the sets below.
+A new spelling is one more name in one of the sets of :mod:`.degrees`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, is_softmax, node_name
+from captum_lrp_tx.propagation.recognition.degrees import (
+    Degree,
+    Degrees,
+    Search,
+    differs,
+    product,
+)
 
-#: Keep the degree of their only input-dependent operand.
-_KEEP = KEEP_ENTRIES | frozenset(
-    """Abs Relu LeakyRelu Clamp ClampMin ClampMax Topk Sort Real Imag ViewAsReal
-    ViewAsComplex DiagEmbed""".split()
-)
-#: Add up operands of one degree, or choose among them.
-_SUMS = frozenset(
-    "Add Sub Rsub Where Maximum Minimum Fmax Fmin Cat Stack Lerp Hypot".split()
-)  # of two sources: a source of its own
-_POOLED_EXTREMES = frozenset("MaxPool2DWithIndices MaxPool3DWithIndices AdaptiveMaxPool2D".split())
-_EXTREMES = _POOLED_EXTREMES | frozenset(
-    "Max Amax Min Amin Aminmax Cummax Median Maximum Hypot".split()
-)
-_REDUCTIONS = _POOLED_EXTREMES | frozenset(
-    """Sum Mean Cumsum Nansum Max Amax Min Amin Aminmax Median Cummax Trace IndexAdd ScatterAdd
-    ScatterReduce SegmentReduce""".split()
-)
-_SPREADS = frozenset("Std Var StdMean VarMean LinalgVectorNorm Norm LinalgSvd".split())
-_POWERS = {"Sqrt": 0.5, "Rsqrt": -0.5, "Reciprocal": -1.0, "Sign": 0.0, "Sgn": 0.0}
-_MATRIX_PRODUCTS = frozenset(
-    "Mm Bmm Mv Dot Vdot Addmm Baddbmm Addmv Inner Einsum LinalgVecdot".split()
-)
-_POOLS = frozenset("AvgPool1D AvgPool2D AvgPool3D".split())
-_LINEAR_MAPS = (
-    _MATRIX_PRODUCTS
-    | _POOLS
-    | frozenset(
-        """Convolution MkldnnConvolution LinearValue Substitute SpreadBias Stabilize
-        Signed FftR2C FftC2C FftC2R""".split()
-    )
-)
-_SUMMAND_FIRST = frozenset("Addmm Baddbmm Addmv".split())
-#: Functions of one tensor that depends on the inputs.
-_OF_ONE = _KEEP | _SUMS | _REDUCTIONS | _SPREADS | _LINEAR_MAPS | {"Mul", "Div"}
-#: Steps between an exponential and its logarithm.
-_MOST_STEPS = 16
 _WEIGHTS = frozenset({"Sigmoid", "Hardsigmoid"})
-_EXPONENT = "captum_lrp_tx.exponent"
-_SHIFT = "captum_lrp_tx.shift"
-_DIVISOR = "captum_lrp_tx.divisor"
 #: Where the node of a product notes that a norm was taken in several steps, and this is the last.
 IN_STEPS = "captum_lrp_tx.norm_in_steps"
-#: From here on, a number added to a norm is no safeguard against division by zero.
-_LARGE_SHIFT = 0.25
-
-
-class Degree(NamedTuple):
-    """Degrees of a tensor in its sources, and how it was made of them.
-
-    Attributes:
-        of (mapping of Node to float): The sources with a degree other than zero.
-        is_nonlinear (bool): Whether a power, a modulus or an extreme was taken on the way.
-        is_reduced (bool): Whether entries were combined after that.
-        is_pooled (bool): Whether that was done over neighbours (local response norm).
-        is_shifted (bool): Whether a number too large for a safeguard was added.
-        is_mixed (bool): Whether something was multiplied or divided by a statistic.
-        is_past_norm (bool): Whether it was followed to before something was normalised.
-    """
-
-    of: dict[Node, float]
-    is_nonlinear: bool = False
-    is_reduced: bool = False
-    is_pooled: bool = False
-    is_shifted: bool = False
-    is_mixed: bool = False
-    is_past_norm: bool = False
 
 
 class Normalising(Enum):
@@ -97,40 +40,11 @@ class Normalising(Enum):
     LAST_STEP = "after a part of the norm was taken: x * m ** -0.25 * m ** -0.25"
 
 
-def note_shift(result: Any, number: Any) -> None:
-    """Remember that a number was added that is no mere safeguard."""
-    if isinstance(number, (int, float)) and abs(number) >= _LARGE_SHIFT:
-        node: Node | None = getattr(result, "grad_fn", None)
-        if node is not None:
-            node.metadata[_SHIFT] = True
-
-
-def is_shifted(node: Node) -> bool:
-    """Whether a node adds a number that is no mere safeguard."""
-    return bool(node.metadata.get(_SHIFT))
-
-
-def note_norm(degrees: Degrees, result: Any, statistic: Tensor, quotient: bool) -> None:
-    """Remember what something was normalised by, which is a constant in the graph by now."""
-    node: Node | None = getattr(result, "grad_fn", None)
-    if node is not None and statistic.grad_fn is not None:
-        found = degrees.shallow.degree(statistic.grad_fn, statistic.output_nr)
-        node.metadata[_DIVISOR] = found, -1.0 if quotient else 1.0
-
-
 def note_steps(result: Any) -> Any:
     """Remember that something was divided by the last part of a norm."""
     node: Node | None = getattr(result, "grad_fn", None)
     if node is not None:
         node.metadata[IN_STEPS] = True
-    return result
-
-
-def with_exponent(result: Any, exponent: float | None) -> Any:
-    """A result under a rule for activations, whose node does not tell the exponent of a power."""
-    node: Node | None = getattr(result, "grad_fn", None)
-    if exponent is not None and node is not None:
-        node.metadata[_EXPONENT] = exponent
     return result
 
 
@@ -164,7 +78,7 @@ def normalises(
         if all(map(is_weight, found.of)):
             return None  # weights of a mixture in units of their own size, sum or norm
         sign = 1.0 if quotient else -1.0
-        factors = _product([search.degree(o.grad_fn, 0) for o in others if o.grad_fn is not None])
+        factors = product([search.degree(o.grad_fn, 0) for o in others if o.grad_fn is not None])
         if not search.deep and factors.is_nonlinear and factors.is_reduced:
             return None  # a ratio of norms: what it multiplies decides
         if all(_cancels(factors.of.get(n, 0.0), sign * d, found) for n, d in found.of.items()):
@@ -190,7 +104,7 @@ def _is_of(degrees: Degrees, statistic: Tensor, factor: Tensor, quotient: bool) 
         sources += [moved(*edge) for edge in source[0].next_functions[:1] if edge[0] is not None]
     sign = 1.0 if quotient else -1.0
     for one in sources:
-        search, alone = _Search(source=one), {one[0]}
+        search, alone = Search(source=one), {one[0]}
         own = search.degree(factor.grad_fn, factor.output_nr)
         found = search.degree(statistic.grad_fn, statistic.output_nr)
         reduced = found.is_reduced or statistic.numel() < factor.numel()
@@ -227,7 +141,7 @@ def is_weight(node: Node) -> bool:
 
 def is_known(statistic: tuple[Node, int], source: tuple[Node, int]) -> bool:
     """Whether the degree of a statistic in its source is told by names, so that it is no norm."""
-    found = _Search(deep=True, source=source).degree(*statistic)
+    found = Search(deep=True, source=source).degree(*statistic)
     return set(found.of) <= {source[0]}
 
 
@@ -241,231 +155,10 @@ def is_ratio(degrees: Degrees, numerator: Tensor, divisor: Tensor) -> bool:
         return False
     above = search.degree(numerator.grad_fn, 0)
     lengths = all(abs(d - 1) < 1e-3 for d in above.of.values())  # not scores and their sums
-    return lengths and above.is_nonlinear and above.is_reduced and not _differs(above, below)
+    return lengths and above.is_nonlinear and above.is_reduced and not differs(above, below)
 
 
 def _cancels(numerator: float, divisor: float, found: Degree) -> bool:
     if found.is_pooled and found.is_shifted:  # (k + alpha * mean of squares) ** beta
         return numerator > 0 and 0 < divisor < 2 * numerator
     return abs(numerator - divisor) < 1e-3 and divisor > 0
-
-
-def _product(factors: Sequence[Degree], signs: Sequence[float] = ()) -> Degree:
-    of: dict[Node, float] = {}
-    for factor, sign in zip(factors, signs or [1.0] * len(factors), strict=True):
-        for node, degree in factor.of.items():
-            of[node] = of.get(node, 0.0) + sign * degree
-    shared_out = len({f.is_reduced for f in factors}) > 1
-    shared = not signs and len(factors) > 1 and bool(set(factors[0].of) & set(factors[1].of))
-    # weights that sum to one, and ratios of norms, do not grow: beside others they are constants
-    growing = [f for f in factors if f.of] or factors
-    return Degree(
-        {n: d for n, d in of.items() if abs(d) > 1e-6},
-        shared or any(f.is_nonlinear for f in growing),
-        bool(growing) and all(f.is_reduced for f in growing),
-        any(f.is_pooled for f in factors),
-        any(f.is_shifted for f in factors),
-        any(f.is_mixed for f in factors) or (shared_out and any(map(_is_of_statistics, factors))),
-        any(f.is_past_norm for f in factors),
-    )
-
-
-def _is_of_statistics(degree: Degree) -> bool:
-    return degree.is_nonlinear and degree.is_reduced and bool(degree.of)
-
-
-def _raised(degree: Degree, power: float) -> Degree:
-    """The degree of a power of something."""
-    return degree._replace(of={n: d * power for n, d in degree.of.items()})
-
-
-class _Search:
-    """The degrees behind a tensor, up to ``source`` if one is given.
-
-    ``deep`` looks through linear maps of a source as well: ``(W x) / rms(x)``.  What was normalised
-    is a source, too; ``through_norms`` looks at what it was before.
-    """
-
-    def __init__(
-        self,
-        deep: bool = False,
-        source: tuple[Node, int] | None = None,
-        through_norms: bool = False,
-    ) -> None:
-        self.deep = deep
-        self.through_norms = through_norms
-        self.known: dict[tuple[Node, int], Degree] = {}
-        #: Nodes before this one cannot depend on the source.
-        self.first = -1
-        if source is not None:
-            self.known[source] = Degree({source[0]: 1.0})
-            self.first = source[0]._sequence_nr()
-
-    def degree(self, node: Node, output: int) -> Degree:
-        """The degree of the result ``output`` of a node; each is found once."""
-        known, wanted = self.known, (node, output)
-        waiting = [] if wanted in known else [wanted]
-        while waiting:  # no recursion: a graph may be deeper than the stack
-            key = waiting[-1]
-            edges = () if key in known else self._edges(key[0])
-            missing = [edge for edge in edges if edge not in known]
-            if missing:
-                waiting += missing
-                continue
-            waiting.pop()
-            if key not in known:
-                known[key] = self._found(key, [known[edge] for edge in edges])
-        return known[wanted]
-
-    def _edges(self, node: Node) -> list[tuple[Node, int]]:
-        """What the degree of a node depends on; nothing if it is a source."""
-        name = node_name(node)
-        edges = [(e, i) for e, i in node.next_functions if e is not None]
-        if name == "Copy":
-            edges = edges[-1:]
-        if name == "AccumulateGrad" or node._sequence_nr() < self.first:
-            return []
-        if self.through_norms and len(edges) == 1 and _DIVISOR in node.metadata:
-            return edges
-        if name == "Exp":
-            power = _power_of(edges[0][0]) if edges else None
-            return [] if power is None else [power.base]
-        if len(edges) == 1:
-            return edges if _is_known(node, name) else []
-        if name in _MATRIX_PRODUCTS:
-            has_summand = name in _SUMMAND_FIRST and node.next_functions[0][0] is not None
-            return edges if len(edges) == 2 and not has_summand else []
-        return edges if name in _SUMS or name in ("Mul", "Div") else []
-
-    def _found(self, key: tuple[Node, int], before: list[Degree]) -> Degree:
-        node, output = key
-        found = self._made(node, output, before) if before else None
-        if found is None:
-            return Degree({node: 1.0})
-        if _SHIFT in node.metadata and found.is_nonlinear:
-            return found._replace(is_shifted=True)
-        return found
-
-    def _made(self, node: Node, output: int, before: list[Degree]) -> Degree | None:
-        """The degree of a node by those of what it was made of; ``None`` for a source."""
-        name = node_name(node)
-        divisor = node.metadata.get(_DIVISOR) if self.through_norms else None
-        if divisor is not None and len(before) == 1:
-            past = _product([before[0], divisor[0]], (1.0, divisor[1]))
-            return past._replace(is_past_norm=True)
-        if name == "Exp":
-            power = _power_of(node.next_functions[0][0])
-            assert power is not None
-            reduced = before[0].is_reduced or power.is_sum
-            found = _raised(before[0], power.exponent)
-            return found._replace(is_nonlinear=True, is_reduced=reduced)
-        if len(before) == 1:
-            return self._of_one(node, name, output, before[0])
-        if name in _SUMS:
-            return self._sum(before, name)
-        if name in ("Mul", "Div"):
-            return _product(before, (1.0, -1.0) if name == "Div" else ())
-        return _product(before)._replace(is_reduced=True)
-
-    def _sum(self, terms: list[Degree], name: str) -> Degree | None:
-        first = terms[0]
-        if any(_differs(first, t) for t in terms[1:]):
-            return None
-        return Degree(
-            first.of,
-            name in _EXTREMES or any(t.is_nonlinear for t in terms),
-            any(t.is_reduced for t in terms) and all(t.is_nonlinear for t in terms),
-            any(t.is_pooled for t in terms),
-            any(t.is_shifted for t in terms),
-            any(t.is_mixed for t in terms),
-            any(t.is_past_norm for t in terms),
-        )
-
-    def _of_one(self, node: Node, name: str, output: int, before: Degree) -> Degree | None:
-        if name in _LINEAR_MAPS:
-            if not before.is_nonlinear and not self.deep:
-                return None
-            pooled = before.is_pooled or name in _POOLS
-            return before._replace(is_reduced=True, is_pooled=pooled)
-        power = _power(node, name)
-        if power is not None:
-            nonlinear = before.is_nonlinear or power != -1.0
-            return _raised(before, power)._replace(is_nonlinear=nonlinear)
-        if name in _SPREADS:
-            if output == 1 and name in ("StdMean", "VarMean"):
-                return before._replace(is_reduced=True)
-            degree = 2.0 if name in ("Var", "VarMean") else 1.0
-            return _raised(before, degree)._replace(is_nonlinear=True, is_reduced=True)
-        if name in _EXTREMES or name == "Abs":
-            before = before._replace(is_nonlinear=True)
-        return before._replace(is_reduced=True) if name in _REDUCTIONS else before
-
-
-class Degrees:
-    """What is known of the degrees of a graph that grows: every node is looked at once a search."""
-
-    def __init__(self) -> None:
-        self.shallow = _Search()
-        self.deep = _Search(deep=True)
-        self.through_norms = _Search(through_norms=True)
-
-
-class _Power(NamedTuple):
-    """``exp(c * log(v))``, which is ``v ** c``; ``is_sum`` if entries of ``v`` were summed."""
-
-    base: tuple[Node, int]
-    exponent: float
-    is_sum: bool
-
-
-def _power_of(node: Node) -> _Power | None:
-    """The power that the exponential of a node's result is, if it is one."""
-    power, is_sum = 1.0, False
-    for _ in range(_MOST_STEPS):
-        name = node_name(node)
-        edges = [(e, i) for e, i in node.next_functions if e is not None]
-        if len(edges) != 1:
-            return None
-        if name == "Log":
-            return _Power(edges[0], power, is_sum)
-        if name in ("Logsumexp", "Logcumsumexp"):  # of logs: a sum
-            is_sum = True
-        elif name == "Neg":
-            power = -power
-        elif name in ("Mul", "Div"):
-            constant = getattr(node, "_saved_other", None)
-            constant = getattr(node, "_saved_self", None) if constant is None else constant
-            number = _number(constant)
-            if not number or (name == "Div" and node.next_functions[0][0] is None):
-                return None
-            power = power * number if name == "Mul" else power / number
-        elif name not in KEEP_ENTRIES and name not in ("Add", "Sub"):  # of a constant
-            return None
-        node = edges[0][0]
-    return None
-
-
-def _is_known(node: Node, name: str) -> bool:
-    """Whether what a function of one tensor does to degrees is known."""
-    return name in _OF_ONE or _power(node, name) is not None
-
-
-def _differs(one: Degree, other: Degree) -> bool:
-    return set(one.of) != set(other.of) or any(
-        abs(d - other.of[n]) > 1e-6 for n, d in one.of.items()
-    )
-
-
-def _power(node: Node, name: str) -> float | None:
-    if name == "Pow":
-        noted = node.metadata.get(_EXPONENT)
-        return _number(getattr(node, "_saved_exponent", None) if noted is None else noted)
-    if name == "Div" and node.next_functions[0][0] is None:
-        return -1.0  # a constant divided
-    return _POWERS.get(name)
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, Tensor):
-        return float(value) if value.numel() == 1 and not value.is_complex() else None
-    return float(value) if isinstance(value, (int, float)) else None

@@ -5,7 +5,8 @@ From the definitions, on aten operations and recorded values, sharing nothing wi
 * an activation ``y = f(x)`` becomes ``x * c`` with the constant ``c = f(x) / x`` (0 where x is 0);
 * a product of two factors that depend on the inputs keeps the gate constant. The gate is the
   factor that comes, entry by entry, from a bounded function (softmax or sigmoid before tanh and
-  the like), failing those from an activation; without such a difference each factor has half;
+  the like) or an exponential; without such a difference, and where one is an activation without
+  bounds (the gated MLP of a Llama), each factor has half;
 * a divisor is a constant; a matrix product without an attention pattern gives half to each factor,
   but to the experts alone if the other factor is a softmax that routes them.
 
@@ -162,6 +163,15 @@ def _noted(x: Tensor, note: str, notes: set[str]) -> Tensor:
     return x
 
 
+def _is_of_exponential(node: Any, depends: set[fx.Node]) -> bool:
+    """Whether the activation that makes a gate, entry by entry, is an exponential."""
+    while isinstance(node, fx.Node) and node in depends:
+        if base_name(node) in _SELF_GATED:
+            return base_name(node) == "exp"
+        node = next((n for n in node.all_input_nodes if n in depends), None)
+    return False
+
+
 def _half(x: Tensor) -> Tensor:
     return 0.5 * x + 0.5 * x.detach()
 
@@ -184,6 +194,8 @@ def _product(
     elif name != "mul" or strengths[0] == strengths[1] or first is second:
         replaced = (_half(first), _half(second))
         note = HALVES if name == "mul" else HALVES_OF_MATRICES
+    elif max(strengths) == 1 and not any(_is_of_exponential(a, depends) for a in node.args[:2]):
+        replaced = (_half(first), _half(second))
     elif strengths[0] > strengths[1]:
         replaced = (first.detach(), second)
     else:

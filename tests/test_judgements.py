@@ -62,12 +62,22 @@ def test_the_factor_that_is_more_of_a_gate_is_a_constant(
 
 
 @pytest.mark.parametrize("gate", [*GATES["switch"], *GATES["bounded"], *GATES["self-gated"]])
-def test_gates_stay_gates_where_activations_have_a_rule(gate: Any) -> None:
-    """All relevance of a product is the signal's, although the rule replaced the activation."""
+@pytest.mark.parametrize("preset", ["lrp", "lrp-gated"])
+def test_gates_stay_gates_where_activations_have_a_rule(preset: str, gate: Any) -> None:
+    """All relevance of a product is the signal's, although the rule replaced the activation.
+
+    Under the default half is that of an activation without bounds.
+    """
     x, y, weight = zoo.floats(N, WIDTH), zoo.floats(N, WIDTH) / 2 + 0.1, torch.randn(WIDTH)
-    of_gate, of_signal = ConservativeLRP(lambda a, b: (gate(a) * b) @ weight).attribute((x, y))
-    torch.testing.assert_close(of_signal, gate(x) * y * weight, rtol=1e-4, atol=1e-6)
-    assert not of_gate.any()
+    lrp = ConservativeLRP(lambda a, b: (gate(a) * b) @ weight, preset)
+    of_gate, of_signal = lrp.attribute((x, y))
+    product = gate(x) * y * weight
+    if preset == "lrp" and gate in GATES["self-gated"] and gate is not torch.exp:
+        torch.testing.assert_close(of_signal, product / 2, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(of_gate, product / 2, rtol=1e-4, atol=1e-6)
+    else:
+        torch.testing.assert_close(of_signal, product, rtol=1e-4, atol=1e-6)
+        assert not of_gate.any()
 
 
 def test_a_product_of_patterns_is_their_product() -> None:

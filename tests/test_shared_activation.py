@@ -65,6 +65,17 @@ def test_against_loops(gate: Callable[[Tensor], Tensor], share: float) -> None:
     torch.testing.assert_close(found, relevance(model, x, same), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("preset, share", [("lrp", 0.5), ("lrp-gated", 0.0)])
+def test_the_default_shares(preset: str, share: float) -> None:
+    torch.manual_seed(0)
+    model, x = Gated(F.silu).double(), torch.randn(1, WIDTH, dtype=torch.float64)
+    found = ConservativeLRP(model, preset, epsilon=1e-12).attribute(x, target=1)
+    torch.testing.assert_close(found, by_hand(model, x, share), rtol=1e-6, atol=1e-9)
+    if preset == "lrp":
+        default = ConservativeLRP(model, epsilon=1e-12).attribute(x, target=1)
+        torch.testing.assert_close(default, found, rtol=0, atol=0)
+
+
 def test_recurrent_layers_and_glu_are_as_under_the_gate_rule() -> None:
     torch.manual_seed(0)
 

@@ -124,7 +124,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
     assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("preset", ["lrp", "mambalrp", "attnlrp"])
+@pytest.mark.parametrize("preset", ["lrp", "lrp-gated", "mambalrp", "attnlrp"])
 @pytest.mark.parametrize("spelling", ["broadcast", "signal first", "einsum"])
 def test_a_tiny_mamba_follows_the_equations(spelling: str, preset: str, untouched: Any) -> None:
     model = zoo.randomise(TinyMamba(spelling))
@@ -133,7 +133,7 @@ def test_a_tiny_mamba_follows_the_equations(spelling: str, preset: str, untouche
     torch.testing.assert_close(
         double.reference(hidden.double(), False).float(), model(hidden), rtol=1e-4, atol=1e-5
     )
-    expected = relevance(double.reference, hidden, target, half=preset != "lrp")
+    expected = relevance(double.reference, hidden, target, half=preset != "lrp-gated")
     method = ConservativeLRP(model, preset, epsilon=0.0)
     with untouched(model):
         close(method.attribute(hidden, target=target, strict=True).double(), expected)
@@ -315,7 +315,7 @@ class Whole(nn.Module):
         return self.mixer(hidden)
 
 
-@pytest.mark.parametrize("preset", ["lrp", "mambalrp"])
+@pytest.mark.parametrize("preset", ["lrp", "lrp-gated", "mambalrp"])
 @pytest.mark.parametrize("family", ["Mamba", "FalconMamba", "Jamba", "Mamba2", "FalconH1"])
 def test_mixers_of_transformers_follow_the_equations(family: str, preset: str) -> None:
     model = build(family)
@@ -327,7 +327,8 @@ def test_mixers_of_transformers_follow_the_equations(family: str, preset: str) -
     torch.testing.assert_close(
         mixed(reference, hidden.double(), False).float(), mixer(hidden), rtol=1e-4, atol=1e-5
     )
-    expected = relevance(lambda h, half: mixed(reference, h, half), hidden, target, preset != "lrp")
+    half = preset != "lrp-gated"
+    expected = relevance(lambda h, half: mixed(reference, h, half), hidden, target, half)
     method = ConservativeLRP(Whole(mixer), preset, epsilon=0.0)
     close(method.attribute(hidden, target=target, strict=True).double(), expected)
 

@@ -46,8 +46,8 @@ class ConservativeGI(Conservative, GradientAttribution):
             returns something with ``.logits`` (a Hugging Face ``ModelOutput``), these are
             explained.
         rules (str or Composite): ``"ah+ln"`` (default), ``"ah"``, ``"ln"``, ``"gi"`` (plain
-            gradient x input, equal to Captum's ``InputXGradient``), ``"lrp"``, ``"lrp-gamma"``,
-            ``"mambalrp"``, ``"attnlrp"``, ``"attnlrp-gamma"``, ``"language"``,
+            gradient x input, equal to Captum's ``InputXGradient``), ``"lrp"``, ``"lrp-gated"``,
+            ``"lrp-gamma"``, ``"mambalrp"``, ``"attnlrp"``, ``"attnlrp-gamma"``, ``"language"``,
             ``"language-ah"``, or a :class:`~captum_lrp_tx.Composite`.
 
     Raises:

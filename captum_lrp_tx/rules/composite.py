@@ -21,6 +21,7 @@ from captum_lrp_tx.rules.gating import GateRule, UniformRule
 from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule, LinearRule
 from captum_lrp_tx.rules.normalization import LNRule
 from captum_lrp_tx.rules.rule import Bias, GradientRule, Rule
+from captum_lrp_tx.rules.shared_activation import SharedActivationRule
 from captum_lrp_tx.rules.sink import SinkRule
 from captum_lrp_tx.rules.state_space import StateSpaceRule
 
@@ -39,7 +40,16 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
     "ah": {Kind.ATTENTION: AHRule()},
     "ln": {Kind.NORM: LNRule()},
     "ah+ln": {Kind.ATTENTION: AHRule(), Kind.NORM: LNRule()},
+    # products differ from "lrp-gated" in gated MLPs only: experiments/language_models
     "lrp": {
+        Kind.ATTENTION: AHRule(),
+        Kind.NORM: LNRule(),
+        Kind.ACTIVATION: PassActivationRule(),
+        Kind.PRODUCT: SharedActivationRule(),
+        Kind.SCAN: StateSpaceRule(),
+        Kind.LINEAR: EpsilonRule(),
+    },
+    "lrp-gated": {
         Kind.ATTENTION: AHRule(),
         Kind.NORM: LNRule(),
         Kind.ACTIVATION: PassActivationRule(),
@@ -115,7 +125,7 @@ class Composite:
             ``(name, module) -> bool``. Values are a rule, a sequence of rules, or ``None`` for
             the plain gradient.
         base (str or Composite): What holds elsewhere: ``"gi"``, ``"ah"``, ``"ln"``, ``"ah+ln"``,
-            ``"lrp"``, ``"lrp-gamma"``, ``"mambalrp"``, ``"attnlrp"``,
+            ``"lrp"``, ``"lrp-gated"``, ``"lrp-gamma"``, ``"mambalrp"``, ``"attnlrp"``,
             ``"attnlrp-gamma"``, ``"language"``, ``"language-ah"`` or another composite, whose
             entries come after these.
 

@@ -16,8 +16,15 @@ ONCE_WRONG = (24, 44, 130)
 
 @pytest.mark.parametrize("first", range(0, SEEDS, 10))
 def test_no_drawn_model_is_silently_wrong(first: int) -> None:
-    found = [f for seed in range(first, first + 10) for f in drawn_models.faults(seed)[0]]
+    verdicts = [drawn_models.faults(seed) for seed in range(first, first + 10)]
+    found = [fault for verdict in verdicts for fault in verdict.faults]
     assert not found, "\n".join(found)
+    assert all(verdict.is_determined for verdict in verdicts)
+
+
+def test_where_torchs_own_gradient_depends_on_the_spelling_nothing_is_said() -> None:
+    """Seed 30,790: values near 200 saturate a softmax, whose gradient is rounding."""
+    assert drawn_models.faults(30_790) == drawn_models.Verdict([], is_determined=False)
 
 
 def test_a_fault_would_be_seen() -> None:

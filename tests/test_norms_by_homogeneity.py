@@ -67,6 +67,12 @@ SAME: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
 }  # fmt: skip
 OTHERS: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
     "sum of moduli": lambda x, n: x / n(x.abs().sum(-1, keepdim=True)),
+    "sum of both sides": lambda x, n: x / n((F.relu(x) + F.relu(-x)).sum(-1, keepdim=True)),
+    "sum of chosen sides": lambda x, n: x / n(torch.where(x > 0, x, -x).sum(-1, keepdim=True)),
+    "sum of clamped sides": lambda x, n: x
+    / n((x.clamp(min=0) - x.clamp(max=0)).mean(-1, keepdim=True)),
+    "twice one side": lambda x, n: x * n(1 / (2 * F.relu(x) - x).sum(-1, keepdim=True)),
+    "slope of minus one": lambda x, n: x / n(F.leaky_relu(x, -1.0).sum(-1, keepdim=True)),
     "greatest modulus": lambda x, n: x / n(x.abs().amax(-1, keepdim=True)),
     "running mean": lambda x, n: x / n((x.square().sum(-1, keepdim=True).cumsum(1) + EPS).sqrt()),
     "neighbours": lambda x, n: x
@@ -88,6 +94,9 @@ OTHERS: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
         ((x @ MATRIX).softmax(-1)[..., :3, None] * torch.stack([x, x.sin(), x.cos()], -2)).sum(-2)),
     "of a linear map": lambda x, n: (x @ MATRIX) / n(mean_square(x).sqrt()),
     # what is no norm
+    "activations by their sum": lambda x, n: (lambda p: p / (p.sum(-1, keepdim=True) + EPS))(
+        F.relu(x)),
+    "by a signed sum": lambda x, n: x / x.sum(-1, keepdim=True),
     "multiplied": lambda x, n: x * x.norm(dim=-1, keepdim=True),
     "scaled back": lambda x, n: (x / n(x.std(1, keepdim=True))).tanh() * x.std(1, keepdim=True),
     "of something else": lambda x, n: x / (x.tanh().norm(dim=-1, keepdim=True) + 1e-3),
@@ -167,6 +176,10 @@ NOT_HELD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "multiplied": (
         lambda x: x * torch.linalg.det(x[..., None, :] @ x[..., None])[..., None].rsqrt(),
         "own size"),
+    "moduli by masks": (
+        lambda x: x / (x * (x > 0) - x * (x < 0)).sum(-1, keepdim=True), "own size"),
+    "mean of moduli by masks": (
+        lambda x: x / (x * (x > 0) - x * (x < 0)).mean(-1, keepdim=True), "own size"),
 }  # fmt: skip
 
 

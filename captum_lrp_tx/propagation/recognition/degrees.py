@@ -19,6 +19,9 @@ _KEEP = KEEP_ENTRIES | frozenset(
     """Abs Relu LeakyRelu Clamp ClampMin ClampMax Topk Sort Real Imag ViewAsReal
     ViewAsComplex DiagEmbed""".split()
 )
+#: Linear on either side of zero: of a sum of these, ``relu(x) + relu(-x)``, one cannot tell by name
+#: whether it is a modulus, only that it is not linear.
+_PIECEWISE = frozenset("Relu LeakyRelu Clamp ClampMin ClampMax Where".split())
 #: Add up operands of one degree, or choose among them.
 _SUMS = frozenset(
     "Add Sub Rsub Where Maximum Minimum Fmax Fmin Cat Stack Lerp Hypot".split()
@@ -68,6 +71,7 @@ class Degree(NamedTuple):
         is_shifted (bool): Whether a number too large for a safeguard was added.
         is_mixed (bool): Whether something was multiplied or divided by a statistic.
         is_past_norm (bool): Whether it was followed to before something was normalised.
+        is_piecewise (bool): Whether it is linear on either side of zero only.
     """
 
     of: dict[Node, float]
@@ -77,6 +81,7 @@ class Degree(NamedTuple):
     is_shifted: bool = False
     is_mixed: bool = False
     is_past_norm: bool = False
+    is_piecewise: bool = False
 
 
 def note_shift(result: Any, number: Any) -> None:
@@ -126,6 +131,7 @@ def product(factors: Sequence[Degree], signs: Sequence[float] = ()) -> Degree:
         any(f.is_shifted for f in factors),
         any(f.is_mixed for f in factors) or (shared_out and any(map(_is_of_statistics, factors))),
         any(f.is_past_norm for f in factors),
+        any(f.is_piecewise for f in growing),
     )
 
 
@@ -238,6 +244,7 @@ class Search:
             any(t.is_shifted for t in terms),
             any(t.is_mixed for t in terms),
             any(t.is_past_norm for t in terms),
+            name in _PIECEWISE or any(t.is_piecewise for t in terms),
         )
 
     def _of_one(self, node: Node, name: str, output: int, before: Degree) -> Degree | None:
@@ -255,6 +262,8 @@ class Search:
                 return before._replace(is_reduced=True)
             degree = 2.0 if name in ("Var", "VarMean") else 1.0
             return _raised(before, degree)._replace(is_nonlinear=True, is_reduced=True)
+        if name in _PIECEWISE:
+            before = before._replace(is_piecewise=True)
         if name in _EXTREMES or name == "Abs":
             before = before._replace(is_nonlinear=True)
         return before._replace(is_reduced=True) if name in _REDUCTIONS else before

@@ -69,6 +69,8 @@ def normalises(
             return None
         reduced = found.is_reduced or statistic.numel() < max(o.numel() for o in others)
         modulus = any(o.is_complex() for o in others) and not statistic.is_complex()
+        if not found.is_nonlinear and found.is_piecewise and len(others) == 1:
+            return Normalising.WHOLE if _is_sum_of_moduli(statistic, others[0], quotient) else None
         if not found.is_nonlinear or not (reduced or modulus):
             return None
         if found.is_shifted and not found.is_pooled:
@@ -113,6 +115,19 @@ def _is_of(degrees: Degrees, statistic: Tensor, factor: Tensor, quotient: bool) 
         if abs(found.of[one[0]] * sign - own.of[one[0]]) < 1e-3 and found.is_nonlinear and reduced:
             return not found.is_shifted
     return False
+
+
+def _is_sum_of_moduli(statistic: Tensor, factor: Tensor, quotient: bool) -> bool:
+    """Whether a factor is divided by the sum of its moduli: ``(relu(x) + relu(-x)).sum()``.
+
+    What is linear in the factor itself is none: ``relu(x) / relu(x).sum()`` are weights.
+    """
+    if statistic.grad_fn is None or factor.grad_fn is None:
+        return False
+    source = moved(factor.grad_fn, factor.output_nr)
+    found = Search(source=source).degree(statistic.grad_fn, statistic.output_nr)
+    reduced = found.is_reduced or statistic.numel() < factor.numel()
+    return found.of == {source[0]: 1.0 if quotient else -1.0} and found.is_piecewise and reduced
 
 
 def moved(node: Node, output: int) -> tuple[Node, int]:

@@ -46,6 +46,8 @@ def _has_degree(
         return False
     if size.is_complex() or not bool((size > 0).all()):
         return False
+    if degree > 0 and _is_sum_of_moduli(size, value):
+        return True
     source = homogeneity.moved(*factor)
     if homogeneity.is_known(statistic, source):
         return False
@@ -56,6 +58,19 @@ def _has_degree(
         return False
     found = float((gradient * whole).sum()) / size.numel()
     return abs(found - degree) < _TOLERANCE
+
+
+def _is_sum_of_moduli(size: Tensor, value: Tensor) -> bool:
+    """Whether a divisor is the sum of moduli of what it divides, by masks: no graph tells that."""
+    if value.is_complex() or bool((value >= 0).all()):
+        return False
+    try:
+        total = value.abs().sum_to_size(size.shape)
+    except RuntimeError:  # the divisor has dimensions that the dividend lacks
+        return False
+    return torch.allclose(size, total) or torch.allclose(
+        size * (value.numel() / size.numel()), total
+    )
 
 
 def _backward(of: GradientEdge, at: GradientEdge, gradient: Tensor) -> Tensor | None:

@@ -576,7 +576,7 @@ def test_however_images_are_stored_the_page_is_the_same(tmp_path, capsys, stored
 
 
 def test_command_tells_how_much_it_leaves_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("captum_lrp_tx.cli.report._LIMIT", 2)
+    monkeypatch.setattr("captum_lrp_tx.cli.report.LIMIT", 2)
     arguments = ("--methods", "random", "--no-faithfulness", "--html", tmp_path / "a.html")
     np.save(tmp_path / "stack.npy", digit_samples()[0][:3, 0].numpy())
     (tmp_path / "set").mkdir()

@@ -1,7 +1,8 @@
 """The command line: ``python -m captum_lrp_tx "a charming and funny film"``.
 
-A command is a module with ``add_arguments(parser)`` and ``run(arguments)``, listed in
-``COMMANDS``. Without the name of a command the arguments are those of ``explain``.
+A command is listed in ``COMMANDS``; a module in ``arguments`` says what it takes, and one of the
+same name beside that folder does the work. Without the name of a command the arguments are those of
+``explain``. Nothing that takes long is imported before the arguments are known to fit.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from captum_lrp_tx._version import __version__
+from captum_lrp_tx.cli import status
 from captum_lrp_tx.errors import CaptumLRPError, CaptumLRPWarning
 
 __all__ = ["COMMANDS", "main"]
@@ -24,15 +26,15 @@ __all__ = ["COMMANDS", "main"]
 PROGRAM = "captum_lrp_tx"
 DEBUG_VARIABLE = "CAPTUM_LRP_TX_DEBUG"
 
-#: Module and one line of help for each command; modules are imported when their command is used.
-COMMANDS: dict[str, tuple[str, str]] = {
-    "explain": ("captum_lrp_tx.cli.explain", "explain one prediction (the default)"),
-    "audit": ("captum_lrp_tx.cli.audit", "say how far the explanation can be trusted"),
-    "compare": ("captum_lrp_tx.cli.compare", "explain one prediction by many methods"),
-    "evaluate": ("captum_lrp_tx.cli.evaluate", "measure how faithful many methods are"),
-    "explain-dataset": ("captum_lrp_tx.cli.explain_dataset", "explain every text of a file"),
-    "report": ("captum_lrp_tx.cli.report", "explain many predictions, on a page to look through"),
-    "insights": ("captum_lrp_tx.cli.insights", "show the shipped models in Captum Insights"),
+#: One line of help for each command.
+COMMANDS: dict[str, str] = {
+    "explain": "explain one prediction (the default)",
+    "audit": "say how far the explanation can be trusted",
+    "compare": "explain one prediction by many methods",
+    "evaluate": "measure how faithful many methods are",
+    "explain-dataset": "explain every text of a file",
+    "report": "explain many predictions, on a page to look through",
+    "insights": "show the shipped models in Captum Insights",
 }
 
 
@@ -57,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _never_fail_to_encode()
     try:
         with _warnings_in_one_line():
-            status = _dispatch(arguments)
+            code = _dispatch(arguments)
         sys.stdout.flush()
-        return status
+        return code
     except SystemExit as stop:  # argparse, after it has said why
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
@@ -84,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    is_bare = not arguments
     name = "explain"
     program = f"python -m {PROGRAM}"
     if arguments and arguments[0] in COMMANDS:
@@ -91,19 +94,26 @@ def _dispatch(arguments: list[str]) -> int:
         program += f" {name}"
     elif any(not argument.startswith("-") for argument in arguments[1:]):
         _refuse_near_miss(arguments[0])
-    module: Any = importlib.import_module(COMMANDS[name][0])
-    others = "\n".join(f"  {key:<15} {text}" for key, (_, text) in COMMANDS.items())
+    module = name.replace("-", "_")
+    taken: Any = importlib.import_module(f"captum_lrp_tx.cli.arguments.{module}")
+    others = "\n".join(f"  {key:<15} {text}" for key, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog=program,
-        description=module.DESCRIPTION,
-        epilog=f"commands, to be named first:\n{others}\n\n{module.EXAMPLES}",
+        description=taken.DESCRIPTION,
+        epilog=f"commands, to be named first:\n{others}\n\n{taken.EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    module.add_arguments(parser)
-    status: int = module.run(parser, parser.parse_args(arguments))
-    return status
+    taken.add_arguments(parser)
+    if is_bare:
+        parser.print_help(sys.stderr)
+        return 2
+    parsed = parser.parse_args(arguments)
+    with status.status("importing torch"):
+        command: Any = importlib.import_module(f"captum_lrp_tx.cli.{module}")
+    code: int = command.run(parser, parsed)
+    return code
 
 
 def _refuse_near_miss(word: str) -> None:

@@ -6,24 +6,14 @@ import argparse
 import os
 
 from captum_lrp_tx.audit import explainability
-from captum_lrp_tx.cli.options import add_rules, add_subject, bias_of, composite_of, text_of
+from captum_lrp_tx.cli.options import bias_of, composite_of, text_of
 from captum_lrp_tx.cli.status import status
 from captum_lrp_tx.cli.subject import load_subject
 
-DESCRIPTION = "Say how far the explanation of a prediction can be trusted."
 #: How a word begins that can only be meant as a folder.
 _PATHS = ("./", "../", "/", "~/")
 #: What a model is audited on that is given no text.
 _SENTENCE = "a charming and funny film"
-EXAMPLES = """examples:
-  python -m captum_lrp_tx audit ./my-model "the text"
-  python -m captum_lrp_tx audit "a charming and funny film" --rules ah+ln"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the command."""
-    add_subject(parser)
-    add_rules(parser)
 
 
 def _take_folder(arguments: argparse.Namespace) -> None:

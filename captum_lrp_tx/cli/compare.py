@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from captum_lrp_tx.cli.options import METHODS_LINE, add_methods, add_subject, count, text_of
+from captum_lrp_tx.cli.options import text_of
 from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.cli.subject import Loaded, Subject, load, load_subject, subject_of
 from captum_lrp_tx.cli.tables import read_table
@@ -24,39 +24,6 @@ from captum_lrp_tx.visualization.comparison import TextComparison, numbers_table
 from captum_lrp_tx.visualization.comparison_page import comparison_html
 from captum_lrp_tx.visualization.figures import require_matplotlib
 from captum_lrp_tx.visualization.wording import Scheme, printable
-
-DESCRIPTION = "Explain a prediction by several methods, one below the other."
-EXAMPLES = f"""{METHODS_LINE}
-
-examples:
-  python -m captum_lrp_tx compare "has a lot of the virtues of eastwood at his best."
-  python -m captum_lrp_tx compare "a slow film" --methods rollout,gi,lrp --png film.png
-  python -m captum_lrp_tx compare --file reviews.tsv --limit 20 --html reviews.html
-  python -m captum_lrp_tx compare --image four.png --png methods.png"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the command."""
-    add_subject(parser)
-    add_methods(parser, "all", "all")
-    parser.add_argument(
-        "--file", type=Path, metavar="FILE",
-        help="explain many texts instead: one in each line, or a table separated by tabs with a "
-        'column "sentence"',
-    )  # fmt: skip
-    parser.add_argument(
-        "--limit", type=count, metavar="N", help="how many texts of the file (default: 20)"
-    )
-    parser.add_argument(
-        "--common-scale", action="store_true",
-        help="one colour scale for all methods instead of one for each",
-    )  # fmt: skip
-    parser.add_argument("--pieces", action="store_true", help="do not join word-pieces to words")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="write a figure")
-    parser.add_argument(
-        "--no-color", "--no-colour", action="store_true", help="plain text, also on a terminal"
-    )
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:

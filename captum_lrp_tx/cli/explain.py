@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from captum_lrp_tx.cli.options import add_rules, add_subject, bias_of, composite_of, text_of
+from captum_lrp_tx.cli.options import bias_of, composite_of, text_of
 from captum_lrp_tx.cli.status import note, status
 from captum_lrp_tx.cli.subject import load, subject_of
 from captum_lrp_tx.explaining import Explanation, explain
@@ -18,32 +18,6 @@ from captum_lrp_tx.explaining.showing import is_lossy, whole_page
 from captum_lrp_tx.files import check_writable, write_atomically
 from captum_lrp_tx.visualization import image_terminal, supports_colour, table, terminal
 from captum_lrp_tx.visualization.figures import require_matplotlib
-
-DESCRIPTION = "Explain a prediction of a transformer by conservative relevance propagation."
-EXAMPLES = """examples:
-  python -m captum_lrp_tx "has a lot of the virtues of eastwood at his best."
-  python -m captum_lrp_tx "a slow film" --target positive --html film.html --png film.png
-  python -m captum_lrp_tx "The capital of France is" --model ./gpt2 --target Paris
-  python -m captum_lrp_tx --image four.png --audit
-  echo "never dull" | python -m captum_lrp_tx -"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the command."""
-    add_subject(parser)
-    add_rules(parser)
-    parser.add_argument(
-        "--positions", action="store_true", help="show the parts of words, positions and segments"
-    )
-    parser.add_argument("--pieces", action="store_true", help="do not join word-pieces to words")
-    parser.add_argument(
-        "--audit", action="store_true", help="also say how far the explanation can be trusted"
-    )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the heat map as a page")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="write the heat map as a figure")
-    parser.add_argument(
-        "--no-color", "--no-colour", action="store_true", help="plain text, also on a terminal"
-    )
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:

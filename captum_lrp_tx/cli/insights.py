@@ -13,14 +13,6 @@ from captum_lrp_tx.insights import image_page, serve, text_page
 from captum_lrp_tx.insights.registration import insights_module
 from captum_lrp_tx.models import digit_samples, digits, sentiment
 
-DESCRIPTION = (
-    "Show the shipped sentiment and digit models in Captum Insights, with the methods of this "
-    "package in its list. Needs captum 0.8, the last with Insights."
-)
-EXAMPLES = """examples:
-  python -m captum_lrp_tx insights
-  python -m captum_lrp_tx insights --port 8000 --no-browser"""
-
 #: Film reviews with their class (1: positive); the model gets some of them wrong.
 REVIEWS: tuple[tuple[str, int], ...] = (
     ("has a lot of the virtues of eastwood at his best.", 1),
@@ -40,14 +32,6 @@ REVIEWS: tuple[tuple[str, int], ...] = (
     ("nothing here is new, yet all of it works.", 1),
     ("so bad that even its fans look at the clock", 0),
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the command."""
-    parser.add_argument(
-        "--port", type=_port, default=0, metavar="N", help="of the server (default: a free one)"
-    )
-    parser.add_argument("--no-browser", action="store_true", help="do not open the browser")
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -101,9 +85,3 @@ def shipped_pages() -> dict[str, Any]:
             digits(), images[order], digit_labels[order], name="Digit", baseline=-1.0
         ),
     }
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 <= int(text) < 2**16:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: a number from 0 to 65535")
-    return int(text)

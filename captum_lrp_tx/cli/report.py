@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.attr.class_names import labels_of
+from captum_lrp_tx.cli.arguments.report import LIMIT
 from captum_lrp_tx.cli.images import read_image
 from captum_lrp_tx.cli.models import Source, find, kind_of, load_model, load_tokenizer
-from captum_lrp_tx.cli.options import METHODS_LINE, add_methods, count
 from captum_lrp_tx.cli.reading import (
     check_shape,
     image_files,
@@ -28,20 +28,9 @@ from captum_lrp_tx.cli.tables import read_table
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.files import check_writable
 from captum_lrp_tx.reporting import Report, report
-from captum_lrp_tx.reporting.explaining import DEFAULT_METHODS
 from captum_lrp_tx.runs.subject import longest_text
 from captum_lrp_tx.visualization.wording import printable
 
-DESCRIPTION = "Explain many predictions by several methods and write a page to look through them."
-EXAMPLES = f"""{METHODS_LINE}
-
-examples:
-  python -m captum_lrp_tx report
-  python -m captum_lrp_tx report --digits --methods LRP,GI,GAE --html digits.html
-  python -m captum_lrp_tx report --file reviews.tsv --limit 200 --methods LRP,GI,GAE,IG
-  python -m captum_lrp_tx report --images folder --model my-vit --classes 3"""
-
-_LIMIT = 100
 #: Without a file: sentences of our own, plain ones and some that are hard for a small model.
 _SENTENCES: tuple[tuple[str, str], ...] = (
     ("a charming and funny film with a wonderful cast", "positive"),
@@ -74,51 +63,6 @@ class _Data:
     labels: Sequence[str | None] | None = field(default=None)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the command."""
-    parser.add_argument(
-        "--file", type=Path, metavar="FILE",
-        help='texts: one in each line, or a table (.csv, or tabs) with a column "sentence" and, '
-        'if known, "label" (default: a few sentences that come with the package)',
-    )  # fmt: skip
-    parser.add_argument(
-        "--images", type=Path, metavar="PATH",
-        help="images: a folder of them (those in folders within it belong to the class of that "
-        "name), or an array (.npy) of shape (images, height, width) or (images, channels, height, "
-        "width)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--digits", action="store_true", help="the digits that come with the package"
-    )
-    parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="true classes, one in each line, or .npy"
-    )
-    parser.add_argument(
-        "--limit", type=count, metavar="N", help=f"how many examples (default: {_LIMIT})"
-    )
-    parser.add_argument(
-        "--model", metavar="DIR",
-        help="a folder in Hugging Face format, or the name of a model on the Hub; a sentiment and "
-        "a digit classifier come with the package",
-    )  # fmt: skip
-    add_methods(parser, DEFAULT_METHODS, ",".join(DEFAULT_METHODS))
-    parser.add_argument(
-        "--classes", type=_classes, metavar="WHICH",
-        help="classes to explain: all, a number (so many of the most probable ones), or names "
-        "separated by commas (default: all of at most 10, or the 3 most probable)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--no-faithfulness", action="store_true",
-        help="leave out the curves, which take many passes through the model",
-    )  # fmt: skip
-    parser.add_argument("--title", default="", help="headline of the page")
-    parser.add_argument("--seed", type=int, default=0, help="of random methods (default: 0)")
-    parser.add_argument(
-        "--html", type=Path, default=Path("report.html"), metavar="FILE",
-        help="where to write the page (default: report.html)",
-    )  # fmt: skip
-
-
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Explains what the arguments name and writes the page.
 
@@ -141,7 +85,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         raise UnsupportedModelError(
             f"{source.name} predicts tokens; a report is for classifiers. Use explain or compare."
         )
-    limit = arguments.limit or _LIMIT
+    limit = arguments.limit or LIMIT
     tokenizer = None
     if is_text:
         tokenizer = load_tokenizer(source)
@@ -276,16 +220,3 @@ def _left_out(made: Report, name: str) -> str:
         if (i, e.prediction) in deltas and float(e.output[e.prediction])
     ]
     return f"{100 * float(torch.tensor(shares).quantile(0.5)):.1f} %" if shares else ""
-
-
-def _classes(text: str) -> str | int | list[str]:
-    if text == "all":
-        return text
-    if text.isdecimal():
-        return count(text)
-    found = [name.strip() for name in text.split(",") if name.strip()]
-    if not found:
-        raise argparse.ArgumentTypeError(
-            "names no class; write names or numbers with commas between them"
-        )
-    return found

@@ -1,0 +1,34 @@
+"""The arguments of the command ``explain``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from captum_lrp_tx.cli.arguments.shared import add_rules, add_subject
+
+DESCRIPTION = "Explain a prediction of a transformer by conservative relevance propagation."
+EXAMPLES = """examples:
+  python -m captum_lrp_tx "has a lot of the virtues of eastwood at his best."
+  python -m captum_lrp_tx "a slow film" --target positive --html film.html --png film.png
+  python -m captum_lrp_tx "The capital of France is" --model ./gpt2 --target Paris
+  python -m captum_lrp_tx --image four.png --audit
+  echo "never dull" | python -m captum_lrp_tx -"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
+    add_subject(parser)
+    add_rules(parser)
+    parser.add_argument(
+        "--positions", action="store_true", help="show the parts of words, positions and segments"
+    )
+    parser.add_argument("--pieces", action="store_true", help="do not join word-pieces to words")
+    parser.add_argument(
+        "--audit", action="store_true", help="also say how far the explanation can be trusted"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the heat map as a page")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="write the heat map as a figure")
+    parser.add_argument(
+        "--no-color", "--no-colour", action="store_true", help="plain text, also on a terminal"
+    )

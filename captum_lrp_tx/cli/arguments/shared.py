@@ -1,0 +1,104 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from captum_lrp_tx.cli.arguments.names import METHODS, PRESETS, SELECTIONS
+from captum_lrp_tx.errors import InputError
+
+_BIAS_HELP = {
+    "absorb": "biases keep their relevance (default)",
+    "distribute": "it is spread over the inputs, so that these sum to the logit",
+    "ignore": "left out of the rules",
+}
+
+
+def add_subject(parser: argparse.ArgumentParser) -> None:
+    """Adds what is explained: text or image, model, output."""
+    parser.add_argument(
+        "text", nargs="*", metavar="TEXT", help='the text, or "-" to read it from standard input'
+    )
+    parser.add_argument(
+        "--image",
+        metavar="FILE",
+        help="explain an image instead: PNG, JPEG, or a NumPy array (.npy) with values 0 to 255, "
+        "0 to 1, or -1 to 1",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        help="a folder in Hugging Face format, or the name of a model on the Hub; a sentiment or "
+        "digit classifier comes with the package",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="CLASS",
+        help="index or name of the class to explain; for a language model the next token or its "
+        "id (default: the predicted one)",
+    )
+
+
+def add_rules(parser: argparse._ActionsContainer) -> None:
+    """Adds how it is explained: rules, biases, stabiliser."""
+    parser.add_argument("--rules", choices=PRESETS, default="lrp", help="default: lrp")
+    parser.add_argument(
+        "--bias",
+        choices=list(_BIAS_HELP),
+        default="absorb",
+        help="; ".join(f"{name}: {text}" for name, text in _BIAS_HELP.items()),
+    )
+    parser.add_argument(
+        "--epsilon", type=_positive, metavar="E", help="stabiliser of the epsilon rule"
+    )
+
+
+#: For the end of a help text.
+METHODS_LINE = f"methods: {', '.join(METHODS)}"
+
+
+def add_methods(parser: argparse._ActionsContainer, default: str) -> None:
+    """Adds which methods explain; the arguments then have the list of their names.
+
+    Args:
+        parser: Of the command.
+        default (str): As it would be typed.
+    """
+    parser.add_argument(
+        "--methods", type=_methods, default=default, metavar="A,B,C",
+        help="names of methods, separated by commas; all; or paper, those of the tables of Ali et "
+        f"al. 2022 (default: {default})",
+    )  # fmt: skip
+
+
+def _methods(text: str) -> list[str]:
+    selected = SELECTIONS.get(text.strip().casefold(), text.split(","))
+    if set(selected) <= set(METHODS):
+        return list(dict.fromkeys(selected))
+    from captum_lrp_tx.methods.registry import find_method  # which knows other spellings
+
+    try:
+        names = [find_method(name).name for name in selected if name.strip()]
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if not names:
+        raise argparse.ArgumentTypeError(f"names no method; the methods are: {', '.join(METHODS)}")
+    return list(dict.fromkeys(names))
+
+
+def count(text: str) -> int:
+    """The type of an option that is a positive whole number."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return value

@@ -1,5 +1,7 @@
 """Versions that the tests run under: ``nox`` runs all sessions, ``nox -s "versions(lowest)"`` one.
 
+The markers that choose the tests are declared in ``pyproject.toml``.
+
 CI calls the sessions of other versions (``.ci/run``); what they install is written here only.
 """
 
@@ -11,38 +13,6 @@ nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["versions"]
 
 WHICH = ("lowest", "captum08", "captum09", "newest")
-#: Tests of rules, engine and files, which call Captum nowhere or as others do as well.
-ENGINE = (
-    "affine_calls", "attention_without_softmax", "biased_maps", "bilrp", "bookkeeping",
-    "compact", "conservation", "cut_off", "datasets", "decoders", "depth_rules",
-    "drawn_models", "elementwise_and_norm_calls", "engine_parts", "every_function",
-    "families", "faults", "following_ids", "foreign", "fuzz", "fuzz_cli", "graphormer",
-    "ids_in_models", "judgements", "layers", "low_precision", "many_targets", "masked_lrp",
-    "memory", "models_from_folders", "names", "norms_by_homogeneity", "numerics", "oracle",
-    "oracle_agreement", "part_relevance", "paths_less_travelled", "pattern_product",
-    "properties", "quantised_maps", "recorder", "recurrence", "recurrent_layers",
-    "roles_of_factors", "rows", "search_limits", "shortcuts", "signed_rules", "sink_rule",
-    "softmax_constant", "spans", "spelled_attention", "spellings", "state_space", "threads",
-    "token_lookups", "torch_families", "uniform_attention", "unseen_architecture", "wild",
-)  # fmt: skip
-#: Tests of whole programs, whose calls of Captum other tests make as well.
-PROGRAMS = (
-    "cli", "documentation", "evaluate", "explain_tasks", "language_models_experiment",
-    "many_targets", "paper", "tables", "tuning", "tutorials",
-)  # fmt: skip
-#: The walk over all families of transformers.
-FAMILIES = ("huggingface_families",)
-#: What versions of torch and transformers can break first.
-CORE = (
-    "attnlrp", "callers", "captum_conventions", "composite", "errors", "faults", "memory",
-    "oracle_agreement", "pattern_product", "rows", "targets", "token_lookups", "untrusted",
-)  # fmt: skip
-#: Models of other packages, which only the newest torch has (no CPU build of torchvision).
-VISION = ("vision_families", "torch_families", "oracle_agreement", "conservation")
-
-
-def _files(*names: str) -> list[str]:
-    return [f"tests/test_{name}.py" for name in names]
 
 
 def _install(session: nox.Session, extras: str, *versions: str) -> None:
@@ -53,10 +23,9 @@ def _install(session: nox.Session, extras: str, *versions: str) -> None:
 
 
 def _test(session: nox.Session, *arguments: str) -> None:
-    session.run(
-        "python", "-m", "pytest", "-q", "-n", "2", *(session.posargs or arguments),
-        env={"HF_HUB_OFFLINE": "1", "CI": "true"},
-    )  # fmt: skip
+    chosen = session.posargs or arguments
+    environment = {"HF_HUB_OFFLINE": "1", "CI": "true"}
+    session.run("python", "-m", "pytest", "-q", "-n", "2", *chosen, env=environment)
 
 
 @nox.session
@@ -71,22 +40,19 @@ def versions(session: nox.Session, which: str) -> None:
         _install(
             session, "test", "torch==2.4.0", "captum==0.8.0", "transformers==4.48.0", "numpy<2"
         )
-        _test(session, *_files(*CORE))
+        _test(session, "-m", "core")
     elif which == "captum08":
         # later pyarrow needs NumPy 2
         _install(session, "test,insights", "torch==2.13.0", "captum==0.8.0", "pyarrow<26")
-        ignored = [f"--ignore={file}" for file in _files(*ENGINE, *FAMILIES, *PROGRAMS)]
-        _test(session, *ignored, "tests")
+        _test(session, "-m", "captum")
     elif which == "captum09":
         _install(session, "test", "torch==2.13.0", "captum==0.9.0")
-        _test(session, "tests")
+        _test(session)
     else:
         _install(session, "test,timm", "torch", "torchvision", "timm")
-        only = "timm or torchvision or vision or vit"
-        _test(session, *_files(*VISION), "-k", only)
+        _test(session, "-m", "image_models", "-k", "timm or torchvision or vision or vit")
         if not session.posargs:
-            beside = sorted(set(CORE) - {"oracle_agreement", "faults"})
-            _test(session, *_files(*beside))
+            _test(session, "-m", "core and not image_models and not thorough")
 
 
 @nox.session
@@ -123,4 +89,4 @@ def thorough(session: nox.Session) -> None:
     session.install("-q", "torch==2.13.0")
     session.install("-q", ".[test]")
     session.run("python", "benchmarks/thorough.py", "--report", "benchmarks/thorough.md")
-    session.run("python", "tests/stress.py", "--report", "benchmarks/stress.md")
+    session.run("python", "tests/helpers/stress.py", "--report", "benchmarks/stress.md")

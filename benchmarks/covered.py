@@ -25,7 +25,7 @@ import coverage
 ROOT = Path(__file__).resolve().parents[1]
 #: What needs most of the time and runs nothing that others do not: the oracle's own tests, and
 #: every family of a library, of which the small zoo has one of each kind.
-LEFT_OUT = ("test_oracle.py", "test_huggingface_families.py")
+LEFT_OUT = ("helpers/test_oracle.py", "support/test_huggingface_families.py")
 
 
 def run(data: Path, arguments: list[str]) -> int:

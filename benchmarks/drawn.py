@@ -5,11 +5,12 @@ Usage::
     python benchmarks/drawn.py --rounds 20000      # writes benchmarks/drawn.md
     python benchmarks/drawn.py --only 44           # one seed, in full
 
-Every model is a chain of parts (``tests/spellings.py``) in random spellings, residual or not, with
-shared weights, one or two inputs, called once, twice or for each example alone, in float64.  Under
-``gi``, ``ah``, ``ln`` and ``ah+ln`` its relevance is compared with the gradient of the frozen
-function, under all presets with the same model in other spellings.  A model whose plain gradient is
-not the same in both spellings, by autograd without this package, says nothing and is counted.
+Every model is a chain of parts (``tests/helpers/spellings.py``) in random spellings, residual or
+not, with shared weights, one or two inputs, called once, twice or for each example alone, in
+float64.  Under ``gi``, ``ah``, ``ln`` and ``ah+ln`` its relevance is compared with the gradient of
+the frozen function, under all presets with the same model in other spellings.  A model whose plain
+gradient is not the same in both spellings, by autograd without this package, says nothing and is
+counted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT)]
 REPORT = ROOT / "benchmarks" / "drawn.md"
 #: Explanations of one drawn model: eight presets, two spellings.
 EXPLANATIONS = 16

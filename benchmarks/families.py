@@ -7,9 +7,9 @@ Usage::
     python benchmarks/families.py --tables         # only tutorials/MODELS.md, from the data
     python benchmarks/families.py huggingface --only bert gpt2   # print rows, write nothing
 
-Each family of a walker in ``tests/families`` is built with tiny random weights and explained under
-both rule sets; see ``tests/families/common.py`` for how it is judged. A family that takes longer
-than the limit, or kills its process, counts as not built. Writes
+Each family of a walker in ``tests/helpers/families`` is built with tiny random weights and
+explained under both rule sets; see ``common.py`` there for how it is judged. A family that takes
+longer than the limit, or kills its process, counts as not built. Writes
 ``captum_lrp_tx/support/<walker>.json`` and ``tutorials/MODELS.md``, and prints the counts.
 """
 
@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT)]
 
 DATA = ROOT / "captum_lrp_tx" / "support"
 TABLE = ROOT / "tutorials" / "MODELS.md"
-#: The walkers of tests/families, and the packages whose versions matter.
+#: The walkers of tests/helpers/families, and the packages whose versions matter.
 WALKERS = {
     "huggingface": ("torch", "transformers"),
     "timm": ("torch", "timm"),

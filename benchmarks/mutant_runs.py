@@ -47,7 +47,7 @@ class Runs:
         )  # fmt: skip
         os.environ |= {"PYTHONPATH": str(self.copy), "CI": "true", "HF_HUB_OFFLINE": "1"}
         os.environ.setdefault("CAPTUM_LRP_TX_SHARED", str(root.parent / "shared"))
-        sys.path[:0] = [str(self.copy), str(self.copy / "tests")]
+        sys.path[:0] = [str(self.copy), str(self.copy / "tests" / "helpers")]
 
     def preload(self, tests: list[str]) -> None:
         """Import what the tests import, the package and the tests themselves left out."""

@@ -5,8 +5,8 @@
 With ``CAPTUM_LRP_TX_THOROUGH=1`` the tests inject a fault at every place where one can happen, draw
 thousands of inputs and settings, and explain 2,000 times in a row without the garbage collector.
 This runs them and counts: places of faults and rounds as the tests record them, drawn inputs as
-hypothesis reports them.  Half an hour to an hour on one core; ``tests/stress.py`` is the long run
-with threads.
+hypothesis reports them.  Half an hour to an hour on one core; ``tests/helpers/stress.py`` is the
+long run with threads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("test_faults", "test_fuzz", "test_fuzz_cli", "test_numerics")
 #: What a test records, and how it is called in the table.
 COUNTED = {"faults": "faults injected", "rounds": "rounds", "inputs": "inputs drawn"}
 
@@ -82,12 +81,12 @@ class Counts:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--report", type=Path)
-    parser.add_argument("pytest", nargs="*", help="arguments of pytest in place of the files")
+    parser.add_argument("pytest", nargs="*", help="arguments of pytest in place of -m thorough")
     args = parser.parse_args()
     os.environ["CAPTUM_LRP_TX_THOROUGH"] = "1"
     os.chdir(ROOT)
     counts, begun = Counts(), time.monotonic()
-    chosen = args.pytest or [f"tests/{name}.py" for name in FILES]
+    chosen = args.pytest or ["-m", "thorough"]
     status = pytest.main(["-q", "--hypothesis-show-statistics", *chosen], plugins=[counts])
     text = (
         "# The long loops\n\n"

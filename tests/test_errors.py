@@ -50,6 +50,8 @@ from captum_lrp_tx.rules import (
     ZPlusRule,
 )
 
+pytestmark = [pytest.mark.core, pytest.mark.captum]
+
 BOTH = pytest.mark.parametrize("cls", [ConservativeGI, ConservativeLRP])
 Untouched = Callable[[nn.Module], Any]
 

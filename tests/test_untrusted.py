@@ -25,7 +25,9 @@ from captum_lrp_tx.cli import main
 from captum_lrp_tx.files import write_atomically
 from captum_lrp_tx.models import digit_samples, digits, sentiment
 from captum_lrp_tx.visualization import TokenHeatmap, html
-from test_cli import bert_config, saved, wordpiece
+from tiny_models import bert_config, saved, wordpiece
+
+pytestmark = [pytest.mark.core, pytest.mark.captum]
 
 PACKAGE = Path(captum_lrp_tx.__file__).parent
 EVIL = [

@@ -21,9 +21,9 @@ autograd graph so far, which holds what depends on the explained inputs and noth
 :mod:`.delta_rule` factors of gated delta rules
 ================== ==============================================================================
 
-**To add a spelling**, add a line to the part in ``tests/spellings.py`` and run
-``pytest tests/test_spellings.py -k "your spelling"``.  If it fails, the operation that is not known
-is missing in one of the sets of names at the head of these modules: ``KEEP_ENTRIES`` of
+**To add a spelling**, add a line to the part in ``tests/helpers/spellings.py`` and run
+``pytest tests/propagation/recognition -k "your spelling"``.  If it fails, the operation that is not
+known is missing in one of the sets of names at the head of these modules: ``KEEP_ENTRIES`` of
 :mod:`captum_lrp_tx.propagation.graph` for what moves entries, ``_SUMS`` of :mod:`.undecided` for
 what adds them up, ``_POWERS`` and ``_REDUCTIONS`` of :mod:`.degrees` for statistics.
 

@@ -1,0 +1,192 @@
+"""Inputs that do not fit the model: what was seen, and a way out that works."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("transformers")
+
+import transformers
+
+import captum_lrp_tx as lrp
+from captum_lrp_tx.cli import main
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.models import digits, sentiment
+
+pytestmark = pytest.mark.captum
+
+TEXT = "a charming and funny film"
+CLASSES = ["ConservativeGI", "ConservativeLRP", "TokenIntegratedGradients", "TokenSaliency"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return sentiment()[0]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return sentiment()[1]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_texts_that_are_too_long(name: str, model: Any, tokenizer: Any) -> None:
+    explainer = getattr(lrp, name)(model)
+    text = "a film " * 300
+    long = tokenizer(text, return_tensors="pt", verbose=False)
+    with pytest.raises(InputError, match=r"602 tokens.*positions for 256.*truncation=True"):
+        explainer.attribute(long, target=1)
+    with pytest.raises(InputError, match="max_length=256"):
+        explainer.attribute(long["input_ids"], target=1)
+    cut = tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
+    assert explainer.attribute(cut, target=1).shape == (1, 256)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_ids_that_the_model_does_not_know(name: str, model: Any) -> None:
+    explainer = getattr(lrp, name)(model)
+    size = model.config.vocab_size
+    with pytest.raises(InputError, match=rf"id 1000000 at \(0, 1\).*from 0 to {size - 1}"):
+        explainer.attribute(torch.tensor([[2, 10**6, 3]]), target=1)
+    with pytest.raises(InputError, match=r"id -100 at \(0, 2\)"):
+        explainer.attribute(torch.tensor([[2, 5, -100]]), target=1)
+    assert explainer.attribute(torch.tensor([[2, size - 1, 3]]), target=1).shape == (1, 3)
+
+
+def test_layers_and_functions(model: Any) -> None:
+    layer = lrp.LayerConservativeLRP(model, model.bert.embeddings)
+    with pytest.raises(InputError, match="id 1000000"):
+        layer.attribute(torch.tensor([[2, 10**6, 3]]), target=1)
+    with pytest.raises(InputError, match="positions for 256"):
+        lrp.ConservativeLRP(lambda ids: model(ids).logits).attribute(torch.ones(1, 300).long(), 1)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "roberta"])
+def test_other_tables_of_positions(kind: str) -> None:
+    if kind == "gpt2":
+        config: Any = transformers.GPT2Config(
+            vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=None,
+            eos_token_id=None,
+        )  # fmt: skip
+        model: Any = transformers.GPT2LMHeadModel(config).eval()
+        target: Any = (0, 1)
+    else:
+        config = transformers.RobertaConfig(
+            vocab_size=20, max_position_embeddings=10, hidden_size=8, num_hidden_layers=1,
+            num_attention_heads=2, intermediate_size=8,
+        )  # fmt: skip
+        model, target = transformers.RobertaForSequenceClassification(config).eval(), 1
+    explainer = lrp.ConservativeLRP(model)
+    with pytest.raises(InputError, match="9 tokens, but the model has positions for 8"):
+        explainer.attribute(torch.full((1, 9), 5), target=target)
+    assert explainer.attribute(torch.full((1, 8), 5), target=target).shape == (1, 8)
+
+
+def test_dimensions_that_are_missing(model: Any) -> None:
+    ids = torch.tensor([2, 5, 3])
+    explainer = lrp.ConservativeLRP(model)
+    for inputs in (ids, {"input_ids": ids}):
+        with pytest.raises(InputError, match=r"shape \(3,\).*ids\.unsqueeze\(0\)"):
+            explainer.attribute(inputs, target=1)
+    assert explainer.attribute(ids.unsqueeze(0), target=1).shape == (1, 3)
+    vision, pixels = lrp.ConservativeLRP(digits()), torch.rand(1, 28, 28)
+    with pytest.raises(InputError, match=r"shape \(1, 28, 28\).*pixels\.unsqueeze\(0\)"):
+        vision.attribute(pixels, target=1)
+    assert vision.attribute(pixels.unsqueeze(0), target=1).shape == (1, 1, 28, 28)
+
+
+def test_what_is_no_tensor(model: Any, tokenizer: Any) -> None:
+    numpy = pytest.importorskip("numpy")
+    image = pytest.importorskip("PIL.Image")
+    explainer, vision = lrp.ConservativeLRP(model), lrp.ConservativeLRP(digits())
+    expected = explainer.attribute(tokenizer(TEXT, return_tensors="pt"), target=1)
+    for inputs in (TEXT, [TEXT], {"input_ids": TEXT}, {"input_ids": [TEXT]}):
+        with pytest.raises(InputError, match=r"Tokenize texts? first: .*return_tensors='pt'"):
+            explainer.attribute(inputs, target=1)
+    ids = tokenizer(TEXT)["input_ids"]
+    for inputs in (ids, [ids], tokenizer(TEXT)):
+        with pytest.raises(InputError, match=r"torch\.tensor\(\[ids\]\)"):
+            explainer.attribute(inputs, target=1)
+    assert torch.allclose(explainer.attribute(torch.tensor([ids]), target=1), expected)
+    array = numpy.array([ids])
+    for inputs in (array, {"input_ids": array}):
+        with pytest.raises(InputError, match=r"torch\.from_numpy\(array\)\."):
+            explainer.attribute(inputs, target=1)
+    assert torch.allclose(explainer.attribute(torch.from_numpy(array), target=1), expected)
+    picture, plain = image.new("L", (28, 28)), numpy.zeros((28, 28), "uint8")
+    for inputs in (picture, [picture], {"pixel_values": picture}, plain):
+        with pytest.raises(InputError, match=r"image_processor\(images=(picture|array), return"):
+            vision.attribute(inputs, target=1)
+    double = numpy.zeros((1, 1, 28, 28))
+    with pytest.raises(InputError, match=r"torch\.from_numpy\(array\)\.float\(\)"):
+        vision.attribute(double, target=1)
+    assert vision.attribute(torch.from_numpy(double).float(), target=1).shape == double.shape
+
+
+def test_other_failures_stay_as_they_are(model: Any) -> None:
+    def broken(ids: Any) -> Any:
+        raise ValueError("of the user's own")
+
+    with pytest.raises(ValueError, match="of the user's own") as caught:
+        lrp.ConservativeLRP(broken).attribute(torch.tensor([[2, 3]]), target=1)
+    assert not isinstance(caught.value, InputError)
+
+
+def test_a_true_reason_or_none() -> None:
+    """Embeddings of one example are no image, and rotary positions have no last row."""
+
+    class Rotary(nn.Module):
+        config = SimpleNamespace(max_position_embeddings=4)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(50, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("out of memory")
+
+    for given in (torch.randn(1, 6, 8), torch.ones(1, 9, dtype=torch.long)):
+        with pytest.raises(RuntimeError, match="out of memory") as told:
+            lrp.ConservativeLRP(Rotary()).attribute(given, target=0)
+        assert not isinstance(told.value, InputError)
+
+
+def test_verbose_prints_the_rules(model: Any, tokenizer: Any, capsys: Any) -> None:
+    inputs = tokenizer(TEXT, return_tensors="pt")
+    explainer = lrp.ConservativeLRP(model)
+    quiet = explainer.attribute(inputs, 1, None, False, False)
+    assert capsys.readouterr().out == ""
+    loud = explainer.attribute(inputs, 1, None, False, True)  # as Captum's LRP has it
+    out = capsys.readouterr().out
+    assert torch.equal(quiet, loud)
+    applied = lrp.audit.explainability(model, inputs, 1, file=None).applied
+    assert len(out.splitlines()) == len(applied) > 20
+    assert all(f"on layer {rule.module or 'the forward function'}" in out for rule in applied)
+    layer = lrp.LayerConservativeLRP(model, model.bert.embeddings)
+    layer.attribute(inputs, target=1, verbose=True)
+    assert "Applied " in capsys.readouterr().out
+
+
+def test_one_baseline_everywhere(model: Any, tokenizer: Any, capsys: Any) -> None:
+    inputs = tokenizer(TEXT, return_tensors="pt")
+    relevance = lrp.TokenIntegratedGradients(model).attribute(inputs, target=1)
+    padding = torch.full_like(inputs["input_ids"], model.config.pad_token_id)
+    rest = {k: v for k, v in inputs.items() if k != "input_ids"}
+    start = model(padding, **rest).logits[0, 1]
+    way = (model(**inputs).logits[0, 1] - start).item()
+    assert relevance.sum().item() == pytest.approx(way, abs=1e-2)
+    names = tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
+    for tokens in (None, names):
+        compared = lrp.compare(model, inputs, 1, methods=["IG"], tokens=tokens)
+        assert torch.equal(compared["IG"].relevance, relevance[0])
+        assert compared.baseline == "token 0 (padding) everywhere"
+    page = lrp.report(model, [TEXT], tokenizer=tokenizer, methods=["IG"], faithfulness=False)
+    assert page.baseline.startswith("token 0 (padding)")
+    assert main(["compare", TEXT, "--methods", "ig"]) == 0
+    out = capsys.readouterr().out
+    assert f"{relevance.sum().item():+.3f}" in out and "token 0 (padding) everywhere" in out

@@ -1,0 +1,223 @@
+"""What commands and data sets do with arguments that do not fit, and with what is left out."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("transformers")
+pytest.importorskip("tokenizers")
+
+from captum_lrp_tx import AttentionRollout, ConservativeLRP, audit, compare
+from captum_lrp_tx.cli import main
+from captum_lrp_tx.datasets import attribute_dataset, read_dataset
+from captum_lrp_tx.errors import InputError, OutputError, TargetError, UnsupportedModelError
+from captum_lrp_tx.files import check_writable
+from captum_lrp_tx.models import digit_samples, sentiment
+
+pytestmark = pytest.mark.captum
+
+
+def fails(capsys: Any, *arguments: Any, status: int = 1) -> str:
+    assert main([str(a) for a in arguments]) == status, arguments
+    last: str = capsys.readouterr().err.strip().splitlines()[-1]
+    return last
+
+
+# ---- explain-dataset ----------------------------------------------------------------------------
+def test_explain_dataset_refuses(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "a.txt").write_text("a good film\n", encoding="utf-8")
+    base = ("explain-dataset", "--data", tmp_path / "a.txt", "--out", tmp_path / "out")
+    assert "must not be negative" in fails(capsys, *base, "--workers", -1, status=2)
+    assert "'0' is no positive number" in fails(capsys, *base, "--limit", 0, status=2)
+    assert "has no labels" in fails(capsys, *base, "--target", "label")
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_of_a_data_set(tmp_path: Path) -> None:
+    """One output, or one for each token: what is explained is what the target names."""
+
+    class Tokens(nn.Module):
+        def __init__(self, kind: str) -> None:
+            super().__init__()
+            self.kind = kind
+            self.words, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+        def forward(self, input_ids: Any, attention_mask: Any = None) -> Any:
+            scores = self.head(self.words(input_ids))
+            made: dict[str, Any] = {
+                "one": lambda: scores[..., 0].sum(1), "classes": lambda: scores.mean(1),
+                "tokens": lambda: scores, "longer": lambda: torch.cat([scores, scores], 1),
+                "batchless": lambda: scores.mean((0, 1)), "four": lambda: scores[..., None],
+            }  # fmt: skip
+            return made[self.kind]()
+
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    batch = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    models = {kind: Tokens(kind).eval() for kind in
+              ("one", "classes", "tokens", "longer", "batchless", "four")}  # fmt: skip
+
+    def run(kind: str, **options: Any) -> Any:
+        folder = tmp_path / f"{kind}-{len(list(tmp_path.iterdir()))}"
+        attribute_dataset(
+            ConservativeLRP(models[kind]), batch, folder, show_progress=False, **options
+        )
+        return read_dataset(folder)
+
+    with torch.no_grad():
+        logits = {kind: models[kind](ids) for kind in ("classes", "tokens")}
+    rows = run("classes")
+    assert [row["logit"] for row in rows] == pytest.approx(logits["classes"].max(1).values.tolist())
+    rows = run("tokens", target=2)  # the token after the last one
+    assert [row["logit"] for row in rows] == pytest.approx(logits["tokens"][:, -1, 2].tolist())
+    rows = run("tokens", target=[(0, 1), (-2, 0)])
+    expected = [float(logits["tokens"][0, 0, 1]), float(logits["tokens"][1, -2, 0])]
+    assert [row["logit"] for row in rows] == pytest.approx(expected)
+    for kind in ("batchless", "four"):
+        with pytest.raises(OutputError, match="for 2 examples"):
+            run(kind)
+    with pytest.raises(OutputError, match="6 positions for 3 tokens"):
+        run("longer")
+    with pytest.raises(TargetError, match="is no target of one example"):
+        run("classes", target=["a", "b"])
+    rows = run("classes", target=torch.tensor([1, 0]))
+    assert len(rows) == 2 and [row["target"] for row in rows[:2]] == [row["target"] for row in rows]
+    assert rows[-1] == rows[1] and repr(rows).endswith("2 rows)")
+    with pytest.raises(IndexError, match="there are 2 rows, not 2"):
+        rows[2]
+    for more, why in (
+        ([{"input_ids": torch.empty(1, 0, dtype=torch.long)}], "example 0 has no tokens"),
+        ([{"input_ids": [[1, 2]]}], "no mapping with a tensor 'input_ids'"),
+    ):
+        with pytest.raises(InputError, match=why):
+            attribute_dataset(ConservativeLRP(models["classes"]), more, tmp_path / "z")
+
+
+def test_a_data_set_that_is_not_all_there(tmp_path: Path) -> None:
+    model, tokenizer = sentiment()
+    folder = tmp_path / "out"
+    texts = ["good", "bad film", "a long and dull film"]
+    attribute_dataset(
+        ConservativeLRP(model), texts, folder, tokenizer=tokenizer, token_budget=8,
+        batches_per_shard=1, show_progress=False,
+    )  # fmt: skip
+    files = sorted(folder.glob("*.parquet"))
+    whole = len(read_dataset(folder))
+    assert len(files) > 1
+    files[0].unlink()
+    with pytest.raises(InputError, match=f"1 of {len(files)} files are missing"):
+        read_dataset(folder)
+    assert 0 < len(read_dataset(folder, partial=True)) < whole
+    for file in files[1:]:
+        file.unlink()
+    with pytest.raises(InputError, match="nothing has been written"):
+        read_dataset(folder, partial=True)
+
+
+# ---- evaluate and compare -----------------------------------------------------------------------
+def test_evaluate_refuses(tmp_path: Path, capsys: Any) -> None:
+    images, labels = digit_samples()
+    np.save(tmp_path / "a.npy", images[:3, 0].numpy())
+    np.save(tmp_path / "two.npy", labels[:2].numpy())
+    base = ("evaluate", "--data", tmp_path / "a.npy", "--out", tmp_path / "out",
+            "--methods", "Random")  # fmt: skip
+    assert "2 labels for 3 images" in fails(capsys, *base, "--labels", tmp_path / "two.npy")
+    told = fails(capsys, *base, "--patch-size", 2)
+    assert "only the model's own patches can be taken out" in told
+
+
+def test_evaluate_reads_classes_from_folders(tmp_path: Path, capsys: Any) -> None:
+    images, labels = digit_samples()
+    for i in range(3):
+        folder = tmp_path / "set" / str(int(labels[i]))
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{i}.npy", images[i].numpy())
+    base = ("evaluate", "--data", tmp_path / "set", "--methods", "Random", "--mask-value", "-1")
+    assert main([*map(str, base), "--target", "label", "--out", str(tmp_path / "a")]) == 0
+    assert "3" in capsys.readouterr().out
+    np.save(tmp_path / "set" / "odd.npy", images[3].numpy())  # beside the folders: no labels
+    told = fails(capsys, *base, "--target", "label", "--out", tmp_path / "b")
+    assert "label" in told
+
+
+def test_compare_tells_what_it_leaves_out(tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("word " * 600 + "\na good film\n", encoding="utf-8")
+    html = tmp_path / "a.html"
+    command = ["compare", "--file", str(file), "--methods", "gi", "--html", str(html)]
+    assert main(command) == 0
+    told = capsys.readouterr()
+    assert "line 1 is left out" in told.err or "line 0 is left out" in told.err
+    assert "1. a good film" in told.out and html.exists()
+    file.write_text("word " * 600 + "\n", encoding="utf-8")
+    assert main(command) == 1
+    assert "has no text that the model can take" in capsys.readouterr().err
+
+
+# ---- maps and audits ----------------------------------------------------------------------------
+class CrossOnly(nn.Module):
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return ((x @ context.mT).softmax(-1) @ context).sum(1)
+
+
+def test_methods_of_one_sequence_refuse_two() -> None:
+    x = torch.randn(2, 3, 4)
+    with pytest.raises(UnsupportedModelError, match="is cross-attention between two"):
+        AttentionRollout(CrossOnly()).attribute((x, x))
+    with pytest.raises(UnsupportedModelError, match="one relevance per token of one sequence"):
+        AttentionRollout(lambda a, b: (a @ a.mT).softmax(-1) @ a + b).attribute((x, x))
+
+
+def test_a_strict_audit_without_a_target_explains_the_largest_output() -> None:
+    model = nn.Linear(4, 3)
+    x = torch.randn(2, 4)
+    report = audit.explainability(model, x, file=None, strict=True)
+    assert report.output == pytest.approx(float(model(x).detach().max(1).values.sum()), abs=1e-5)
+    single = nn.Linear(4, 1)
+    report = audit.explainability(single, x, file=None, strict=True)
+    assert report.output == pytest.approx(float(single(x).detach().sum()), abs=1e-5)
+
+
+def test_baselines_of_ones_own() -> None:
+    images = torch.rand(1, 1, 4, 4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3, bias=False))
+    own = torch.rand(1, 1, 4, 4)
+    found = {
+        told: compare(model, images, 1, methods=["Integrated Gradients"], baseline=baseline)
+        for told, baseline in (("a tensor of its own", own), ("0.25 everywhere", 0.25))
+    }
+    weight = model[1].weight[1].detach().view(1, 4, 4)
+    for (told, made), baseline in zip(found.items(), (own[0], 0.25), strict=True):
+        assert told in made.baseline
+        expected = (images[0] - baseline) * weight  # of a linear model
+        torch.testing.assert_close(made.rows[0].relevance.reshape(1, 4, 4), expected)
+
+
+def test_baselines_of_token_ids() -> None:
+    model, tokenizer = sentiment()
+    ids = tokenizer("a good film", return_tensors="pt")["input_ids"]
+    made = compare(model, ids, 1, methods="Integrated Gradients", baseline=5)
+    assert "token 5 everywhere" in made.baseline and len(made.rows) == 1
+    own = torch.full_like(ids, 5)
+    same = compare(model, ids, 1, methods=["Integrated Gradients"], baseline=own)
+    assert same.baseline == "token ids of its own"
+    torch.testing.assert_close(made.rows[0].relevance, same.rows[0].relevance)
+
+
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="it is a folder"):
+        check_writable(tmp_path)
+    with pytest.raises(InputError, match="there is no folder"):
+        check_writable(tmp_path / "none" / "a.html")
+    check_writable(tmp_path / "a.html")
+
+
+def test_importing_the_program_does_not_run_it(capsys: Any) -> None:
+    module = importlib.reload(importlib.import_module("captum_lrp_tx.__main__"))
+    assert module.main is main and capsys.readouterr() == ("", "")

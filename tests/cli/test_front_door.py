@@ -1,0 +1,95 @@
+"""What the command line says to words, folders and files that are not what they seem."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("transformers")
+
+from captum_lrp_tx import ConservativeLRP
+from captum_lrp_tx.cli import main
+from captum_lrp_tx.errors import TargetError
+from captum_lrp_tx.models import model_path
+
+pytestmark = pytest.mark.captum
+
+
+def said(capsys: Any, *arguments: Any, status: int) -> str:
+    assert main([str(a) for a in arguments]) == status
+    streams = capsys.readouterr()
+    text: str = streams.out if status == 0 else streams.err
+    return text
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("comapre", "compare"), ("exlain", "explain"), ("adit", "audit"), ("reprot", "report"),
+     ("insight", "insights"), ("explain-datasets", "explain-dataset")],
+)  # fmt: skip
+def test_near_misses_of_commands(typed: str, meant: str, capsys: Any) -> None:
+    message = said(capsys, typed, "a film", status=2)
+    assert repr(typed) in message and f"did you mean {meant!r}" in message
+
+
+def test_words_that_are_no_command_are_text(capsys: Any) -> None:
+    for words in (["exlain"], ["a", "film", "to", "compare"], ["explosive", "fun"]):
+        assert "prediction" in said(capsys, *words, "--no-color", status=0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "mine"
+    shutil.copytree(model_path("sentiment"), made)
+    return made
+
+
+def test_audit_of_a_folder_is_about_the_model_in_it(folder: Path, capsys: Any) -> None:
+    config = folder / "config.json"
+    text = config.read_text(encoding="utf-8")
+    assert '"positive"' in text
+    config.write_text(text.replace('"positive"', '"splendid"'), encoding="utf-8")
+    assert "logit of splendid" in said(capsys, "audit", folder, status=0)
+    assert "logit of" in said(capsys, "audit", folder, "a dull mess", status=0)
+    config.unlink()
+    assert "no config.json" in said(capsys, "audit", folder, status=1)
+    assert "there is no folder ./missing" in said(capsys, "audit", "./missing", status=1)
+
+
+def test_a_folder_in_place_of_a_text(folder: Path, capsys: Any) -> None:
+    assert "--model" in said(capsys, folder, status=2)
+    assert "--model" in said(capsys, "compare", folder, status=2)
+
+
+def test_a_folder_without_tokenizer_is_refused(folder: Path, capsys: Any) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert "holds no tokenizer" in said(capsys, "a film", "--model", folder, status=1)
+
+
+def test_names_of_files_that_say_something_else(tmp_path: Path, capsys: Any) -> None:
+    for option, name in (("--png", "x.txt"), ("--html", "x.png"), ("--png", "x.html")):
+        message = said(capsys, "a film", option, tmp_path / name, status=1)
+        assert "must end in" in message and not (tmp_path / name).exists()
+    assert "must end in .png" in said(
+        capsys, "compare", "a film", "--methods", "gi", "--png", tmp_path / "x.txt", status=1
+    )
+
+
+@pytest.mark.parametrize(("shape", "wanted"), [
+    ((2, 3, 4), r"target=\(position, token\), e\.g\. target=\(-1, 0\)"),
+    ((2, 3, 2, 4), "a tuple of 3 indices"),
+])  # fmt: skip
+def test_targets_of_outputs_with_positions(shape: tuple[int, ...], wanted: str) -> None:
+    size = torch.Size(shape[1:]).numel()
+    model = nn.Sequential(nn.Linear(5, size), nn.Unflatten(1, shape[1:]))
+    for target in (None, 1):
+        with pytest.raises(TargetError, match=wanted):
+            ConservativeLRP(model).attribute(torch.randn(2, 5), target=target)
+    suggested = (*(-1,) * (len(shape) - 2), 0)
+    ConservativeLRP(model).attribute(torch.randn(2, 5), target=suggested)

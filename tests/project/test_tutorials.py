@@ -1,0 +1,57 @@
+"""The tutorials run from top to bottom, and are committed with their outputs and pictures."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="the tutorials need nbformat and nbclient")
+nbclient = pytest.importorskip("nbclient", reason="the tutorials need nbformat and nbclient")
+pytest.importorskip("ipykernel", reason="the tutorials need a kernel to run in")
+
+FOLDER = Path(__file__).parents[2] / "tutorials"
+NOTEBOOKS = sorted([*FOLDER.glob("*.ipynb"), *FOLDER.glob("paper/*.ipynb")])
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def pictures(notebook: Any) -> int:
+    return sum(
+        "image/png" in output.get("data", {})
+        for cell in code_cells(notebook)
+        for output in cell.outputs
+    )
+
+
+def test_there_are_tutorials() -> None:
+    assert len(NOTEBOOKS) >= 5
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_with_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = code_cells(notebook)
+    counts = [cell.execution_count for cell in cells]
+    assert counts == list(range(1, len(cells) + 1)), "not run from top to bottom"
+    assert not any(o.output_type == "error" for cell in cells for o in cell.outputs)
+    assert pictures(notebook) > 0
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the kernel starts in another folder, and the package need not be installed
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent), prepend=os.pathsep)
+    notebook = nbformat.read(path, as_version=4)
+    committed = pictures(notebook)
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    )
+    client.execute()  # raises CellExecutionError at the first cell that fails
+    assert pictures(notebook) == committed

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
 import torch
-from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
@@ -16,11 +15,9 @@ from captum_lrp_tx.attr.conservative import (
     Strict,
     TargetType,
     TensorOrTuple,
-    WithoutFutures,
     formatted,
 )
-from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
-from captum_lrp_tx.attr.parts.watched_lrp import WatchedLRP
+from captum_lrp_tx.attr.parts.watched_lrp import PartMethod
 from captum_lrp_tx.attr.parts.watching import Branch, Masks, OnGradient
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.rules.composite import Composite
@@ -30,7 +27,7 @@ from captum_lrp_tx.rules.rule import Bias
 Passing = Union[Sequence[int], Literal["all", "stream"]]
 
 
-class MaskedLRP(WithoutFutures, Attribution):
+class MaskedLRP(PartMethod):
     r"""
     Relevance that passes through a chosen set of heads or neurons, down to the inputs.
 
@@ -69,8 +66,7 @@ class MaskedLRP(WithoutFutures, Attribution):
         bias: Bias = "absorb",
         epsilon: float | None = None,
     ) -> None:
-        Attribution.__init__(self, model)
-        self.composite = ConservativeLRP(model, rules, bias=bias, epsilon=epsilon).composite
+        PartMethod.__init__(self, model, rules, bias, epsilon, neurons=True)
 
     @classmethod
     def get_name(cls) -> str:
@@ -113,8 +109,9 @@ class MaskedLRP(WithoutFutures, Attribution):
         if not through:
             raise InputError("through must name at least one branch; see PartRelevance.")
         masks = _Chosen(dict(through))
-        watched = WatchedLRP(self.forward_func, self.composite, masks, neurons=True)
-        result, prepared, watcher, _ = watched.run(inputs, target, additional_forward_args, strict)
+        result, prepared, watcher, _ = self._watched(masks).run(
+            inputs, target, additional_forward_args, strict
+        )
         unknown = set(through) - {branch.module for branch in watcher.branches}
         if unknown:
             names = ", ".join(branch.module for branch in watcher.branches[:8])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar
 
 import torch
-from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
@@ -16,20 +15,14 @@ from captum_lrp_tx.attr.conservative import (
     Strict,
     TargetType,
     TensorOrTuple,
-    WithoutFutures,
     formatted,
 )
-from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
-from captum_lrp_tx.attr.parts.showing import parts_figure, parts_table
-from captum_lrp_tx.attr.parts.watched_lrp import WatchedLRP
+from captum_lrp_tx.attr.parts.showing import PartsResult
+from captum_lrp_tx.attr.parts.watched_lrp import PartMethod
 from captum_lrp_tx.attr.parts.watching import Branch, BranchKind, Seen
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.rule import Bias
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +115,11 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class PartRelevances:
+class PartRelevances(PartsResult):
     """Result of :meth:`PartRelevance.attribute`.
+
+    The rows of one module in :meth:`table` add up to what arrives there: heads or neurons (or the
+    branch), what constants absorb, and the stream that passes by.
 
     Attributes:
         parts (list of Part): In the order of the forward pass.
@@ -137,64 +133,10 @@ class PartRelevances:
     attributions: TensorOrTuple
     output: Tensor
     directions: list[Tensor] = field(default_factory=list)
-
-    def table(self, by_token: bool = False) -> pd.DataFrame:
-        """One row for each head, MLP (or its neurons), constant and passing stream.
-
-        Args:
-            by_token (bool): One row for each token, too, instead of their sum.
-
-        Returns:
-            pandas.DataFrame: Columns ``layer``, ``module``, ``kind``, ``number``, ``example``,
-            ``token`` (if asked for), ``relevance``. The rows of one module add up to what arrives
-            there.
-
-        Raises:
-            MissingPackageError: pandas is not installed.
-
-        Example::
-
-            >>> found.table().query("kind == 'head'").nlargest(5, "relevance")
-        """
-        return parts_table(self.parts, "relevance", by_token)
-
-    def figure(
-        self,
-        example: int = 0,
-        *,
-        by: Literal["head", "token"] = "head",
-        tokens: Sequence[str] | None = None,
-        title: str = "",
-        width: float = 6.5,
-    ) -> Figure:
-        """A heat map: layers down, heads and MLP (or tokens) across.
-
-        Args:
-            example (int): Which example.
-            by (str): ``"head"``: a cell for each head and MLP, summed over tokens; ``"token"``: a
-                cell for what each branch adds at each token.
-            tokens (sequence of str, optional): Names of the tokens, for ``by="token"``.
-            title (str): Headline.
-            width (float): In inches.
-
-        Returns:
-            matplotlib.figure.Figure: For ``savefig``; not known to pyplot.
-
-        Raises:
-            ImportError: matplotlib is not installed.
-            InputError: ``by`` is neither.
-
-        Example::
-
-            >>> found.figure(by="token", tokens=names).savefig("parts.png")
-        """
-        return parts_figure(
-            self.parts, [part.relevance[example] for part in self.parts], example,
-            by=by, tokens=tokens, title=title, width=width,
-        )  # fmt: skip
+    shown: ClassVar[str] = "relevance"
 
 
-class PartRelevance(WithoutFutures, Attribution):
+class PartRelevance(PartMethod):
     r"""
     Relevance that goes through each attention head and MLP, by layer and token, in one pass.
 
@@ -236,10 +178,8 @@ class PartRelevance(WithoutFutures, Attribution):
         bias: Bias = "absorb",
         epsilon: float | None = None,
     ) -> None:
-        Attribution.__init__(self, model)
-        self.neurons = neurons
+        PartMethod.__init__(self, model, rules, bias, epsilon, neurons)
         self.directions = list(directions)
-        self.composite = ConservativeLRP(model, rules, bias=bias, epsilon=epsilon).composite
 
     @classmethod
     def get_name(cls) -> str:
@@ -278,11 +218,10 @@ class PartRelevance(WithoutFutures, Attribution):
             >>> found = PartRelevance(llama).attribute(ids, target=(-1, token))
             >>> found.table().query("kind == 'head'").nlargest(5, "relevance")
         """
-        watched = WatchedLRP(self.forward_func, self.composite, neurons=self.neurons)
-        result, prepared, watcher, seen = watched.run(
-            inputs, target, additional_forward_args, strict,
-            layers=[(given.layer, None) for given in self.directions],
-        )  # fmt: skip
+        layers = [(given.layer, None) for given in self.directions]
+        result, prepared, watcher, seen = self._watched().run(
+            inputs, target, additional_forward_args, strict, layers
+        )
         return PartRelevances(
             [_part(branch) for branch in watcher.branches],
             formatted(result.relevances, prepared.is_tuple),

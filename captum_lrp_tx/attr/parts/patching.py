@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar
 
-from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
@@ -14,18 +13,12 @@ from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
     Strict,
     TargetType,
-    WithoutFutures,
 )
-from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
-from captum_lrp_tx.attr.parts.showing import parts_figure, parts_table
-from captum_lrp_tx.attr.parts.watched_lrp import WatchedLRP
+from captum_lrp_tx.attr.parts.showing import PartsResult
+from captum_lrp_tx.attr.parts.watched_lrp import PartMethod
 from captum_lrp_tx.attr.parts.watching import Branch, BranchKind, Seen
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.rules.composite import Composite
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +52,7 @@ class PartEffect:
 
 
 @dataclass(frozen=True, eq=False)
-class PatchingEffects:
+class PatchingEffects(PartsResult):
     """Result of :meth:`RelevancePatching.attribute`.
 
     Attributes:
@@ -71,59 +64,10 @@ class PatchingEffects:
     parts: list[PartEffect]
     output: Tensor
     corrupted_output: Tensor
-
-    def table(self, by_token: bool = False) -> pd.DataFrame:
-        """One row for each head and MLP (or its neurons).
-
-        Args:
-            by_token (bool): One row for each token, too, instead of their sum.
-
-        Returns:
-            pandas.DataFrame: Columns ``layer``, ``module``, ``kind``, ``number``, ``example``,
-            ``token`` (if asked for), ``effect``.
-
-        Raises:
-            MissingPackageError: pandas is not installed.
-
-        Example::
-
-            >>> found.table().nlargest(5, "effect")
-        """
-        return parts_table(self.parts, "effect", by_token)
-
-    def figure(
-        self,
-        example: int = 0,
-        *,
-        by: Literal["head", "token"] = "head",
-        tokens: Sequence[str] | None = None,
-        title: str = "",
-        width: float = 6.5,
-    ) -> Figure:
-        """A heat map: layers down, heads and MLP (or tokens) across.
-
-        Args:
-            example, by, tokens, title, width: See :meth:`PartRelevances.figure
-                <captum_lrp_tx.PartRelevances.figure>`.
-
-        Returns:
-            matplotlib.figure.Figure: For ``savefig``; not known to pyplot.
-
-        Raises:
-            ImportError: matplotlib is not installed.
-            InputError: ``by`` is neither.
-
-        Example::
-
-            >>> found.figure().savefig("effects.png")
-        """
-        return parts_figure(
-            self.parts, [part.effect[example] for part in self.parts], example,
-            by=by, tokens=tokens, title=title, width=width,
-        )  # fmt: skip
+    shown: ClassVar[str] = "effect"
 
 
-class RelevancePatching(WithoutFutures, Attribution):
+class RelevancePatching(PartMethod):
     r"""
     Estimated effect of patching each attention head and MLP (relevance patching, RelP).
 
@@ -168,10 +112,8 @@ class RelevancePatching(WithoutFutures, Attribution):
         neurons: bool = False,
         epsilon: float | None = None,
     ) -> None:
-        Attribution.__init__(self, model)
-        self.neurons = neurons
         # the share of a bias belongs to no difference of activations, so nothing is distributed
-        self.composite = ConservativeLRP(model, rules, bias="absorb", epsilon=epsilon).composite
+        PartMethod.__init__(self, model, rules, "absorb", epsilon, neurons)
 
     @classmethod
     def get_name(cls) -> str:
@@ -218,7 +160,7 @@ class RelevancePatching(WithoutFutures, Attribution):
         """
         if corrupted_forward_args is None:
             corrupted_forward_args = additional_forward_args
-        watched = WatchedLRP(self.forward_func, self.composite, neurons=self.neurons)
+        watched = self._watched()
         other, prepared, below, _ = watched.run(
             corrupted, target, corrupted_forward_args, False, backward=False
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -38,93 +38,107 @@ class Shown(Protocol):
         """Kind, number and values ``(batch, tokens)``."""
 
 
-def parts_table(parts: Sequence[Shown], column: str, by_token: bool) -> pd.DataFrame:
-    """One row for each unit and example.
+class PartsResult:
+    """Numbers of parts, as a table and as a heat map; the base of the results of methods.
 
-    Args:
+    Attributes:
         parts (sequence): In the order of the forward pass.
-        column (str): Name of the values.
-        by_token (bool): One row for each token, too, instead of their sum.
-
-    Raises:
-        MissingPackageError: pandas is not installed.
-
-    Example::
-
-        >>> parts_table(found.parts, "relevance", by_token=False)
+        shown (str): The values of a part that are shown, ``(batch, tokens)``: an attribute of it.
     """
-    rows = []
-    for part in parts:
-        for kind, number, found in part.units():
-            values = found if by_token else found.sum(-1, keepdim=True)
-            for example, row in enumerate(values.tolist()):
-                for token, value in enumerate(row):
-                    place = {"token": token} if by_token else {}
-                    rows.append(
-                        {"layer": part.layer, "module": part.module, "kind": kind,
-                         "number": number, "example": example, **place, column: value}
-                    )  # fmt: skip
-    frame: pd.DataFrame = _pandas().DataFrame(rows)
-    frame["number"] = frame["number"].astype("Int64")
-    return frame
 
+    parts: Sequence[Shown]
+    shown: ClassVar[str]
 
-def parts_figure(
-    parts: Sequence[Shown],
-    totals: Sequence[Tensor],
-    example: int,
-    *,
-    by: str,
-    tokens: Sequence[str] | None,
-    title: str,
-    width: float,
-) -> Figure:
-    """A heat map: layers down, heads and MLP (or tokens) across.
+    def table(self, by_token: bool = False) -> pd.DataFrame:
+        """One row for each head and MLP (or its neurons), and for what else the parts name.
 
-    Args:
-        parts (sequence): In the order of the forward pass.
-        totals (sequence of Tensor): For each part the values of the branch, ``(tokens,)``.
-        example (int): Which example's heads.
-        by (str): ``"head"`` or ``"token"``.
-        tokens (sequence of str, optional): Names of the tokens.
-        title (str): Headline.
-        width (float): In inches.
+        Args:
+            by_token (bool): One row for each token, too, instead of their sum.
 
-    Raises:
-        ImportError: matplotlib is not installed.
-        InputError: ``by`` is neither.
+        Returns:
+            pandas.DataFrame: Columns ``layer``, ``module``, ``kind``, ``number``, ``example``,
+            ``token`` (if asked for), and the values: ``relevance`` or ``effect``.
 
-    Example::
+        Raises:
+            MissingPackageError: pandas is not installed.
 
-        >>> totals = [part.relevance[0] for part in found.parts]
-        >>> parts_figure(found.parts, totals, 0, by="head", tokens=None, title="", width=6.5)
-    """
-    from captum_lrp_tx.visualization.parts import cells_figure
+        Example::
 
-    if by not in ("head", "token"):
-        raise InputError(f"by must be 'head' or 'token', not {by!r}.")
-    if by == "token":
-        values = [total.tolist() for total in totals]
-        names = [f"{part.layer} {part.kind}" for part in parts]
-        columns = list(tokens or map(str, range(max(map(len, values)))))
-        return cells_figure(values, names, columns, title=title, width=width)
-    rows: list[tuple[int, list[float], float | None]] = []
-    for part, total in zip(parts, totals, strict=True):
-        value = float(total.sum())
-        if part.kind == "attention":
-            heads = [value] if part.heads is None else part.heads[example].sum(-1).tolist()
-            rows.append((part.layer, heads, None))
-        elif rows and rows[-1][0] == part.layer:
-            rows[-1] = (*rows[-1][:2], value + (rows[-1][2] or 0.0))
-        else:
-            rows.append((part.layer, [], value))
-    count = max(len(heads) for _, heads, _ in rows)
-    return cells_figure(
-        [[*heads, *[None] * (count - len(heads)), mlp] for _, heads, mlp in rows],
-        [str(layer) for layer, _, _ in rows],
-        [*map(str, range(count)), "MLP"],
-        title=title, width=width,
-    )  # fmt: skip
+            >>> found.table().query("kind == 'head'").nlargest(5, "relevance")
+        """
+        rows = []
+        for part in self.parts:
+            for kind, number, found in part.units():
+                values = found if by_token else found.sum(-1, keepdim=True)
+                for example, row in enumerate(values.tolist()):
+                    for token, value in enumerate(row):
+                        place = {"token": token} if by_token else {}
+                        rows.append(
+                            {"layer": part.layer, "module": part.module, "kind": kind,
+                             "number": number, "example": example, **place, self.shown: value}
+                        )  # fmt: skip
+        frame: pd.DataFrame = _pandas().DataFrame(rows)
+        frame["number"] = frame["number"].astype("Int64")
+        return frame
+
+    def figure(
+        self,
+        example: int = 0,
+        *,
+        by: Literal["head", "token"] = "head",
+        tokens: Sequence[str] | None = None,
+        title: str = "",
+        width: float = 6.5,
+    ) -> Figure:
+        """A heat map: layers down, heads and MLP (or tokens) across.
+
+        Args:
+            example (int): Which example.
+            by (str): ``"head"``: a cell for each head and MLP, summed over tokens; ``"token"``: a
+                cell for what each branch adds at each token.
+            tokens (sequence of str, optional): Names of the tokens, for ``by="token"``.
+            title (str): Headline.
+            width (float): In inches.
+
+        Returns:
+            matplotlib.figure.Figure: For ``savefig``; not known to pyplot.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            InputError: ``by`` is neither.
+
+        Example::
+
+            >>> found.figure(by="token", tokens=names).savefig("parts.png")
+        """
+        from captum_lrp_tx.visualization.parts import cells_figure
+
+        if by not in ("head", "token"):
+            raise InputError(f"by must be 'head' or 'token', not {by!r}.")
+        totals: list[Tensor] = [getattr(part, self.shown)[example] for part in self.parts]
+        if by == "token":
+            values = [total.tolist() for total in totals]
+            names = [f"{part.layer} {part.kind}" for part in self.parts]
+            columns = list(tokens or map(str, range(max(map(len, values)))))
+            return cells_figure(values, names, columns, title=title, width=width)
+        rows: list[tuple[int, list[float], float | None]] = []
+        for part, total in zip(self.parts, totals, strict=True):
+            value = float(total.sum())
+            if part.kind == "attention":
+                heads = [value] if part.heads is None else part.heads[example].sum(-1).tolist()
+                rows.append((part.layer, heads, None))
+            elif rows and rows[-1][0] == part.layer:
+                rows[-1] = (*rows[-1][:2], value + (rows[-1][2] or 0.0))
+            else:
+                rows.append((part.layer, [], value))
+        count = max(len(heads) for _, heads, _ in rows)
+        return cells_figure(
+            [[*heads, *[None] * (count - len(heads)), mlp] for _, heads, mlp in rows],
+            [str(layer) for layer, _, _ in rows],
+            [*map(str, range(count)), "MLP"],
+            title=title,
+            width=width,
+        )
 
 
 def _pandas() -> Any:

@@ -6,9 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from captum.attr._utils.attribution import Attribution
 from torch import Tensor, nn
 
-from captum_lrp_tx.attr.conservative import AttributionInputs, Strict, TargetType
+from captum_lrp_tx.attr.conservative import (
+    AttributionInputs,
+    Strict,
+    TargetType,
+    WithoutFutures,
+)
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.parts.watching import Masks, Seen, Watcher, hook_gradient
@@ -17,6 +23,7 @@ from captum_lrp_tx.propagation.engine import Pass, Propagated
 from captum_lrp_tx.propagation.hygiene.hooks import Hooks, guard
 from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.rules.composite import Composite
+from captum_lrp_tx.rules.rule import Bias
 
 
 class WatchedLRP(ConservativeLRP):
@@ -106,6 +113,30 @@ class WatchedLRP(ConservativeLRP):
         job = super()._pass(*args, **more)
         assert self._watcher is not None
         return self._watcher.watch(job)
+
+
+class PartMethod(WithoutFutures, Attribution):
+    """The base of the methods that see branches, heads and neurons.
+
+    Args:
+        model, rules, bias, epsilon: See :class:`~captum_lrp_tx.ConservativeLRP`.
+        neurons (bool): Whether neurons of MLPs are seen, too.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        rules: str | Composite,
+        bias: Bias,
+        epsilon: float | None,
+        neurons: bool,
+    ) -> None:
+        Attribution.__init__(self, model)
+        self.neurons = neurons
+        self.composite = ConservativeLRP(model, rules, bias=bias, epsilon=epsilon).composite
+
+    def _watched(self, masks: Masks | None = None) -> WatchedLRP:
+        return WatchedLRP(self.forward_func, self.composite, masks, self.neurons)
 
 
 def _seeing(

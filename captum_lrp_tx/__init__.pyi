@@ -17,6 +17,7 @@ from . import (
 )
 from ._version import __version__
 from .attr import targets
+from .attr.answer import AnswerLRP, AnswerRelevance
 from .attr.attention_alone import AttentionFlow, AttentionLast, AttentionRollout
 from .attr.bilrp import BiLRP
 from .attr.conservative_gi import ConservativeGI
@@ -47,6 +48,8 @@ from .rules.composite import Composite
 from .support import supported
 
 __all__ = [
+    "AnswerLRP",
+    "AnswerRelevance",
     "AttentionFlow",
     "AttentionLast",
     "AttentionRollout",

@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS),
                         help="with a start token, or bare prompts")  # fmt: skip
+    parser.add_argument("--pairs", nargs="*", type=_pair, default=[], metavar="METHOD:METHOD",
+                        help="differences that are shown below the tables")  # fmt: skip
     parser.add_argument("--blimp", type=Path, default=_blimp(), help="folder with BLiMP's files")
     parser.add_argument(
         "--report", type=Path, help="where the table is written; printed if missing"
@@ -51,10 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if setting == "start" or name not in WITH_START
     }
     text = report.table(run.items, found)
+    if options.pairs:
+        text += "\n" + report.differences(run.items, found, options.pairs)
     if options.report is None:
         print(text)
     else:
         report.insert(text, options.report)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    first, _, second = text.partition(":")
+    if first not in METHODS or second not in METHODS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no pair of methods, such as lrp:attnlrp")
+    return first, second
 
 
 def _blimp() -> Path | None:

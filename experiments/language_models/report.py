@@ -45,6 +45,45 @@ def table(items: Sequence[Item], found: Found) -> str:
     return "\n".join(lines)
 
 
+def differences(items: Sequence[Item], found: Found, pairs: Sequence[tuple[str, str]]) -> str:
+    """Means over tasks of the differences of two methods on the same items, a row for each pair.
+
+    Args:
+        items (sequence of Item): What was explained.
+        found (mapping): By setting and method the scores of each item.
+        pairs (sequence): Names of the method and of what is subtracted.
+    """
+    columns = [
+        (setting, score)
+        for setting, scores in (("start", ("hit", "MRR", "Pearson", "Spearman")),
+                                ("bare", ("hit", "MRR")))
+        for score in scores if any(where == setting for where, _ in found)
+    ]  # fmt: skip
+    heads = [score if where == "start" else f"{score}, bare" for where, score in columns]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for a, b in pairs:
+        cells = []
+        for setting, score in columns:
+            missing = {(setting, a), (setting, b)} - found.keys()
+            cells.append("" if missing else _difference(items, found, setting, a, b, score))
+        lines.append(f"| `{a}` minus `{b}` | " + " | ".join(cells) + " |")
+    return "\n".join(["Differences on the same items, paired:", "", *lines, ""])
+
+
+def _difference(
+    items: Sequence[Item], found: Found, setting: str, a: str, b: str, score: str
+) -> str:
+    values: list[Mapping[str, float] | None] = [
+        {score: x[score] - y[score]} if x and y and score in x and score in y else None
+        for x, y in zip(found[setting, a], found[setting, b], strict=True)
+    ]
+    tasks = by_task(items, values, score)
+    if not tasks:
+        return ""
+    mean, low, high = mean_over_tasks(tasks)
+    return f"{mean:+.3f} [{low:.3f}, {high:.3f}]"
+
+
 def _cell(values: Mapping[str, object]) -> str:
     if not values:
         return ""

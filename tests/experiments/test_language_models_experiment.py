@@ -71,6 +71,14 @@ def test_means_are_over_tasks() -> None:
     assert "| lrp | 2 | 0.500 [0.000, 1.000] |" in text
 
 
+def test_differences_are_paired() -> None:
+    every = [ITEM, ITEM, Item(**{**vars(ITEM), "task": "dogs"})]
+    a: Any = [{"hit": 1.0}, {"hit": 1.0}, {"hit": 1.0}]
+    b: Any = [{"hit": 0.0}, {"hit": 0.0}, None]
+    text = report.differences(every, {("start", "lrp"): a, ("start", "gi"): b}, [("lrp", "gi")])
+    assert "| `lrp` minus `gi` | +1.000 [1.000, 1.000] |" in text
+
+
 def test_effects_are_falls_of_the_contrast() -> None:
     model = NextToken(language_model("llama"))  # type: ignore[arg-type]
     (found, long) = effects.measure(

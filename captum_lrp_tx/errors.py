@@ -1,8 +1,9 @@
 """Every exception and warning that the package raises on purpose, in one place.
 
 Each message says what was wrong *and* what to do about it.  All exceptions derive from
-:class:`CaptumLRPError`; where Captum raises a built-in exception for the same mistake, the class
-also derives from that built-in, so that code written for Captum's own methods keeps working.
+:class:`CaptumLRPError` and from the built-in exception that comes closest.  None is a
+``TypeError``: a rule may raise them while a model runs, and Python takes a ``TypeError`` that comes
+out of an operator such as ``x * x`` for "not supported" and raises one of its own instead.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ class CaptumLRPError(Exception):
     """Base class of all errors raised by ``captum_lrp_tx``."""
 
 
-class RuleError(CaptumLRPError, TypeError):
+class RuleError(CaptumLRPError, ValueError):
     """A rule, a preset name or an entry of a ``Composite`` is not usable."""
 
 
@@ -27,7 +28,7 @@ class TargetError(CaptumLRPError, AssertionError):
     """
 
 
-class OutputError(CaptumLRPError, TypeError):
+class OutputError(CaptumLRPError, ValueError):
     """The forward function returned something that holds no tensor to explain."""
 
 
@@ -39,8 +40,6 @@ class UnreachedInputError(CaptumLRPError, RuntimeError):
     """The explained output does not depend on an input or on a layer."""
 
 
-# no TypeError, since it is raised while a model runs: Python takes one that comes out of
-# ``number + tensor`` for "not supported" and raises its own instead
 class UnsupportedModelError(CaptumLRPError, RuntimeError):
     """The model hides its operations (compiled, scripted, replicated), so no rule can act."""
 

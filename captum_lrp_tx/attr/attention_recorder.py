@@ -114,15 +114,9 @@ def attention_maps(
     try:
         with guard(), recorder.watching(job.modules):
             propagated = propagate(job, inputs)
-    except Exception as error:
-        if recorder.problem is None:
-            raise
-        raise recorder.problem from error
     finally:
         # the tensor's gradient hook holds the recorder: a cycle that no collector sees
         stream, recorder.stream = recorder.stream, None
-    if recorder.problem is not None:
-        raise recorder.problem
     maps = recorder.finished(gradients, relevance)
     if not maps:
         raise UnsupportedModelError(
@@ -187,7 +181,6 @@ class Recorder(PropagationRule):
     watch_gradients: bool = False
     stream: Tensor | None = None
     stream_gradient: Tensor | None = None
-    problem: UnsupportedModelError | None = None
     left_out: list[str] = field(default_factory=list)
     _maps: list[AttentionMap] = field(default_factory=list)
     _gradients: dict[int, Tensor] = field(default_factory=dict)
@@ -230,14 +223,7 @@ class Recorder(PropagationRule):
 
     def _record(self, pattern: Tensor) -> Tensor:
         """Keep a pattern; the alias that is returned carries its gradient."""
-        if self.problem is not None:
-            return pattern
-        try:
-            shaped = self._shaped(pattern)
-        except UnsupportedModelError as error:
-            # raised after the pass: the operator ``@`` would turn a TypeError into another one
-            self.problem = error
-            return pattern
+        shaped = self._shaped(pattern)
         if shaped is None:
             name = self._frames[-1].name if self._frames else ""
             self.left_out.append(f"{name or 'the model'} {tuple(pattern.shape)}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from captum_lrp_tx.errors import CaptumLRPError, InputError, OutputError
+from captum_lrp_tx.errors import InputError, OutputError
 
 
 def output_tensor(returned: Any) -> Tensor:
@@ -71,7 +71,7 @@ def call_explained(
     try:
         yield
     except TypeError as error:
-        if not kwargs or isinstance(error, CaptumLRPError):
+        if not kwargs:
             raise
         function = forward.forward if isinstance(forward, nn.Module) else forward
         try:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.explaining import saving, showing
+from captum_lrp_tx.explaining.segments import Segment, Segments, segments_of
 from captum_lrp_tx.explaining.words import Span, Tokens, Word
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
 
@@ -159,6 +160,29 @@ class Explanation:
         if k < 1:
             raise InputError(f"k must be a positive number, not {k}")
         return sorted(self.words(), key=lambda word: -abs(word.relevance))[:k]
+
+    def by_segment(self, segments: Segments | None = None) -> list[Segment]:
+        """Which message, document or other part of the text relevance is on.
+
+        Args:
+            segments (mapping of str to str, or chat messages, optional): Texts by name, as they
+                stand in what was explained, or the messages that were. A token belongs to the
+                segment that it begins in. Unless given, the texts of a pair, prompt and answer.
+
+        Returns:
+            list of Segment: Name, relevance, share of all positive relevance, tokens; an ``answer``
+            and the ``rest`` (templates, special tokens) come last. Relevance adds up to
+            :attr:`sum` of a text, shares to 1.
+
+        Raises:
+            InputError: If this explains no text, or a segment is not in it.
+
+        Example::
+
+            >>> for part in explanation.by_segment({"document 1": one, "document 2": two}):
+            ...     print(part.name, f"{part.share:.0%}")  # doctest: +SKIP
+        """
+        return segments_of(self._text("segments"), self.relevance.double().tolist(), segments)
 
     def _text(self, what: str) -> Tokens:
         if self.tokenized is None:

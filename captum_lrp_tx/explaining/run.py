@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_lrp_tx.attr.answer import AnswerLRP
 from captum_lrp_tx.attr.conservative import Strict
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.audit import Report, explainability
@@ -33,6 +34,7 @@ def explain(
     *,
     contrast: bool | int | str = False,
     answer: int | str | None = None,
+    hops: int | str | None = None,
     rules: str | Composite = "lrp",
     bias: Bias = "absorb",
     epsilon: float | None = None,
@@ -88,6 +90,10 @@ def explain(
             number, why rather than this one.
         answer (int or str, optional): Of a language model: explain each token of an answer, one of
             so many generated tokens, or this text.
+        hops (int or "all", optional): With ``answer``: explain the answer as a whole, or the piece
+            of it that ``target`` names, and pass relevance that lies on generated tokens on to the
+            prompt, in so many hops, or until it is there. 0 passes nothing on. See
+            :class:`~captum_lrp_tx.AnswerLRP`.
         rules (str or Composite): See :class:`~captum_lrp_tx.ConservativeLRP`.
         bias (str): See :class:`~captum_lrp_tx.ConservativeLRP`.
         epsilon (float, optional): See :class:`~captum_lrp_tx.ConservativeLRP`.
@@ -121,7 +127,7 @@ def explain(
     explainer = ConservativeLRP(model, rules, bias=bias, epsilon=epsilon)
     reader = Reader(model, processor, truncation, max_length)
     items, several = _items(inputs, reader)
-    wishes = _wishes(target, len(items), several, contrast, answer)
+    wishes = _wishes(target, len(items), several, Wish(None, contrast, answer, hops))
     if isinstance(processor, nn.Module):
         raise InputError("the second argument is a model; write explain(model, tokenizer, text)")
     made: list[Explanation] = []
@@ -241,10 +247,10 @@ def _row(inputs: Mapping[str, Any], index: int, count: int) -> dict[str, Any]:
     }
 
 
-def _wishes(
-    target: Any, count: int, several: bool, contrast: bool | int | str, answer: int | str | None
-) -> list[Wish]:
+def _wishes(target: Any, count: int, several: bool, wish: Wish) -> list[Wish]:
     """What is wanted of each input."""
+    if wish.hops is not None and wish.answer is None:
+        raise InputError("hops= goes with answer=: how many tokens to generate, or a text")
     if isinstance(target, (list, Tensor)) or hasattr(target, "__array__"):
         targets = target.tolist() if hasattr(target, "tolist") else list(target)
         targets = targets if isinstance(targets, list) else [targets]
@@ -256,7 +262,7 @@ def _wishes(
         targets = [target] * count
     if not several and isinstance(target, list) and count == 1:
         targets = [target[0]]
-    return [Wish(one, contrast, answer) for one in targets]
+    return [replace(wish, target=one) for one in targets]
 
 
 def _explained(
@@ -264,17 +270,13 @@ def _explained(
 ) -> Explanation:
     """One pass, in which the target is found as well."""
     chosen = Chosen(case.choose)
-    result, prepared = explainer._propagate(
-        case.forward, case.inputs, chosen, None, strict, keep_ledger=True
-    )
-    choice, ledger = chosen.choice, result.scope.ledger
-    assert choice is not None and ledger is not None
-    keys = prepared.keys if prepared.keys is not None else [""]
-    relevances = dict(zip(keys, result.relevances, strict=True))
+    found = _in_hops if case.written is not None else _in_one_pass
+    value, relevances, parts, absorbed = found(case, chosen, explainer, strict)
+    choice = chosen.choice
+    assert choice is not None
     tokens, relevance = case.arrange(relevances, choice)
-    parts: Mapping[str, Tensor] = {}
-    if tokens is not None and "input_ids" in keys and result.parts:
-        parts = result.parts[keys.index("input_ids")]
+    if tokens is None:
+        parts = {}
     bias = explainer._bias or "absorb"
     pictured = None
     if tokens is not None and case.pixels is not None:
@@ -290,7 +292,7 @@ def _explained(
         task=case.task,
         explains=choice.explains,
         target=choice.name,
-        value=float(result.output.double().sum()),
+        value=value,
         relevance=_kept(relevance),
         prediction=choice.prediction,
         probability=choice.probability,
@@ -299,7 +301,7 @@ def _explained(
         image_relevance=pictured,
         audio=None if case.audio is None else case.audio.detach().float().cpu(),
         seconds=case.seconds,
-        absorbed=ledger.by_name(),
+        absorbed=absorbed,
         rules=rules if isinstance(rules, str) else repr(rules),
         bias=bias,
         warnings=case.warnings,
@@ -309,6 +311,34 @@ def _explained(
         _audit=audit,
     )
     return replace(made, warnings=(*case.warnings, *_worries(made, explainer)))
+
+
+#: The explained value, relevance by input and by embedding, and what constants took, by name.
+_Found = tuple[float, dict[str, Tensor], Mapping[str, Tensor], Mapping[str, float]]
+
+
+def _in_one_pass(case: Case, chosen: Chosen, explainer: ConservativeLRP, strict: Strict) -> _Found:
+    result, prepared = explainer._propagate(
+        case.forward, case.inputs, chosen, None, strict, keep_ledger=True
+    )
+    ledger = result.scope.ledger
+    assert ledger is not None
+    keys = prepared.keys if prepared.keys is not None else [""]
+    parts: Mapping[str, Tensor] = {}
+    if "input_ids" in keys and result.parts:
+        parts = result.parts[keys.index("input_ids")]
+    relevances = dict(zip(keys, result.relevances, strict=True))
+    return float(result.output.double().sum()), relevances, parts, ledger.by_name()
+
+
+def _in_hops(case: Case, chosen: Chosen, explainer: ConservativeLRP, strict: Strict) -> _Found:
+    assert case.written is not None
+    answer = AnswerLRP(case.forward, explainer.composite, bias=explainer._bias or "absorb")
+    found = answer.attribute_hops(
+        case.inputs, chosen, start=case.written.start, hops=case.written.hops, strict=strict
+    )
+    value = float(found.value.double().sum())
+    return value, {"input_ids": found.relevance[-1]}, {}, found.absorbed[-1]
 
 
 def _kept(relevance: Tensor) -> Tensor:

@@ -30,11 +30,26 @@ class Wish:
         target: Name or number of an output, or a target of ``attribute``; None for the prediction.
         contrast (bool, int or str): Against the runner-up, or against the output of that name.
         answer (int or str, optional): Of a language model: how many tokens to generate, or a text.
+        hops (int or str, optional): Explain the answer as a whole, and pass on what lies on it.
     """
 
     target: Wanted = None
     contrast: bool | int | str = False
     answer: int | str | None = None
+    hops: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer that is explained as a whole.
+
+    Attributes:
+        start (int): Place of its first token.
+        hops (int, optional): How many at most, see :class:`~captum_lrp_tx.AnswerLRP`.
+    """
+
+    start: int
+    hops: int | None
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,7 @@ class Case:
         seconds (float, optional): How long the audio is.
         warnings (tuple of str): What the reader of the result should know.
         tokens (Tokens, optional): Of a text, if it is the only input.
+        written (Written, optional): The answer that is explained as a whole.
     """
 
     task: str
@@ -91,6 +107,7 @@ class Case:
     audio: Tensor | None = None
     seconds: float | None = None
     tokens: Tokens | None = None
+    written: Written | None = None
 
     def run(self) -> tuple[Choice, float]:
         """Runs the model without explaining it: what would be explained, and its value."""

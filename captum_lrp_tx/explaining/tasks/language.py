@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_lrp_tx.attr.targets import Target
+from captum_lrp_tx.attr.targets.generated_tokens import GeneratedTokens
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.explaining.names import TokenNames
 from captum_lrp_tx.explaining.tasks.base import (
@@ -16,11 +19,12 @@ from captum_lrp_tx.explaining.tasks.base import (
     Choice,
     Task,
     Wish,
+    Written,
     choose,
     only_text,
     refuse_answer,
 )
-from captum_lrp_tx.explaining.texts import Reader, encode
+from captum_lrp_tx.explaining.texts import Encoded, Reader, encode
 from captum_lrp_tx.explaining.words import Tokens, tokens_of_ids
 
 #: The longest answer of a model that reads one text and writes another, unless told otherwise.
@@ -60,12 +64,12 @@ class NextToken(Task):
         answer = self._answer(encoded.inputs, reader, wish)
         if not answer:
             raise InputError("the model answered nothing: it predicts the end of the text")
+        if wish.hops is not None:
+            yield self._whole(encoded, answer, reader, wish)
+            return
         for count, token in enumerate(answer):
             before = answer[:count]
-            inputs = {"input_ids": torch.cat([prompt, prompt.new_tensor([before]).long()], 1)}
-            for key, value in encoded.inputs.items():
-                if key != "input_ids":  # masks and segments go on as they end
-                    inputs[key] = torch.cat([value, value[:, -1:].expand(1, count)], 1)
+            inputs = _continued(encoded.inputs, before)
             written = tokens_of_ids(before, reader.tokenizer, "answer")
             yield Case(
                 self.name, reader.model, inputs,
@@ -76,6 +80,36 @@ class NextToken(Task):
                 only_text(encoded.tokens + written if before else encoded.tokens),
                 warnings=encoded.warnings, tokens=encoded.tokens,
             )  # fmt: skip
+
+    def _whole(self, encoded: Encoded, answer: list[int], reader: Reader, wish: Wish) -> Case:
+        """All tokens of an answer at once, or those of a piece of it."""
+        if wish.contrast is not False:
+            raise TargetError(
+                "contrast= is for single tokens; with hops= give target=targets.Contrast(a, b)"
+            )
+        inputs, start = _continued(encoded.inputs, answer), encoded.last() + 1
+        text = "".join(pieces_of(answer, reader.tokenizer))
+        weights = torch.ones(1, len(answer))
+        target: Any = wish.target
+        explains = f"preference for the answer {text!r}"
+        if isinstance(target, str):
+            weights = piece_of_answer(target, answer, reader.tokenizer)
+            explains, text = f"preference for {target!r} in the answer {text!r}", target
+        elif target is not None and not isinstance(target, Target):
+            raise TargetError(
+                f"of a whole answer target= names a piece of it as text, or is a target of "
+                f"captum_lrp_tx.targets, not {target!r}"
+            )
+        if isinstance(target, Target):
+            explains, text = f"{target!r} of the output", repr(target)
+        else:
+            target = GeneratedTokens(inputs["input_ids"], start, weights)
+        written = tokens_of_ids(answer, reader.tokenizer, "answer")
+        return Case(
+            self.name, reader.model, inputs, lambda _: Choice(target, text, explains),
+            only_text(encoded.tokens + written), warnings=encoded.warnings,
+            tokens=encoded.tokens + written, written=Written(start, _hops(wish.hops)),
+        )  # fmt: skip
 
     def _answer(self, inputs: Mapping[str, Tensor], reader: Reader, wish: Wish) -> list[int]:
         if isinstance(wish.answer, str):
@@ -119,6 +153,11 @@ class SequenceToSequence(Task):
     name = "sequence to sequence"
 
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
+        if wish.hops is not None:
+            raise TargetError(
+                "hops= is for models that go on with the text; an encoder-decoder writes another, "
+                "whose tokens are explained one by one"
+            )
         encoded = encode(item, reader)
         start, answer = self._answer(encoded.inputs, reader, wish)
         if not answer:
@@ -153,6 +192,61 @@ class SequenceToSequence(Task):
             return [int(shifted[0])], _without_end(labels[0].tolist(), reader)
         written = _generated(reader, inputs, wish.answer or _ANSWER)
         return written[:1], _without_end(written[1:], reader)
+
+
+def _continued(inputs: Mapping[str, Tensor], answer: list[int]) -> dict[str, Tensor]:
+    """Inputs of a text with tokens behind it; masks and segments go on as they end."""
+    ids = inputs["input_ids"]
+    made = {
+        key: torch.cat([value, value[:, -1:].expand(1, len(answer))], 1)
+        for key, value in inputs.items()
+    }
+    made["input_ids"] = torch.cat([ids, ids.new_tensor([answer]).long()], 1)
+    return made
+
+
+def pieces_of(ids: list[int], tokenizer: Any) -> list[str]:
+    """What each token adds to the text.
+
+    Args:
+        ids (list of int): Of an answer.
+        tokenizer: A tokenizer of transformers; without one tokens are called by their ids.
+    """
+    if tokenizer is None:
+        return [f"{i} " for i in ids]
+    texts = [tokenizer.decode(ids[:count]) for count in range(len(ids) + 1)]
+    return [b[len(a) :] if b.startswith(a) else "" for a, b in itertools.pairwise(texts)]
+
+
+def piece_of_answer(text: str, ids: list[int], tokenizer: Any) -> Tensor:
+    """1 for the tokens of the last place where a text stands in an answer, 0 elsewhere.
+
+    Args:
+        text (str): What is looked for.
+        ids (list of int): Of the answer.
+        tokenizer: A tokenizer of transformers.
+
+    Raises:
+        TargetError: It is not there.
+    """
+    pieces = pieces_of(ids, tokenizer)
+    whole, wanted = "".join(pieces), text.strip()
+    start = whole.rfind(wanted) if wanted else -1
+    if start < 0:
+        raise TargetError(f"{text!r} does not stand in the answer {whole!r}")
+    weights, place = torch.zeros(1, len(ids)), 0
+    for i, piece in enumerate(pieces):
+        begins, place = place, place + len(piece)
+        weights[0, i] = float(begins < start + len(wanted) and place > start)
+    return weights
+
+
+def _hops(wished: int | str | None) -> int | None:
+    if wished == "all":
+        return None
+    if isinstance(wished, int) and not isinstance(wished, bool) and wished >= 0:
+        return wished
+    raise TargetError(f"hops must be a number of hops, 0 or more, or 'all', not {wished!r}")
 
 
 def _both(source: Tokens, written: Tokens) -> Callable[..., tuple[Tokens, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -31,7 +32,69 @@ def weighted(pattern: Tensor, gradient: Tensor) -> Tensor:
     return (pattern * gradient).clamp(min=0).mean(1)
 
 
-class GenericAttention(MapMethod, GradientAttribution):
+class ByGradient(MapMethod, GradientAttribution):
+    """Attention maps and gradients: what the two methods of Chefer et al. share."""
+
+    #: A ``Literal`` of the names of the variants.
+    variants: Any
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        variant: str,
+        start_layer: int,
+        query: Query,
+        patches_only: bool,
+    ) -> None:
+        GradientAttribution.__init__(self, model)
+        self._set_query(query, patches_only)
+        check_choice("variant", variant, self.variants)
+        self.variant = variant
+        self.start_layer = start_layer
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+    ) -> TensorOrTuple:
+        r"""
+        Relevance of each token or patch to the explained output.
+
+        Args:
+            inputs (Tensor, tuple of Tensor, or mapping): Token ids, embeddings, pixels, or a
+                tokenizer's ``BatchEncoding``; see :meth:`~captum_lrp_tx.ConservativeGI.attribute`.
+                Several inputs only with cross-attention, which :class:`GenericAttention` has: one
+                for each sequence.
+            target (int, tuple, Tensor, list or Target): The output to explain, as in Captum, or
+                one of :mod:`captum_lrp_tx.attr.targets`.
+            additional_forward_args (any): Passed to the model after the inputs.
+
+        Returns:
+            Tensor or tuple of Tensor: shape ``(batch, tokens)`` for each input, prefix tokens
+            included unless ``patches_only``; padding gets 0. A tuple if ``inputs`` is one.
+
+        Raises:
+            UnsupportedModelError: no softmax attention between tokens, attention in windows
+                (Swin) or between channels (XCiT), sequences that cannot be told apart, or
+                cross-attention where the method is defined on one sequence.
+            TargetError: the target is missing or does not fit.
+            InputError: unsupported inputs, or a query position out of range.
+
+        Example::
+
+            >>> gae = GenericAttention(model, variant="ali")
+            >>> relevance = gae.attribute(tokenizer(text, return_tensors="pt"), target=1)
+        """
+        return self._relevance(inputs, target, additional_forward_args)
+
+    @abstractmethod
+    def _relevance(self, inputs: Any, target: Any, additional: Any) -> TensorOrTuple:
+        """What the method computes."""
+
+
+class GenericAttention(ByGradient):
     r"""
     Generic attention explainability (GAE): attention weighted by its gradient, layer by layer.
 
@@ -67,6 +130,8 @@ class GenericAttention(MapMethod, GradientAttribution):
         >>> relevance = GenericAttention(model).attribute(ids, target=1)
     """
 
+    variants = GenericVariant
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -76,51 +141,15 @@ class GenericAttention(MapMethod, GradientAttribution):
         *,
         patches_only: bool = False,
     ) -> None:
-        GradientAttribution.__init__(self, model)
-        self._set_query(query, patches_only)
-        check_choice("variant", variant, GenericVariant)
-        self.variant = variant
-        self.start_layer = start_layer
+        ByGradient.__init__(self, model, variant, start_layer, query, patches_only)
 
     @classmethod
     def get_name(cls) -> str:
         """Readable name."""
         return "Generic Attention Explainability"
 
-    @log_usage()  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: AttributionInputs,
-        target: TargetType = None,
-        additional_forward_args: Any = None,
-    ) -> TensorOrTuple:
-        r"""
-        Relevance of each token or patch to the explained output.
-
-        Args:
-            inputs (Tensor, tuple of Tensor, or mapping): Token ids, embeddings, pixels, or a
-                tokenizer's ``BatchEncoding``; see :meth:`~captum_lrp_tx.ConservativeGI.attribute`.
-                Several inputs only with cross-attention: one for each sequence.
-            target (int, tuple, Tensor, list or Target): The output to explain, as in Captum, or
-                one of :mod:`captum_lrp_tx.attr.targets`.
-            additional_forward_args (any): Passed to the model after the inputs.
-
-        Returns:
-            Tensor or tuple of Tensor: shape ``(batch, tokens)`` for each input, prefix tokens
-            included unless ``patches_only``; padding gets 0. Not negative.
-
-        Raises:
-            UnsupportedModelError: no softmax attention between tokens, attention in windows
-                (Swin) or between channels (XCiT), or sequences that cannot be told apart.
-            TargetError: the target is missing or does not fit.
-            InputError: unsupported inputs, or a query position out of range.
-
-        Example::
-
-            >>> gae = GenericAttention(model, variant="ali")
-            >>> relevance = gae.attribute(tokenizer(text, return_tensors="pt"), target=1)
-        """
-        maps = self._maps(inputs, target, additional_forward_args, gradients=True)
+    def _relevance(self, inputs: Any, target: Any, additional: Any) -> TensorOrTuple:
+        maps = self._maps(inputs, target, additional, gradients=True)
         if any(m.is_cross for m in maps.maps):
             if self.variant == "ali":
                 raise UnsupportedModelError(

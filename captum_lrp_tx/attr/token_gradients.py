@@ -9,6 +9,7 @@ the text.
 from __future__ import annotations
 
 import contextlib
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Union
@@ -168,7 +169,59 @@ class OnTokens(WithoutFutures, GradientAttribution):
         return left_out(end.flatten() - start.flatten(), attributions)
 
 
-class TokenIntegratedGradients(OnTokens):
+class FromBaseline(OnTokens):
+    """Methods whose relevance adds up to the difference of the outputs for text and baseline."""
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """True: relevance is the mean gradient times the way from the baseline."""
+        return True
+
+    def has_convergence_delta(self) -> bool:
+        """True: :meth:`attribute` can return the convergence delta."""
+        return True
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        return_convergence_delta: bool = False,
+    ) -> TensorOrTuple | tuple[TensorOrTuple, Tensor]:
+        r"""
+        Relevance of each token, summed over the embedding dimension.
+
+        Args:
+            inputs, target, additional_forward_args: As for ``ConservativeGI.attribute``.
+            return_convergence_delta (bool): Also return output minus output of the baseline minus
+                sum of relevance, for each example. (Captum's deltas have the opposite sign, and
+                that of ``GradientShap`` is for each sample.)
+
+        Returns:
+            Tensor, or 2-element tuple of **attributions**, **delta**:
+            - **attributions**: ``(batch, tokens)``, or the shape of float inputs; a tuple of one if
+              the inputs are a tuple.
+            - **delta** (Tensor, shape ``(batch,)``).
+        """
+        with torch.inference_mode(False), torch.enable_grad(), self._random():
+            used, target = self._prepare(inputs, additional_forward_args, target)
+            attributions = self._attributions(used, target)
+            relevance = used.formatted(attributions)
+            if not return_convergence_delta:
+                return relevance
+            return relevance, self._delta(used, attributions, target).detach()
+
+    def _random(self) -> contextlib.AbstractContextManager[None]:
+        """Around all of it: where random numbers come from."""
+        return contextlib.nullcontext()
+
+    @abstractmethod
+    def _attributions(self, used: _Prepared, target: TargetType) -> tuple[Tensor, ...]:
+        """What Captum's class gives."""
+
+
+class TokenIntegratedGradients(FromBaseline):
     r"""
     Captum's ``IntegratedGradients`` on token ids, from a baseline of other tokens.
 
@@ -207,54 +260,18 @@ class TokenIntegratedGradients(OnTokens):
         self._n_steps = n_steps
         self._internal_batch_size = internal_batch_size
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """True: relevance is the mean gradient times the way from the baseline."""
-        return True
-
-    def has_convergence_delta(self) -> bool:
-        """True: :meth:`attribute` can return the convergence delta."""
-        return True
-
-    @log_usage()  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: AttributionInputs,
-        target: TargetType = None,
-        additional_forward_args: Any = None,
-        return_convergence_delta: bool = False,
-    ) -> TensorOrTuple | tuple[TensorOrTuple, Tensor]:
-        r"""
-        Relevance of each token, summed over the embedding dimension.
-
-        Args:
-            inputs, target, additional_forward_args: As for ``ConservativeGI.attribute``.
-            return_convergence_delta (bool): Also return output minus output of the baseline minus
-                sum of relevance. (Captum's delta has the opposite sign.)
-
-        Returns:
-            Tensor, or 2-element tuple of **attributions**, **delta**:
-            - **attributions**: ``(batch, tokens)``, or the shape of float inputs; a tuple of one if
-              the inputs are a tuple.
-            - **delta** (Tensor, shape ``(batch,)``).
-        """
-        with torch.inference_mode(False), torch.enable_grad():
-            used, target = self._prepare(inputs, additional_forward_args, target)
-            examples = used.values[0].shape[0]
-            size = self._internal_batch_size or used.portion()
-            method: Any = IntegratedGradients(used.forward)
-            attributions: tuple[Tensor, ...] = method.attribute(
-                used.values, baselines=used.baselines, target=target,
-                additional_forward_args=used.extra, n_steps=self._n_steps,
-                internal_batch_size=max(size, examples),
-            )  # fmt: skip
-            relevance = used.formatted(attributions)
-            if not return_convergence_delta:
-                return relevance
-            return relevance, self._delta(used, attributions, target).detach()
+    def _attributions(self, used: _Prepared, target: TargetType) -> tuple[Tensor, ...]:
+        size = self._internal_batch_size or used.portion()
+        method: Any = IntegratedGradients(used.forward)
+        attributions: tuple[Tensor, ...] = method.attribute(
+            used.values, baselines=used.baselines, target=target,
+            additional_forward_args=used.extra, n_steps=self._n_steps,
+            internal_batch_size=max(size, len(used.values[0])),
+        )  # fmt: skip
+        return attributions
 
 
-class TokenGradientShap(OnTokens):
+class TokenGradientShap(FromBaseline):
     r"""
     Captum's ``GradientShap`` on token ids: gradients at random points between baseline and text.
 
@@ -290,46 +307,21 @@ class TokenGradientShap(OnTokens):
         self._n_samples = n_samples
         self._stdevs = stdevs
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """True: relevance is the mean gradient times the way from the baseline."""
-        return True
+    def _random(self) -> contextlib.AbstractContextManager[None]:
+        return _seeded(self._seed)
 
-    def has_convergence_delta(self) -> bool:
-        """True: :meth:`attribute` can return the convergence delta."""
-        return True
-
-    @log_usage()  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: AttributionInputs,
-        target: TargetType = None,
-        additional_forward_args: Any = None,
-        return_convergence_delta: bool = False,
-    ) -> TensorOrTuple | tuple[TensorOrTuple, Tensor]:
-        r"""
-        Relevance of each token, summed over the embedding dimension.
-
-        Args, returns: See :meth:`TokenIntegratedGradients.attribute`. The delta is that of one
-        example, not Captum's of each sample.
-        """
-        with torch.inference_mode(False), torch.enable_grad(), _seeded(self._seed):
-            used, target = self._prepare(inputs, additional_forward_args, target)
-            method: Any = GradientShap(used.forward)
-            sums = [torch.zeros_like(value) for value in used.values]
-            portion = max(used.portion() // used.values[0].shape[0], 1)
-            for start in range(0, self._n_samples, portion):
-                count = min(portion, self._n_samples - start)
-                means = method.attribute(
-                    used.values, used.baselines, n_samples=count, stdevs=self._stdevs,
-                    target=target, additional_forward_args=used.extra,
-                )  # fmt: skip
-                sums = [a + mean.detach() * count for a, mean in zip(sums, means, strict=True)]
-            attributions = tuple(a / self._n_samples for a in sums)
-            relevance = used.formatted(attributions)
-            if not return_convergence_delta:
-                return relevance
-            return relevance, self._delta(used, attributions, target).detach()
+    def _attributions(self, used: _Prepared, target: TargetType) -> tuple[Tensor, ...]:
+        method: Any = GradientShap(used.forward)
+        sums = [torch.zeros_like(value) for value in used.values]
+        portion = max(used.portion() // used.values[0].shape[0], 1)
+        for start in range(0, self._n_samples, portion):
+            count = min(portion, self._n_samples - start)
+            means = method.attribute(
+                used.values, used.baselines, n_samples=count, stdevs=self._stdevs,
+                target=target, additional_forward_args=used.extra,
+            )  # fmt: skip
+            sums = [a + mean.detach() * count for a, mean in zip(sums, means, strict=True)]
+        return tuple(a / self._n_samples for a in sums)
 
 
 class TokenSaliency(OnTokens):

@@ -6,20 +6,17 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from captum.attr._utils.attribution import GradientAttribution
-from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_lrp_tx.attr.attention_maps import (
-    MapMethod,
     Maps,
     Query,
     residual_half,
     rolled_out,
     square,
 )
-from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, TensorOrTuple
-from captum_lrp_tx.attr.gradient_attention import check_choice, given, weighted
+from captum_lrp_tx.attr.conservative import TensorOrTuple
+from captum_lrp_tx.attr.gradient_attention import ByGradient, check_choice, given, weighted
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.prefix_tokens import prefix_tokens
 from captum_lrp_tx.errors import UnsupportedModelError
@@ -32,7 +29,7 @@ TransformerVariant = Literal[
 Form = Literal["bert", "vit"]
 
 
-class TransformerAttribution(MapMethod, GradientAttribution):
+class TransformerAttribution(ByGradient):
     r"""
     Deep-Taylor relevance of attention maps times their gradients, rolled out over layers.
 
@@ -77,6 +74,8 @@ class TransformerAttribution(MapMethod, GradientAttribution):
         >>> relevance = method.attribute(pixels, target=3)
     """
 
+    variants = TransformerVariant
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -87,52 +86,18 @@ class TransformerAttribution(MapMethod, GradientAttribution):
         *,
         patches_only: bool = False,
     ) -> None:
-        GradientAttribution.__init__(self, model)
-        self._set_query(query, patches_only)
-        check_choice("variant", variant, TransformerVariant)
+        ByGradient.__init__(self, model, variant, start_layer, query, patches_only)
         check_choice("form", form, Form)
-        self.variant = variant
         self.form = form
-        self.start_layer = start_layer
 
     @classmethod
     def get_name(cls) -> str:
         """Readable name."""
         return "Transformer Attribution"
 
-    @log_usage()  # type: ignore[untyped-decorator]
-    def attribute(
-        self,
-        inputs: AttributionInputs,
-        target: TargetType = None,
-        additional_forward_args: Any = None,
-    ) -> TensorOrTuple:
-        r"""
-        Relevance of each token or patch to the explained output.
-
-        Args:
-            inputs (Tensor, tuple of one Tensor, or mapping): Token ids, embeddings, pixels, or a
-                tokenizer's ``BatchEncoding``; see :meth:`~captum_lrp_tx.ConservativeGI.attribute`.
-            target (int, tuple, Tensor, list or Target): The output to explain, as in Captum, or
-                one of :mod:`captum_lrp_tx.attr.targets`.
-            additional_forward_args (any): Passed to the model after the inputs.
-
-        Returns:
-            Tensor: shape ``(batch, tokens)``, prefix tokens included unless ``patches_only``;
-            padding gets 0. A tuple of one if ``inputs`` is a tuple.
-
-        Raises:
-            UnsupportedModelError: no softmax attention between tokens, attention in windows
-                (Swin) or between channels (XCiT), cross-attention.
-            TargetError: the target is missing or does not fit.
-            InputError: unsupported inputs, or a query position out of range.
-
-        Example::
-
-            >>> TransformerAttribution(model).attribute(ids, target=1)
-        """
-        relevance = self._deep_taylor(inputs, target, additional_forward_args)
-        gradient = self._gradient(inputs, target, additional_forward_args)
+    def _relevance(self, inputs: Any, target: Any, additional: Any) -> TensorOrTuple:
+        relevance = self._deep_taylor(inputs, target, additional)
+        gradient = self._gradient(inputs, target, additional)
         maps = relevance or gradient
         assert maps is not None
         patterns = maps.single_sequence("TransformerAttribution")

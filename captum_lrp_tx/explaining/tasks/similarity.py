@@ -8,10 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_lrp_tx.attr.bilrp import pooled
 from captum_lrp_tx.errors import InputError, OutputError, TargetError
 from captum_lrp_tx.explaining.tasks.base import Case, Choice, Task, Wish, refuse_answer
 from captum_lrp_tx.explaining.texts import Reader, encode, is_pair
 from captum_lrp_tx.explaining.words import Tokens
+
+
+def refuse_wishes(task: str, wish: Wish) -> None:
+    """Complains about the choice of an output where there is one number.
+
+    Raises:
+        TargetError: With the task.
+    """
+    if wish.target is not None or wish.contrast is not False:
+        raise TargetError(f"the {task} is one number, which needs neither target= nor contrast=")
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Of embeddings ``(batch, features)``."""
+    of_both: Tensor = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+    return of_both
+
+
+def whole(output: Tensor) -> Choice:
+    """The similarity, which is all there is to explain."""
+    return Choice(None, "similarity", "cosine similarity", f"similarity {float(output):+.4f}")
 
 
 class Similarity(Task):
@@ -25,11 +47,7 @@ class Similarity(Task):
 
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
         refuse_answer(self.name, wish)
-        if wish.target is not None or wish.contrast is not False:
-            raise TargetError(
-                "the similarity of two texts is one number, which needs neither target= nor "
-                "contrast="
-            )
+        refuse_wishes(self.name, wish)
         if not is_pair(item):
             raise InputError(
                 f"{type(reader.model).__name__} has no head that predicts something; give a pair "
@@ -45,11 +63,10 @@ class Similarity(Task):
 
         def forward(**given: Any) -> Tensor:
             a, b = (_embedding(model, _part(given, part)) for part in ("first", "second"))
-            cosine: Tensor = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
-            return cosine
+            return cosine(a, b)
 
         yield Case(
-            self.name, forward, inputs, _whole, _arranged(first.tokens, second.tokens),
+            self.name, forward, inputs, whole, _arranged(first.tokens, second.tokens),
             warnings=tuple(dict.fromkeys(first.warnings + second.warnings)),
         )  # fmt: skip
 
@@ -68,16 +85,7 @@ def _embedding(model: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:
         raise OutputError(
             f"{type(model).__name__} gives no last_hidden_state to make an embedding of"
         )
-    mask = inputs.get("attention_mask")
-    if mask is None:
-        return states.mean(1)
-    weights = mask.unsqueeze(-1).to(states.dtype)
-    mean: Tensor = (states * weights).sum(1) / weights.sum(1)
-    return mean
-
-
-def _whole(output: Tensor) -> Choice:
-    return Choice(None, "similarity", "cosine similarity", f"similarity {float(output):+.4f}")
+    return pooled(states, "mean", inputs.get("attention_mask"))
 
 
 def _arranged(first: Tokens, second: Tokens) -> Callable[..., tuple[Tokens, Tensor]]:

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_lrp_tx.errors import InputError, OutputError, TargetError
+from captum_lrp_tx.errors import InputError, OutputError
 from captum_lrp_tx.explaining.images import pixels_of
-from captum_lrp_tx.explaining.tasks.base import Case, Choice, Task, Wish, only_text, refuse_answer
+from captum_lrp_tx.explaining.tasks.base import Case, Task, Wish, only_text, refuse_answer
 from captum_lrp_tx.explaining.tasks.classes import class_choice, each_class
+from captum_lrp_tx.explaining.tasks.similarity import cosine, refuse_wishes, whole
 from captum_lrp_tx.explaining.texts import Encoded, Reader, encode
 
 
@@ -21,11 +22,7 @@ class TextImageSimilarity(Task):
 
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
         refuse_answer(self.name, wish)
-        if wish.target is not None or wish.contrast is not False:
-            raise TargetError(
-                "the similarity of a text and an image is one number, which needs neither target= "
-                "nor contrast="
-            )
+        refuse_wishes(self.name, wish)
         encoded, inputs, warnings = _read(item, reader)
         model = reader.model
 
@@ -37,17 +34,12 @@ class TextImageSimilarity(Task):
                 raise OutputError(
                     f"{type(model).__name__} gives no text_embeds and image_embeds to compare"
                 )
-            cosine: Tensor = (text * image).sum(-1) / (text.norm(dim=-1) * image.norm(dim=-1))
-            return cosine
+            return cosine(text, image)
 
         yield Case(
-            self.name, forward, inputs, _cosine, only_text(encoded.tokens),
+            self.name, forward, inputs, whole, only_text(encoded.tokens),
             inputs["pixel_values"][0], warnings,
         )  # fmt: skip
-
-
-def _cosine(output: Tensor) -> Choice:
-    return Choice(None, "similarity", "cosine similarity", f"similarity {float(output):+.4f}")
 
 
 class TextImageClassification(Task):

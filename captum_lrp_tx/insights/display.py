@@ -59,9 +59,9 @@ class TokenFeature(TextFeature):  # type: ignore[misc]
 class SignedImageFeature(ImageFeature):  # type: ignore[misc]
     """An image feature that shows the sign of the relevance, for any number of channels.
 
-    Captum's ``ImageFeature`` draws magnitudes and needs three channels. Colours are those of
-    Insights: blue is relevance for the class, red against it; the bar gives their values. They
-    saturate at the 99.5th percentile. Channels are summed.
+    Captum's ``ImageFeature`` draws magnitudes and needs three channels. Colours are those of all
+    figures of this package: red is relevance for the class, blue against it; the bar gives their
+    values. They saturate at the 99.5th percentile. Channels are summed.
     """
 
     def visualize(self, attribution: Tensor, data: Tensor, contribution_frac: float) -> Any:
@@ -213,5 +213,5 @@ def _heat_map(values: Any) -> str:
 
 
 def _colormap() -> Any:
-    colours = [tuple(part / 255 for part in rgb) for rgb in (*RED[::-1], *BLUE[1:])]
+    colours = [tuple(part / 255 for part in rgb) for rgb in (*BLUE[::-1], *RED[1:])]
     return require_matplotlib("colors").LinearSegmentedColormap.from_list("insights", colours)

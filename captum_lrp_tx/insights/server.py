@@ -16,10 +16,13 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from captum_lrp_tx.errors import InputError, MissingPackageError
 from captum_lrp_tx.insights.registration import insights_module, register
+from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
 from captum_lrp_tx.visualization.rendering import render
 
 _HOST = "127.0.0.1"
 _REQUESTS = ("/init", "/fetch", "/attribute")
+#: Background and text of a token of -100 to 100 percent of the largest relevance.
+_COLOURS = [[hexadecimal(rgb) for rgb in colour_of(n, 100)] for n in range(-100, 101)]
 
 
 class PageServer:
@@ -145,7 +148,7 @@ class PageServer:
     def _head(self, page: str) -> str:
         return render(
             "head.html", package="captum_lrp_tx.insights", names=list(self._pages), page=page,
-            single=len(self._pages[page].features) == 1,
+            single=len(self._pages[page].features) == 1, colours=_COLOURS,
         )  # fmt: skip
 
 

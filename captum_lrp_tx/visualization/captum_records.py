@@ -2,7 +2,8 @@
 
 Captum multiplies the relevance of a word, clipped to [-1, 1], by a fixed colour, and inserts the
 words into its page as they are.  The records made here are therefore scaled, their words are
-escaped, word-pieces are joined and padding is left out.
+escaped, word-pieces are joined and padding is left out.  The fixed colours are green for and red
+against, unlike the red and blue of this package's own figures.
 
 Example::
 

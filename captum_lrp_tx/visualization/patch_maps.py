@@ -13,7 +13,8 @@ Example::
     >>> from captum_lrp_tx.models import digit_samples, digits
     >>> pixels, labels = digit_samples()
     >>> heat = patch_heatmap(AttentionRollout(digits()).attribute(pixels), pixels)
-    >>> drawing, axes = visualization.visualize_image_attr(heat[4], sign="all", use_pyplot=False)
+    >>> drawing, axes = visualization.visualize_image_attr(
+    ...     heat[4], sign="all", cmap="RdBu_r", use_pyplot=False)
 """
 
 from __future__ import annotations

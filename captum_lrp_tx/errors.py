@@ -87,3 +87,7 @@ class UnstableRelevanceWarning(CaptumLRPWarning):
 
 class TrainingModeWarning(CaptumLRPWarning):
     """Dropout or batch statistics were active, so the explanation is random."""
+
+
+class MissingGlyphWarning(CaptumLRPWarning):
+    """A picture lacks characters of its text, or draws them in the wrong order."""

@@ -207,10 +207,10 @@ class Comparison:
             dpi (int): Dots per inch.
             options: See :meth:`figure`.
         """
-        from captum_lrp_tx.visualization.figures import _quiet_about_glyphs
+        from captum_lrp_tx.visualization.glyphs import quiet_about_glyphs
 
         drawing = self.figure(**options)
-        with _quiet_about_glyphs():
+        with quiet_about_glyphs():
             drawing.savefig(path, format="png", dpi=dpi)
 
 

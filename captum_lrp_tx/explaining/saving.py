@@ -17,6 +17,7 @@ from captum_lrp_tx.errors import InputError, MissingPackageError
 from captum_lrp_tx.explaining import showing
 from captum_lrp_tx.explaining.words import Tokens
 from captum_lrp_tx.files import check_writable, write_atomically
+from captum_lrp_tx.visualization.glyphs import quiet_about_glyphs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,9 @@ def picture(item: Explanation, kind: str, **options: Any) -> bytes:
         **options: Of ``Explanation.plot``.
     """
     drawn = io.BytesIO()
-    showing.plot(item, **options).savefig(drawn, format=kind, dpi=200)
+    made = showing.plot(item, **options)
+    with quiet_about_glyphs():
+        made.savefig(drawn, format=kind, dpi=200)
     return drawn.getvalue()
 
 

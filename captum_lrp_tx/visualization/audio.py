@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from captum_lrp_tx.visualization.arrays import scale_of
 from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
-from captum_lrp_tx.visualization.figures import _colormap, _families, _new_figure
+from captum_lrp_tx.visualization.figures import _colormap, _new_figure
+from captum_lrp_tx.visualization.glyphs import families
 from captum_lrp_tx.visualization.wording import printable
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def audio_figure(
     if title:
         drawing.text(
             0.1 / width, 1 - 0.22 / height, printable(title), fontsize=11, fontweight="bold",
-            parse_math=False, fontfamily=_families(title),
+            parse_math=False, fontfamily=families(title),
         )  # fmt: skip
     return drawing
 

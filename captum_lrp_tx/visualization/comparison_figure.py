@@ -17,13 +17,12 @@ from captum_lrp_tx.visualization.comparison import (
     shade,
 )
 from captum_lrp_tx.visualization.figures import (
-    _families,
     _new_figure,
     _notes,
-    _quiet_about_glyphs,
     require_matplotlib,
 )
-from captum_lrp_tx.visualization.layout import wrapped
+from captum_lrp_tx.visualization.glyphs import families, quiet_about_glyphs
+from captum_lrp_tx.visualization.layout import placed, wrapped
 from captum_lrp_tx.visualization.wording import printable
 
 if TYPE_CHECKING:
@@ -61,12 +60,16 @@ def comparison_figure(
     lines = comparison.lines(merge)
     every = "".join(piece.text for piece in comparison.words(merge)) + comparison.title
     every += "".join(strip.name + strip.reason for strip in comparison.strips)
-    family = _families(every)
+    family = families(every)
     measure = _Ruler(family, size)
     names = [printable(strip.name) for strip in comparison.strips]
     left = margin + max(map(measure, names), default=0.0) * 1.06 + 8
     room = total - left - margin
-    drawn = [list(wrapped(p, room, lambda t: measure(t) + 2 * pad, gap)) for _, p, _ in lines]
+
+    def boxed(text: str) -> float:
+        return measure(text) + 2 * pad
+
+    drawn = [list(wrapped(p, room, boxed, gap)) for _, p, _ in lines]
     # lines of one method closer together than methods
     between = 7.0 if max(map(len, drawn), default=0) > 1 else 2.2
     heights = [max(1, len(rows)) * step + between for rows in drawn]
@@ -93,7 +96,7 @@ def comparison_figure(
         y -= small * 1.5
     y -= 5
     boxes = require_matplotlib("patches").FancyBboxPatch
-    for (strip, _, scale), name, rows, used in zip(lines, names, drawn, heights, strict=True):
+    for (strip, pieces, scale), name, rows, used in zip(lines, names, drawn, heights, strict=True):
         base = y - step + 5.4
         write(left - 8, base, name, fontsize=size, ha="right", color="#1a1a1a")
         if not strip.is_drawn:
@@ -101,20 +104,17 @@ def comparison_figure(
             write(left + pad, base, reason, fontsize=7.5, color="#8a8a8a", style="italic")
         top = y
         for row in rows:
-            x = left
-            for place, (text, piece, space) in enumerate(row):
-                x += gap if space and place else 0.0
+            for x, text, piece in placed(row, pieces, room, boxed, gap):
                 background, ink = shade(piece.relevance, scale, strip.signed, piece.special)
-                wide = measure(text) + 2 * pad
                 axes.add_patch(
                     boxes(
-                        (x, top - step + 2.0), wide, step - 2.6,
+                        (left + x, top - step + 2.0), boxed(text), step - 2.6,
                         boxstyle="round,pad=0,rounding_size=1.6", mutation_aspect=1, linewidth=0,
                         facecolor=hexadecimal(background),
                     )
                 )  # fmt: skip
-                write(x + pad, top - step + 5.4, text, fontsize=size, color=hexadecimal(ink))
-                x += wide
+                place = left + x + pad
+                write(place, top - step + 5.4, text, fontsize=size, color=hexadecimal(ink))
             top -= step
         y -= used
     kinds = {strip.signed for strip, pieces, _ in lines if pieces}
@@ -219,7 +219,7 @@ def image_comparison_figure(
     if title:
         drawing.text(
             side / width, 1 - 0.2 / height, printable(title), fontsize=10, fontweight="bold",
-            parse_math=False, fontfamily=_families(title),
+            parse_math=False, fontfamily=families(title),
         )  # fmt: skip
     for line, text in enumerate(notes):
         down = (0.36 if title else 0.08) + 0.155 * line
@@ -250,7 +250,7 @@ class _Ruler:
 
     def __call__(self, text: str) -> float:
         if text not in self._known:
-            with _quiet_about_glyphs():
+            with quiet_about_glyphs():
                 sizes = self._renderer.get_text_width_height_descent(text, self._font, ismath=False)
             self._known[text] = float(sizes[0]) / 8
         return self._known[text]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
 from captum_lrp_tx.visualization.arrays import map_of, pixels_of, scale_of
 from captum_lrp_tx.visualization.colours import BLUE, RED, colour_of, hexadecimal
-from captum_lrp_tx.visualization.layout import wrapped
+from captum_lrp_tx.visualization.glyphs import families, quiet_about_glyphs
+from captum_lrp_tx.visualization.layout import placed, wrapped
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
 from captum_lrp_tx.visualization.wording import printable
 
@@ -47,22 +46,23 @@ def figure(heatmap: TokenHeatmap, *, width: float = 6.5, merge: bool = True) -> 
     pieces = heatmap.pieces(merge)
     scale = heatmap.scale(merge)
     fonts = require_matplotlib("font_manager").FontProperties
-    family = _families("".join(piece.text for piece in pieces) + heatmap.title)
+    family = families("".join(piece.text for piece in pieces) + heatmap.title)
     font = fonts(family=family, size=size)
     renderer: Any = require_matplotlib("backends.backend_agg").RendererAgg(16, 16, 72)
     known: dict[str, float] = {}
 
     def measure(text: str) -> float:
         if text not in known:
-            with _quiet_about_glyphs():
+            with quiet_about_glyphs():
                 advance = renderer.get_text_width_height_descent(text, font, ismath=False)[0]
             known[text] = float(advance) + 2 * pad
         return known[text]
 
-    lines = list(wrapped(pieces, total_width - 2 * margin, measure, gap))
+    room = total_width - 2 * margin
+    lines = list(wrapped(pieces, room, measure, gap))
     facts = heatmap.facts()
     head = size * 1.9 if heatmap.title else 0.0
-    notes = _notes(facts, lambda text: measure(text) * small / size, total_width - 2 * margin)
+    notes = _notes(facts, lambda text: measure(text) * small / size, room)
     height = 2 * margin + head + len(notes) * small * 1.55 + 4 + len(lines) * step + 16
     drawing = _new_figure(width, height / 72)
     axes = drawing.add_axes((0, 0, 1, 1))
@@ -85,18 +85,16 @@ def figure(heatmap: TokenHeatmap, *, width: float = 6.5, merge: bool = True) -> 
     y -= 4
     patches = require_matplotlib("patches")
     for line in lines:
-        x = margin
-        for place, (text, piece, space) in enumerate(line):
-            x += gap if space and place else 0.0
+        for x, text, piece in placed(line, pieces, room, measure, gap):
             background, ink = colour_of(piece.relevance, scale, piece.special)
             box = patches.FancyBboxPatch(
-                (x, y - step + 3.2), measure(text), step - 4.6,
+                (margin + x, y - step + 3.2), measure(text), step - 4.6,
                 boxstyle="round,pad=0,rounding_size=2.2", mutation_aspect=1, linewidth=0,
                 facecolor=hexadecimal(background),
             )  # fmt: skip
             axes.add_patch(box)
-            write(x + pad, y - step + 8.2, text, fontsize=size, color=hexadecimal(ink))
-            x += measure(text)
+            colour = hexadecimal(ink)
+            write(margin + x + pad, y - step + 8.2, text, fontsize=size, color=colour)
         y -= step
     _legend(axes, margin, y - 16, scale, grey, lambda text: measure(text) * 7 / size)
     axes.set_xlim(0, total_width)  # imshow has narrowed the view to the colour bar
@@ -125,7 +123,7 @@ def png(
         ImportError: If matplotlib is not installed.
     """
     drawing = figure(heatmap, width=width, merge=merge)
-    with _quiet_about_glyphs():
+    with quiet_about_glyphs():
         drawing.savefig(path, format="png", dpi=dpi)
 
 
@@ -206,17 +204,9 @@ def image_figure(
     if title:
         drawing.text(
             0.1 / width, (own - 0.19) / height, printable(title), fontsize=11, fontweight="bold",
-            parse_math=False, fontfamily=_families(title),
+            parse_math=False, fontfamily=families(title),
         )  # fmt: skip
     return drawing
-
-
-@contextlib.contextmanager
-def _quiet_about_glyphs() -> Iterator[None]:
-    """A script without an installed font is drawn as boxes; the figure is still what was asked."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*[Gg]lyph")
-        yield
 
 
 def _notes(
@@ -252,20 +242,6 @@ def _legend(
         interpolation="bilinear",
     )
     axes.text(start + width + 5, y - 0.3, high, **style)
-
-
-def _families(text: str) -> list[str]:
-    """DejaVu Sans and, for writing systems that it lacks, whatever fonts are installed."""
-    families = ["DejaVu Sans"]
-    if any(ord(char) > 0x24F for char in text):
-        installed = {font.name for font in require_matplotlib("font_manager").fontManager.ttflist}
-        wanted = (
-            "Noto Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei",
-            "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic",
-            "Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS", "Noto Emoji",
-        )  # fmt: skip
-        families += [name for name in wanted if name in installed]
-    return families
 
 
 def _colormap() -> Colormap:

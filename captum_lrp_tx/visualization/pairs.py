@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.visualization.arrays import pixels_of
+from captum_lrp_tx.visualization.bidirectional import is_right_to_left, levels, visual_order
 from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
-from captum_lrp_tx.visualization.figures import _families, _new_figure, require_matplotlib
-from captum_lrp_tx.visualization.tokens import TokenHeatmap
+from captum_lrp_tx.visualization.figures import _new_figure, require_matplotlib
+from captum_lrp_tx.visualization.glyphs import families, quiet_about_glyphs
+from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
 from captum_lrp_tx.visualization.wording import printable
 
 if TYPE_CHECKING:
@@ -71,14 +73,15 @@ def pairs_figure(
     shown = [torch.tensor([special or not word.special for word in row]) for row in words]
     joined = _strongest(values, shown[0][:, None] & shown[1][None, :], lines)
     scale = max(text.scale() for text in texts)
-    family = _families("".join(word.text for row in words for word in row) + title)
+    family = families("".join(word.text for row in words for word in row) + title)
     font = require_matplotlib("font_manager").FontProperties(family=family, size=11)
     renderer: Any = require_matplotlib("backends.backend_agg").RendererAgg(16, 16, 72)
-    sizes = [
-        [renderer.get_text_width_height_descent(printable(word.text), font, False)[0] + 6
-         for word in row]
-        for row in words
-    ]  # fmt: skip
+    with quiet_about_glyphs():
+        sizes = [
+            [renderer.get_text_width_height_descent(printable(word.text), font, False)[0] + 6
+             for word in row]
+            for row in words
+        ]  # fmt: skip
     needed = max(sum(row) + 4 * len(row) for row in sizes) + 16
     total = max(width * 72, needed)  # a long text makes the picture wider, not the letters smaller
     top, gap, box = (26.0 if title else 8.0), 90.0, 18.0
@@ -93,8 +96,9 @@ def pairs_figure(
     middles: list[list[float]] = []
     for row, widths, y in zip(words, sizes, (-top - box, -top - box - gap - box), strict=True):
         x = (total - sum(widths) - 4 * len(widths)) / 2
-        middles.append([])
-        for word, size in zip(row, widths, strict=True):
+        middles.append([0.0] * len(row))
+        for place in _in_order(row):
+            word, size = row[place], widths[place]
             paper, ink = colour_of(word.relevance, scale, word.special)
             patch = require_matplotlib("patches").Rectangle(
                 (x, y), size, box, facecolor=hexadecimal(paper), linewidth=0
@@ -102,7 +106,7 @@ def pairs_figure(
             axes.add_patch(patch)
             axes.text(x + 3, y + 5, printable(word.text), fontsize=11, color=hexadecimal(ink),
                       fontfamily=family, parse_math=False)  # fmt: skip
-            middles[-1].append(x + size / 2)
+            middles[-1][place] = x + size / 2
             x += size + 4
     strongest = max((abs(float(values[pair])) for pair in joined), default=1.0)
     for i, j in joined:
@@ -155,7 +159,7 @@ def image_pairs_figure(
     axes.axis("off")
     if title:
         axes.text(0.1, -0.24, printable(title), fontsize=11, fontweight="bold",
-                  fontfamily=_families(title), parse_math=False)  # fmt: skip
+                  fontfamily=families(title), parse_math=False)  # fmt: skip
     centres: list[list[tuple[float, float]]] = []
     for image, (rows, columns), x in zip(images, grids, (0.1, 0.6 + panel), strict=True):
         high = panel * image.shape[0] / image.shape[1]
@@ -171,6 +175,12 @@ def image_pairs_figure(
     for i, j in joined:
         _line(axes, centres[0][i], centres[1][j], float(values[i, j]), strongest)
     return drawing
+
+
+def _in_order(words: Sequence[Piece]) -> list[int]:
+    """The words from left to right as the writing direction has them."""
+    texts = ["" if word.special else word.text for word in words]
+    return visual_order(range(len(words)), levels(texts, is_right_to_left(texts)))
 
 
 def _matrix(pairs: Any, rows: int | None, columns: int | None) -> Tensor:

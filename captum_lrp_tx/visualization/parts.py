@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
-from captum_lrp_tx.visualization.figures import _families, _new_figure, require_matplotlib
+from captum_lrp_tx.visualization.figures import _new_figure, require_matplotlib
+from captum_lrp_tx.visualization.glyphs import families
 from captum_lrp_tx.visualization.wording import printable
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def cells_figure(
     axes = drawing.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height))
     axes.axis("off")
-    family = _families("".join([*columns, *rows, title]))
+    family = families("".join([*columns, *rows, title]))
     for i, row in enumerate(values):
         y = below + i * high
         axes.text(left - 0.08, y + high / 2, printable(rows[i]), fontsize=7, ha="right",

@@ -127,6 +127,10 @@ def _dependent_contraction(
                 ),
             )  # fmt: skip
             summaries.summarize(result, args, func, what.weights)
+            weighed, how = set(dependent) - set(what.weights), contraction_of(func, args)
+            if how is not None and len(weighed) == 1:
+                position = weighed.pop()
+                patterns.mark_product(result, args[position], how.sources(position))
             return result
     if context.scope.rule(Kind.NORM) is not None:
         for i in reversed(dependent):

@@ -41,7 +41,7 @@ from captum_lrp_tx.propagation.recognition import (
     weighing,
 )
 from captum_lrp_tx.propagation.recognition.contracted import equation_of
-from captum_lrp_tx.propagation.recognition.degrees import note_norm
+from captum_lrp_tx.propagation.recognition.degrees import note_norm, note_weights
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context
@@ -149,6 +149,11 @@ def _norm(context: Context, call: Call, quotient: bool) -> Tensor | None:
     degrees = context.degrees
     if quotient and homogeneity.is_ratio(degrees, args[0], args[1]):
         return _tensor(call.run())  # what the ratio multiplies decides
+    for i in (1,) if quotient else (1, 0):
+        if homogeneity.are_weights(args[1 - i], args[i], quotient):
+            result = _tensor(call.run())
+            note_weights(result)
+            return result
     for i in (1,) if quotient else (1, 0):
         found = homogeneity.normalises(degrees, args[i], (args[1 - i],), quotient)
         if found is homogeneity.Normalising.LAST_STEP:

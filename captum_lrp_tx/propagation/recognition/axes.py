@@ -23,6 +23,7 @@ _MADE = "captum_lrp_tx.made_axes"
 _CAME_FROM = "captum_lrp_tx.axes_came_from"
 _MADE_OF = "captum_lrp_tx.made_of"
 _MATRIX = frozenset("Mm Addmm Bmm Baddbmm".split())
+_DISTANCES = frozenset("Cdist EuclideanDist".split())
 _VIEWS = frozenset("View UnsafeView Reshape ReshapeAlias".split())
 _ORDERS = frozenset("Permute Transpose T".split())
 _DIMENSIONS = frozenset("Select Unbind Unsqueeze Squeeze".split())
@@ -61,6 +62,11 @@ def note(result: Any, x: Tensor, sources: int | tuple[int | None, ...]) -> None:
     node: Node | None = getattr(result, "grad_fn", None)
     if node is not None and node is not x.grad_fn:
         node.metadata[_MADE] = (x.grad_fn, sources)
+
+
+def is_linear_map(node: Node) -> bool:
+    """Whether a node maps its input by weights of the model."""
+    return _MADE in node.metadata or node_name(node) == "Convolution"
 
 
 def note_weighed(result: Any, came_from: Sequence[tuple[Tensor, int] | None]) -> None:
@@ -174,6 +180,8 @@ def _step(node: Node, axis: int, through_scores: bool) -> Origin | list[tuple[No
     here = shape(node)
     if name in _MATRIX:
         return _of_matrix_product(node, axis, len(here), through_scores)
+    if name in _DISTANCES:
+        return _of_distances(node, axis, len(here), through_scores)
     if name == "Convolution":
         return None if axis == 1 else Origin.DATA
     if name in _JOINS:
@@ -208,6 +216,16 @@ def _of_matrix_product(
         return Origin.DATA
     edge = left if is_left else right
     return None if edge is None else [(edge, axis)]
+
+
+def _of_distances(
+    node: Node, axis: int, dims: int, through_scores: bool
+) -> Origin | list[tuple[Node, int]] | None:
+    first, second = [edge for edge, _ in node.next_functions][:2]
+    if first is not None and second is not None and not through_scores:
+        return Origin.SCORES
+    edge, there = (first, axis) if axis < dims - 1 else (second, dims - 2)
+    return None if edge is None else [(edge, there)]
 
 
 def _are_parts(nodes: list[Node]) -> bool:

@@ -19,9 +19,9 @@ _KEEP = KEEP_ENTRIES | frozenset(
     """Abs Relu LeakyRelu Clamp ClampMin ClampMax Topk Sort Real Imag ViewAsReal
     ViewAsComplex DiagEmbed""".split()
 )
-#: Linear on either side of zero: of a sum of these, ``relu(x) + relu(-x)``, one cannot tell by name
-#: whether it is a modulus, only that it is not linear.
-_PIECEWISE = frozenset("Relu LeakyRelu Clamp ClampMin ClampMax Where".split())
+#: Linear but for what they choose by sign or order: sums of these may be moduli
+#: (``relu(x) + relu(-x)``), their differences spreads (of quantiles).
+_PIECEWISE = frozenset("Relu LeakyRelu Clamp ClampMin ClampMax Where Sort Topk".split())
 #: Add up operands of one degree, or choose among them.
 _SUMS = frozenset(
     "Add Sub Rsub Where Maximum Minimum Fmax Fmin Cat Stack Lerp Hypot".split()
@@ -48,6 +48,7 @@ _LINEAR_MAPS = (
         Signed FftR2C FftC2C FftC2R""".split()
     )
 )
+_DISPLACE = frozenset({"Roll", "Flip"})
 _SUMMAND_FIRST = frozenset("Addmm Baddbmm Addmv".split())
 #: Functions of one tensor that depends on the inputs.
 _OF_ONE = _KEEP | _SUMS | _REDUCTIONS | _SPREADS | _LINEAR_MAPS | {"Mul", "Div"}
@@ -56,6 +57,7 @@ _MOST_STEPS = 16
 _EXPONENT = "captum_lrp_tx.exponent"
 _SHIFT = "captum_lrp_tx.shift"
 _DIVISOR = "captum_lrp_tx.divisor"
+_WEIGHTS = "captum_lrp_tx.weights"
 #: From here on, a number added to a norm is no safeguard against division by zero.
 _LARGE_SHIFT = 0.25
 
@@ -71,7 +73,7 @@ class Degree(NamedTuple):
         is_shifted (bool): Whether a number too large for a safeguard was added.
         is_mixed (bool): Whether something was multiplied or divided by a statistic.
         is_past_norm (bool): Whether it was followed to before something was normalised.
-        is_piecewise (bool): Whether it is linear on either side of zero only.
+        is_piecewise (bool): Whether it is linear but for what was chosen by sign or order.
     """
 
     of: dict[Node, float]
@@ -105,6 +107,13 @@ def note_norm(degrees: Degrees, result: Any, statistic: Tensor, quotient: bool) 
         node.metadata[_DIVISOR] = found, -1.0 if quotient else 1.0
 
 
+def note_weights(result: Tensor) -> None:
+    """Remember that a result is weights, which do not grow with anything."""
+    node: Node | None = result.grad_fn
+    if node is not None:
+        node.metadata[_WEIGHTS] = True
+
+
 def with_exponent(result: Any, exponent: float | None) -> Any:
     """A result under a rule for activations, whose node does not tell the exponent of a power."""
     node: Node | None = getattr(result, "grad_fn", None)
@@ -133,6 +142,19 @@ def product(factors: Sequence[Degree], signs: Sequence[float] = ()) -> Degree:
         any(f.is_past_norm for f in factors),
         any(f.is_piecewise for f in growing),
     )
+
+
+def _is_displaced(node: Node) -> bool:
+    """Whether a product has one of its factors from other places than the other."""
+    found = []
+    for edge, _ in node.next_functions[-2:]:
+        steps = set()
+        while edge is not None and node_name(edge) in KEEP_ENTRIES and edge.next_functions:
+            if node_name(edge) in _DISPLACE:
+                steps.add(edge)
+            edge = edge.next_functions[0][0]
+        found.append(steps)
+    return len(found) == 2 and found[0] != found[1]
 
 
 def _is_of_statistics(degree: Degree) -> bool:
@@ -190,6 +212,8 @@ class Search:
             edges = edges[-1:]
         if name == "AccumulateGrad" or node._sequence_nr() < self.first:
             return []
+        if _WEIGHTS in node.metadata:
+            return []
         if self.through_norms and len(edges) == 1 and _DIVISOR in node.metadata:
             return edges
         if name == "Exp":
@@ -229,8 +253,12 @@ class Search:
         if name in _SUMS:
             return self._sum(before, name)
         if name in ("Mul", "Div"):
-            return product(before, (1.0, -1.0) if name == "Div" else ())
-        return product(before)._replace(is_reduced=True)
+            made = product(before, (1.0, -1.0) if name == "Div" else ())
+        else:
+            made = product(before)._replace(is_reduced=True)
+        if made.is_nonlinear and _is_displaced(node) and not any(b.is_nonlinear for b in before):
+            return made._replace(is_nonlinear=False)  # x * x.roll(1) is of no one's size
+        return made
 
     def _sum(self, terms: list[Degree], name: str) -> Degree | None:
         first = terms[0]

@@ -69,13 +69,12 @@ def normalises(
             return None
         reduced = found.is_reduced or statistic.numel() < max(o.numel() for o in others)
         modulus = any(o.is_complex() for o in others) and not statistic.is_complex()
-        if not found.is_nonlinear and found.is_piecewise and len(others) == 1:
-            return Normalising.WHOLE if _is_sum_of_moduli(statistic, others[0], quotient) else None
-        if not found.is_nonlinear or not (reduced or modulus):
+        by_pieces = not found.is_nonlinear and found.is_piecewise and len(others) == 1
+        if not (found.is_nonlinear or by_pieces) or not (reduced or modulus):
             return None
         if found.is_shifted and not found.is_pooled:
             return None
-        if not found.of and found.is_reduced:
+        if not found.of and found.is_reduced and found.is_nonlinear:
             return Normalising.WHOLE  # norms compared with their own mean (global response norm)
         if all(map(is_weight, found.of)):
             return None  # weights of a mixture in units of their own size, sum or norm
@@ -84,6 +83,8 @@ def normalises(
         if not search.deep and factors.is_nonlinear and factors.is_reduced:
             return None  # a ratio of norms: what it multiplies decides
         if all(_cancels(factors.of.get(n, 0.0), sign * d, found) for n, d in found.of.items()):
+            if by_pieces and differs(factors, product([found], (sign,))):
+                return None  # relu(x) * y / relu(x).sum(): something else was weighed
             return Normalising.LAST_STEP if factors.is_mixed else Normalising.WHOLE
     return None
 
@@ -117,17 +118,24 @@ def _is_of(degrees: Degrees, statistic: Tensor, factor: Tensor, quotient: bool) 
     return False
 
 
-def _is_sum_of_moduli(statistic: Tensor, factor: Tensor, quotient: bool) -> bool:
-    """Whether a factor is divided by the sum of its moduli: ``(relu(x) + relu(-x)).sum()``.
+def are_weights(factor: Tensor, statistic: Tensor, quotient: bool) -> bool:
+    """Whether something is divided by its own sum: ``a / a.sum()`` are weights, ``a`` their size.
 
-    What is linear in the factor itself is none: ``relu(x) / relu(x).sum()`` are weights.
+    So is the energy ``x ** 2 / (x ** 2).sum()``.
+
+    Args:
+        factor (Tensor): What is divided.
+        statistic (Tensor): The divisor, or its reciprocal if it is no ``quotient``.
+        quotient (bool): Whether ``statistic`` divides.
     """
-    if statistic.grad_fn is None or factor.grad_fn is None:
+    if statistic.grad_fn is None or factor.grad_fn is None or factor.numel() <= statistic.numel():
+        return False
+    if not quotient and node_name(moved(statistic.grad_fn, 0)[0]) not in ("Reciprocal", "Div"):
         return False
     source = moved(factor.grad_fn, factor.output_nr)
     found = Search(source=source).degree(statistic.grad_fn, statistic.output_nr)
-    reduced = found.is_reduced or statistic.numel() < factor.numel()
-    return found.of == {source[0]: 1.0 if quotient else -1.0} and found.is_piecewise and reduced
+    is_linear = not found.is_nonlinear and not found.is_piecewise and not found.is_shifted
+    return is_linear and found.of == {source[0]: 1.0 if quotient else -1.0}
 
 
 def moved(node: Node, output: int) -> tuple[Node, int]:
@@ -169,7 +177,8 @@ def is_ratio(degrees: Degrees, numerator: Tensor, divisor: Tensor) -> bool:
     if not (below.is_nonlinear and below.is_reduced):
         return False
     above = search.degree(numerator.grad_fn, 0)
-    lengths = all(abs(d - 1) < 1e-3 for d in above.of.values())  # not scores and their sums
+    # not scores and their sums, which grow with queries and with keys
+    lengths = len(above.of) == 1 and all(abs(d - 1) < 1e-3 for d in above.of.values())
     return lengths and above.is_nonlinear and above.is_reduced and not differs(above, below)
 
 

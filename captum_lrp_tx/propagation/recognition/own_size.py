@@ -52,12 +52,20 @@ def _has_degree(
     if homogeneity.is_known(statistic, source):
         return False
     at, of = GradientEdge(*source), GradientEdge(*statistic)
-    gradient = _backward(of, at, 1 / size)
     whole = value if source == factor else _backward(GradientEdge(*factor), at, value)
-    if gradient is None or whole is None or gradient.shape != whole.shape:
+    if whole is None:
         return False
-    found = float((gradient * whole).sum()) / size.numel()
-    return abs(found - degree) < _TOLERANCE
+    # once for all entries, and once by halves: a mean over entries may be one by chance
+    ramp = torch.linspace(0, 1, size.numel(), dtype=size.dtype, device=size.device)
+    for weight in (torch.ones_like(ramp), ramp):
+        weight = weight.view(size.shape)
+        gradient = _backward(of, at, weight / size)
+        if gradient is None or gradient.shape != whole.shape:
+            return False
+        found = float((gradient * whole).detach().sum() / weight.sum().clamp_min(_TOLERANCE))
+        if size.numel() > 1 and abs(found - degree) >= _TOLERANCE:
+            return False
+    return True
 
 
 def _is_sum_of_moduli(size: Tensor, value: Tensor) -> bool:

@@ -7,6 +7,7 @@ through views, so that what sums over another axis is no attention: see :mod:`~.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +38,8 @@ _INVERSES = frozenset("Reciprocal Div Pow Exp".split())
 _SUMS = frozenset("Sum Mean IndexAdd ScatterAdd ScatterReduce SegmentReduce IndexPut".split())
 #: Sums that are further from one than this are none of weights, whatever the precision.
 _MOST_OFF = 0.05
+#: Make weights of weights.
+_OF_WEIGHTS = frozenset("Sqrt Pow Mul Undecided".split())
 #: Views that lay entries out in another way, and those that take one entry of an axis.
 _LAID_OUT = frozenset("AsStrided Unfold Diagonal".split())
 _PICKS = frozenset("Select Unbind".split())
@@ -86,6 +89,21 @@ def mark(tensor: Tensor, axis: int | None, logits: Node | None = None) -> None:
         node.metadata[_MARKED] = (axis, False, logits, axis)
 
 
+def mark_product(result: Tensor, values: Tensor, sources: Sequence[int | None]) -> None:
+    """Mark a pattern of patterns, ``(p1 @ p2) @ v``, as one along the axis of the second.
+
+    Args:
+        result (Tensor): Of the product.
+        values (Tensor): The factor that was weighed.
+        sources (sequence of int, optional): For every axis of the result that of ``values``.
+    """
+    pattern = pattern_of(values)
+    node: Node | None = result.grad_fn
+    if pattern is not None and node is not None and pattern.axis in sources:
+        axis = sources.index(pattern.axis)
+        node.metadata[_MARKED] = (axis, False, pattern.logits, pattern.logits_axis)
+
+
 def mark_if_ones(weights: Tensor, logits: Node | None, rounding: float = 64) -> bool:
     """Mark weights as a pattern if they sum to one along an axis, as their values tell.
 
@@ -98,9 +116,9 @@ def mark_if_ones(weights: Tensor, logits: Node | None, rounding: float = 64) -> 
     if not weights.is_floating_point():
         return False  # complex numbers weigh nothing
     with torch.no_grad():
-        values = weights.double()
-        if bool((values < 0).any()):
+        if bool((weights < 0).any()):
             return False
+        values = weights.double()
         precision = rounding * torch.finfo(weights.dtype).eps
         for axis, size in enumerate(weights.shape):
             allowed = min(size * precision, _MOST_OFF)
@@ -151,6 +169,12 @@ def pattern_of(tensor: Tensor) -> Pattern | None:
 def is_pattern(tensor: Tensor) -> bool:
     """Whether a tensor is a pattern."""
     return pattern_of(tensor) is not None
+
+
+def is_made(node: Node) -> bool:
+    """Whether the result of a node is a pattern of what the data holds, no router's weights."""
+    found = _pattern(node, _MAX_DEPTH)
+    return found is not None and not found.is_made_by_parameters
 
 
 def _pattern(node: Node, depth: int) -> Pattern | None:
@@ -282,10 +306,7 @@ def is_normalised(first: Tensor, second: Tensor, quotient: bool) -> bool:
 def _own_sum(numerator: Node, divisor: Node) -> tuple[int | None] | None:
     """The axis along which a divisor sums the weights that it divides; None if it does not."""
     weights = _root(numerator)
-    made = weights
-    if node_name(made) in ("Sqrt", "Pow") and len(parents(made)) == 1:
-        made = _root(parents(made)[0])
-    if not is_activation(made) and _pattern(made, _MAX_DEPTH) is None:
+    if not _makes_weights(weights, _GLANCE):
         return None
     node: Node | None = divisor
     for _ in range(_MAX_DEPTH):
@@ -304,6 +325,21 @@ def _own_sum(numerator: Node, divisor: Node) -> tuple[int | None] | None:
             return None
         node = before[0]
     return None
+
+
+def is_own_quotient(node: Node) -> bool:
+    """Whether a node divides weights by their own sum."""
+    return node_name(node) == "Div" and _quotient(node, "Div") is not None
+
+
+def _makes_weights(node: Node, depth: int) -> bool:
+    """Whether a node makes weights: an activation, a pattern, or powers and products of such."""
+    if is_activation(node) or _pattern(node, _MAX_DEPTH) is not None:
+        return True
+    before = parents(node)
+    if depth == 0 or not before or node_name(node) not in _OF_WEIGHTS:
+        return False
+    return all(_makes_weights(_root(one), depth - 1) for one in before)
 
 
 def _is_sum(node: Node, name: str) -> bool:

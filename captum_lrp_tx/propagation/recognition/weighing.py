@@ -122,12 +122,44 @@ def weighing_of(func: Any, args: Sequence[Any], factors: Sequence[int]) -> Weigh
         return Weighing((scores[0],), what="attention without a softmax (convention)")
     if features and _is_along_data(args, features, how):
         return Weighing(proposed=tuple(features))
+    for i in factors:
+        if how is not None and _is_of_data(args[i], i, how):
+            if _is_of_patterns(args[i]):
+                return Weighing((i,), what="function of attention patterns alone (convention)")
+            if _sums_to_one(args[i], how.summed(i)):
+                return Weighing((i,), what="weights that sum to one, as their values tell")
     untold = any(
         i not in found and gate_strength(args[i]) == 0 and _is_of_softmax(args[i])
         and _is_of_data(args[i], i, how)
         for i in factors
     )  # fmt: skip
     return Weighing(is_untold=untold)
+
+
+def _is_of_patterns(tensor: Tensor) -> bool:
+    """Whether a tensor is a function of patterns and of nothing else, learned weights included."""
+    todo: list[Any] = [tensor.grad_fn]
+    seen: set[Node] = set()
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if patterns.is_made(node):
+            continue
+        before = parents(node)
+        if not before or len(seen) > _MAX_DEPTH or axes.is_linear_map(node):
+            return False
+        todo.extend(before)
+    return True
+
+
+def _sums_to_one(weights: Tensor, axes_summed: list[int]) -> bool:
+    """Whether what no name tells (sparsemax, entmax) are weights, along the axis summed over."""
+    if len(axes_summed) != 1 or not patterns.mark_if_ones(weights, None):
+        return False
+    pattern = patterns.pattern_of(weights)
+    return pattern is not None and pattern.axis == axes_summed[0] + weights.dim()
 
 
 def _is_of_softmax(tensor: Tensor) -> bool:
@@ -163,8 +195,12 @@ def _meets(
     if axis not in how.summed(position):
         return ""
     (other,) = others
+    if not pattern.is_made_by_parameters:
+        return "attention"
     there = how.axis_in(position, other, axis)
-    if there is None or not pattern.is_made_by_parameters or _is_read(args[other], there):
+    if there is None:  # among constants: the experts of einsum("e,eij,j->i")
+        return "mixture"
+    if _is_read(args[other], there):
         return "attention"
     is_mixed = axes.origin(args[other], there, through_scores=True) is Origin.PARAMETERS
     return "mixture" if is_mixed else "attention"
@@ -253,4 +289,8 @@ def _is_score(node: Node) -> bool:
 
 
 def _is_activated_score(node: Node) -> bool:
-    return is_activation(node) and any(walks_to(edge, _is_score) for edge in parents(node))
+    """An activation of scores, also raised to a power or divided by its own sums."""
+    before = parents(node)
+    if node_name(node) in ("Pow", "Sqrt") or patterns.is_own_quotient(node):
+        return walks_to(before[0], _is_activated_score)
+    return is_activation(node) and any(walks_to(edge, _is_score) for edge in before)

@@ -105,7 +105,10 @@ PRODUCTS: dict[str, tuple[Callable[[Data], tuple[Tensor, Tensor]], weighing.Weig
     "along another axis": (
         lambda d: (d.linear(), d.summed().mT), weighing.Weighing()),
     "a power of a softmax": (
-        lambda d: (d.softmax() ** 2, d.linear()), weighing.Weighing(is_untold=True)),
+        lambda d: (d.softmax() ** 2, d.linear()),
+        weighing.Weighing((0,), what="attention without a softmax (convention)")),
+    "a softmax times something else": (
+        lambda d: (d.softmax() * d.score(), d.linear()), weighing.Weighing(is_untold=True)),
 }  # fmt: skip
 
 

@@ -1,0 +1,51 @@
+"""What modellers write, against a second run in which patterns and divisors are constants."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+import spellings
+from captum_lrp_tx import ConservativeLRP
+from captum_lrp_tx.errors import UncoveredOperationError
+from constructs import CONSTRUCTS
+
+#: What is held constant under a preset: patterns, norms.
+HELD = {"gi": "", "ah": "p", "ln": "n", "ah+ln": "pn"}
+#: What strict refuses, and a part of the reason.
+_SHIFTED = "cut off from them"
+REFUSED = {
+    # the greatest score is subtracted without its gradient; under "ah" this is part of the pattern
+    ("gat", "ln"): _SHIFTED,
+    ("gatv2", "ln"): _SHIFTED,
+    ("transformer conv", "ln"): _SHIFTED,
+    ("kv quant", "ln"): _SHIFTED,
+    # gates of every channel that are divided by their sum over neighbours
+    ("gated gcn", "ah"): "weights that were not recognised",
+    ("gated gcn", "ah+ln"): "weights that were not recognised",
+    ("idw", "ln"): "norm or statistic without a rule",
+}
+
+
+@pytest.mark.parametrize("preset", HELD)
+@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_a_construct_is_the_frozen_function_or_refused(name: str, preset: str) -> None:
+    model = spellings.Model(CONSTRUCTS[name]).eval()
+    explainer, x = ConservativeLRP(model, preset), spellings.inputs()
+    try:
+        relevance = explainer.attribute(x, target=1, strict=True)
+    except UncoveredOperationError as error:
+        if error.operations:
+            assert REFUSED[name, preset] in str(error)
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # there was nothing to recognise
+            relevance = explainer.attribute(x, target=1)
+    assert (name, preset) not in REFUSED
+    leaf = x.clone().requires_grad_()
+    held = spellings.Model(CONSTRUCTS[name], HELD[preset]).eval()
+    (gradient,) = torch.autograd.grad(held(leaf)[:, 1].sum(), leaf)
+    expected = x * gradient
+    assert (relevance - expected).abs().max() <= 1e-6 * expected.abs().max()

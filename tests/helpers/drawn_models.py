@@ -153,12 +153,15 @@ def _relevance(model: nn.Module, inputs: Relevance, preset: str) -> Relevance | 
         warnings.simplefilter("ignore")
         try:
             relevance = explainer.attribute(inputs, target=1, strict=True)
+        except NonFiniteError:
+            return None
         except UncoveredOperationError as error:
             if error.operations:
                 return None
-            relevance = explainer.attribute(inputs, target=1)  # there was nothing to recognise
-        except NonFiniteError:
-            return None
+            try:
+                relevance = explainer.attribute(inputs, target=1)  # nothing was to be recognised
+            except NonFiniteError:
+                return None
     assert isinstance(relevance, tuple)
     return relevance
 

@@ -19,14 +19,12 @@ from captum_lrp_tx import __version__  # noqa: E402
 COPIES = HERE / "repository"
 COPIED = (
     "benchmarks/*.md",
-    "experiments/*/*.md",
-    "experiments/*/*.png",
+    "experiments/**/*.md",
+    "experiments/**/*.png",
+    "experiments/*/*.ipynb",
     "experiments/language_models/*.py",
     "tutorials/*.ipynb",
     "tutorials/MODELS.md",
-    "tutorials/paper/**/*.md",
-    "tutorials/paper/**/*.png",
-    "tutorials/paper/*.ipynb",
 )
 
 project = "captum_lrp_tx"

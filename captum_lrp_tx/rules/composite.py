@@ -82,7 +82,7 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
         Kind.SCAN: StateSpaceRule(),
         Kind.LINEAR: EpsilonRule(),
     },
-    # the best of ten on validation examples of seven data sets: tutorials/paper/results/search.md
+    # best of ten on validation examples of seven data sets: experiments/ali2022/results/search.md
     "attnlrp-gamma": {
         Kind.ATTENTION: UniformAttentionRule(),
         Kind.NORM: LNRule(),

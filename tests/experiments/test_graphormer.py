@@ -20,8 +20,8 @@ pytest.importorskip("safetensors", reason="needs safetensors (extra 'graph')")
 networkx = pytest.importorskip("networkx", reason="needs networkx (extra 'test')")
 
 ROOT = Path(__file__).resolve().parents[2]
-if not (ROOT / "tutorials/paper/graphormer").is_dir():
-    pytest.skip("needs the tutorials beside the tests", allow_module_level=True)
+if not (ROOT / "experiments/ali2022/graphormer").is_dir():
+    pytest.skip("needs the experiments beside the tests", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
 from rdkit import Chem  # noqa: E402
@@ -31,19 +31,19 @@ from captum_lrp_tx import ConservativeGI, ConservativeLRP, audit  # noqa: E402
 from captum_lrp_tx.methods import find_method  # noqa: E402
 from captum_lrp_tx.metrics.batches import Batch  # noqa: E402
 from captum_lrp_tx.metrics.curves import activation_curve, pruning_curve  # noqa: E402
-from tutorials.paper.graphormer import molecules as mols  # noqa: E402
-from tutorials.paper.graphormer.__main__ import RESULTS, WEIGHTS, main  # noqa: E402
-from tutorials.paper.graphormer.drugs import DRUGS  # noqa: E402
-from tutorials.paper.graphormer.evaluate import HOW, HideAtoms  # noqa: E402
-from tutorials.paper.graphormer.explain import ALL, embed, relevance_of  # noqa: E402
-from tutorials.paper.graphormer.model import (  # noqa: E402
+from experiments.ali2022.graphormer import molecules as mols  # noqa: E402
+from experiments.ali2022.graphormer.__main__ import RESULTS, WEIGHTS, main  # noqa: E402
+from experiments.ali2022.graphormer.drugs import DRUGS  # noqa: E402
+from experiments.ali2022.graphormer.evaluate import HOW, HideAtoms  # noqa: E402
+from experiments.ali2022.graphormer.explain import ALL, embed, relevance_of  # noqa: E402
+from experiments.ali2022.graphormer.model import (  # noqa: E402
     Config,
     FromEmbeddings,
     Graphormer,
     load,
     save,
 )
-from tutorials.paper.graphormer.train import logits, roc_auc  # noqa: E402
+from experiments.ali2022.graphormer.train import logits, roc_auc  # noqa: E402
 
 SMILES = {name: smiles for name, smiles, _ in DRUGS}
 #: Rings with several shortest ways, a cage, two parts that are not connected, a single atom.

@@ -16,7 +16,7 @@ from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.evaluation import Examples, Tuned, evaluate, tune
 from captum_lrp_tx.evaluation.tuning import composite_of, linear_layers
 from captum_lrp_tx.methods import Chosen
-from tutorials.paper.subjects import DataSet
+from experiments.ali2022.subjects import DataSet
 
 NAME = "LRP-tuned"
 #: What the gammas are put on.
@@ -114,7 +114,7 @@ def report(every: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
         "# What validation examples choose",
         "",
-        "`python -m tutorials.paper.run --experiment search`: AUAC and AU-MSE on validation "
+        "`python -m experiments.ali2022.run --experiment search`: AUAC and AU-MSE on validation "
         "examples, biases distributed; gamma 0 is the epsilon rule. First one gamma for all "
         "linear layers, then one kind after the other. The smallest `(1 - AUAC) * AU-MSE` (bold) "
         f"is `{NAME}`.",

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from captum_lrp_tx.attr.token_gradients import OnTokens
 from captum_lrp_tx.methods import METHODS, Method, run
-from tutorials.paper.graphormer.model import FromEmbeddings, Graphormer
-from tutorials.paper.graphormer.molecules import Graphs
+from experiments.ali2022.graphormer.model import FromEmbeddings, Graphormer
+from experiments.ali2022.graphormer.molecules import Graphs
 
 #: Names of all methods, in the order of the table.
 ALL: tuple[str, ...] = tuple(method.name for method in METHODS)

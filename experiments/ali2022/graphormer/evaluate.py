@@ -25,9 +25,9 @@ from captum_lrp_tx.metrics.curves import (
 )
 from captum_lrp_tx.metrics.masking import Masker
 from captum_lrp_tx.metrics.perturbation import Perturbation
-from tutorials.paper.graphormer.explain import relevance_of
-from tutorials.paper.graphormer.model import Graphormer
-from tutorials.paper.graphormer.molecules import VNODE, Example, Graphs
+from experiments.ali2022.graphormer.explain import relevance_of
+from experiments.ali2022.graphormer.model import Graphormer
+from experiments.ali2022.graphormer.molecules import VNODE, Example, Graphs
 
 #: How atoms are taken away: nothing is known of them; nothing attends to them; or nothing is known
 #: of them, but all attention is as in the whole molecule, which is what the AH rule explains.

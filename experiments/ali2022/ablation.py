@@ -1,6 +1,6 @@
 """Why the order of methods differs from the paper's: models between theirs and ours.
 
-    python -m tutorials.paper.run --experiment ablation --shared ../shared --models DIR
+    python -m experiments.ali2022.run --experiment ablation --shared ../shared --models DIR
 
 Trains on SST-2, on top of the frozen embedding block of ``models/minilm-sst2``: the architecture of
 the paper (three attention blocks without MLPs), and the same with MLPs.
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tutorials.paper.attention_only import AttentionClassifier
-from tutorials.paper.data import Split
-from tutorials.paper.finetune import batches_by_length, encode
+from experiments.ali2022.attention_only import AttentionClassifier
+from experiments.ali2022.data import Split
+from experiments.ali2022.finetune import batches_by_length, encode
 
 #: Name in the tables: whether there are MLPs.
 VARIANTS: dict[str, bool] = {"attention": False, "attention-mlp": True}

@@ -1,6 +1,6 @@
 """Does the relevance of a sentence sum to its logit?  The conservation figure of the paper.
 
-    python -m tutorials.paper.run --experiment conservation --shared ../shared
+    python -m experiments.ali2022.run --experiment conservation --shared ../shared
 
 Relevance is taken at the output of the embedding block, as in the published code of Ali et al.
 2022, for the predicted class.
@@ -16,7 +16,7 @@ import numpy as np
 
 from captum_lrp_tx import metrics
 from captum_lrp_tx.evaluation import Examples
-from tutorials.paper.bias import correlation, interval
+from experiments.ali2022.bias import correlation, interval
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 

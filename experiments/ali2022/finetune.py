@@ -1,6 +1,6 @@
 r"""Fine-tunes a small BERT for each text data set of the paper's tables that needs one.
 
-    python -m tutorials.paper.finetune --shared ../shared --models paper-models
+    python -m experiments.ali2022.finetune --shared ../shared --models paper-models
 
 Each model starts from the encoder of ``models/minilm-sst2`` in the shared folder (6 layers, hidden
 size 384: all-MiniLM-L6-v2, fine-tuned on SST-2) with a new classification head, and goes to a
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tutorials.paper.data import TASKS, Split, Task, sample
+from experiments.ali2022.data import TASKS, Split, Task, sample
 
 RESULTS = Path(__file__).parent / "results"
 BASE = "models/minilm-sst2"

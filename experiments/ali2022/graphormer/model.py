@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tutorials.paper.graphormer.molecules import (
+from experiments.ali2022.graphormer.molecules import (
     ATOM_IDS,
     BONDS,
     DISTANCE_IDS,

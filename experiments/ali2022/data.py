@@ -6,7 +6,7 @@ are ``sentence<TAB>label`` behind a header line, without quoting.
 Example::
 
     >>> from pathlib import Path
-    >>> from tutorials.paper.data import TASKS
+    >>> from experiments.ali2022.data import TASKS
     >>> split = TASKS["sst2"].split(Path("../shared"), "test")  # doctest: +SKIP
     >>> split.texts[0], split.labels[0]  # doctest: +SKIP
 """

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tutorials.paper import ablation, bar, published, reporting
+from experiments.ali2022 import ablation, bar, published, reporting
 
 ROOT = Path(__file__).parents[2]
 #: The pages that hold tables.

@@ -1,6 +1,6 @@
 """Experiment 4: what a sentiment model makes of names, countries and gendered words.
 
-    python -m tutorials.paper.run --experiment bias --shared ../shared
+    python -m experiments.ali2022.run --experiment bias --shared ../shared
 
 Every word is put into every template of its list.  Its relevance is that of its tokens (summed, if
 it has several) for the positive minus the negative logit, at the output of the embedding block, as
@@ -22,8 +22,8 @@ from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
-from tutorials.paper import names
-from tutorials.paper.methods import AtEmbeddings
+from experiments.ali2022 import names
+from experiments.ali2022.methods import AtEmbeddings
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 #: Presets of the study, by their names in the tables.

@@ -9,8 +9,8 @@ from typing import Any
 
 from captum_lrp_tx.evaluation import Evaluation
 from captum_lrp_tx.metrics import Curve, paired_bootstrap
-from tutorials.paper import published
-from tutorials.paper.subjects import DataSet
+from experiments.ali2022 import published
+from experiments.ali2022.subjects import DataSet
 
 RESULTS = Path(__file__).parent / "results"
 #: Every method is compared with this one on the same examples.

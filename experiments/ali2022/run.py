@@ -1,6 +1,6 @@
 r"""The experiments of Ali et al. 2022 on real data, with intervals.
 
-    python -m tutorials.paper.run --experiment all --shared ../shared --models paper-models
+    python -m experiments.ali2022.run --experiment all --shared ../shared --models paper-models
 
 ============= =========================================================== ====================
 experiment    what                                                        time of one core
@@ -16,7 +16,7 @@ tables        only writes tables and figures of what is there             second
 
 What is measured goes to ``--work`` at once, so that a run can be broken off and taken up again;
 summaries, tables and figures go to ``--out``.  The text data sets except SST-2 need the models of
-``python -m tutorials.paper.finetune``.
+``python -m experiments.ali2022.finetune``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import transformers
 
 import captum_lrp_tx
 from captum_lrp_tx.evaluation import evaluate
-from tutorials.paper import (
+from experiments.ali2022 import (
     ablation,
     bar,
     bias,
@@ -45,9 +45,9 @@ from tutorials.paper import (
     reporting,
     search,
 )
-from tutorials.paper.data import TASKS
-from tutorials.paper.methods import LIMITS, LIMITS_OF_LONG, by_depth, named
-from tutorials.paper.subjects import (
+from experiments.ali2022.data import TASKS
+from experiments.ali2022.methods import LIMITS, LIMITS_OF_LONG, by_depth, named
+from experiments.ali2022.subjects import (
     COUNTS,
     DataSet,
     digit_subject,

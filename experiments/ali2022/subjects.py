@@ -11,9 +11,9 @@ from torch import Tensor
 from captum_lrp_tx.evaluation import Examples, ImageExamples, TextExamples
 from captum_lrp_tx.methods import Chosen
 from captum_lrp_tx.metrics import Masker, MaskPatches, MaskTokens, RemovePatches
-from tutorials.paper.data import TASKS, Split, SplitName, Task, digits, sample
-from tutorials.paper.finetune import AS_IS, BASE
-from tutorials.paper.methods import EVERYWHERE, METHODS, integrated
+from experiments.ali2022.data import TASKS, Split, SplitName, Task, digits, sample
+from experiments.ali2022.finetune import AS_IS, BASE
+from experiments.ali2022.methods import EVERYWHERE, METHODS, integrated
 
 #: Texts of each data set. Explaining one of 28 tokens and measuring it costs 3 to 5 seconds of one
 #: core; long documents cost ten times as much.
@@ -67,7 +67,7 @@ def load_text(folder: Path) -> tuple[Any, Any]:
 
     if not (folder / "config.json").exists():
         raise SystemExit(
-            f"no model in {folder}: run 'python -m tutorials.paper.finetune --models "
+            f"no model in {folder}: run 'python -m experiments.ali2022.finetune --models "
             f"{folder.parent}' first"
         )
     model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)

@@ -23,8 +23,8 @@ from torch import Tensor
 from captum_lrp_tx.methods.line_styles import STYLES
 from captum_lrp_tx.metrics.curves import Curve
 from captum_lrp_tx.visualization.colours import BLUE, RED, colour_of
-from tutorials.paper.graphormer.evaluate import HOW, Result
-from tutorials.paper.graphormer.molecules import parse
+from experiments.ali2022.graphormer.evaluate import HOW, Result
+from experiments.ali2022.graphormer.molecules import parse
 
 _SIZE = (560, 400)  # pixels of one molecule
 _PANEL = 1.9  # inches

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from tutorials.paper.graphormer.model import Config, Graphormer
-from tutorials.paper.graphormer.molecules import Example, Graphs, collate
+from experiments.ali2022.graphormer.model import Config, Graphormer
+from experiments.ali2022.graphormer.molecules import Example, Graphs, collate
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from captum_lrp_tx.methods.line_styles import STYLES
-from tutorials.paper import bias
-from tutorials.paper.bias import EFFECT, Measured
-from tutorials.paper.conservation import Sums
+from experiments.ali2022 import bias
+from experiments.ali2022.bias import EFFECT, Measured
+from experiments.ali2022.conservation import Sums
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -47,7 +47,7 @@ def curves(results: dict[str, dict[str, Any]], path: Path) -> None:
     """Mean activation and pruning curves: one column a data set.
 
     Args:
-        results (dict): Of :func:`tutorials.paper.reporting.summary`, by data set.
+        results (dict): Of :func:`experiments.ali2022.reporting.summary`, by data set.
         path (Path): Of the PNG.
     """
     count = len(results)

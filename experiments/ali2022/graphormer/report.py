@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.metrics.bootstrap import bootstrap_interval, paired_bootstrap
-from tutorials.paper.graphormer.evaluate import (
+from experiments.ali2022.graphormer.evaluate import (
     HOW,
     Conservation,
     How,
     Result,
     blank_probabilities,
 )
-from tutorials.paper.graphormer.model import Graphormer
-from tutorials.paper.graphormer.molecules import Example
+from experiments.ali2022.graphormer.model import Graphormer
+from experiments.ali2022.graphormer.molecules import Example
 
 _REFERENCE = "LRP(AH+LN)"
 _TITLES: dict[How, str] = {

@@ -1,4 +1,4 @@
-"""The experiments of ``tutorials/paper``, reduced to the shipped models and a few examples."""
+"""The experiments of ``experiments/ali2022``, reduced to the shipped models and a few examples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from captum_lrp_tx import Composite, ConservativeGI, ConservativeLRP, LayerConservativeGI, models
 from captum_lrp_tx.evaluation import evaluate, linear_layers
 from captum_lrp_tx.rules import EpsilonRule, GeneralizedGammaRule
-from tutorials.paper import (
+from experiments.ali2022 import (
     ablation,
     bar,
     bias,
@@ -39,7 +39,7 @@ from tutorials.paper import (
     search,
     subjects,
 )
-from tutorials.paper.methods import METHODS, AtEmbeddings, named
+from experiments.ali2022.methods import METHODS, AtEmbeddings, named
 
 TEXTS = (
     ("a charming and funny film", 1),
@@ -345,7 +345,7 @@ def test_named_methods() -> None:
 
 
 def test_missing_model_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"tutorials\.paper\.finetune"):
+    with pytest.raises(SystemExit, match=r"experiments\.ali2022\.finetune"):
         subjects.text_subject("hate", tmp_path, tmp_path, 3)
     with pytest.raises(SystemExit, match="--models"):
         subjects.text_subject("hate", tmp_path, None, 3)

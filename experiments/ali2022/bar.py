@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tutorials.paper.reporting import METRICS, paired
+from experiments.ali2022.reporting import METRICS, paired
 
 #: One pass each: the rule set of the paper and what came after it.
 CANDIDATES = ("LRP(AH+LN)", "LRP", "LRP-gamma", "LRP-tuned", "AttnLRP", "AttnLRP-gamma")
@@ -44,7 +44,7 @@ def verdicts(
     """Differences and verdicts of a candidate, by data set, then metric.
 
     Args:
-        results (mapping): Of :func:`tutorials.paper.reporting.load_all`, by data set.
+        results (mapping): Of :func:`experiments.ali2022.reporting.load_all`, by data set.
         candidate (str): A method.
     """
     found: dict[str, dict[str, tuple[tuple[float, ...], int]]] = {}
@@ -62,7 +62,7 @@ def table(results: Mapping[str, dict[str, Any]]) -> str:
     """Candidates minus bar on every data set, wins and losses alike, and how many there are.
 
     Args:
-        results (mapping): Of :func:`tutorials.paper.reporting.load_all`, by data set.
+        results (mapping): Of :func:`experiments.ali2022.reporting.load_all`, by data set.
     """
     heads = " | ".join(f"{title} | verdict" for _, title, _ in METRICS)
     lines = [f"| method | data set | n | {heads} |", "|---" * (3 + 2 * len(METRICS)) + "|"]

@@ -1,6 +1,6 @@
 """Experiment 3 of Ali et al. 2022: a Graphormer on BACE, explained atom by atom.
 
-    python -m tutorials.paper.graphormer --data bace.csv
+    python -m experiments.ali2022.graphormer --data bace.csv
 
 evaluates the stored model (``weights/bace.safetensors``) on the test molecules and writes the
 tables and the picture in ``results``: about 6 minutes on one core. ``--train`` trains the model
@@ -27,14 +27,14 @@ from torch import Tensor
 import captum_lrp_tx
 from captum_lrp_tx.methods import find_method
 from captum_lrp_tx.methods.registry import Method
-from tutorials.paper.graphormer import report
-from tutorials.paper.graphormer.drugs import DRUGS
-from tutorials.paper.graphormer.evaluate import Result, conservation, evaluate
-from tutorials.paper.graphormer.explain import ALL, relevance_of
-from tutorials.paper.graphormer.model import Config, Graphormer, load, save
-from tutorials.paper.graphormer.molecules import Example, examples, read_csv, scaffold_split
-from tutorials.paper.graphormer.train import Training, logits, quality, train
-from tutorials.paper.published import AUAC
+from experiments.ali2022.graphormer import report
+from experiments.ali2022.graphormer.drugs import DRUGS
+from experiments.ali2022.graphormer.evaluate import Result, conservation, evaluate
+from experiments.ali2022.graphormer.explain import ALL, relevance_of
+from experiments.ali2022.graphormer.model import Config, Graphormer, load, save
+from experiments.ali2022.graphormer.molecules import Example, examples, read_csv, scaffold_split
+from experiments.ali2022.graphormer.train import Training, logits, quality, train
+from experiments.ali2022.published import AUAC
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE / "weights" / "bace.safetensors"
@@ -128,7 +128,7 @@ def _draw(
     model: Graphormer, test: list[Example], found: Tensor, methods: list[Method], path: Path
 ) -> None:
     """The two surest predictions of each class among smaller molecules, right ones first."""
-    from tutorials.paper.graphormer.picture import Drawn, draw_grid
+    from experiments.ali2022.graphormer.picture import Drawn, draw_grid
 
     shown = [m for m in methods if m.name in PICTURED]
     if not shown:
@@ -152,14 +152,14 @@ def _draw(
 
 
 def _draw_curves(results: Sequence[Result], path: Path) -> None:
-    from tutorials.paper.graphormer.picture import draw_curves
+    from experiments.ali2022.graphormer.picture import draw_curves
 
     draw_curves(results, path)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m tutorials.paper.graphormer",
+        prog="python -m experiments.ali2022.graphormer",
         description=(__doc__ or "").split("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

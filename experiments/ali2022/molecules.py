@@ -1,4 +1,4 @@
-"""The results of experiment 3 (``tutorials/paper/graphormer``) in the form of the other ones."""
+"""The results of experiment 3 (``graphormer`` beside this file) in the form of the other ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COLUMNS = {"auac": ("AUAC", "activation"), "au_mse": ("AU-MSE", "pruning")}
 
 
 def summary(folder: Path = STORED) -> dict[str, Any]:
-    """Areas of every molecule, means and intervals, as in ``tutorials.paper.reporting.summary``.
+    """Areas of every molecule, means and intervals, as in :func:`.reporting.summary`.
 
     Args:
         folder (Path): With the tables that the experiment writes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from captum_lrp_tx.propagation.autograd.functions import (
     ScaleGradient,
 )
 from captum_lrp_tx.propagation.autograd.pattern_product import heads_of
-from captum_lrp_tx.propagation.autograd.uniform_attention import UniformAttention
+from captum_lrp_tx.propagation.autograd.uniform_attention import UniformAttention, shares
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct
 from captum_lrp_tx.rules.rule import Rule
 
@@ -88,7 +88,8 @@ class UniformAttentionRule(Rule):
     The product of pattern and values shares uniformly (eq. 13 and 14); the softmax passes its part
     on by its first-order Taylor expansion :math:`R(x_i) = x_i (R_i - s_i \sum_j R_j)` (eq. 7 to
     11), which is gradient x input; queries and keys share theirs uniformly again.  In this modified
-    gradient the factors are 1/2 for the values and 1/4 for queries and keys.
+    gradient the factors are 1/2 for the values and 1/4 for queries and keys; where a part does
+    not depend on the inputs (a learned query), the other has its share.
 
     Source: Achtibat et al., ICML 2024, section 3.
     """
@@ -107,16 +108,14 @@ class UniformAttentionRule(Rule):
             }
             return cast(Tensor, operation.with_operands(scaled))
         if operation.dropout_p:  # a second run of the kernel would drop other entries
-            query, key, value = (
-                ScaleGradient.call(tensor, share)
-                for tensor, share in (
-                    (operation.query, 0.25),
-                    (operation.key, 0.25),
-                    (operation.value_, 0.5),
-                )
+            parts: list[Any] = [operation.query, operation.key, operation.value_, operation.mask]
+            depend = [t is not None and t.requires_grad for t in parts]
+            query, key, value, mask = (
+                ScaleGradient.call(t, share) if depends else t
+                for t, share, depends in zip(parts, shares(*depend), depend, strict=True)
             )
             return torch.nn.functional.scaled_dot_product_attention(
-                query, key, value, operation.mask, operation.dropout_p, operation.is_causal,
+                query, key, value, mask, operation.dropout_p, operation.is_causal,
                 scale=operation.scale, **operation.rest,
             )  # fmt: skip
         return UniformAttention.call(

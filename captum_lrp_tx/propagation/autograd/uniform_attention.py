@@ -15,8 +15,16 @@ from captum_lrp_tx.propagation.autograd.pattern_product import (
     heads_of,
 )
 
-#: Query, key, value, additive mask.
-_SHARES = (0.25, 0.25, 0.5, 0.5)
+
+def shares(query: bool, key: bool, value: bool, mask: bool) -> tuple[float, float, float, float]:
+    """What each part of fused attention has of the gradient, by which of them depend on the inputs.
+
+    A product of two that do gives half to each; one with a constant (a learned query) all to the
+    other, as a linear map does.
+    """
+    scores = 0.5 if query and key else 1.0
+    pattern = 0.5 if value and (query or key or mask) else 1.0
+    return scores * pattern, scores * pattern, pattern, pattern
 
 
 class UniformAttention(RuleFunction):
@@ -55,7 +63,8 @@ class UniformAttention(RuleFunction):
             grads = _again(ctx, given, grad[0])
         else:
             grads = _by_kernel(ctx, given, output, logsumexp, grad[0])
-        scaled = [None if g is None else g * share for g, share in zip(grads, _SHARES, strict=True)]
+        given_shares = zip(grads, shares(*ctx.needs_input_grad[:4]), strict=True)
+        scaled = [g if g is None or share == 1.0 else g * share for g, share in given_shares]
         return *scaled, None, None, None
 
 

@@ -74,3 +74,33 @@ def test_gradients_are_those_of_the_kernel_with_shares(
     for g, leaf, share in zip(got, leaves, SHARES, strict=True):
         torch.testing.assert_close(g, leaf.detach() * leaf.grad * share, rtol=1e-4, atol=1e-5)
     assert set(runs) == {"_by_kernel" if is_one_run else "_again"}
+
+
+@pytest.mark.parametrize("dependent", ["q", "k", "v", "qk", "qv", "kv", "qm", "qkv", "qkvm", "vm"])
+def test_constants_have_no_share(dependent: str) -> None:
+    """A learned query, say: fused attention is the same as its two products."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"q": (2, 4, 7, 8), "k": (2, 4, 5, 8), "v": (2, 4, 5, 8), "m": (2, 4, 7, 5)}
+    drawn = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in shapes.items()
+    }
+    readout = torch.randn(2, 4, 7, 8, generator=generator, dtype=torch.float64)
+    inputs = tuple(drawn[name] for name in dependent)
+
+    def forward(fused: bool, *given: Tensor) -> Tensor:
+        t = {**drawn, **dict(zip(dependent, given, strict=True))}
+        if fused:
+            out = F.scaled_dot_product_attention(t["q"], t["k"], t["v"], t["m"])
+        else:
+            out = (t["q"] @ t["k"].mT * 8**-0.5 + t["m"]).softmax(-1) @ t["v"]
+        return (out * readout).flatten(1).sum(1)
+
+    found = [
+        ConservativeLRP(lambda *x, fused=fused: forward(fused, *x), "attnlrp", epsilon=0).attribute(
+            inputs
+        )
+        for fused in (True, False)
+    ]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)

@@ -22,7 +22,7 @@ from captum_lrp_tx.attr.conservative import (
 )
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.mappings import inputs_of
-from captum_lrp_tx.attr.targets.generated_tokens import GeneratedTokens, Watched
+from captum_lrp_tx.attr.targets.generated_tokens import ROUNDING, GeneratedTokens, Watched
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.rule import Bias
@@ -272,10 +272,11 @@ class AnswerLRP(WithoutFutures, Attribution):
             given = relevance[:, start:]
             passed = torch.where(preferred > 0, given / preferred.clamp(min=margin), 0.0)
             _, come, named = explain(GeneratedTokens(ids, start, passed))
-            kept = float((given - passed * preferred).double().sum())
+            kept = (given - passed * preferred).double()
+            kept = torch.where(kept.abs() > ROUNDING * given.abs(), kept, 0.0)
             relevance = come + torch.cat([relevance[:, :start], torch.zeros_like(given)], 1)
             steps.append(relevance)
-            absorbed.append(_added(absorbed[-1], named, {UNDECIDED: kept}))
+            absorbed.append(_added(absorbed[-1], named, {UNDECIDED: float(kept.sum())}))
             if hops is None and float(relevance[:, start:].abs().sum()) <= _LEFT * first:
                 break
         return AnswerRelevance(value, torch.stack(steps), tuple(absorbed), start)

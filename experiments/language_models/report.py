@@ -14,17 +14,18 @@ _TITLES = {"start": "With a start token, which is left out of the ranking",
            "bare": "Without a start token"}  # fmt: skip
 
 
-def table(items: Sequence[Item], found: Found) -> str:
+def table(items: Sequence[Item], found: Found, titles: Mapping[str, str] = _TITLES) -> str:
     """Means over tasks of all scores, and the hits of each task.
 
     Args:
         items (sequence of Item): What was explained.
         found (mapping): By setting and method the scores of each item.
+        titles (mapping): Of the settings.
     """
     tasks = list(dict.fromkeys(item.task for item in items))
     counts = {task: sum(item.task == task for item in items) for task in tasks}
     lines = [f"{len(items)} items: " + ", ".join(f"{t} {n}" for t, n in counts.items()) + ".", ""]
-    for setting, title in _TITLES.items():
+    for setting, title in titles.items():
         chosen = {name: values for (where, name), values in found.items() if where == setting}
         if not chosen:
             continue

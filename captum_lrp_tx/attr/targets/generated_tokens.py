@@ -9,7 +9,7 @@ from captum_lrp_tx.attr.targets.indices import Target, TargetType, select_target
 from captum_lrp_tx.errors import TargetError
 
 #: A smaller part of a value than this is rounding.
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 
 
 class GeneratedTokens(Target):
@@ -81,7 +81,7 @@ class Watched(Target):
             value (Tensor): That was selected, ``(batch,)``.
         """
         rest = value.double() - self._linear
-        return float(torch.where(rest.abs() > _ROUNDING * value.abs(), rest, 0.0).sum())
+        return float(torch.where(rest.abs() > ROUNDING * value.abs(), rest, 0.0).sum())
 
 
 def answer_logits(output: Tensor, ids: Tensor, start: int) -> Tensor:

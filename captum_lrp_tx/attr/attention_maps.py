@@ -22,6 +22,7 @@ from captum_lrp_tx.attr.conservative import (
     select_target,
 )
 from captum_lrp_tx.attr.mappings import inputs_of
+from captum_lrp_tx.attr.misfits import told_misfits
 from captum_lrp_tx.attr.prefix_tokens import pools_patches, prefix_tokens
 from captum_lrp_tx.attr.random import mask_of
 from captum_lrp_tx.attr.targets import indices_of
@@ -290,7 +291,8 @@ class MapMethod(WithoutFutures, Attribution):
             select=select,
             additional_args=() if additional is None else additional,
         )
-        result = attention_maps(job, prepared, gradients=gradients, relevance=relevance)
+        with told_misfits(forward, inputs, job.additional_args):
+            result = attention_maps(job, prepared, gradients=gradients, relevance=relevance)
         if result.left_out:
             tell_once(
                 Subject(forward, found), "left out",

@@ -256,7 +256,7 @@ class Conservative(WithoutFutures):
             return select_targets(output, targets)
 
         job.inspect = inspect
-        with told_misfits(forward, inputs):
+        with told_misfits(forward, inputs, job.additional_args):
             results = propagate_targets(job, prepared, select, per_pass)
         scope = results[0].scope
         if not job.trace and any(f.is_fault for f in findings):

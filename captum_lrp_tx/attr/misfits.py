@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx.errors import CaptumLRPError, InputError
@@ -16,7 +17,7 @@ _KEPT = 4
 
 
 @contextlib.contextmanager
-def told_misfits(forward: Any, inputs: Any) -> Iterator[None]:
+def told_misfits(forward: Any, inputs: Any, additional: tuple[Any, ...] = ()) -> Iterator[None]:
     """Around a run of a model: if it fails on inputs that do not fit it, says so.
 
     Nothing is checked while all goes well.
@@ -24,6 +25,7 @@ def told_misfits(forward: Any, inputs: Any) -> Iterator[None]:
     Args:
         forward (callable): The model, or a function that runs it.
         inputs (Tensor, tuple of Tensor, or mapping): What it is called with.
+        additional (tuple): Positional arguments after the inputs.
 
     Raises:
         InputError: in place of an error of torch or of the model, whose cause was found.
@@ -34,7 +36,7 @@ def told_misfits(forward: Any, inputs: Any) -> Iterator[None]:
         if isinstance(error, CaptumLRPError):
             raise
         try:
-            reason = _misfit(forward, inputs)
+            reason = _misfit(forward, inputs, additional)
         except Exception:  # the search for a reason must not hide the error
             reason = None
         if reason is None:
@@ -42,7 +44,7 @@ def told_misfits(forward: Any, inputs: Any) -> Iterator[None]:
         raise InputError(reason) from error
 
 
-def _misfit(forward: Any, inputs: Any) -> str | None:
+def _misfit(forward: Any, inputs: Any, additional: tuple[Any, ...]) -> str | None:
     """What does not fit, and what to do; None if nothing is found."""
     if isinstance(inputs, Mapping):
         named = {f"inputs[{key!r}]": v for key, v in inputs.items() if _is_data(str(key), v)}
@@ -51,17 +53,48 @@ def _misfit(forward: Any, inputs: Any) -> str | None:
         named = {f"input {i}": v for i, v in enumerate(given) if isinstance(v, Tensor)}
     modules = [module for _, module in find_modules(forward)]
     for where, value in named.items():
+        shape = f"{where} has the shape {tuple(value.shape)}"
         if value.is_floating_point():
-            if value.dim() == 3 and _reads_images(modules, value.shape[0]):
+            is_image = value.dim() == 3 and _reads_images(modules, value.shape[0])
+            if is_image and _runs_as_one_example(forward, inputs, additional, value):
                 return (
-                    f"{where} has the shape {tuple(value.shape)}, which is that of one image "
-                    "without a dimension for the examples; pass pixels.unsqueeze(0)."
+                    f"{shape}, which is that of one image without a dimension for the examples; "
+                    "pass pixels.unsqueeze(0)."
                 )
             continue
+        if value.dim() == 1 and _runs_as_one_example(forward, inputs, additional, value):
+            return (
+                f"{shape}, and the model takes token ids of the shape (examples, tokens). Pass "
+                "ids.unsqueeze(0), or call the tokenizer with return_tensors='pt'."
+            )
         found = _of_ids(where, value, modules)
         if found is not None:
             return found
     return None
+
+
+def _runs_as_one_example(
+    forward: Any, inputs: Any, additional: tuple[Any, ...], value: Tensor
+) -> bool:
+    """Whether the model runs on the input with a dimension for the examples, as it failed without.
+
+    What has the shape of the input, such as its mask, gets the dimension, too.
+    """
+
+    def one(x: Any) -> Any:
+        is_alike = isinstance(x, Tensor) and x.shape == value.shape
+        return x.unsqueeze(0) if is_alike else x
+
+    given = inputs if isinstance(inputs, (Mapping, tuple, list)) else (inputs,)
+    try:
+        with torch.no_grad():
+            if isinstance(given, Mapping):
+                forward(*map(one, additional), **{str(key): one(x) for key, x in given.items()})
+            else:
+                forward(*map(one, given), *map(one, additional))
+    except Exception:
+        return False
+    return True
 
 
 def _reads_images(modules: list[nn.Module], channels: int) -> bool:
@@ -75,11 +108,6 @@ def _is_data(key: str, value: Any) -> bool:
 
 
 def _of_ids(where: str, ids: Tensor, modules: list[nn.Module]) -> str | None:
-    if ids.dim() == 1:
-        return (
-            f"{where} has the shape {tuple(ids.shape)}; token ids have the shape (examples, "
-            "tokens). Pass ids.unsqueeze(0), or call the tokenizer with return_tensors='pt'."
-        )
     size = _vocabulary(modules)
     low, high = int(ids.min()), int(ids.max())
     if size is not None and (low < 0 or high >= size):

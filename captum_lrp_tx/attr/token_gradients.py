@@ -123,7 +123,7 @@ class OnTokens(WithoutFutures, GradientAttribution):
                 call, (given.detach(),), (base,), extra or None, False, prepared.is_tuple
             )
         recorded, other = EmbeddingRows(given), EmbeddingRows(self._baseline_ids(given))
-        with torch.no_grad(), told_misfits(model, inputs):
+        with torch.no_grad(), told_misfits(model, inputs, args):
             recorded.run(call, *extra)
             other.run(call, *extra)
         if not recorded.rows:

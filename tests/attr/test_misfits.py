@@ -21,7 +21,11 @@ from captum_lrp_tx.models import digits, sentiment
 pytestmark = pytest.mark.captum
 
 TEXT = "a charming and funny film"
-CLASSES = ["ConservativeGI", "ConservativeLRP", "TokenIntegratedGradients", "TokenSaliency"]
+CLASSES = [
+    "ConservativeGI", "ConservativeLRP", "TokenIntegratedGradients", "TokenSaliency",
+    "AttentionLast", "AttentionRollout", "AttentionFlow", "GenericAttention",
+    "TransformerAttribution",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,14 @@ def test_ids_that_the_model_does_not_know(name: str, model: Any) -> None:
     with pytest.raises(InputError, match=r"id -100 at \(0, 2\)"):
         explainer.attribute(torch.tensor([[2, 5, -100]]), target=1)
     assert explainer.attribute(torch.tensor([[2, size - 1, 3]]), target=1).shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_one_example_without_its_dimension(name: str, model: Any) -> None:
+    explainer, ids = getattr(lrp, name)(model), torch.tensor([2, 5, 3])
+    for inputs in (ids, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}):
+        with pytest.raises(InputError, match=r"shape \(3,\).*ids\.unsqueeze\(0\)"):
+            explainer.attribute(inputs, target=1)
 
 
 def test_layers_and_functions(model: Any) -> None:
@@ -154,6 +166,30 @@ def test_a_true_reason_or_none() -> None:
         with pytest.raises(RuntimeError, match="out of memory") as told:
             lrp.ConservativeLRP(Rotary()).attribute(given, target=0)
         assert not isinstance(told.value, InputError)
+
+
+class OneText(nn.Module):
+    """Takes the ids of one text, and no batch."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.words, self.out, self.fails = nn.Embedding(50, 8), nn.Linear(8, 2), fails
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if ids.dim() != 1 or self.fails:
+            raise RuntimeError("out of memory")
+        return self.out(self.words(ids).mean(0, keepdim=True))
+
+
+def test_models_of_single_texts_are_not_told_to_batch_them() -> None:
+    ids = torch.tensor([2, 5, 3])
+    assert lrp.ConservativeLRP(OneText(False)).attribute(ids, target=1).shape == (3,)
+    for name in ("ConservativeLRP", "TokenSaliency", "AttentionRollout"):
+        with pytest.raises(RuntimeError, match="out of memory") as told:
+            getattr(lrp, name)(OneText(True)).attribute(ids, target=1)
+        assert not isinstance(told.value, InputError)
+    with pytest.raises(InputError, match=r"id 70 at \(1,\).*from 0 to 49"):
+        lrp.ConservativeLRP(OneText(False)).attribute(torch.tensor([2, 70, 3]), target=1)
 
 
 def test_verbose_prints_the_rules(model: Any, tokenizer: Any, capsys: Any) -> None:

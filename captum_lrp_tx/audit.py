@@ -25,6 +25,7 @@ from captum_lrp_tx.attr.conservative import (
 )
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.mappings import inputs_of
+from captum_lrp_tx.attr.misfits import told_misfits
 from captum_lrp_tx.errors import UncoveredOperationError
 from captum_lrp_tx.propagation.engine import propagate
 from captum_lrp_tx.propagation.graph import Node
@@ -237,7 +238,8 @@ def explainability(
             return select(output)
 
         job.select = largest
-    result = propagate(job, prepared)
+    with told_misfits(model, inputs, job.additional_args):
+        result = propagate(job, prepared)
     ledger = result.scope.ledger
     assert ledger is not None
     report = Report(

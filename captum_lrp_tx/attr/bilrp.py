@@ -19,6 +19,7 @@ from captum_lrp_tx.attr.conservative import (
 )
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.mappings import inputs_of
+from captum_lrp_tx.attr.misfits import told_misfits
 from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError
 from captum_lrp_tx.propagation.model.outputs import output_tensor
 from captum_lrp_tx.rules.composite import Composite
@@ -249,7 +250,7 @@ class BiLRP(WithoutFutures, Attribution):
                 )
             args, kwargs = prepared.call_arguments()
             extra = _format_additional_forward_args(more) or ()
-            with torch.no_grad():
+            with torch.no_grad(), told_misfits(side.forward_func, one, extra):
                 found.append(output_tensor(side.forward_func(*args, *extra, **kwargs)).detach())
         shapes = [tuple(phi.shape) for phi in found]
         if any(phi.dim() != 2 for phi in found) or shapes[0] != shapes[1]:

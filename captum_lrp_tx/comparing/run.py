@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, select_target
 from captum_lrp_tx.attr.mappings import inputs_of
+from captum_lrp_tx.attr.misfits import told_misfits
 from captum_lrp_tx.attr.token_gradients import Baseline, padding_id
 from captum_lrp_tx.comparing.comparison import Comparison, Row
 from captum_lrp_tx.errors import InputError, NonFiniteError, TargetError
@@ -167,7 +168,8 @@ def _output(
     """The target and the value of the output to explain."""
     args, kwargs = prepared.call_arguments()
     more = _format_additional_forward_args(additional) or ()
-    output = output_tensor(model(*args, *more, **kwargs))
+    with told_misfits(model, kwargs or args, more):
+        output = output_tensor(model(*args, *more, **kwargs))
     if target is None and output.dim() == 2:
         target = int(output[0].argmax())
     selected = select_target(output, target)

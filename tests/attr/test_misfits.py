@@ -70,6 +70,20 @@ def test_one_example_without_its_dimension(name: str, model: Any) -> None:
             explainer.attribute(inputs, target=1)
 
 
+def test_whatever_runs_a_model_names_the_id(model: Any) -> None:
+    bad = torch.tensor([[2, 10**6, 3]])
+    pair = {"input_ids": bad, "attention_mask": torch.ones_like(bad)}
+    for run in (
+        lambda: lrp.audit.explainability(model, bad, 1, file=None),
+        lambda: lrp.compare(model, bad, 1, methods=["gi"]),
+        lambda: lrp.compare(model, {"input_ids": bad}, 1, methods=["gi"]),
+        lambda: lrp.BiLRP(model.bert, pooling="mean").attribute(pair, pair),
+        lambda: lrp.PartRelevance(model).attribute(bad, target=1),
+    ):
+        with pytest.raises(InputError, match="id 1000000"):
+            run()
+
+
 def test_layers_and_functions(model: Any) -> None:
     layer = lrp.LayerConservativeLRP(model, model.bert.embeddings)
     with pytest.raises(InputError, match="id 1000000"):

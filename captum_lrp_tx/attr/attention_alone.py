@@ -247,9 +247,7 @@ def _import_scipy() -> tuple[Any, Any]:
     try:
         return import_module("scipy.sparse"), import_module("scipy.sparse.csgraph")
     except ImportError as error:
-        raise MissingPackageError(
-            "AttentionFlow needs scipy: pip install 'captum_lrp_tx[flow]'."
-        ) from error
+        raise MissingPackageError("AttentionFlow needs scipy: pip install scipy.") from error
 
 
 #: Capacities are integers in this unit, so that the flow out of one token fits 32 bits.

@@ -122,7 +122,7 @@ def transformers() -> Any:
     except ImportError as error:
         raise ImportError(
             f"the command line needs transformers, which cannot be imported ({error}); install it "
-            'with: pip install "captum_lrp_tx[hf]"'
+            'with: pip install "transformers>=4.48" safetensors tqdm'
         ) from error
     module.utils.logging.set_verbosity_error()
     module.utils.logging.disable_progress_bar()

@@ -34,7 +34,7 @@ def import_pyarrow() -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingPackageError(
             f"relevance of data sets is written as Parquet, which needs pyarrow ({error}): "
-            'pip install "captum_lrp_tx[datasets]"'
+            "pip install pyarrow"
         ) from error
 
 

@@ -5,9 +5,10 @@ with its arguments; :func:`unregister` takes them out again. :func:`text_page` a
 :func:`image_page` make a page for a model and its examples, :func:`serve` shows pages in the
 browser. From the command line: ``python -m captum_lrp_tx insights``.
 
-Captum 0.8 is the last version with Insights: ``pip install "captum_lrp_tx[insights]"`` installs it
-and what its server needs. This module can be imported without either; its functions then say what
-is missing. ``captum_lrp_tx.report`` writes a page that needs no Insights.
+Captum 0.8 is the last version with Insights; the extra ``insights`` brings it and what its server
+needs: ``pip install "captum<0.9" "numpy<2" flask flask-compress``. This module can be imported
+without; its functions then say what is missing. ``captum_lrp_tx.report`` writes a page that needs
+no Insights.
 
 Example::
 

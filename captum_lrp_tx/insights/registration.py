@@ -130,17 +130,17 @@ def insights_module(name: str) -> Any:
     if importlib.util.find_spec("captum.insights") is None:
         raise MissingPackageError(
             f"Captum Insights was retired after captum 0.8, and this is captum "
-            f"{captum.__version__}. Either install the extra that brings back captum 0.8, NumPy "
-            'below 2, flask and flask-compress: pip install "captum_lrp_tx[insights]"; or write a '
-            "page that needs none of them: captum_lrp_tx.report(...), or python -m captum_lrp_tx "
-            "report."
+            f"{captum.__version__}. Either install captum 0.8 and what its server needs, in an "
+            'environment of its own: pip install "captum<0.9" "numpy<2" flask flask-compress; or '
+            "write a page that needs none of them: captum_lrp_tx.report(...), or python -m "
+            "captum_lrp_tx report."
         )
     try:
         return importlib.import_module(f"captum.insights.attr_vis.{name}")
     except ImportError as error:
         raise MissingPackageError(
             f"Captum Insights cannot be imported ({error}); its server needs flask and "
-            'flask-compress: pip install "captum_lrp_tx[insights]"'
+            "flask-compress: pip install flask flask-compress"
         ) from error
 
 

@@ -161,6 +161,6 @@ def _optional(name: str) -> Any:
     except ImportError as error:
         raise ImportError(
             f"the shipped models need {name.partition('.')[0]}, which cannot be imported "
-            f'({error}); install it with: pip install "captum_lrp_tx[hf]"',
+            f'({error}); install it with: pip install "transformers>=4.48" safetensors tqdm',
             name=error.name,
         ) from error

@@ -11,7 +11,7 @@ Example::
         a  charming   film
     +0.10     +1.50  -0.20
 
-Figures need matplotlib: ``pip install "captum_lrp_tx[viz]"``.
+Figures need matplotlib: ``pip install matplotlib pillow``.
 """
 
 from __future__ import annotations

@@ -323,6 +323,6 @@ def _record_class() -> Any:
     except ImportError as error:
         raise ImportError(
             f"Captum's visualization cannot be imported ({error}); install it with: "
-            'pip install "captum_lrp_tx[viz]"',
+            "pip install matplotlib pillow",
             name=error.name,
         ) from error

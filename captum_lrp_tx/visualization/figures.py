@@ -283,6 +283,6 @@ def require_matplotlib(name: str = "figure") -> Any:
     except ImportError as error:
         raise ImportError(
             f"figures need matplotlib, which cannot be imported ({error}); install it with: "
-            'pip install "captum_lrp_tx[viz]"',
+            "pip install matplotlib pillow",
             name=error.name,
         ) from error

@@ -82,9 +82,11 @@ def at_random(patching: Patching, item: Item) -> Tensor:
     return torch.randn(patching.nodes, generator=generator)
 
 
-#: In the order of the tables; ``"gi"`` is plain attribution patching.
+#: ``"gi"`` is plain attribution patching, ``"lrp"`` on a Llama the rules of RelP.
+PRESETS = ("gi", "ah+ln", "lrp", "lrp-gated", "lrp-gamma", "attnlrp", "language")
+#: In the order of the tables.
 METHODS: Mapping[str, Estimate] = {
     "random": at_random,
-    **{name: by_rules(name) for name in ("gi", "ah+ln", "lrp", "lrp-gamma", "attnlrp")},
+    **{name: by_rules(name) for name in PRESETS},
     "IG, 10 steps": integrated(10),
 }

@@ -27,7 +27,10 @@ from .attr.gradient_attention import GenericAttention
 from .attr.layer import LayerConservativeGI, LayerConservativeLRP
 from .attr.parts import (
     Directions,
+    EdgeRelevance,
     MaskedLRP,
+    PartGraph,
+    PartNode,
     PartRelevance,
     PartRelevances,
     PatchingEffects,
@@ -58,6 +61,7 @@ __all__ = [
     "ConservativeGI",
     "ConservativeLRP",
     "Directions",
+    "EdgeRelevance",
     "Explanation",
     "Explanations",
     "GenericAttention",
@@ -65,6 +69,8 @@ __all__ = [
     "LayerConservativeLRP",
     "LoaderAttribution",
     "MaskedLRP",
+    "PartGraph",
+    "PartNode",
     "PartRelevance",
     "PartRelevances",
     "PatchingEffects",

@@ -252,10 +252,18 @@ class Conservative(WithoutFutures):
                 TOLD.first_time(subject, checked)
                 TOLD.first_time(subject, ran)
 
-        def select(output: Tensor) -> list[Tensor]:
-            return select_targets(output, targets)
+        selected: list[Tensor] = []
 
-        job.inspect = inspect
+        def select(output: Tensor) -> list[Tensor]:
+            selected[:] = select_targets(output, targets)
+            return list(selected)
+
+        def inspect_and_go_on(scope: Scope, roots: list[Node], leaves: list[Tensor]) -> None:
+            inspect(scope, roots, leaves)
+            self._before_backward(scope, selected, leaves)
+            selected.clear()
+
+        job.inspect = inspect_and_go_on
         with told_misfits(forward, inputs, job.additional_args):
             results = propagate_targets(job, prepared, select, per_pass)
         scope = results[0].scope
@@ -270,6 +278,9 @@ class Conservative(WithoutFutures):
         for result in results:
             self._warn_if_unstable(subject, result)
         return results, prepared
+
+    def _before_backward(self, scope: Scope, targets: list[Tensor], leaves: list[Tensor]) -> None:
+        """Look at the graph of a forward pass while it is alive, and what is to be explained."""
 
     def _warn_if_unstable(self, subject: Subject, result: Propagated) -> None:
         """Divisions by almost zero show as relevance far beyond the output it came from."""

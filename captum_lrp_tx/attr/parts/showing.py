@@ -77,7 +77,7 @@ class PartsResult:
                             {"layer": part.layer, "module": part.module, "kind": kind,
                              "number": number, "example": example, **place, self.shown: value}
                         )  # fmt: skip
-        frame: pd.DataFrame = _pandas().DataFrame(rows)
+        frame: pd.DataFrame = pandas().DataFrame(rows)
         frame["number"] = frame["number"].astype("Int64")
         return frame
 
@@ -141,7 +141,12 @@ class PartsResult:
         )
 
 
-def _pandas() -> Any:
+def pandas() -> Any:
+    """The package.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
     try:
         return importlib.import_module("pandas")
     except ImportError as error:

@@ -22,8 +22,12 @@ from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.propagation.engine import Pass, Propagated
 from captum_lrp_tx.propagation.hygiene.hooks import Hooks, guard
 from captum_lrp_tx.propagation.state.inputs import Inputs
+from captum_lrp_tx.propagation.state.scope import Scope
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.rule import Bias
+
+#: Between forward and backward pass: watcher, scope, targets, leaves.
+Look = Callable[[Watcher, Scope, "list[Tensor]", "list[Tensor]"], None]
 
 
 class WatchedLRP(ConservativeLRP):
@@ -52,6 +56,7 @@ class WatchedLRP(ConservativeLRP):
         self._masks = masks or Masks()
         self._neurons = neurons
         self._watcher: Watcher | None = None
+        self._look: Look | None = None
 
     def run(
         self,
@@ -61,6 +66,7 @@ class WatchedLRP(ConservativeLRP):
         strict: Strict = False,
         layers: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor | None] | None]] = (),
         backward: bool = True,
+        look: Look | None = None,
     ) -> tuple[Propagated, Inputs, Watcher, list[Seen]]:
         """Run the pass.
 
@@ -69,6 +75,8 @@ class WatchedLRP(ConservativeLRP):
             layers (sequence): Further modules whose outputs are seen, with what becomes of the
                 gradient there (``None``: it stays).
             backward (bool): Whether there is a backward pass.
+            look (callable, optional): Gets watcher, scope with a ledger, targets and leaves
+                between forward and backward pass, while there is a graph.
 
         Returns:
             tuple: what was propagated, what to, the watcher with its branches, and what was seen
@@ -82,7 +90,7 @@ class WatchedLRP(ConservativeLRP):
         prepared = inputs_of(inputs)
         original = prepared.leaves[0].original
         self._watcher = Watcher(len(original) if original.dim() > 1 else 1, self._neurons)
-        self._watcher.masks = self._masks
+        self._watcher.masks, self._look = self._masks, look
         seen: list[list[Seen]] = [[] for _ in layers]
         try:
             with guard(), Hooks() as hooks:
@@ -90,12 +98,12 @@ class WatchedLRP(ConservativeLRP):
                     hooks.after(layer, _seeing(calls, change))
                 result, prepared = self._propagate(
                     self.forward_func, inputs, target, additional_forward_args, strict,
-                    trace=True, backward=backward,
+                    trace=True, backward=backward, keep_ledger=look is not None,
                 )  # fmt: skip
             watcher = self._watcher
         finally:
             self._watcher.forget()
-            self._watcher = None
+            self._watcher = self._look = None
         for calls, (layer, _) in zip(seen, layers, strict=True):
             if len(calls) != 1:
                 raise InputError(
@@ -108,6 +116,11 @@ class WatchedLRP(ConservativeLRP):
                 "relevance of layers that you name gives LayerConservativeLRP."
             )
         return result, prepared, watcher, [calls[0] for calls in seen]
+
+    def _before_backward(self, scope: Scope, targets: list[Tensor], leaves: list[Tensor]) -> None:
+        if self._look is not None:
+            assert self._watcher is not None
+            self._look(self._watcher, scope, targets, leaves)
 
     def _pass(self, *args: Any, **more: Any) -> Pass:
         job = super()._pass(*args, **more)

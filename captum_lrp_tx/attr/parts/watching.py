@@ -81,6 +81,23 @@ class Branch:
     neurons: Seen | None = None
 
 
+@dataclass(eq=False)
+class Sum:
+    """Where branches are added to the residual stream, with the graph of the pass.
+
+    Attributes:
+        result (Tensor): Stream and branch added up.
+        stream (Tensor): What passes by.
+        branch (Tensor): What is added.
+        parts (list of tuple): Attention and MLP that the branch is made of, each with what it adds.
+    """
+
+    result: Tensor
+    stream: Tensor
+    branch: Tensor
+    parts: list[tuple[Branch, Tensor]]
+
+
 class Masks:
     """What of a gradient goes on; the base lets everything pass."""
 
@@ -151,6 +168,10 @@ class Watcher:
     neurons: bool = False
     masks: Masks = field(default_factory=Masks)
     branches: list[Branch] = field(default_factory=list)
+    #: With their graph, until it is let go of.
+    sums: list[Sum] = field(default_factory=list)
+    #: What tells the heads of a branch, with what brings it into shape.
+    mixed: dict[Branch, tuple[Tensor, Callable[[Tensor], Tensor]]] = field(default_factory=dict)
     #: Results of attention and what linear maps read, by node, with what brings them into shape.
     _attention: dict[Node, tuple[Tensor, Callable[[Tensor], Tensor] | None]] = field(
         default_factory=dict
@@ -186,9 +207,8 @@ class Watcher:
 
     def forget(self) -> None:
         """Let go of the graph, which otherwise leads to this object and back."""
-        self._attention.clear()
-        self._linear.clear()
-        self._sums.clear()
+        for held in (self._attention, self._linear, self._sums, self.sums, self.mixed):
+            held.clear()
 
     # ---- the forward pass --------------------------------------------------------------------
     def _see(self, operation: Any, result: Tensor) -> Tensor:
@@ -217,7 +237,8 @@ class Watcher:
                 or _nearest(branch.grad_fn, root, self._linear)
             ):
                 break  # x + x ** 3 inside an activation
-            found = [self._branch(part, stream, root) for part in self._parts(branch, root)]
+            parts = self._parts(branch, root)
+            found = [self._branch(part, stream, root) for part in parts]
             masks = [m for b in found if (m := self.masks.at_stream(b)) is not None]
             if masks:
                 alias = stream.view_as(stream)
@@ -225,6 +246,7 @@ class Watcher:
                     alias.register_hook(mask)  # type: ignore[no-untyped-call]
                 result = torch.add(alias, branch)
             self._below[_number(result.grad_fn)] = root
+            self.sums.append(Sum(result, stream, branch, list(zip(found, parts, strict=True))))
             return result
         self._sums[result.grad_fn] = operation.first, operation.second
         return result
@@ -233,12 +255,12 @@ class Watcher:
         """Number of the node that both come from, if the branch was computed from the stream."""
         if branch.grad_fn is None or stream.grad_fn is None:
             return None
-        number: int | None = _number(_root(stream.grad_fn))
+        number: int | None = _number(root_of(stream.grad_fn))
         while number is not None:
             if any(_number(node) == number for node in _since(branch.grad_fn, number)):
                 return number
             number = self._below.get(number)  # attention and MLP side by side
-        return self._crossed(branch, _root(stream.grad_fn))
+        return self._crossed(branch, root_of(stream.grad_fn))
 
     def _crossed(self, branch: Tensor, node: Node) -> int | None:
         """The same where rules cut the queries off, the only way from a stream to cross-attention.
@@ -246,7 +268,7 @@ class Watcher:
         The stream is then known from the sum, perhaps behind a norm, that a branch has made.
         """
         root = _number(node)
-        if _number(_root(branch.grad_fn)) < root:
+        if _number(root_of(branch.grad_fn)) < root:
             return None
         for _ in range(3):
             if _number(node) in self._below:
@@ -259,7 +281,7 @@ class Watcher:
 
     def _parts(self, branch: Tensor, root: int) -> list[Tensor]:
         """The branch, or attention and MLP whose sum it is."""
-        parts = self._sums.get(_root(branch.grad_fn))
+        parts = self._sums.get(root_of(branch.grad_fn))
         if parts is None or parts[0].shape != branch.shape:
             return [branch]
         heads = [bool(_nearest(p.grad_fn, root, self._attention)) for p in parts]
@@ -273,7 +295,7 @@ class Watcher:
         scope = current()
         assert scope is not None
         kind: BranchKind = "attention" if attention else "mlp"
-        maker = (attention or linear or [_root(written.grad_fn)])[0]
+        maker = (attention or linear or [root_of(written.grad_fn)])[0]
         name = self._unique(_outermost(scope, _number(maker)))
         rows = row_layout(stream.shape, self.batch)
         found = Branch(
@@ -282,6 +304,7 @@ class Watcher:
         if len(attention) == 1:
             result, shaped = self._attention[attention[0]]
             if shaped is not None:
+                self.mixed[found] = result, shaped
                 found.heads = _keep(result, shaped, self.masks.at_heads(found))
         if self.neurons and len(linear) == 1:
             read = self._linear[linear[0]]
@@ -329,15 +352,21 @@ def hook_gradient(
         if mask is None:
             return None
         kept = mask(seen.gradient)
-        return None if kept is None else _undone(kept, shaped, grad)
+        return None if kept is None else moved_back(kept, shaped, grad)
 
     x.register_hook(arrive)  # type: ignore[no-untyped-call]
 
 
-def _undone(kept: Tensor, shaped: Callable[[Tensor], Tensor], grad: Tensor) -> Tensor:
-    """A gradient in its own shape again: entries are moved by the transpose of ``shaped``."""
+def moved_back(kept: Tensor, shaped: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+    """Entries where they were before, by the transpose of what moved them.
+
+    Args:
+        kept (Tensor): In the shape that ``shaped`` gives.
+        shaped (callable): Moves entries only.
+        like (Tensor): Has the shape that they had.
+    """
     with torch.enable_grad():
-        leaf = torch.zeros_like(grad, requires_grad=True)
+        leaf = torch.zeros_like(like, requires_grad=True)
         (back,) = torch.autograd.grad(shaped(leaf), leaf, kept)
     return back
 
@@ -346,8 +375,8 @@ def _number(node: Node) -> int:
     return int(node._sequence_nr())
 
 
-def _root(node: Node) -> Node:
-    """Where the entries of a tensor were made."""
+def root_of(node: Node) -> Node:
+    """Where the entries of a tensor were made, through what keeps entries."""
     while node_name(node) in KEEP_ENTRIES:
         before = parents(node)
         if len(before) != 1 or not parents(before[0]):  # a copy of what is explained

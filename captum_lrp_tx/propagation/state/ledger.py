@@ -17,11 +17,15 @@ from torch import Tensor
 
 @dataclass
 class Absorbed:
-    """Relevance (in units of the explained output, summed over the batch) taken by a constant."""
+    """Relevance (in units of the explained output, summed over the batch) taken by a constant.
+
+    ``number`` is autograd's of the node whose result has the constant in it.
+    """
 
     name: str
     module: str
     relevance: float = 0.0
+    number: int = -1
 
 
 class Ledger:
@@ -56,8 +60,7 @@ class Ledger:
         """Book ``sum(constant * gradient at output)`` once the backward pass gets there."""
         if not output.requires_grad:
             return
-        entry = Absorbed(name or (f"{module}: constant" if module else "constant"), module)
-        self.entries.append(entry)
+        entry = self._entry(output, name, module)
         value = constant.detach()
 
         def book(grad: Tensor | None) -> None:
@@ -83,8 +86,7 @@ class Ledger:
             name (str, optional): Of the constant that takes the rest.
             module (str): The module that made the call.
         """
-        entry = Absorbed(name or (f"{module}: constant" if module else "constant"), module)
-        self.entries.append(entry)
+        entry = self._entry(output, name, module)
         values = [x.detach().clone() for x in inputs]
 
         def book(grad: Tensor | None) -> None:
@@ -99,6 +101,15 @@ class Ledger:
             )
 
         output.register_hook(book)  # type: ignore[no-untyped-call]
+
+    def _entry(self, output: Tensor, name: str | None, module: str) -> Absorbed:
+        node = output.grad_fn
+        entry = Absorbed(
+            name or (f"{module}: constant" if module else "constant"), module,
+            number=-1 if node is None else int(node._sequence_nr()),
+        )  # fmt: skip
+        self.entries.append(entry)
+        return entry
 
     def hand_over(self, module: str, other: str) -> Callable[[float], None]:
         """Book relevance that one module's constants spread over the inputs of another.

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
-from captum_lrp_tx.visualization.figures import _families, _new_figure, require_matplotlib
+from captum_lrp_tx.visualization.figures import _new_figure, require_matplotlib
+from captum_lrp_tx.visualization.glyphs import families
 from captum_lrp_tx.visualization.wording import printable
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def circuit_figure(
         _draw_node(axes, node, x, y)
     if title:
         axes.text(0.1, height - 0.2, printable(title), fontsize=11, fontweight="bold",
-                  fontfamily=_families(title), parse_math=False, va="center")  # fmt: skip
+                  fontfamily=families(title), parse_math=False, va="center")  # fmt: skip
     return drawing
 
 
@@ -147,6 +148,6 @@ def _draw_node(axes: Axes, node: Drawn, x: float, y: float) -> None:
     )  # fmt: skip
     axes.text(
         x + (0.07 if is_constant else 0.09), y, printable(name), fontsize=6, va="center",
-        ha="left", zorder=3, parse_math=False, fontfamily=_families(name),
+        ha="left", zorder=3, parse_math=False, fontfamily=families(name),
         bbox={"facecolor": "white", "alpha": 0.6, "linewidth": 0, "pad": 0.4},
     )  # fmt: skip

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_lrp_tx.attr.conservative import AttributionInputs, Strict, TargetType, WithoutFutures
-from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
+from captum_lrp_tx.attr.conservative import AttributionInputs, Strict, TargetType
 from captum_lrp_tx.attr.parts.flow import Flow, Written
 from captum_lrp_tx.attr.parts.part_graph import PartGraph, PartNode
-from captum_lrp_tx.attr.parts.watched_lrp import WatchedLRP
+from captum_lrp_tx.attr.parts.watched_lrp import PartMethod, WatchedLRP
 from captum_lrp_tx.attr.parts.watching import Watcher
 from captum_lrp_tx.errors import NonFiniteError, UncoveredOperationError, UnreachedInputError
 from captum_lrp_tx.propagation.state.inputs import Inputs
@@ -26,7 +24,7 @@ from captum_lrp_tx.rules.rule import Bias
 _ROUNDING = 1e-3
 
 
-class EdgeRelevance(WithoutFutures, Attribution):
+class EdgeRelevance(PartMethod):
     r"""
     Relevance from part to part: what each head, each MLP and the output reads of every other part.
 
@@ -74,8 +72,7 @@ class EdgeRelevance(WithoutFutures, Attribution):
         bias: Bias = "absorb",
         epsilon: float | None = None,
     ) -> None:
-        Attribution.__init__(self, model)
-        self.composite = ConservativeLRP(model, rules, bias=bias, epsilon=epsilon).composite
+        PartMethod.__init__(self, model, rules, bias, epsilon, neurons=False)
 
     @classmethod
     def get_name(cls) -> str:
@@ -116,7 +113,7 @@ class EdgeRelevance(WithoutFutures, Attribution):
             >>> found = EdgeRelevance(llama).attribute(ids, target=(-1, token))
             >>> found.table().nlargest(5, "relevance")
         """
-        watched = WatchedLRP(self.forward_func, self.composite)
+        watched = self._watched()
         found, _ = part_graph(watched, inputs, target, additional_forward_args, strict)
         size = float(found.output.abs().sum())
         if strict and found.unexplained > _ROUNDING * size:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: The method that all others are held against.
 MEASURED = "measured"
+#: Attribution patching with plain gradients, whose correlation is taken off, item by item.
+PLAIN = "gi"
 SCORES = ("Pearson", "Spearman", "Pearson, heads", "Pearson, MLPs")
 
 
@@ -66,11 +68,15 @@ def table(items: Sequence[Item], found: Found, sizes: Sequence[int], nodes_of_la
     lines = []
     for task, places in _by_task(items).items():
         lines += [f"**{task}**, {len(places)} items", ""]
-        lines += ["| method | " + " | ".join(SCORES) + " |", "|---" * (len(SCORES) + 1) + "|"]
+        beside = [f"Pearson less that of {PLAIN}"] if PLAIN in found else []
+        lines += ["| method | " + " | ".join((*SCORES, *beside)) + " |"]
+        lines += ["|---" * (len(SCORES) + len(beside) + 1) + "|"]
+        plain = [correlations(found, PLAIN, places, nodes_of_layer)["Pearson"] for _ in beside]
         for name in found:
             if name != MEASURED:
-                every = correlations(found, name, places, nodes_of_layer)
-                lines.append(f"| {name} | " + " | ".join(map(_cell, every.values())) + " |")
+                every = list(correlations(found, name, places, nodes_of_layer).values())
+                cells = map(_cell, (*every, *(every[0] - base for base in plain)))
+                lines.append(f"| {name} | " + " | ".join(cells) + " |")
         titles = [f"best {size}" for size in sizes]
         lines += ["", "| circuits by | " + " | ".join(titles) + " |"]
         lines += ["|---" * (len(sizes) + 1) + "|"]

@@ -87,5 +87,8 @@ def test_table_and_figure(tmp_path: Path) -> None:
     assert got["Pearson, MLPs"] == pytest.approx(np.corrcoef(*mlps)[0, 1])
     assert "**cats**, 2 items" in text and text.count("| gi |") == 2
     assert text.count("| measured |") == 1
+    assert "Pearson less that of gi" in text and "| 0.000 [0.000, 0.000] |" in text
+    less = report.table(items, {k: v for k, v in found.items() if k != "gi"}, (5,), of_layer)
+    assert "less that of" not in less
     drawing = report.figure(items, found, (5, 10, 20, 40, 80), of_layer)
     assert len(drawing.axes) == 2 and len(drawing.axes[1].lines) == 4

@@ -29,6 +29,7 @@ from captum_lrp_tx.attr.prefix_tokens import prefix_tokens
 from captum_lrp_tx.attr.random import RandomAttribution
 from captum_lrp_tx.attr.transformer_attribution import TransformerAttribution
 from captum_lrp_tx.errors import InputError, TargetError, UnsupportedModelError
+from closeness import close
 
 pytestmark = pytest.mark.captum
 
@@ -38,10 +39,6 @@ MODELS = (
     "hf-LlamaForSequenceClassification-{}",
     "hf-GPT2LMHeadModel-{}",
 )
-
-
-def close(actual: Any, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 def recorded(name: str) -> tuple[list[Tensor], list[Tensor], int]:
@@ -344,11 +341,11 @@ def test_transformer_attribution_by_hand(small: Small, target: int) -> None:
             ("full_lrp", "vit", full),
         ):
             method = TransformerAttribution(small, variant, form)  # type: ignore[arg-type]
-            close(method.attribute(IDS, target=target), torch.stack(expected).detach())
+            close(method.attribute(IDS, target=target), torch.stack(expected).detach(), rtol=1e-5)
         start = TransformerAttribution(small, form="vit", start_layer=1)
         relevances, gradients, _ = by_hand(small, IDS[0], target)
         only_last = (positive_part(relevances[1] * gradients[1]) + eye(5))[0]
-        close(start.attribute(IDS[:1], target=target), only_last[None].detach())
+        close(start.attribute(IDS[:1], target=target), only_last[None].detach(), rtol=1e-5)
     finally:
         torch.set_default_dtype(torch.float32)
 

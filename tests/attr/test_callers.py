@@ -33,6 +33,7 @@ from captum_lrp_tx.errors import (
     UnsupportedModelError,
 )
 from captum_lrp_tx.propagation.judging import obstacles
+from closeness import close
 
 pytestmark = [pytest.mark.core, pytest.mark.captum]
 
@@ -78,10 +79,6 @@ def x() -> Tensor:
     return torch.randn(2, 5, 8)
 
 
-def same(a: Any, b: Any) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
 def with_weights(weights: dict[str, Tensor]) -> Block:
     plain = Block().eval()
     plain.load_state_dict({name: tensor.detach() for name, tensor in weights.items()})
@@ -119,7 +116,7 @@ def test_functional_call(method: Any, model: Block, x: Tensor) -> None:
         return torch.func.functional_call(model, doubled, (inputs,))
 
     expected = method(with_weights(doubled)).attribute(x, target=1)
-    same(method(forward).attribute(x, target=1), expected)
+    close(method(forward).attribute(x, target=1), expected)
 
 
 def test_additional_arguments_from_a_graph(x: Tensor) -> None:
@@ -132,7 +129,7 @@ def test_additional_arguments_from_a_graph(x: Tensor) -> None:
 
     for gate in (weight, weight * 2, (weight * 2).detach()):
         found = ConservativeLRP(forward).attribute(x, 1, additional_forward_args=(gate,))
-        same(found, ConservativeLRP(lambda i: forward(i, gate.detach())).attribute(x, 1))  # noqa: B023
+        close(found, ConservativeLRP(lambda i: forward(i, gate.detach())).attribute(x, 1))  # noqa: B023
 
 
 class Vmapped(nn.Module):
@@ -152,7 +149,7 @@ def test_a_model_that_uses_vmap_is_reported(model: Block, x: Tensor) -> None:
     with pytest.raises(UncoveredOperationError, match=r"NativeLayerNorm in inner\.norm"):
         ConservativeLRP(Vmapped(model)).attribute(x, target=1, strict=True)
     gi = ConservativeGI(Vmapped(model), "gi").attribute(x, target=1)  # needs no rule
-    same(gi, ConservativeGI(model, "gi").attribute(x, target=1))
+    close(gi, ConservativeGI(model, "gi").attribute(x, target=1))
 
 
 def test_an_ensemble_by_vmap_is_reported(x: Tensor) -> None:
@@ -193,7 +190,7 @@ def test_parametrizations(method: Any, model: Block, x: Tensor, untouched: Any) 
     computed = parametrized(model)
     with untouched(computed):
         found = method(computed).attribute(x, target=1)
-    same(found, method(plain_of(computed)).attribute(x, target=1))
+    close(found, method(plain_of(computed)).attribute(x, target=1))
 
 
 def test_the_audit_of_a_parametrized_model(model: Block, x: Tensor) -> None:
@@ -213,7 +210,7 @@ def test_cached_parametrizations(filled_by: str, model: Block, x: Tensor) -> Non
         if filled_by == "the model":
             computed(x)
         kept = dict(parametrize._cache)
-        same(ConservativeLRP(computed).attribute(x, target=1, strict=True), expected)
+        close(ConservativeLRP(computed).attribute(x, target=1, strict=True), expected)
         assert parametrize._cache.keys() == kept.keys()
         assert all(parametrize._cache[key] is kept[key] for key in kept)
         computed(x).sum().backward()
@@ -228,7 +225,7 @@ def test_weight_norm_of_old(model: Block, x: Tensor) -> None:
     nn.utils.weight_norm(model.qkv)
     nn.utils.weight_norm(model.mlp[0])
     before = {name: vars(m).get("weight") for name, m in model.named_modules()}
-    same(ConservativeLRP(model).attribute(x, target=1, strict=True), expected)
+    close(ConservativeLRP(model).attribute(x, target=1, strict=True), expected)
     assert {name: vars(m).get("weight") for name, m in model.named_modules()} == before
     model.qkv.weight.sum().backward()  # has its graph still
     assert model.qkv.weight_v.grad is not None
@@ -254,7 +251,7 @@ def test_low_rank_adapters(method: Any, model: Block, x: Tensor, untouched: Any)
     model.head = LowRank(model.head)
     with untouched(model):
         found, delta = method(model).attribute(x, target=1, return_convergence_delta=True)
-    same(found.sum((1, 2)) + delta, model(x)[:, 1].detach())
+    close(found.sum((1, 2)) + delta, model(x)[:, 1].detach())
     if method is ConservativeGI:  # linear layers by plain gradient: merging changes nothing
         merged = Block().eval()
         weights = {k: v for k, v in model.state_dict().items() if "base" not in k and "up" not in k}
@@ -264,7 +261,7 @@ def test_low_rank_adapters(method: Any, model: Block, x: Tensor, untouched: Any)
             )
             weights[f"{name}.bias"] = adapter.base.bias
         merged.load_state_dict({k: v for k, v in weights.items() if ".down." not in k})
-        same(found, method(merged).attribute(x, target=1))
+        close(found, method(merged).attribute(x, target=1))
 
 
 # ---- modules that run more than once ------------------------------------------------------------
@@ -315,7 +312,7 @@ def test_shared_and_recursive_modules(method: Any, cls: Any, x: Tensor, untouche
     expected = method(Unrolled(step, head)).attribute(x, target=1)
     shared = cls(step, head)
     with untouched(shared):
-        same(method(shared).attribute(x, target=1), expected)
+        close(method(shared).attribute(x, target=1), expected)
     report = audit.explainability(shared, x, target=1, file=None, strict=True)
     assert abs(report.conservation_error) < 1e-5
 
@@ -325,7 +322,7 @@ def test_a_layer_that_runs_three_times_counts_by_its_last_call(x: Tensor) -> Non
     unrolled = Unrolled(step, head)
     expected = LayerConservativeLRP(unrolled, unrolled.steps[2]).attribute(x, target=1)
     for shared in (Recursive(step, head), Looped(step, head)):
-        same(LayerConservativeLRP(shared, shared.step).attribute(x, target=1), expected)
+        close(LayerConservativeLRP(shared, shared.step).attribute(x, target=1), expected)
 
 
 class Fallback(nn.Module):
@@ -345,7 +342,7 @@ def test_rules_of_a_module_that_failed_are_not_in_force_afterwards(x: Tensor) ->
     """The model catches the exception; the rule of the failed module ends with it."""
     model = Fallback()
     composite = Composite({"first": rules.FlatRule()}, base="lrp")
-    same(
+    close(
         ConservativeLRP(model, composite).attribute(x, target=1),
         ConservativeLRP(model).attribute(x, target=1),
     )
@@ -363,7 +360,7 @@ def test_data_parallel(method: Any, model: Block, x: Tensor, untouched: Any) -> 
     parallel = nn.DataParallel(model)
     if len(parallel.device_ids) < 2:  # no or one device: runs the module itself
         with untouched(parallel):
-            same(method(parallel).attribute(x, target=1), method(model).attribute(x, target=1))
+            close(method(parallel).attribute(x, target=1), method(model).attribute(x, target=1))
     parallel.device_ids = [0, 1]
     with untouched(parallel), pytest.raises(UnsupportedModelError, match=r"Explain model\.module"):
         method(parallel).attribute(x, target=1)
@@ -443,7 +440,7 @@ def test_hooks_of_the_users_that_change_outputs(model: Block, x: Tensor, untouch
     expected = ConservativeLRP(doubled).attribute(x, target=1)
     model.proj.register_forward_hook(lambda module, args, output: output * 2)
     with untouched(model):
-        same(ConservativeLRP(model).attribute(x, target=1, strict=True), expected)
+        close(ConservativeLRP(model).attribute(x, target=1, strict=True), expected)
 
 
 def test_backward_hooks_of_the_users_see_the_modified_gradient(model: Block, x: Tensor) -> None:
@@ -452,7 +449,7 @@ def test_backward_hooks_of_the_users_see_the_modified_gradient(model: Block, x: 
     ConservativeLRP(model).attribute(x, target=1)
     layer = LayerConservativeLRP(model, model.mlp, multiply_by_inputs=False)
     seen, expected = seen[:1], layer.attribute(x, target=1)
-    same(seen[0], expected)
+    close(seen[0], expected)
 
 
 @METHODS
@@ -473,4 +470,4 @@ def test_backward_hooks_do_not_hide_what_the_model_computes(method: Any, x: Tens
     for module in model.modules():
         module.register_full_backward_hook(lambda *_: None)
         module.register_full_backward_pre_hook(lambda *_: None)
-    same(method(model).attribute(x, target=1, strict=True), expected)
+    close(method(model).attribute(x, target=1, strict=True), expected)

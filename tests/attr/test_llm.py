@@ -25,7 +25,7 @@ from captum_lrp_tx import (
 )
 from captum_lrp_tx.attr.targets import Contrast, LogProbability, Sum
 from captum_lrp_tx.errors import CaptumLRPWarning
-from language_models import ANSWER, WORDS, answer, language_model, tokenizer
+from language_models import ANSWER, WORDS, answer, close, language_model, tokenizer
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -43,11 +43,6 @@ CLASSES = {
 def embedded(model: Any) -> nn.Module:
     """The layer whose output is the embedded tokens, positions included."""
     return model.transformer.drop if hasattr(model, "transformer") else model.model.embed_tokens
-
-
-def close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
-    """Sharp enough for float64 but for the norms, which transformers computes in float32."""
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture(autouse=True)

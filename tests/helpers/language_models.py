@@ -9,9 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import closeness
+
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
+#: Sharp enough for float64 but for the norms, which transformers computes in float32.
+close = functools.partial(closeness.close, rtol=1e-5)
 WORDS = "<pad> <s> </s> <unk> the cat dog sat ran on mat and a big red old house tree".split()
 ANSWER = "and the dog ran"
 

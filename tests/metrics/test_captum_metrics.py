@@ -16,6 +16,7 @@ import torch
 from captum.metrics import infidelity, infidelity_perturb_func_decorator, sensitivity_max
 from torch import Tensor, nn
 
+import closeness
 import zoo
 from captum_lrp_tx import (
     AttentionFlow,
@@ -46,6 +47,8 @@ from captum_lrp_tx.metrics.captum_scoring import captum_scores
 from captum_lrp_tx.metrics.masking import MaskTokens, RemoveTokens
 from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
 
+#: Scores of Captum may be float64.
+close = functools.partial(closeness.close, check_dtype=False)
 pytestmark = [
     pytest.mark.captum,
     pytest.mark.filterwarnings("ignore::captum_lrp_tx.errors.CaptumLRPWarning"),
@@ -102,10 +105,6 @@ def images() -> Tensor:
 
 def masker() -> MaskTokens:
     return MaskTokens(MASK, keep=(CLS, SEP))
-
-
-def close(a: Any, b: Any, rtol: float = 1e-4, atol: float = 1e-5) -> None:
-    torch.testing.assert_close(a, b, rtol=rtol, atol=atol, check_dtype=False)
 
 
 # ---- forward functions --------------------------------------------------------------------------
@@ -416,7 +415,7 @@ def test_perturbations_are_those_of_captums_decorator() -> None:
         noise.restart()
         ours, perturbed = noise(x, baselines)
         plain = infidelity_perturb_func_decorator(True)(lambda *_, p=perturbed: p)
-        close(ours, plain(x, baselines)[0][0], rtol=1e-3)
+        close(ours, plain(x, baselines)[0][0], rtol=1e-3, atol=1e-5)
 
 
 def test_noise_of_several_inputs() -> None:
@@ -507,7 +506,7 @@ def test_scores_of_text_are_captums(untouched: Any) -> None:
             perturb_radius=radius, n_perturb_samples=3, target=[2, 0],
             additional_forward_args=embedded.additional_forward_args,
         )  # fmt: skip
-        close(scores[name].values["sensitivity"], expected, rtol=1e-3)
+        close(scores[name].values["sensitivity"], expected, rtol=1e-3, atol=1e-5)
         interval = bootstrap_interval(scores[name].values["infidelity"], seed=6)
         assert scores[name].infidelity == interval
         assert scores[name].n == 2
@@ -560,7 +559,12 @@ def test_scores_do_not_depend_on_batches_padding_or_company() -> None:
     close(alone["LRP"].values["infidelity"], together["LRP"].values["infidelity"])
     wider = {k: torch.nn.functional.pad(v, (0, 3)) for k, v in given.items()}
     padded = captum_scores(bert(), wider, ["LRP"], target=1, **options)
-    close(padded["LRP"].values["infidelity"], alone["LRP"].values["infidelity"], rtol=1e-3)
+    close(
+        padded["LRP"].values["infidelity"],
+        alone["LRP"].values["infidelity"],
+        rtol=1e-3,
+        atol=1e-5,
+    )
     # each example is a batch of its own with batch_size=1: other random numbers, same examples
     single = captum_scores(bert(), given, ["LRP"], target=1, batch_size=1, **options)
     assert single["LRP"].n == 3 and bool(torch.isfinite(single["LRP"].values["infidelity"]).all())
@@ -576,7 +580,12 @@ def test_targets_of_all_kinds() -> None:
     contrast = captum_scores(bert(), given, ["LRP"], target=Contrast(1, 0), **options)
     forward = lambda **kw: (lambda z: z[:, 1:2] - z[:, 0:1])(bert()(**kw).logits)  # noqa: E731
     spelled = captum_scores(forward, given, ["LRP"], target=0, **options)
-    close(contrast["LRP"].values["infidelity"], spelled["LRP"].values["infidelity"], rtol=1e-3)
+    close(
+        contrast["LRP"].values["infidelity"],
+        spelled["LRP"].values["infidelity"],
+        rtol=1e-3,
+        atol=1e-5,
+    )
     with pytest.raises(TargetError):
         captum_scores(bert(), given, ["LRP"], target=[0, 1, 2], **options)
     with pytest.raises(TargetError):

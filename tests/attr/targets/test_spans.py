@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import pytest
@@ -11,9 +10,8 @@ import torch
 from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.attr.targets import Contrast, LogOdds, LogProbability, Span, select_target
 from captum_lrp_tx.errors import TargetError
-from language_models import answer, language_model
+from language_models import answer, close, language_model
 
-close = functools.partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
 SCORES = ("logit", "log-probability", "log-odds")
 
 

@@ -42,6 +42,7 @@ from captum_lrp_tx.attr.targets import (
     select_target,
 )
 from captum_lrp_tx.errors import InputError, TargetError
+from closeness import close
 
 pytestmark = [
     pytest.mark.core,
@@ -78,10 +79,6 @@ def tiny() -> Tiny:
 @pytest.fixture
 def ids() -> Tensor:
     return torch.tensor([[1, 5, 3, 2], [4, 4, 9, 2], [7, 8, 1, 6]])
-
-
-def close(actual: Any, expected: Any, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 class Wrapped(nn.Module):

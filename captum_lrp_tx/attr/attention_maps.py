@@ -295,13 +295,14 @@ class MapMethod(WithoutFutures, Attribution):
             result = attention_maps(job, prepared, gradients=gradients, relevance=relevance)
         if result.left_out:
             tell_once(
-                Subject(forward, found), "left out",
+                Subject(forward, found),
+                "left out",
                 "Not every softmax that weights a matrix product has a row and a column for each "
                 f"token: {', '.join(result.left_out)}. They are taken for routers and take no "
                 "part in methods that combine attention maps. If they are attention to pooled "
                 "tokens, use a method that needs no maps, such as ConservativeLRP.",
                 LeftOutPatternWarning,
-            )  # fmt: skip
+            )
         return Maps(
             result, prepared, inputs, job.additional_args, [m for _, m in found], forward,
             tuple(shape), target,

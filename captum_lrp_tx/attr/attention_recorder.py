@@ -276,9 +276,10 @@ class Recorder(PropagationRule):
             raise self._not_tokens(pattern, "is not (batch, heads, queries, keys)")
         if pattern.shape[0] != batch:
             raise self._not_tokens(
-                pattern, f"is not one map for each of the {batch} example(s): the attention is "
-                "split into windows or groups"
-            )  # fmt: skip
+                pattern,
+                f"is not one map for each of the {batch} example(s): the attention is "
+                "split into windows or groups",
+            )
         sizes = [t.shape for t in self._sequences().values()]
         if not sizes:
             return pattern
@@ -294,9 +295,10 @@ class Recorder(PropagationRule):
         if len(shape) < 4:
             return None  # a router or the like
         raise self._not_tokens(
-            pattern, f"has no row and column for each token (the module works on "
-            f"{[tuple(size) for size in sizes]}): attention between channels or of some tokens only"
-        )  # fmt: skip
+            pattern,
+            f"has no row and column for each token (the module works on "
+            f"{[tuple(size) for size in sizes]}): attention between channels or of some tokens only",
+        )
 
     def _not_tokens(self, pattern: Tensor, why: str) -> UnsupportedModelError:
         name = self._frames[-1].name if self._frames else ""

@@ -75,9 +75,8 @@ def _text(text: str, arguments: argparse.Namespace) -> None:
 def _image(arguments: argparse.Namespace) -> None:
     subject = load_subject(None, arguments)
     comparison = compare(
-        subject.model, subject.inputs, subject.target, methods=arguments.methods,
-        show_progress=True,
-    )  # fmt: skip
+        subject.model, subject.inputs, subject.target, methods=arguments.methods, show_progress=True
+    )
     facts = _facts(subject)
     _print_one(comparison, facts, "auto", arguments)
     _write_files(comparison, subject, facts, {}, arguments)
@@ -113,9 +112,8 @@ def _many(arguments: argparse.Namespace) -> None:
     model = load("", arguments.model)
     drawings: list[TextComparison] = []
     bar = tqdm(
-        texts, desc="comparing", unit="text", delay=1, leave=False,
-        disable=not sys.stderr.isatty(),
-    )  # fmt: skip
+        texts, desc="comparing", unit="text", delay=1, leave=False, disable=not sys.stderr.isatty()
+    )
     for number, text in bar:
         try:
             subject = subject_of(model, text, arguments.target)

@@ -165,9 +165,10 @@ def _short_enough(data: _Data, tokenizer: Any, config: Any) -> _Data:
         raise InputError(f"{data.name} has no text that the model can take; shorten the texts")
     labels = data.labels
     return _Data(
-        data.name, [data.inputs[i] for i in kept],
+        data.name,
+        [data.inputs[i] for i in kept],
         None if labels is None else [labels[i] if i < len(labels) else None for i in kept],
-    )  # fmt: skip
+    )
 
 
 def _labels(data: _Data, config: Any) -> Sequence[str | None] | None:
@@ -180,8 +181,9 @@ def _labels(data: _Data, config: Any) -> Sequence[str | None] | None:
         return None
     names = set(labels_of(config, count))
     # classes that no one named are LABEL_0, LABEL_1, ...; the report calls them by their number
-    return [None if x is None else x.removeprefix("LABEL_") if x in names else x
-            for x in data.labels]  # fmt: skip
+    return [
+        None if x is None else x.removeprefix("LABEL_") if x in names else x for x in data.labels
+    ]
 
 
 def _summary(made: Report) -> str:

@@ -158,10 +158,11 @@ def attribute_dataset(
         examples = [encoded.examples[row] for row in batch]
         relevance, found = explain_batch(job, examples, [wanted[row] for row in batch])
         tokens = [
-            None if tokenizer is None
+            None
+            if tokenizer is None
             else list(map(str, tokenizer.convert_ids_to_tokens(example["input_ids"].tolist())))
             for example in examples
-        ]  # fmt: skip
+        ]
         return [
             row_of(row, names[row], examples[i], tokens[i], relevance[i], found, i)
             for i, row in enumerate(batch)
@@ -223,9 +224,10 @@ def _wanted(target: Any, encoded: Encoded) -> list[Wanted]:
         if target != "predicted":
             raise TargetError(
                 "the examples have no labels; give a list of targets, or explain the predicted "
-                "class" if target == "label"
+                "class"
+                if target == "label"
                 else f"target is 'predicted', 'label', a class, or a list, not {target!r}"
-            )  # fmt: skip
+            )
         return [None] * count
     if isinstance(target, torch.Tensor):
         target = target.tolist()

@@ -219,8 +219,9 @@ class Evaluation:
         most = max((len(m.rows) for m in found), default=0)
         means = {
             m.name: round(float(m.values(measure.name).mean()), 3)
-            for m in found if len(m.rows) == most
-        }  # fmt: skip
+            for m in found
+            if len(m.rows) == most
+        }
         if len(means) < 2:
             return set()
         best = (max if measure.higher else min)(means.values())

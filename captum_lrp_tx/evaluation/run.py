@@ -271,9 +271,10 @@ def _fill(
     failures: dict[str, str] = {}
     for block in blocks:
         wanting = [
-            method for method in methods
+            method
+            for method in methods
             if method.name not in failures and missing[method.name].intersection(block)
-        ]  # fmt: skip
+        ]
         if not wanting:
             continue
         rows = [row for row in block if any(row in missing[method.name] for method in wanting)]
@@ -318,9 +319,8 @@ def _result(
     for measure in measures:
         values = [entries[row][measure.name] for row in rows]
         found[measure.name] = (
-            _curve(measure.name, values, fractions) if measure.is_curve
-            else _doubles(values)
-        )  # fmt: skip
+            _curve(measure.name, values, fractions) if measure.is_curve else _doubles(values)
+        )
     seconds = sum(float(entries[row]["seconds"]) for row in rows) / len(rows)
     return MethodResult(name, tuple(rows), found, seconds)
 

@@ -117,8 +117,9 @@ def captum_scores(
     whole = Batch.of(inputs, additional_forward_args)
     chunks = list(_chunks(model, whole, masker, target, batch_size))
     radius = perturb_radius * _deviation(chunks)
-    settings = _Settings(n_perturb_samples, n_noise_samples, radius, share, baseline, batch_size,
-                         seed)  # fmt: skip
+    settings = _Settings(
+        n_perturb_samples, n_noise_samples, radius, share, baseline, batch_size, seed
+    )
     reference = torch.cat([c.infidelity(torch.zeros_like(c.main), settings)[0] for c in chunks])
     rows = []
     bar = tqdm(
@@ -205,9 +206,9 @@ class _Chunk:
     def infidelity(self, relevance: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:
         """Captum's infidelity as it is and scaled, of each example."""
         count = len(self.batch)
-        given = self.main if self.batch.key is None else {
-            self.batch.key: self.main, **self.batch.named
-        }  # fmt: skip
+        given = (
+            self.main if self.batch.key is None else {self.batch.key: self.main, **self.batch.named}
+        )
         found = []
         for normalize in (False, True):
             perturb = RandomMasking(self.masker, given, share=settings.share, seed=settings.seed)

@@ -117,8 +117,9 @@ class CaptumScores:
         return stream.getvalue()
 
     def _notes(self) -> list[str]:
-        notes = [f"{row.method}: {row.error or row.note}" for row in self.rows
-                 if row.error or row.note]  # fmt: skip
+        notes = [
+            f"{row.method}: {row.error or row.note}" for row in self.rows if row.error or row.note
+        ]
         reference = f"relevance zero everywhere: infidelity {_cell(self.reference)}"
         return [*notes, reference, *([self.settings] if self.settings else [])]
 

@@ -59,8 +59,9 @@ class Curve:
         object.__setattr__(self, "fractions", torch.as_tensor(self.fractions).double())
         object.__setattr__(self, "values", torch.as_tensor(self.values).double())
         if self.values.dim() != 2 or self.fractions.shape not in (
-            self.values.shape, self.values.shape[1:]
-        ):  # fmt: skip
+            self.values.shape,
+            self.values.shape[1:],
+        ):
             raise InputError(
                 f"values of shape {tuple(self.values.shape)} do not fit fractions of shape "
                 f"{tuple(self.fractions.shape)}"
@@ -198,9 +199,10 @@ def perturbation_curve(
         _one_of("measure", measure, tuple(_MEASURES))
         measure = _MEASURES[measure]
     if isinstance(model, Perturbation):
-        if any(given is not None for given in (
-            inputs, target, additional_forward_args, masker, batch_size
-        )):  # fmt: skip
+        if any(
+            given is not None
+            for given in (inputs, target, additional_forward_args, masker, batch_size)
+        ):
             raise InputError(
                 "a Perturbation holds inputs, target, masker and batch_size already; give only "
                 "attributions=... beside it"

@@ -113,9 +113,10 @@ class MaskTokens(Masker):
                      is not None]  # fmt: skip
             raise InputError(f"the tokenizer has no {token} token; it has: {', '.join(known)}")
         return cls(
-            int(token_id), keep=tuple(sorted(special_ids(tokenizer))) if keep_special else (),
+            int(token_id),
+            keep=tuple(sorted(special_ids(tokenizer))) if keep_special else (),
             pad_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+        )
 
     def __repr__(self) -> str:
         kept = "a mask" if isinstance(self._keep, Tensor) else tuple(self._keep)

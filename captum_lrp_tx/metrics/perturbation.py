@@ -232,9 +232,7 @@ class Perturbation:
             return self.features[row[chunk]] & first
 
         if len(left):
-            result[left] = self._outputs(
-                row[left], lambda c: features(left[c]), measured, name
-            )  # fmt: skip
+            result[left] = self._outputs(row[left], lambda c: features(left[c]), measured, name)
         if not bool(torch.isfinite(result).all()):
             raise NonFiniteError(
                 "the model's output is NaN or infinite for some of the masked inputs"

@@ -141,9 +141,7 @@ def _rows(columns: Mapping[str, Sequence[Sequence[int]]]) -> list[Example]:
     if "input_ids" not in columns:
         raise InputError("the tokenizer gives no 'input_ids'")
     rows = zip(*columns.values(), strict=True)
-    return [
-        {key: torch.as_tensor(v) for key, v in zip(columns, row, strict=True)} for row in rows
-    ]  # fmt: skip
+    return [{key: torch.as_tensor(v) for key, v in zip(columns, row, strict=True)} for row in rows]
 
 
 def _from_columns(

@@ -27,8 +27,9 @@ def model_fingerprint(model: Callable[..., Any]) -> str:
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, module in find_modules(model):
         for key, value in [
-            *module.named_parameters(recurse=False), *module.named_buffers(recurse=False)
-        ]:  # fmt: skip
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        ]:
             digest.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
             if value.is_meta:  # kept elsewhere until it is needed (accelerate's offloading)
                 continue

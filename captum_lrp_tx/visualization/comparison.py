@@ -120,9 +120,9 @@ class TextComparison:
     def words(self, merge: bool = True) -> list[Piece]:
         """The boxes of the text alone."""
         empty = [0.0] * len(self.tokens)
-        return TokenHeatmap(
-            self.tokens, empty, special=self.special, scheme=self.scheme
-        ).pieces(merge)  # fmt: skip
+        return TokenHeatmap(self.tokens, empty, special=self.special, scheme=self.scheme).pieces(
+            merge
+        )
 
 
 def shade(value: float, scale: float, signed: bool, faded: bool = False) -> tuple[RGB, RGB]:

@@ -190,8 +190,9 @@ def image_comparison_figure(
             spine.set_linewidth(0.6)
         extent = (0, wide, high, 0)
         name = "input" if place == 0 else printable(strips[place - 1].name)
-        axes.set_title(name, fontsize=8, pad=3, color=_GREY if place == 0 else "#1a1a1a",
-                       parse_math=False)  # fmt: skip
+        axes.set_title(
+            name, fontsize=8, pad=3, color=_GREY if place == 0 else "#1a1a1a", parse_math=False
+        )
         if place == 0:
             axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest",
                         aspect="auto", extent=extent)  # fmt: skip

@@ -96,12 +96,13 @@ def _texts(comparison: TextComparison, merge: bool) -> list[list[Box]]:
         found.append(
             [
                 Box.of(
-                    piece, f"{piece.relevance:{sign}.4g}",
+                    piece,
+                    f"{piece.relevance:{sign}.4g}",
                     shade(piece.relevance, scale, strip.signed, piece.special),
                 )
                 for piece in pieces
             ]
-        )  # fmt: skip
+        )
     return found
 
 

@@ -150,10 +150,11 @@ def printable(text: str) -> str:
     """Text that cannot move the cursor, switch colours or reverse the writing direction."""
     joiners = "\u200c\u200d"  # part of emoji and of Persian and Indic spelling
     return "".join(
-        char if char.isprintable() or char in joiners
+        char
+        if char.isprintable() or char in joiners
         else char.encode("unicode_escape").decode("ascii")
         for char in text
-    )  # fmt: skip
+    )
 
 
 def cells(text: str) -> int:

@@ -30,9 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=count, metavar="N", help="how many texts of the file (default: 20)"
     )
     parser.add_argument(
-        "--common-scale", action="store_true",
+        "--common-scale",
+        action="store_true",
         help="one colour scale for all methods instead of one for each",
-    )  # fmt: skip
+    )
     parser.add_argument("--pieces", action="store_true", help="do not join word-pieces to words")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page")
     parser.add_argument("--png", type=Path, metavar="FILE", help="write a figure")

@@ -36,10 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="true classes: one in each line, .npy, .npz or MNIST's idx.gz",
     )  # fmt: skip
     data.add_argument(
-        "--model", metavar="DIR",
+        "--model",
+        metavar="DIR",
         help="a folder in Hugging Face format, or the name of a model on the Hub; a sentiment and "
         "a digit classifier come with the package",
-    )  # fmt: skip
+    )
     data.add_argument(
         "--target", choices=["predicted", "label"], default="predicted",
         help="which class: the predicted one (default), or the true one as in Ali et al. 2022",
@@ -77,9 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sequence)",
     )  # fmt: skip
     how.add_argument(
-        "--every", action="store_true",
+        "--every",
+        action="store_true",
         help="a step after each token or patch instead of every 10 %%",
-    )  # fmt: skip
+    )
     how.add_argument(
         "--flow-limit", type=count, default=50, metavar="N",
         help="attention flow is slow: so many examples for it (default: 50)",
@@ -96,9 +98,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     results.add_argument("--fresh", action="store_true", help="drop the results in that folder")
     results.add_argument(
-        "--reference", metavar="METHOD",
+        "--reference",
+        metavar="METHOD",
         help="also give each method's difference from this one, with p-values",
-    )  # fmt: skip
+    )
     results.add_argument(
         "--title", metavar="TEXT", help="of the figure (default: name of the data)"
     )

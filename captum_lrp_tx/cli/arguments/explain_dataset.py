@@ -28,10 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "one text in each line",
     )  # fmt: skip
     data.add_argument(
-        "--model", metavar="DIR",
+        "--model",
+        metavar="DIR",
         help="a folder in Hugging Face format, or the name of a model on the Hub; a sentiment "
         "classifier comes with the package",
-    )  # fmt: skip
+    )
     data.add_argument(
         "--target", default="predicted", metavar="CLASS",
         help="predicted (default): the predicted class or next token; label: the class in the "

@@ -43,10 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=count, metavar="N", help=f"how many examples (default: {LIMIT})"
     )
     parser.add_argument(
-        "--model", metavar="DIR",
+        "--model",
+        metavar="DIR",
         help="a folder in Hugging Face format, or the name of a model on the Hub; a sentiment and "
         "a digit classifier come with the package",
-    )  # fmt: skip
+    )
     add_methods(parser, ",".join(REPORTED))
     parser.add_argument(
         "--classes", type=_classes, metavar="WHICH",
@@ -54,9 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "separated by commas (default: all of at most 10, or the 3 most probable)",
     )  # fmt: skip
     parser.add_argument(
-        "--no-faithfulness", action="store_true",
+        "--no-faithfulness",
+        action="store_true",
         help="leave out the curves, which take many passes through the model",
-    )  # fmt: skip
+    )
     parser.add_argument("--title", default="", help="headline of the page")
     parser.add_argument("--seed", type=int, default=0, help="of random methods (default: 0)")
     parser.add_argument(

@@ -212,9 +212,7 @@ def _swapped(
         padded = torch.nn.functional.pad(grad, (0, 1))
         turned = additive(mask, query.dtype).transpose(-2, -1)
         turned = turned.contiguous() if _IS_OLD_KERNEL else turned
-        out, weight = kernel(
-            keys, queries, padded, 0.0, False, attn_mask=turned, scale=1.0
-        )  # fmt: skip
+        out, weight = kernel(keys, queries, padded, 0.0, False, attn_mask=turned, scale=1.0)
         out = out[..., :-1]
     if _IS_OLD_KERNEL:  # columns that nothing attends to
         weight = torch.where(weight.isnan(), -math.inf, weight)

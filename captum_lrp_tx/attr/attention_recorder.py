@@ -296,8 +296,9 @@ class Recorder(PropagationRule):
             return None  # a router or the like
         raise self._not_tokens(
             pattern,
-            f"has no row and column for each token (the module works on "
-            f"{[tuple(size) for size in sizes]}): attention between channels or of some tokens only",
+            "has no row and column for each token (the module works on "
+            f"{[tuple(size) for size in sizes]}): attention between channels or of some tokens "
+            "only",
         )
 
     def _not_tokens(self, pattern: Tensor, why: str) -> UnsupportedModelError:

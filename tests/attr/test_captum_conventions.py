@@ -637,7 +637,8 @@ def test_lrp_equals_captums_lrp(rule: str, kind: str) -> None:
             x, target=1, return_convergence_delta=True
         )
         close(got, expected.detach(), rtol=1e-5, atol=1e-8)
-        close(got_delta, delta.detach())  # a difference of sums much larger than itself
+        # a difference of sums much larger than itself
+        close(got_delta, delta.detach(), rtol=1e-4, atol=1e-5)
         assert all(model.get_submodule(n).rule is r for n, r in assigned.items())
 
 

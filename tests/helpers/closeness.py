@@ -24,7 +24,7 @@ def close(
 
 def close_to_largest(actual: Any, expected: Tensor, tolerance: float = 1e-5) -> None:
     """No error is larger than a share of the largest entry, which is not zero."""
-    largest = expected.abs().max()
+    actual, largest = torch.as_tensor(actual), expected.abs().max()
     assert actual.shape == expected.shape
     assert largest > 1e-4
     assert (actual - expected).abs().max() <= tolerance * largest

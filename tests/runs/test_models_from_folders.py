@@ -29,7 +29,6 @@ from closeness import close_to_largest
 from folders import TEXTS
 from oracle import oracle_lookup_relevance
 
-TOLERANCE = 1e-4
 Forward = Callable[..., Tensor]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from captum.log import log_usage
@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_lrp_tx.attr.conservative import AttributionInputs, Strict, TargetType
 from captum_lrp_tx.attr.parts.flow import Flow, Written
 from captum_lrp_tx.attr.parts.part_graph import PartGraph, PartNode
-from captum_lrp_tx.attr.parts.watched_lrp import PartMethod, WatchedLRP
+from captum_lrp_tx.attr.parts.watched_lrp import Look, PartMethod, WatchedLRP
 from captum_lrp_tx.attr.parts.watching import Watcher
 from captum_lrp_tx.errors import NonFiniteError, UncoveredOperationError, UnreachedInputError
 from captum_lrp_tx.propagation.state.inputs import Inputs
@@ -114,7 +114,7 @@ class EdgeRelevance(PartMethod):
             >>> found.table().nlargest(5, "relevance")
         """
         watched = self._watched()
-        found, _ = part_graph(watched, inputs, target, additional_forward_args, strict)
+        found = part_graph(watched, inputs, target, additional_forward_args, strict)
         size = float(found.output.abs().sum())
         if strict and found.unexplained > _ROUNDING * size:
             worst = max(found.nodes, key=lambda node: abs(node.unexplained))
@@ -135,16 +135,18 @@ def part_graph(
     additional_forward_args: Any,
     strict: Strict,
     corrupted: Written | None = None,
-) -> tuple[PartGraph, Inputs]:
+    check: Look | None = None,
+) -> PartGraph:
     """Run a pass and walk its graph.
 
     Args:
         watched (WatchedLRP): The model and its rules.
         inputs, target, additional_forward_args, strict: As ``attribute`` has them.
         corrupted (Written, optional): Edges are effects of patching with these values.
+        check (callable, optional): Gets what ``look`` of a run gets before the graph is walked.
 
     Returns:
-        tuple: the graph, and what was explained.
+        PartGraph: Nodes and edges.
 
     Raises:
         NonFiniteError: an edge is NaN or infinite.
@@ -154,6 +156,8 @@ def part_graph(
     walks: list[Flow] = []
 
     def look(watcher: Watcher, scope: Scope, targets: list[Tensor], leaves: list[Tensor]) -> None:
+        if check is not None:
+            check(watcher, scope, targets, leaves)
         if targets[0].grad_fn is None:
             raise UnreachedInputError(
                 "The output does not depend on the inputs, or the rules hold all that it depends "
@@ -172,9 +176,8 @@ def part_graph(
             "The relevance of some edge is NaN or infinite although the output is finite. Run the "
             "model in float32, raise epsilon, or choose other rules."
         )
-    return PartGraph(
-        nodes, edges, result.output, "relevance" if corrupted is None else "effect"
-    ), prepared
+    measure: Literal["relevance", "effect"] = "relevance" if corrupted is None else "effect"
+    return PartGraph(nodes, edges, result.output, measure)
 
 
 def _name_inputs(inputs: list[PartNode], prepared: Inputs) -> None:

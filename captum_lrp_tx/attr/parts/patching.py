@@ -14,10 +14,15 @@ from captum_lrp_tx.attr.conservative import (
     Strict,
     TargetType,
 )
+from captum_lrp_tx.attr.mappings import inputs_of
+from captum_lrp_tx.attr.parts.edge_relevance import part_graph
+from captum_lrp_tx.attr.parts.flow import Written
+from captum_lrp_tx.attr.parts.part_graph import PartGraph
 from captum_lrp_tx.attr.parts.showing import PartsResult
 from captum_lrp_tx.attr.parts.watched_lrp import PartMethod
-from captum_lrp_tx.attr.parts.watching import Branch, BranchKind, Seen
+from captum_lrp_tx.attr.parts.watching import Branch, BranchKind, Seen, Watcher
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.rules.composite import Composite
 
 
@@ -164,21 +169,93 @@ class RelevancePatching(PartMethod):
         other, prepared, below, _ = watched.run(
             corrupted, target, corrupted_forward_args, False, backward=False
         )
-        shapes = [tuple(leaf.original.shape) for leaf in prepared.leaves]
+        shapes = _shapes(prepared)
         result, prepared, watcher, _ = watched.run(inputs, target, additional_forward_args, strict)
-        own = [tuple(leaf.original.shape) for leaf in prepared.leaves]
-        if own != shapes:
-            raise InputError(
-                f"The inputs have shapes {own}, the corrupted inputs {shapes}; both need the same "
-                "tokens place by place. Replace tokens, do not add or leave out any."
-            )
-        if [_outline(b) for b in watcher.branches] != [_outline(b) for b in below.branches]:
-            raise InputError(
-                "Inputs and corrupted inputs take different ways through the model (other branches "
-                "ran, or with other shapes), so no part stands opposite each part."
-            )
+        _check_opposite(_shapes(prepared), shapes, watcher.branches, below.branches)
         parts = [_effect(*pair) for pair in zip(watcher.branches, below.branches, strict=True)]
         return PatchingEffects(parts, result.output, other.output)
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute_edges(
+        self,
+        inputs: AttributionInputs,
+        corrupted: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        corrupted_forward_args: Any = None,
+        *,
+        strict: Strict = False,
+    ) -> PartGraph:
+        r"""
+        Estimated effects of patching what one part reads of another.
+
+        Only the reader gets the corrupted output of the writer; all other readers get the clean
+        one. With the gradient :math:`g^{(r)}` that counts the ways through the reader,
+        :math:`E_{w \to r} = \sum_c (a_{w,c} - a'_{w,c})\, g^{(r)}_c`, for all edges at once.  The
+        edges from a part add up to the effect of patching the part.
+
+        Args:
+            inputs, corrupted, target, additional_forward_args, corrupted_forward_args, strict: As
+                :meth:`attribute` has them.
+
+        Returns:
+            PartGraph: Its edges are effects, its ``measure`` is ``"effect"``. Constants have none.
+
+        Raises:
+            Exception: As :meth:`attribute` and :meth:`EdgeRelevance.attribute
+                <captum_lrp_tx.EdgeRelevance.attribute>`.
+
+        Example::
+
+            >>> found = RelevancePatching(llama).attribute_edges(ids, others, target=(-1, token))
+            >>> found.circuit(edges=50).figure()
+        """
+        if corrupted_forward_args is None:
+            corrupted_forward_args = additional_forward_args
+        watched, leaves = self._watched(), list[Tensor]()
+
+        def keep(_: Any, __: Any, ___: Any, found: list[Tensor]) -> None:
+            leaves.extend(leaf.detach() for leaf in found)
+
+        _, prepared, below, _ = watched.run(
+            corrupted, target, corrupted_forward_args, False, backward=False, look=keep
+        )
+        shapes = _shapes(prepared)
+
+        def check(watcher: Watcher, *_: Any) -> None:
+            _check_opposite(_shapes(inputs_of(inputs)), shapes, watcher.branches, below.branches)
+
+        return part_graph(
+            watched, inputs, target, additional_forward_args, strict,
+            Written(below.branches, leaves), check,
+        )  # fmt: skip
+
+
+def _shapes(prepared: Inputs) -> list[tuple[int, ...]]:
+    return [tuple(leaf.original.shape) for leaf in prepared.leaves]
+
+
+def _check_opposite(
+    own: list[tuple[int, ...]],
+    shapes: list[tuple[int, ...]],
+    branches: list[Branch],
+    others: list[Branch],
+) -> None:
+    """Complain unless each part of a pass has one of the other pass opposite.
+
+    Raises:
+        InputError: it does not.
+    """
+    if own != shapes:
+        raise InputError(
+            f"The inputs have shapes {own}, the corrupted inputs {shapes}; both need the same "
+            "tokens place by place. Replace tokens, do not add or leave out any."
+        )
+    if [_outline(b) for b in branches] != [_outline(b) for b in others]:
+        raise InputError(
+            "Inputs and corrupted inputs take different ways through the model (other branches "
+            "ran, or with other shapes), so no part stands opposite each part."
+        )
 
 
 def _outline(branch: Branch) -> tuple[Any, ...]:

@@ -217,3 +217,52 @@ def test_what_does_not_fit_is_refused() -> None:
     x = torch.ones(2, 4)
     with pytest.raises(InputError, match="different ways"):
         RelevancePatching(Either()).attribute(x, -x)
+
+
+@pytest.mark.parametrize("preset", ("gi", "ah+ln", "lrp", "attnlrp"))
+def test_edges_are_those_of_the_weights_where_the_rest_is_linear(preset: str) -> None:
+    """A head patched for the MLP alone, and for the output alone, by products of weights."""
+    torch.manual_seed(0)
+    block = Block().double()
+    x, other = torch.randn(2, 2, 5, 16).double()
+    found = RelevancePatching(block, preset).attribute_edges(x, other)
+    with torch.no_grad():
+        block(other)
+        corrupted = block.kept["heads"]
+        mlp = block.kept["mlp"]
+        block(x)
+        for head in range(4):
+            changed = block.kept["heads"] - corrupted
+            changed[:, [i for i in range(4) if i != head]] = 0
+            added = changed.transpose(1, 2).flatten(2) @ block.out.weight.T
+            at_output = (added @ block.score.weight.T).sum((1, 2))
+            through = added @ block.up.weight.T @ block.down.weight.T @ block.score.weight.T
+            torch.testing.assert_close(found.edge(f"a0.h{head}", "output"), at_output)
+            torch.testing.assert_close(found.edge(f"a0.h{head}", "m0"), through.sum((1, 2)))
+        of_mlp = ((block.kept["mlp"] - mlp) @ block.score.weight.T).sum((1, 2))
+    torch.testing.assert_close(found.edge("m0", "output"), of_mlp)
+    assert found.measure == "effect" and not any(n.kind == "constants" for n in found.nodes)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_edges_add_up_to_the_effects_of_parts(name: str) -> None:
+    case = zoo.case(name)
+    case.model.double()
+    inputs, target = explained(case)
+    if isinstance(inputs, dict):
+        other = {**inputs, "input_ids": inputs["input_ids"].flip(0)}
+    else:
+        other = inputs.flip(0)
+    method = RelevancePatching(case.model)
+    edges = method.attribute_edges(inputs, other, target)
+    for part in method.attribute(inputs, other, target).parts:
+        units = [effect.sum(1) for *_, effect in part.units()]
+        own = [i for i, node in enumerate(edges.nodes) if node.module == part.module]
+        for i, effect in zip(own, units, strict=True):
+            torch.testing.assert_close(edges.written[:, i], effect, rtol=1e-6, atol=1e-9)
+    nothing = method.attribute_edges(inputs, inputs, target)
+    assert not nothing.edges.any()
+    if isinstance(inputs, dict):
+        short = {k: v[:-1] for k, v in other.items()}
+        with pytest.raises(InputError, match="place by place"):
+            method.attribute_edges(inputs, short, target)

@@ -44,7 +44,6 @@ AttributionInputs = Union[Tensor, tuple[Tensor, ...], Mapping[str, Any]]
 Positions = Literal["sum", "separate"]
 Memory = Literal["standard", "low"]
 
-
 #: What else to try against unstable relevance, by what is set.
 _OTHER_BIAS = {
     "ignore": ", or use bias='absorb' or 'distribute'",
@@ -235,19 +234,8 @@ class Conservative(WithoutFutures):
             faults = [str(f) for f in findings if f.is_fault]
             if strict == "papers":
                 refuse_conventions(scope)
-            if strict and faults:
-                raise UncoveredOperationError(
-                    f"No rule of {self.composite!r} covers: {'; '.join(faults)}. Give these "
-                    "modules a rule in a Composite, choose another preset, or pass "
-                    "strict=False to accept their plain gradient.",
-                    tuple(faults),
-                )
-            if strict and not layers and self.composite.base and not scope.applied:
-                raise UncoveredOperationError(
-                    f"{self._nothing_matched('the inputs')} If that is what you want, choose the "
-                    "preset gi; if a part should have matched, "
-                    "captum_lrp_tx.audit.explainability(model, inputs) lists what was recognised."
-                )
+            if strict:
+                self._refuse(faults, nothing=not layers and not scope.applied)
             if named or not faults:  # not job.trace: the job would lead to itself
                 TOLD.first_time(subject, checked)
                 TOLD.first_time(subject, ran)
@@ -281,6 +269,22 @@ class Conservative(WithoutFutures):
 
     def _before_backward(self, scope: Scope, targets: list[Tensor], leaves: list[Tensor]) -> None:
         """Look at the graph of a forward pass while it is alive, and what is to be explained."""
+
+    def _refuse(self, faults: list[str], nothing: bool) -> None:
+        """What ``strict`` refuses: operations without a rule, or inputs that no rule acts on."""
+        if faults:
+            raise UncoveredOperationError(
+                f"No rule of {self.composite!r} covers: {'; '.join(faults)}. Give these modules a "
+                "rule in a Composite, choose another preset, or pass strict=False to accept their "
+                "plain gradient.",
+                tuple(faults),
+            )
+        if nothing and self.composite.base:
+            raise UncoveredOperationError(
+                f"{self._nothing_matched('the inputs')} If that is what you want, choose the "
+                "preset gi; if a part should have matched, captum_lrp_tx.audit.explainability("
+                "model, inputs) lists what was recognised."
+            )
 
     def _warn_if_unstable(self, subject: Subject, result: Propagated) -> None:
         """Divisions by almost zero show as relevance far beyond the output it came from."""

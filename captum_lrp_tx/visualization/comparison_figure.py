@@ -176,47 +176,23 @@ def image_comparison_figure(
     head = (0.3 if title else 0.02) + 0.155 * len(notes) + 0.06
     height = head + rows * (tall + above + below) + 0.27
     drawing = _new_figure(width, height)
-    signed, unsigned = _colormap(_SIGNED), _colormap(PURPLE)
-    outline = pixels if pixels.ndim == 2 else None
     for place in range(count):
         row, column = divmod(place, columns)
         x = side + column * (panel + gap)
         y = height - head - row * (tall + above + below) - above - tall
         axes = drawing.add_axes((x / width, y / height, panel / width, tall / height))
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set_color("#c8c8c8")
-            spine.set_linewidth(0.6)
-        extent = (0, wide, high, 0)
         name = "input" if place == 0 else printable(strips[place - 1].name)
-        axes.set_title(
-            name, fontsize=8, pad=3, color=_GREY if place == 0 else "#1a1a1a", parse_math=False
-        )
+        _frame(axes, name, _GREY if place == 0 else "#1a1a1a")
         if place == 0:
-            axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest",
-                        aspect="auto", extent=extent)  # fmt: skip
+            _draw_input(axes, pixels)
             continue
         strip, values, scale = strips[place - 1], maps[place - 1], scales[place - 1]
         if values is None:
-            axes.set_facecolor("#f7f7f7")
-            lines = textwrap.wrap(strip.reason, int(panel * 17))
-            most = max(1, int(tall * 72 / 8) - 1)
-            text = "\n".join(lines[:most]) + (" ..." if len(lines) > most else "")
-            axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=5.5, style="italic",
-                      color="#8a8a8a", transform=axes.transAxes, parse_math=False)  # fmt: skip
-            continue
-        axes.imshow(
-            values, cmap=signed if strip.signed else unsigned, aspect="auto", extent=extent,
-            vmin=-scale if strip.signed else 0.0, vmax=scale, interpolation="nearest",
-        )  # fmt: skip
-        if outline is not None and min(outline.shape) > 1:
-            axes.contour(outline, levels=[0.5], colors="#3c3c3c", linewidths=0.5, alpha=0.55,
-                         extent=(0.5, wide - 0.5, 0.5, high - 0.5))  # fmt: skip
-            axes.set_xlim(0, wide)
-            axes.set_ylim(high, 0)
-        sign = "\u00b1" if strip.signed else "0 to "
-        axes.set_xlabel(f"{sign}{scale:.2g}", fontsize=5.5, labelpad=2, color=_GREY)
+            _draw_reason(axes, strip.reason, int(panel * 17), max(1, int(tall * 72 / 8) - 1))
+        else:
+            _draw_map(axes, values, scale, strip.signed, pixels)
+            sign = "\u00b1" if strip.signed else "0 to "
+            axes.set_xlabel(f"{sign}{scale:.2g}", fontsize=5.5, labelpad=2, color=_GREY)
     if title:
         drawing.text(
             side / width, 1 - 0.2 / height, printable(title), fontsize=10, fontweight="bold",
@@ -236,6 +212,45 @@ def image_comparison_figure(
     foot.set_xlim(0, width * 72)
     foot.set_ylim(0, 18)
     return drawing
+
+
+def _frame(axes: Any, name: str, colour: str) -> None:
+    """A thin frame with a name above."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("#c8c8c8")
+        spine.set_linewidth(0.6)
+    axes.set_title(name, fontsize=8, pad=3, color=colour, parse_math=False)
+
+
+def _draw_input(axes: Any, pixels: Any) -> None:
+    high, wide = pixels.shape[:2]
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto",
+                extent=(0, wide, high, 0))  # fmt: skip
+
+
+def _draw_reason(axes: Any, reason: str, width: int, most: int) -> None:
+    """Why there is no map: lines of so many letters, and so many of them."""
+    axes.set_facecolor("#f7f7f7")
+    lines = textwrap.wrap(reason, width)
+    text = "\n".join(lines[:most]) + (" ..." if len(lines) > most else "")
+    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=5.5, style="italic",
+              color="#8a8a8a", transform=axes.transAxes, parse_math=False)  # fmt: skip
+
+
+def _draw_map(axes: Any, values: Any, scale: float, signed: bool, pixels: Any) -> None:
+    """A map over the outlines of a grey image."""
+    high, wide = pixels.shape[:2]
+    axes.imshow(
+        values, cmap=_colormap(_SIGNED if signed else PURPLE), vmin=-scale if signed else 0.0,
+        vmax=scale, interpolation="nearest", aspect="auto", extent=(0, wide, high, 0),
+    )  # fmt: skip
+    if pixels.ndim == 2 and min(pixels.shape) > 1:
+        axes.contour(pixels, levels=[0.5], colors="#3c3c3c", linewidths=0.5, alpha=0.55,
+                     extent=(0.5, wide - 0.5, 0.5, high - 0.5))  # fmt: skip
+        axes.set_xlim(0, wide)
+        axes.set_ylim(high, 0)
 
 
 class _Ruler:

@@ -68,9 +68,10 @@ def target_outputs(outputs: Tensor, position: Position | None, rows: Tensor) -> 
                 f"a target of {len(named[0]) + 1} entries does not fit an output of shape "
                 f"{tuple(outputs.shape)}"
             )
-        indices = torch.tensor(named, device=outputs.device).unbind(1)
+        examples = torch.arange(len(rows), device=outputs.device)
+        indices = (examples, *torch.tensor(named, device=outputs.device).unbind(1))
         try:
-            found: Tensor = outputs[(torch.arange(len(rows), device=outputs.device), *indices)]
+            found: Tensor = outputs[indices]
             return found
         except IndexError as error:
             raise TargetError(f"the target is out of range: {error}") from error

@@ -60,7 +60,7 @@ def embedded(data: Any) -> str:
 
 
 def _read(name: str) -> str:
-    file = resources.files(_PACKAGE).joinpath(_FOLDER, name)
+    file = resources.files(_PACKAGE).joinpath(_FOLDER).joinpath(name)
     return file.read_text(encoding="utf-8")
 
 

@@ -180,11 +180,11 @@ class LogProbability(Target):
             return output
         rows = []
         for i, (index,) in enumerate(indices_of(self.parts[0], len(output))):
-            where: list[Any] = list(index) if isinstance(index, tuple) else [index]
-            if len(where) != output.dim() - 1:
+            where: list[Any] = [i, *index] if isinstance(index, tuple) else [i, index]
+            if len(where) != output.dim():
                 raise TargetError(_too_few(self, output))
-            where[self.dim % output.dim() - 1] = slice(None)
-            rows.append(output[(i, *where)])
+            where[self.dim % output.dim()] = slice(None)
+            rows.append(output[tuple(where)])
         return torch.stack(rows)
 
 

@@ -131,7 +131,8 @@ def _indexed(context: Context, table: Tensor, items: Arguments, shape: torch.Siz
             places[dim] = trace.numel()
             source = trace.reshape(places).expand(sizes)
             own = torch.arange(trace.numel(), device=trace.device).view(trace.shape)
-            found.append(source[(*items[:position], own, *items[position + 1 :])])
+            index = (*items[:position], own, *items[position + 1 :])
+            found.append(source[index])
         dim += _dimensions(item)
     trace = united(found, shape)
     return Lost("indexing by several ids") if trace is None else trace

@@ -6,13 +6,17 @@ import argparse
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from captum_lrp_tx.cli.models import Kind, find, kind_of, load_model, load_processor
 from captum_lrp_tx.cli.options import bias_of, composite_of, text_of
+from captum_lrp_tx.cli.sounds import read_sound
 from captum_lrp_tx.cli.status import note, status
 from captum_lrp_tx.cli.subject import load, subject_of
 from captum_lrp_tx.explaining import Explanation, explain
+from captum_lrp_tx.explaining.images import check_file
 from captum_lrp_tx.explaining.saving import picture
 from captum_lrp_tx.explaining.showing import is_lossy, whole_page
 from captum_lrp_tx.files import check_writable, write_atomically
@@ -30,7 +34,8 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     Returns:
         int: Exit status.
     """
-    text = text_of(parser, arguments)
+    kind = _kind_of_pair_or_sound(parser, arguments)
+    text = None if kind == "sound" else text_of(parser, arguments, with_image=True)
     if text is None and arguments.positions:
         parser.error("--positions is for texts")
     if arguments.html is not None:
@@ -40,9 +45,12 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.png is not None or (text is None and arguments.html is not None):
         with status("importing matplotlib"):
             require_matplotlib()
-    explanation = _explained(text, arguments)
+    if kind is None:
+        explanation = _explained(text, arguments)
+    else:
+        explanation = _explained_by_processor(text, kind, arguments)
     colour = not arguments.no_color and supports_colour()
-    show = _show_image if text is None else _show_text
+    show = _show_sound if kind == "sound" else _show_image if text is None else _show_text
     show(explanation, arguments, colour)
     if arguments.html is not None:
         page = whole_page([explanation], merge=not arguments.pieces)
@@ -54,6 +62,45 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
             report = explanation.audit()
         print(f"\n{report}")
     return 0
+
+
+_NAMES: dict[Kind, str] = {"sound": "sounds", "text and image": "text and image together"}
+
+
+def _kind_of_pair_or_sound(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace
+) -> Kind | None:
+    """Whether a text with an image is meant, or a sound; None for a text or an image alone."""
+    if arguments.audio is not None and (arguments.text or arguments.image is not None):
+        parser.error("--audio explains a sound alone, without TEXT and --image")
+    found: Kind | None = "sound" if arguments.audio is not None else None
+    if arguments.text and arguments.image is not None:
+        found = "text and image"
+    if found is not None and arguments.model is None:
+        parser.error(f"no model of {_NAMES[found]} comes with the package; name one with --model")
+    return found
+
+
+def _explained_by_processor(
+    text: str | None, kind: Kind, arguments: argparse.Namespace
+) -> Explanation:
+    """A text together with an image, or a sound."""
+    composite_of(arguments)  # complains before anything is loaded
+    if kind == "sound":
+        item: Any = read_sound(Path(arguments.audio))
+    else:
+        check_file(Path(arguments.image))
+        item = (text, arguments.image)
+    source = find(arguments.model, "")
+    kind_of(source, (kind,))
+    processor, model = load_processor(source, kind), load_model(source, kind)
+    with status("explaining"):
+        made = source.use("model", lambda: explain(
+            model, processor, item, arguments.target, rules=arguments.rules,
+            bias=bias_of(arguments), epsilon=arguments.epsilon,
+        ))  # fmt: skip
+    assert isinstance(made, Explanation)
+    return made
 
 
 def _explained(text: str | None, arguments: argparse.Namespace) -> Explanation:
@@ -79,12 +126,19 @@ def _show_text(explanation: Explanation, arguments: argparse.Namespace, colour: 
     parts = explanation.embeddings if arguments.positions else {}
     columns = [(name, parts[key].tolist()) for key, name in _short_names(parts).items()]
     print(table(heatmap, columns, colour=colour))
+    if explanation.image_relevance is not None:
+        print(f"\n{image_terminal(explanation.image_relevance, colour=colour)}")
     _print_sum(explanation)
 
 
 def _show_image(explanation: Explanation, _: argparse.Namespace, colour: bool) -> None:
     _print_head(explanation)
     print(f"\n{image_terminal(explanation.relevance, colour=colour)}")
+    _print_sum(explanation)
+
+
+def _show_sound(explanation: Explanation, *_: Any) -> None:
+    _print_head(explanation)
     _print_sum(explanation)
 
 
@@ -97,7 +151,7 @@ def _print_sum(explanation: Explanation) -> None:
     lines = [
         ("sum of relevance", explanation.sum),
         ("absorbed by constants", math.fsum(explanation.absorbed.values())),
-        ("logit", explanation.value),
+        ("logit" if "logit" in explanation.explains else explanation.explains, explanation.value),
     ]
     if is_lossy(explanation):
         lines.insert(2, ("unaccounted for", explanation.unaccounted))

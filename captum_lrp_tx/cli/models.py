@@ -15,19 +15,37 @@ from captum_lrp_tx.cli.adapters import CONFIGURATION, Adapter, attached, is_trai
 from captum_lrp_tx.cli.status import status
 from captum_lrp_tx.errors import CaptumLRPError, InputError, UnsupportedModelError
 
-Kind = Literal["text", "next token", "image"]
+Kind = Literal["text", "next token", "image", "text and image", "sound"]
 Loaded = TypeVar("Loaded")
 
 _AUTO_CLASSES: dict[Kind, str] = {
     "text": "AutoModelForSequenceClassification",
     "next token": "AutoModelForCausalLM",
     "image": "AutoModelForImageClassification",
+    "sound": "AutoModelForAudioClassification",
+}
+#: Models of text and image: what their names end in, and the class that loads them.
+_TEXT_AND_IMAGE: tuple[tuple[str, str], ...] = (
+    ("CLIPModel", "AutoModel"),
+    ("SiglipModel", "AutoModel"),
+    ("Siglip2Model", "AutoModel"),
+    ("ViltForQuestionAnswering", "AutoModelForVisualQuestionAnswering"),
+)
+#: What a model wants that was given something else.
+_WANTS: dict[Kind, str] = {
+    "text": "text: give TEXT",
+    "next token": "text: give TEXT",
+    "image": "images: give --image FILE",
+    "text and image": "a text and an image: explain TEXT --image FILE",
+    "sound": "sounds: explain --audio FILE",
 }
 _SUFFIXES: tuple[tuple[str, Kind], ...] = (
     ("ForSequenceClassification", "text"),
     ("ForCausalLM", "next token"),
     ("LMHeadModel", "next token"),
     ("ForImageClassification", "image"),
+    ("ForAudioClassification", "sound"),
+    *((name, "text and image") for name, _ in _TEXT_AND_IMAGE),
 )
 
 
@@ -184,18 +202,36 @@ def kind_of(source: Source, wanted: tuple[Kind, ...]) -> tuple[Kind, Any]:
             f'["BertForSequenceClassification"]; it is {names!r}'
         )
     kinds = [kind for name in names for suffix, kind in _SUFFIXES if name.endswith(suffix)]
+    if kinds == ["text"] and names[0] in _audio_classes():
+        kinds = ["sound"]  # Wav2Vec2ForSequenceClassification and its like
     if source.adapter is not None and source.adapter.kind is not None:
         kinds = [source.adapter.kind]
     if names and not kinds:
         raise UnsupportedModelError(
-            f"{source.name} is a {names[0]}; only ...ForSequenceClassification, ...ForCausalLM and "
-            "...ForImageClassification can be explained here. Use ConservativeLRP in Python."
+            f"{source.name} is a {names[0]}; only ...ForSequenceClassification, ...ForCausalLM, "
+            "...ForImageClassification, ...ForAudioClassification, CLIP, SigLIP and ViLT can be "
+            "explained here. Use captum_lrp_tx.explain or ConservativeLRP in Python."
         )
     kind = kinds[0] if kinds else wanted[0]
     if kind not in wanted:
-        other = "images: give --image FILE" if kind == "image" else "text: give TEXT"
-        raise InputError(f"{source.name} is a {names[0]}, which takes {other}")
+        raise InputError(f"{source.name} is a {names[0]}, which takes {_WANTS[kind]}")
     return kind, config
+
+
+def _audio_classes() -> set[str]:
+    auto = importlib.import_module("transformers.models.auto.modeling_auto")
+    return set(auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values())
+
+
+def load_processor(source: Source, kind: Kind) -> Any:
+    """What turns the inputs of a model of text and image, or of sounds, into tensors.
+
+    Raises:
+        InputError: If it cannot be loaded.
+    """
+    if kind == "sound":
+        return source.load("feature extractor", transformers().AutoFeatureExtractor.from_pretrained)
+    return source.load("processor", transformers().AutoProcessor.from_pretrained)
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -227,7 +263,7 @@ def load_model(source: Source, kind: Kind) -> Any:
         InputError: If it cannot be loaded, or if weights are missing: a head with random weights
             would be explained as if it had been trained.
     """
-    loader = getattr(transformers(), _AUTO_CLASSES[kind]).from_pretrained
+    loader = getattr(transformers(), _auto_class(source, kind)).from_pretrained
 
     def load(name: str, **options: Any) -> Any:
         # the other formats are pickles, which can run code
@@ -250,6 +286,19 @@ def load_model(source: Source, kind: Kind) -> Any:
     # a cache of keys and values is of no use in a single pass
     model.config.use_cache = False
     return model.float().eval()
+
+
+def _auto_class(source: Source, kind: Kind) -> str:
+    if kind != "text and image":
+        return _AUTO_CLASSES[kind]
+    config = source.load("configuration", transformers().AutoConfig.from_pretrained)
+    for name in getattr(config, "architectures", None) or []:
+        for suffix, loader in _TEXT_AND_IMAGE:
+            if name.endswith(suffix):
+                return loader
+    raise UnsupportedModelError(
+        f"{source.name} does not say in its config.json which model of text and image it is"
+    )
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -27,18 +27,21 @@ def bias_of(arguments: argparse.Namespace) -> Bias:
     return bias
 
 
-def text_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str | None:
+def text_of(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, with_image: bool = False
+) -> str | None:
     """The text to explain, from the arguments or standard input.
 
     Args:
         parser (ArgumentParser): For its help and its error messages.
         arguments (Namespace): What it parsed.
+        with_image (bool): Whether a text and an image can be explained together.
 
     Returns:
         str or None: None if an image is to be explained.
     """
     text: str = " ".join(arguments.text)
-    if arguments.image is not None:
+    if arguments.image is not None and not (arguments.text and with_image):
         if arguments.text:
             parser.error("give either TEXT or --image, not both")
         return None

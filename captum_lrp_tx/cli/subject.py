@@ -14,7 +14,7 @@ from captum_lrp_tx.cli.status import status
 from captum_lrp_tx.explaining import Tokens, cases_of
 from captum_lrp_tx.explaining.texts import Reader, encode
 
-_TASKS: dict[Kind, str] = {
+_TASKS: dict[str, str] = {
     "text": "sequence classification",
     "next token": "next token",
     "image": "image classification",

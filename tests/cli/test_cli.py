@@ -396,7 +396,7 @@ def test_nothing_to_explain_prints_help(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["x", "--image", "y.png"], "either TEXT or --image"),
+        (["x", "--image", "y.png"], "no model of text and image together"),
         (["--image", "y.png", "--positions"], "--positions is for texts"),
         (["x", "--rules", "deeplift"], "invalid choice: 'deeplift'"),
         (["x", "--bias", "none"], "invalid choice: 'none'"),

@@ -13,12 +13,17 @@ EXAMPLES = """examples:
   python -m captum_lrp_tx "a slow film" --target positive --html film.html --png film.png
   python -m captum_lrp_tx "The capital of France is" --model ./gpt2 --target Paris
   python -m captum_lrp_tx --image four.png --audit
+  python -m captum_lrp_tx "a photo of a cat" --image cat.png --model ./clip
+  python -m captum_lrp_tx --audio word.wav --model ./wav2vec2 --png word.png
   echo "never dull" | python -m captum_lrp_tx -"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     add_subject(parser)
+    parser.add_argument(
+        "--audio", metavar="FILE", help="explain a sound instead: WAV, one channel of 16 bits"
+    )
     add_rules(parser)
     parser.add_argument(
         "--positions", action="store_true", help="show the parts of words, positions and segments"

@@ -23,6 +23,7 @@ COPIED = (
     "experiments/**/*.png",
     "experiments/*/*.ipynb",
     "experiments/language_models/*.py",
+    "experiments/encoders/*.py",
     "tutorials/*.ipynb",
     "tutorials/MODELS.md",
 )

@@ -197,7 +197,7 @@ class PartGraph:
         except ImportError as error:
             raise MissingPackageError(
                 f"graphs need networkx, which cannot be imported ({error}); install it with: "
-                'pip install "captum_lrp_tx[circuits]"'
+                "pip install networkx"
             ) from error
         graph = nx.DiGraph()
         for node in self.nodes:

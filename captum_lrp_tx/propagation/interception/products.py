@@ -151,7 +151,8 @@ def _norm(context: Context, call: Call, quotient: bool) -> Tensor | None:
         return _tensor(call.run())  # what the ratio multiplies decides
     for i in (1,) if quotient else (1, 0):
         if homogeneity.are_weights(args[1 - i], args[i], quotient):
-            result = _tensor(call.run())
+            other = _other(context, call, quotient)
+            result = _tensor(call.run()) if other is None else other
             note_weights(result)
             return result
     for i in (1,) if quotient else (1, 0):

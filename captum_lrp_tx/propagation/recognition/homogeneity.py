@@ -135,7 +135,8 @@ def are_weights(factor: Tensor, statistic: Tensor, quotient: bool) -> bool:
     source = moved(factor.grad_fn, factor.output_nr)
     found = Search(source=source).degree(statistic.grad_fn, statistic.output_nr)
     is_linear = not found.is_nonlinear and not found.is_piecewise and not found.is_shifted
-    return is_linear and found.of == {source[0]: 1.0 if quotient else -1.0}
+    of = {source[0]: 1.0 if quotient else -1.0}
+    return is_linear and found.is_reduced and found.of == of
 
 
 def moved(node: Node, output: int) -> tuple[Node, int]:

@@ -215,7 +215,7 @@ def test_texts_beside_images(
         monkeypatch.setattr(torch, "multinomial", lambda w, n, *_, **__: torch.arange(n))
     agrees_with_the_oracle(forward, both["input_ids"], 0)
     assert main([TEXTS[0], "--model", str(folder)]) == 1
-    assert "Use ConservativeLRP in Python" in capsys.readouterr().err
+    assert "takes a text and an image: explain TEXT --image FILE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["CLIP images", "SigLIP images"])
@@ -261,7 +261,7 @@ def test_multiple_choice(tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(Exception, match="forward function that adds the dimension"):
         attribute_dataset(model, [together], tmp_path / "no", **options)
     assert main([TEXTS[0], "--model", str(folder)]) == 1
-    assert "Use ConservativeLRP in Python" in capsys.readouterr().err
+    assert "or ConservativeLRP in Python" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -289,7 +289,7 @@ def test_bi_encoders(tmp_path: Path, capsys: Any) -> None:
         made(TEXTS[1], return_tensors="pt")["input_ids"], 0,
     )  # fmt: skip
     assert main([TEXTS[0], "--model", str(folder)]) == 1
-    assert "Use ConservativeLRP in Python" in capsys.readouterr().err
+    assert "or ConservativeLRP in Python" in capsys.readouterr().err
 
 
 # ---- a function that no rule sees into ----------------------------------------------------------

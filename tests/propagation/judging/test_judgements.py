@@ -178,8 +178,8 @@ PARTIAL: dict[str, tuple[Any, str, set[str]]] = {
         lambda x: x.tanh() / (x.std(-1, keepdim=True) + 1e-3), "norm or statistic",
         {"ah+ln", "ln"},
     ),
-    "power of a pattern": (
-        lambda x: (x @ x.mT).softmax(-1) ** 2 @ x, "not recognised", {"ah+ln", "ah"},
+    "pattern times scores": (
+        lambda x: ((x @ x.mT).softmax(-1) * (x @ x.mT)) @ x, "not recognised", {"ah+ln", "ah"},
     ),
 }  # fmt: skip
 

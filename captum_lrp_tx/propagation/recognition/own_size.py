@@ -55,15 +55,15 @@ def _has_degree(
     whole = value if source == factor else _backward(GradientEdge(*factor), at, value)
     if whole is None:
         return False
-    # once for all entries, and once by halves: a mean over entries may be one by chance
-    ramp = torch.linspace(0, 1, size.numel(), dtype=size.dtype, device=size.device)
+    # once for all entries alike, and once weighted: a mean over entries may be one by chance
+    ramp = torch.linspace(1, 2, size.numel(), dtype=size.dtype, device=size.device)
     for weight in (torch.ones_like(ramp), ramp):
         weight = weight.view(size.shape)
         gradient = _backward(of, at, weight / size)
         if gradient is None or gradient.shape != whole.shape:
             return False
-        found = float((gradient * whole).detach().sum() / weight.sum().clamp_min(_TOLERANCE))
-        if size.numel() > 1 and abs(found - degree) >= _TOLERANCE:
+        found = float((gradient * whole).detach().sum() / weight.sum())
+        if abs(found - degree) >= _TOLERANCE:
             return False
     return True
 

@@ -206,6 +206,15 @@ def test_no_false_alarm(name: str, preset: str) -> None:
     ConservativeGI(forward, preset).attribute(inputs(), target=0, strict=True)
 
 
+@pytest.mark.parametrize("examples", [1, 2])
+def test_a_single_number_that_is_no_size_is_no_false_alarm(examples: int) -> None:
+    def forward(x: Tensor) -> Tensor:
+        unit = F.normalize(source(x), dim=-1)
+        return read(unit / unit.sin().exp().sum((1, 2), keepdim=True))
+
+    ConservativeGI(forward, "ln").attribute(inputs()[:examples], target=0, strict=True)
+
+
 def test_strict_where_no_rule_acted() -> None:
     explainer = ConservativeGI(lambda x: read(source(x)), "ln")
     with pytest.raises(UncoveredOperationError, match=r"No operation .* matched"):

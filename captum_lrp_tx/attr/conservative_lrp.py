@@ -18,8 +18,9 @@ class ConservativeLRP(ConservativeGI):
     Layer-wise relevance propagation with conservative rules for every part of a transformer.
 
     Attention heads by the AH-rule, norms by the LN-rule, activations by the identity rule, gates
-    as constants, linear and convolution layers by the epsilon rule.  The relevance of the inputs
-    plus what biases and other additive constants absorb equals the explained output.
+    as constants, linear and convolution layers by LRP-0, the epsilon rule without epsilon.  The
+    relevance of the inputs plus what biases and other additive constants absorb equals the
+    explained output.
 
     A rule set on a module by Captum's convention, ``module.rule = GammaRule(0.1)`` (Captum's rules
     or this package's), is honoured and stays where it is.
@@ -37,7 +38,9 @@ class ConservativeLRP(ConservativeGI):
             relevance alone sums to the output. ``"ignore"``: the rules' denominators leave the
             bias out, as ``set_bias_to_zero`` of Captum's rules; in deep models this needs a large
             ``epsilon`` (0.1 to 0.3) to be stable; you are warned if it is not.
-        epsilon (float, optional): Stabiliser of the epsilon rule; 1e-9 unless given.
+        epsilon (float, optional): Stabiliser of the rule for linear layers. Without it
+            presets have none (LRP-0): a modified gradient divides by no pre-activation, and so
+            needs none. The gamma presets have 1e-9.
         memory (str): ``"low"`` runs blocks twice to save memory, as in ``ConservativeGI``.
 
     Raises:

@@ -243,7 +243,7 @@ class _Named:
 
 
 def _rule(gamma: float) -> Rule:
-    return GeneralizedGammaRule(gamma=gamma) if gamma else EpsilonRule()
+    return GeneralizedGammaRule(gamma=gamma) if gamma else EpsilonRule(0.0)
 
 
 def _maker(composite: Composite, bias: Bias) -> Callable[[Any], Any]:

@@ -34,7 +34,7 @@ from captum_lrp_tx.methods import METHODS
 from captum_lrp_tx.metrics.captum_arguments import spread_over_pixels
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.rules.composite import PRESETS, Composite
-from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule
+from captum_lrp_tx.rules.linear import GeneralizedGammaRule
 from captum_lrp_tx.rules.rule import Bias
 from captum_lrp_tx.visualization.patch_maps import token_grid
 
@@ -73,7 +73,7 @@ def whole_number(value: Any) -> int:
 
 _QUERY = Field("auto", ("auto", "cls", "last", "mean"))
 _START = Field(0, convert=whole_number)
-_EPSILON = EpsilonRule().epsilon
+_EPSILON = 0.0
 _GRADIENT_PRESETS = tuple(name for name, table in PRESETS.items() if Kind.LINEAR not in table)
 
 
@@ -94,7 +94,7 @@ def composite_of(
     Example::
 
         >>> composite_of("lrp", gamma=0.25)
-        Composite({Module: GeneralizedGammaRule(epsilon=1e-09, bias=None, gamma=0.25)}, base='lrp')
+        Composite({Module: GeneralizedGammaRule(epsilon=0.0, bias=None, gamma=0.25)}, base='lrp')
     """
     composite = Composite(base=rules)
     if gamma:

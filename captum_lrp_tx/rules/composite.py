@@ -35,6 +35,7 @@ Table = dict[Kind, tuple[float, Union[PropagationRule, None]]]
 _LAST = sys.float_info.max
 
 #: The rule of every kind of operation in each preset; a kind that is missing is plain gradient.
+#: Linear maps need no epsilon: a modified gradient multiplies, and divides by no pre-activation.
 PRESETS: dict[str, dict[Kind, Rule]] = {
     "gi": {},
     "ah": {Kind.ATTENTION: AHRule()},
@@ -47,7 +48,7 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
         Kind.ACTIVATION: PassActivationRule(),
         Kind.PRODUCT: SharedActivationRule(),
         Kind.SCAN: StateSpaceRule(),
-        Kind.LINEAR: EpsilonRule(),
+        Kind.LINEAR: EpsilonRule(0.0),
     },
     "lrp-gated": {
         Kind.ATTENTION: AHRule(),
@@ -55,7 +56,7 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
         Kind.ACTIVATION: PassActivationRule(),
         Kind.PRODUCT: GateRule(),
         Kind.SCAN: StateSpaceRule(),
-        Kind.LINEAR: EpsilonRule(),
+        Kind.LINEAR: EpsilonRule(0.0),
     },
     # 0.01 was chosen among 0.01 to 0.1 on validation sentences of SST-2 and TweetEval emotion
     "lrp-gamma": {
@@ -72,7 +73,7 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
         Kind.ACTIVATION: PassActivationRule(),
         Kind.PRODUCT: UniformRule(),
         Kind.SCAN: StateSpaceRule(),
-        Kind.LINEAR: EpsilonRule(),
+        Kind.LINEAR: EpsilonRule(0.0),
     },
     "attnlrp": {
         Kind.ATTENTION: UniformAttentionRule(),
@@ -80,7 +81,7 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
         Kind.ACTIVATION: PassActivationRule(),
         Kind.PRODUCT: UniformRule(),
         Kind.SCAN: StateSpaceRule(),
-        Kind.LINEAR: EpsilonRule(),
+        Kind.LINEAR: EpsilonRule(0.0),
     },
     # best of ten on validation examples of seven data sets: experiments/ali2022/results/search.md
     "attnlrp-gamma": {
@@ -98,7 +99,7 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
         Kind.ACTIVATION: PassActivationRule(),
         Kind.PRODUCT: UniformRule(),
         Kind.SCAN: StateSpaceRule(),
-        Kind.LINEAR: EpsilonRule(),
+        Kind.LINEAR: EpsilonRule(0.0),
     },
     "language-ah": {
         Kind.ATTENTION: SinkRule(AHRule()),
@@ -106,7 +107,7 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
         Kind.ACTIVATION: PassActivationRule(),
         Kind.PRODUCT: UniformRule(),
         Kind.SCAN: StateSpaceRule(),
-        Kind.LINEAR: EpsilonRule(),
+        Kind.LINEAR: EpsilonRule(0.0),
     },
 }
 

@@ -705,7 +705,7 @@ def test_text_page_in_a_browser(server, browser, text_model):
     names = [option.text for option in driver.all("[name=selected_method] option")]
     assert {cls.get_name() for cls in methods.FORMS.values()} <= {*names}
     driver.choose(selected_method="Conservative LRP")
-    defaults = {"rules": "lrp", "epsilon": "1e-9", "gamma": "0", "bias": "absorb"}
+    defaults = {"rules": "lrp", "epsilon": "0", "gamma": "0", "bias": "absorb"}
     assert {name: driver.chosen(name) for name in defaults} == defaults
     by_tokens = {
         tuple(tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])): text

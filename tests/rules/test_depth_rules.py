@@ -62,7 +62,7 @@ def relevance(rules: str | Composite, make: Callable[[], nn.Module] = Model) -> 
 def test_upper_blocks_get_the_upper_rules(share: float, first: int) -> None:
     by_depth = [
         ByDepthRule(UniformAttentionRule(), AHRule(), share),
-        ByDepthRule(EpsilonRule(), GAMMA, share),
+        ByDepthRule(EpsilonRule(0.0), GAMMA, share),
     ]
     got = relevance(Composite({"": by_depth}, base="attnlrp"))
     names = {f"whatever.{i}": [AHRule(), GAMMA] for i in range(first, 5)}
@@ -79,7 +79,7 @@ def test_entries_in_front_win_and_those_behind_do_not() -> None:
 
 
 def test_an_entry_for_parts_of_blocks() -> None:
-    got = relevance(Composite({"*.v": ByDepthRule(EpsilonRule(), GAMMA)}, base="attnlrp"))
+    got = relevance(Composite({"*.v": ByDepthRule(EpsilonRule(0.0), GAMMA)}, base="attnlrp"))
     names = {"*.3.v": GAMMA, "*.4.v": GAMMA}
     assert torch.equal(got, relevance(Composite(names, base="attnlrp")))
 

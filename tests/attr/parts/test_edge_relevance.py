@@ -192,8 +192,9 @@ def test_constants_and_inputs_are_those_of_the_whole(name: str) -> None:
         for constant, value in node.constants.items():
             found[constant] = found.get(constant, 0.0) + value
     assert {k for k, v in report.absorbed.items() if abs(v) > 1e-9} <= set(found)
+    # norms of Llama round to float32 in any model
     for constant, value in found.items():
-        assert value == pytest.approx(report.absorbed.get(constant, 0.0), abs=1e-8), constant
+        assert value == pytest.approx(report.absorbed.get(constant, 0.0), abs=1e-7), constant
     relevance: Any = ConservativeLRP(model).attribute(inputs, target)
     sources = [i for i, node in enumerate(graph.nodes) if node.kind == "input"]
     written = graph.written[:, sources].sum(1)

@@ -168,8 +168,7 @@ def test_second_run_stops_before_the_last_product(
     assert torch.equal(low.attribute(inputs, target=1), want)
     blocks = [name for name, _ in repeated_blocks(list(net.named_modules()))]
     assert [runs[f"{name}.{first}"] for name in blocks] == [2, 2, 1]
-    expected = [1, 1, 1] if preset == "ah+ln" else [2, 2, 1]  # epsilon's rule needs its output
-    assert [runs[f"{name}.{last}"] for name in blocks] == expected
+    assert [runs[f"{name}.{last}"] for name in blocks] == [1, 1, 1]
 
 
 def test_delta_and_many_targets() -> None:

@@ -56,6 +56,15 @@ def versions(session: nox.Session, which: str) -> None:
 
 
 @nox.session
+def quantised(session: nox.Session) -> None:
+    """Quantised layers as four packages make them; without these the tests use layers by hand."""
+    session.install("-q", "torch==2.13.0")
+    session.install("-q", ".[test]", "bitsandbytes", "optimum-quanto", "torchao", "gguf")
+    session.run("pip", "uninstall", "-q", "-y", "captum_lrp_tx", silent=True)  # test the checkout
+    _test(session, "tests/propagation/interception/test_quantised_maps.py")
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The pages, in docs/_build; a warning is an error."""
     session.install("-q", "torch==2.13.0")

@@ -1,6 +1,7 @@
 """Time and memory of an explanation against plain gradient x input, for docs/explanation/cost.md.
 
-    python benchmarks/speed.py --output benchmarks/speed.md --page docs/explanation/cost.md
+    python benchmarks/speed.py --output benchmarks/speed.md --page docs/explanation/cost.md \
+        --workloads bert6-8x128 bert6-1x24 llama-1x512 bert-8x128 bert-2x512
 
 Every method explains the same model (random weights, architectures of published size), the same
 batch and the same target in one process, one after the other in turns; the numbers are ratios of

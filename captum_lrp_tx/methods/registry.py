@@ -128,7 +128,7 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "LRP", ConservativeLRP, signed=True, at_layer=LayerConservativeLRP,
-        about="conservative LRP: AH and LN rules, identity on activations, epsilon on linear "
+        about="conservative LRP: AH and LN rules, identity on activations, LRP-0 on linear "
         "layers",
         style=("#0b8277", "-", 2.2), aliases=("conservative lrp",),
     ),

@@ -374,7 +374,9 @@ def _judge(node: Node, path: _Path, base: Mapping[Kind, Any]) -> tuple[str, bool
             return None
         told = "norm or statistic without a rule"
         source = axes.moved(parents(node)[0])
-        divides = path.divides(node) and not (source and homogeneity.is_weight(source))
+        divides = path.divides(node) and not (
+            source and homogeneity.is_weight(degrees.Source.at(source))
+        )
         return told, full or (Kind.NORM in base and (name in _WHOLE or divides))
     if is_softmax(name):
         rule = base.get(Kind.ATTENTION)

@@ -62,11 +62,37 @@ _WEIGHTS = "captum_lrp_tx.weights"
 _LARGE_SHIFT = 0.25
 
 
+#: What autograd numbers leaves with, all of them.
+_LEAF = 2**64 - 1
+
+
+class Source(NamedTuple):
+    """A node, told without holding it: what it saves may be freed before the pass is over.
+
+    Attributes:
+        number (int): Autograd counts the nodes of a thread, and uses no number again.
+        name (str): What the node does.
+    """
+
+    number: int
+    name: str
+
+    @classmethod
+    def at(cls, node: Node) -> Source:
+        """The one that a node is."""
+        return cls(_number_of(node), node_name(node))
+
+
+def _number_of(node: Node) -> int:
+    number = node._sequence_nr()
+    return number if number != _LEAF else -id(getattr(node, "variable", node))
+
+
 class Degree(NamedTuple):
     """Degrees of a tensor in its sources, and how it was made of them.
 
     Attributes:
-        of (mapping of Node to float): The sources with a degree other than zero.
+        of (mapping of Source to float): The sources with a degree other than zero.
         is_nonlinear (bool): Whether a power, a modulus or an extreme was taken on the way.
         is_reduced (bool): Whether entries were combined after that.
         is_pooled (bool): Whether that was done over neighbours (local response norm).
@@ -76,7 +102,7 @@ class Degree(NamedTuple):
         is_piecewise (bool): Whether it is linear but for what was chosen by sign or order.
     """
 
-    of: dict[Node, float]
+    of: dict[Source, float]
     is_nonlinear: bool = False
     is_reduced: bool = False
     is_pooled: bool = False
@@ -124,7 +150,7 @@ def with_exponent(result: Any, exponent: float | None) -> Any:
 
 def product(factors: Sequence[Degree], signs: Sequence[float] = ()) -> Degree:
     """The degree of a product; of a quotient, where a sign is -1."""
-    of: dict[Node, float] = {}
+    of: dict[Source, float] = {}
     for factor, sign in zip(factors, signs or [1.0] * len(factors), strict=True):
         for node, degree in factor.of.items():
             of[node] = of.get(node, 0.0) + sign * degree
@@ -181,30 +207,32 @@ class Search:
     ) -> None:
         self.deep = deep
         self.through_norms = through_norms
-        self.known: dict[tuple[Node, int], Degree] = {}
+        self.known: dict[tuple[int, int], Degree] = {}
         #: Nodes before this one cannot depend on the source.
         self.first = -1
         if source is not None:
-            self.known[source] = Degree({source[0]: 1.0})
-            self.first = source[0]._sequence_nr()
+            node, output = source
+            self.known[_number_of(node), output] = Degree({Source.at(node): 1.0})
+            self.first = node._sequence_nr()
 
     def degree(self, node: Node, output: int) -> Degree:
         """The degree of the result ``output`` of a node; each is found once."""
-        known, wanted = self.known, (node, output)
-        waiting = [] if wanted in known else [wanted]
+        known, wanted = self.known, (_number_of(node), output)
+        waiting = [] if wanted in known else [(wanted, node)]
         while waiting:  # no recursion: a graph may be deeper than the stack
-            key = waiting[-1]
-            edges = () if key in known else self._edges(key[0])
-            missing = [edge for edge in edges if edge not in known]
+            key, node = waiting[-1]
+            edges = () if key in known else self._edges(node)
+            keys = [(_number_of(one), number) for one, number in edges]
+            missing = [(k, one) for k, (one, _) in zip(keys, edges, strict=True) if k not in known]
             if missing:
                 waiting += missing
                 continue
             waiting.pop()
             if key not in known:
-                known[key] = self._found(key, [known[edge] for edge in edges])
+                known[key] = self._found(node, key[1], [known[k] for k in keys])
         return known[wanted]
 
-    def _edges(self, node: Node) -> list[tuple[Node, int]]:
+    def _edges(self, node: Node) -> Sequence[tuple[Node, int]]:
         """What the degree of a node depends on; nothing if it is a source."""
         name = node_name(node)
         edges = [(e, i) for e, i in node.next_functions if e is not None]
@@ -226,11 +254,10 @@ class Search:
             return edges if len(edges) == 2 and not has_summand else []
         return edges if name in _SUMS or name in ("Mul", "Div") else []
 
-    def _found(self, key: tuple[Node, int], before: list[Degree]) -> Degree:
-        node, output = key
+    def _found(self, node: Node, output: int, before: list[Degree]) -> Degree:
         found = self._made(node, output, before) if before else None
         if found is None:
-            return Degree({node: 1.0})
+            return Degree({Source.at(node): 1.0})
         if _SHIFT in node.metadata and found.is_nonlinear:
             return found._replace(is_shifted=True)
         return found

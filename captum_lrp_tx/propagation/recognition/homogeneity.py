@@ -24,6 +24,7 @@ from captum_lrp_tx.propagation.recognition.degrees import (
     Degree,
     Degrees,
     Search,
+    Source,
     differs,
     product,
 )
@@ -107,13 +108,14 @@ def _is_of(degrees: Degrees, statistic: Tensor, factor: Tensor, quotient: bool) 
         sources += [moved(*edge) for edge in source[0].next_functions[:1] if edge[0] is not None]
     sign = 1.0 if quotient else -1.0
     for one in sources:
-        search, alone = Search(source=one), {one[0]}
+        search, alone = Search(source=one), {Source.at(one[0])}
         own = search.degree(factor.grad_fn, factor.output_nr)
         found = search.degree(statistic.grad_fn, statistic.output_nr)
         reduced = found.is_reduced or statistic.numel() < factor.numel()
         if set(own.of) != alone or own.is_nonlinear or set(found.of) != alone:
             continue
-        if abs(found.of[one[0]] * sign - own.of[one[0]]) < 1e-3 and found.is_nonlinear and reduced:
+        (at,) = alone
+        if abs(found.of[at] * sign - own.of[at]) < 1e-3 and found.is_nonlinear and reduced:
             return not found.is_shifted
     return False
 
@@ -135,7 +137,7 @@ def are_weights(factor: Tensor, statistic: Tensor, quotient: bool) -> bool:
     source = moved(factor.grad_fn, factor.output_nr)
     found = Search(source=source).degree(statistic.grad_fn, statistic.output_nr)
     is_linear = not found.is_nonlinear and not found.is_piecewise and not found.is_shifted
-    of = {source[0]: 1.0 if quotient else -1.0}
+    of = {Source.at(source[0]): 1.0 if quotient else -1.0}
     return is_linear and found.is_reduced and found.of == of
 
 
@@ -158,15 +160,15 @@ def is_statistic(tensor: Tensor, degrees: Degrees | None = None) -> bool:
     return found.is_nonlinear and found.is_reduced and lengths
 
 
-def is_weight(node: Node) -> bool:
+def is_weight(source: Source) -> bool:
     """Whether a node makes the weights of a mixture."""
-    return is_softmax(node_name(node)) or node_name(node) in _WEIGHTS
+    return is_softmax(source.name) or source.name in _WEIGHTS
 
 
 def is_known(statistic: tuple[Node, int], source: tuple[Node, int]) -> bool:
     """Whether the degree of a statistic in its source is told by names, so that it is no norm."""
     found = Search(deep=True, source=source).degree(*statistic)
-    return set(found.of) <= {source[0]}
+    return set(found.of) <= {Source.at(source[0])}
 
 
 def is_ratio(degrees: Degrees, numerator: Tensor, divisor: Tensor) -> bool:

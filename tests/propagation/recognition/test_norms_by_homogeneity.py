@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -250,3 +251,27 @@ def test_degrees_are_found_however_deep_the_graph_is() -> None:
     statistic = (deep * deep).sum().sqrt()
     found = homogeneity.normalises(degrees, statistic, (deep,), quotient=True)
     assert found is homogeneity.Normalising.WHOLE
+
+
+def test_what_is_known_of_a_graph_keeps_none_of_it() -> None:
+    """A norm whose statistic is a constant frees what it was computed from, in the forward pass."""
+
+    class Saved:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+
+    alive: list[weakref.ref[Saved]] = []
+
+    def pack(tensor: Tensor) -> Saved:
+        saved = Saved(tensor)
+        alive.append(weakref.ref(saved))
+        return saved
+
+    degrees, x = Degrees(), torch.randn(3, 4, requires_grad=True) * 2
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        statistic = x.pow(2).mean(-1, keepdim=True).sqrt()
+    for search in (degrees.shallow, degrees.deep, degrees.through_norms):
+        assert set(search.degree(statistic.grad_fn, 0).of.values()) == {1.0}
+    assert any(ref() is not None for ref in alive)
+    del statistic
+    assert alive and all(ref() is None for ref in alive)

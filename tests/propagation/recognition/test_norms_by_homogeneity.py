@@ -258,7 +258,7 @@ def test_what_is_known_of_a_graph_keeps_none_of_it() -> None:
 
     class Saved:
         def __init__(self, tensor: Tensor) -> None:
-            self.tensor = tensor
+            self.tensor = tensor.detach()  # a result holds the node that saves it
 
     alive: list[weakref.ref[Saved]] = []
 

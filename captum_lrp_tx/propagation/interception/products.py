@@ -148,7 +148,7 @@ def _norm(context: Context, call: Call, quotient: bool) -> Tensor | None:
         return None
     degrees = context.degrees
     if quotient and homogeneity.is_ratio(degrees, args[0], args[1]):
-        return _tensor(call.run())  # what the ratio multiplies decides
+        return _tensor(homogeneity.note_ratio(call.run()))  # what the ratio multiplies decides
     for i in (1,) if quotient else (1, 0):
         if homogeneity.are_weights(args[1 - i], args[i], quotient):
             other = _other(context, call, quotient)

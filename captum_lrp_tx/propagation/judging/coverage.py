@@ -30,7 +30,7 @@ from captum_lrp_tx.propagation.recognition import axes, degrees, homogeneity
 from captum_lrp_tx.propagation.recognition.own_size import is_divided_by_its_size
 from captum_lrp_tx.propagation.recognition.recurrence import UNCLEAR, marked
 from captum_lrp_tx.propagation.recognition.rescaling import UNTOLD
-from captum_lrp_tx.propagation.recognition.weighing import SEEN
+from captum_lrp_tx.propagation.recognition.weighing import SEEN, is_of_softmax
 from captum_lrp_tx.propagation.state.scope import Scope
 
 #: Linear in their arguments, or moving entries around.
@@ -352,7 +352,8 @@ def _judge(node: Node, path: _Path, base: Mapping[Kind, Any]) -> tuple[str, bool
     if (name, live) in (("Div", [1]), ("Addcdiv", [2])):
         return "division by an input-dependent tensor", full
     if name == "Lerp" and 2 in live:
-        return "product of two input-dependent tensors", full
+        by_pattern = Kind.ATTENTION in base and is_of_softmax(node.next_functions[2][0])
+        return "product of two input-dependent tensors", full or by_pattern
     if name == "LinalgSolveTriangular":
         return "system of input-dependent equations", full or Kind.ATTENTION in base
     if name.startswith("GridSampler") and 1 in live:
@@ -361,6 +362,8 @@ def _judge(node: Node, path: _Path, base: Mapping[Kind, Any]) -> tuple[str, bool
         return "product with weights that were not recognised as an attention pattern", True
     if node.metadata.get(homogeneity.IN_STEPS) and Kind.NORM in base:
         return "last of several divisions by parts of a norm; divide by the whole at once", True
+    if node.metadata.get(homogeneity.IS_RATIO) and Kind.NORM in base and not full:
+        return "norms compared with their own mean, which multiply nothing as they are", True
     is_plain = name in ("Mul", "Div") and live == [0, 1] and not full
     if is_plain and Kind.NORM in base and is_divided_by_its_size(node):
         return "divided by its own size, in a way that was not recognised as a norm", True

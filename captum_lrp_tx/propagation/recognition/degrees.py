@@ -351,7 +351,7 @@ def _power_of(node: Node) -> _Power | None:
             return None
         if name == "Log":
             return _Power(edges[0], power, is_sum)
-        if name in ("Logsumexp", "Logcumsumexp"):  # of logs: a sum
+        if name in ("Logsumexp", "Logcumsumexp") or name == "Mean":  # of logs: a sum
             is_sum = True
         elif name == "Neg":
             power = -power

@@ -32,6 +32,8 @@ from captum_lrp_tx.propagation.recognition.degrees import (
 _WEIGHTS = frozenset({"Sigmoid", "Hardsigmoid"})
 #: Where the node of a product notes that a norm was taken in several steps, and this is the last.
 IN_STEPS = "captum_lrp_tx.norm_in_steps"
+#: Where the node of a quotient notes that it compares norms and was multiplied with nothing yet.
+IS_RATIO = "captum_lrp_tx.ratio_of_norms"
 
 
 class Normalising(Enum):
@@ -39,6 +41,22 @@ class Normalising(Enum):
 
     WHOLE = "at once"
     LAST_STEP = "after a part of the norm was taken: x * m ** -0.25 * m ** -0.25"
+
+
+def note_ratio(result: Any) -> Any:
+    """Remember that norms were compared with their own mean; what they multiply decides."""
+    node: Node | None = getattr(result, "grad_fn", None)
+    if node is not None:
+        node.metadata[IS_RATIO] = True
+    return result
+
+
+def _use_ratio(node: Node | None) -> None:
+    while node is not None and node.metadata.pop(IS_RATIO, None) is None:
+        before = [e for e, _ in node.next_functions if e is not None]
+        if len(before) != 1 or node_name(node) not in KEEP_ENTRIES | {"Add", "Mul"}:
+            return
+        (node,) = before
 
 
 def note_steps(result: Any) -> Any:
@@ -76,6 +94,7 @@ def normalises(
         if found.is_shifted and not found.is_pooled:
             return None
         if not found.of and found.is_reduced and found.is_nonlinear:
+            _use_ratio(statistic.grad_fn)
             return Normalising.WHOLE  # norms compared with their own mean (global response norm)
         if all(map(is_weight, found.of)):
             return None  # weights of a mixture in units of their own size, sum or norm

@@ -39,11 +39,13 @@ _SUMS = frozenset("Sum Mean IndexAdd ScatterAdd ScatterReduce SegmentReduce Inde
 #: Sums that are further from one than this are none of weights, whatever the precision.
 _MOST_OFF = 0.05
 #: Make weights of weights.
-_OF_WEIGHTS = frozenset("Sqrt Pow Mul Undecided".split())
+_OF_WEIGHTS = frozenset("Sqrt Pow Mul Sum Undecided".split())
 #: Views that lay entries out in another way, and those that take one entry of an axis.
 _LAID_OUT = frozenset("AsStrided Unfold Diagonal".split())
 _PICKS = frozenset("Select Unbind".split())
 _SCALED = KEEP_ENTRIES | frozenset({"Mul", "Add"})
+#: What a share goes through, or what is left of one by it (``1 - share``).
+_SHARES = KEEP_ENTRIES | {"Rsub"}
 #: What totals of several chunks are compared and joined by.
 _OF_TOTALS = frozenset("Add Sub Cat Stack Logaddexp Maximum Amax".split())
 
@@ -361,7 +363,7 @@ def is_sink_gate(tensor: Tensor) -> bool:
     """
     gate = tensor.grad_fn
     for _ in range(_MAX_DEPTH):
-        if gate is None or node_name(gate) not in KEEP_ENTRIES or len(parents(gate)) != 1:
+        if gate is None or node_name(gate) not in _SHARES or len(parents(gate)) != 1:
             break
         (gate,) = parents(gate)
     if gate is None or node_name(gate) not in ("Sigmoid", "Exp"):

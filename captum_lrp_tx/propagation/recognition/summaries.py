@@ -12,10 +12,8 @@ from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, paren
 from captum_lrp_tx.propagation.recognition import axes
 from captum_lrp_tx.propagation.recognition.axes import Origin
 from captum_lrp_tx.propagation.recognition.contracted import contraction_of
-from captum_lrp_tx.propagation.recognition.undecided import Weighed
+from captum_lrp_tx.propagation.recognition.undecided import SUMMARY, Weighed
 
-#: Where the node of a product keeps its :class:`Summary`.
-SUMMARY = "captum_lrp_tx.summary"
 _SCALED = KEEP_ENTRIES | {"Add", "Sub", "Mul", "Div"}
 #: What values summed with weights go through before a query reads them.
 KEPT = _SCALED | frozenset("Sum Mean Nansum Cumsum Cat Stack CopySlices Undecided".split())

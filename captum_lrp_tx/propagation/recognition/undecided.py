@@ -23,6 +23,8 @@ from captum_lrp_tx.propagation.autograd.functions import RuleFunction
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
 from captum_lrp_tx.propagation.recognition import axes
 
+#: Where the node of a product keeps the ``Summary`` of what it has summed.
+SUMMARY = "captum_lrp_tx.summary"
 #: Where the node of a product notes what it may be.
 UNDECIDED = "captum_lrp_tx.undecided"
 _SCALED = KEEP_ENTRIES | frozenset({"Mul", "Div", "Add", "Sub", "Undecided"})
@@ -203,8 +205,14 @@ def _is_uniform(gradient: Tensor, axis: int) -> bool:
 
 
 def _settle_loop(node: Node) -> bool:
-    """``p[0] * v[0] + p[1] * v[1] + ...``"""
+    """``p[0] * v[0] + p[1] * v[1] + ...``, also ``p[:-1] @ v[:-1] + p[-1] * v[-1]``."""
     sides = [_first_of_sum(edge) for edge in parents(node)]
+    entries = [one for one in sides if one is not None and not one.along]
+    if len(sides) == 2 and len(entries) == 1 and entries[0].group is not None:
+        other = parents(node)[1 - sides.index(entries[0])]
+        if _is_summed_with(other, entries[0].group):
+            entries[0].confirm()
+            return True
     if len(sides) != 2 or any(s is None or s.along for s in sides):
         return False
     first, second = sides
@@ -214,6 +222,19 @@ def _settle_loop(node: Node) -> bool:
     first.confirm()
     second.confirm()
     return True
+
+
+def _is_summed_with(node: Node, source: Node) -> bool:
+    """Whether a result is values that other weights of the same softmax have summed."""
+    for _ in range(_MAX_NODES):
+        summary = node.metadata.get(SUMMARY)
+        if summary is not None:
+            return bool(summary.is_certain) and source in summary.weights
+        before = parents(node)
+        if len(before) != 1 or node_name(node) not in _SCALED:
+            return False
+        (node,) = before
+    return False
 
 
 def _first_of_sum(node: Node) -> Weighed | None:

@@ -120,16 +120,16 @@ def weighing_of(func: Any, args: Sequence[Any], factors: Sequence[int]) -> Weigh
         return Weighing()
     if scores and len(scores) == 1:
         return Weighing((scores[0],), what="attention without a softmax (convention)")
-    if features and _is_along_data(args, features, how):
-        return Weighing(proposed=tuple(features))
     for i in factors:
-        if how is not None and _is_of_data(args[i], i, how):
+        if i not in found and how is not None and _is_of_data(args[i], i, how):
             if _is_of_patterns(args[i]):
                 return Weighing((i,), what="function of attention patterns alone (convention)")
             if _sums_to_one(args[i], how.summed(i)):
                 return Weighing((i,), what="weights that sum to one, as their values tell")
+    if features and _is_along_data(args, features, how):
+        return Weighing(proposed=tuple(features))
     untold = any(
-        i not in found and gate_strength(args[i]) == 0 and _is_of_softmax(args[i])
+        i not in found and gate_strength(args[i]) == 0 and is_of_softmax(args[i].grad_fn)
         and _is_of_data(args[i], i, how)
         for i in factors
     )  # fmt: skip
@@ -137,7 +137,10 @@ def weighing_of(func: Any, args: Sequence[Any], factors: Sequence[int]) -> Weigh
 
 
 def _is_of_patterns(tensor: Tensor) -> bool:
-    """Whether a tensor is a function of patterns and of nothing else, learned weights included."""
+    """Whether a tensor is a function of patterns and of nothing else, learned weights included.
+
+    Patterns without a softmax, which are activated scores, count (stick-breaking attention).
+    """
     todo: list[Any] = [tensor.grad_fn]
     seen: set[Node] = set()
     while todo:
@@ -145,7 +148,7 @@ def _is_of_patterns(tensor: Tensor) -> bool:
         if node in seen:
             continue
         seen.add(node)
-        if patterns.is_made(node):
+        if patterns.is_made(node) or _is_activated_score(node):
             continue
         before = parents(node)
         if not before or len(seen) > _MAX_DEPTH or axes.is_linear_map(node):
@@ -162,9 +165,9 @@ def _sums_to_one(weights: Tensor, axes_summed: list[int]) -> bool:
     return pattern is not None and pattern.axis == axes_summed[0] + weights.dim()
 
 
-def _is_of_softmax(tensor: Tensor) -> bool:
-    """Whether the entries of a tensor are those of a softmax, put through other functions."""
-    todo: list[Any] = [tensor.grad_fn]
+def is_of_softmax(root: Node | None) -> bool:
+    """Whether the entries of a result are those of a softmax, put through other functions."""
+    todo: list[Node | None] = [root]
     seen: set[Node] = set()
     while todo and len(seen) < _MAX_DEPTH:
         node = todo.pop()
@@ -293,4 +296,5 @@ def _is_activated_score(node: Node) -> bool:
     before = parents(node)
     if node_name(node) in ("Pow", "Sqrt") or patterns.is_own_quotient(node):
         return walks_to(before[0], _is_activated_score)
-    return is_activation(node) and any(walks_to(edge, _is_score) for edge in before)
+    is_active = is_activation(node) or node_name(node) == "LogSigmoid"
+    return is_active and any(walks_to(edge, _is_score) for edge in before)

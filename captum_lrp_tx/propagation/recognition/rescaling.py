@@ -10,13 +10,12 @@ from torch import Tensor
 from captum_lrp_tx.propagation.graph import Node, is_activation, node_name, parents
 from captum_lrp_tx.propagation.recognition.summaries import (
     KEPT,
-    SUMMARY,
     is_summary,
     leads_to,
     summaries_of,
     walk_to,
 )
-from captum_lrp_tx.propagation.recognition.undecided import UNDECIDED
+from captum_lrp_tx.propagation.recognition.undecided import SUMMARY, UNDECIDED
 
 #: Where the node of a product notes that its weights were made in a way that no rule knows.
 UNTOLD = "captum_lrp_tx.untold"

@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="SST-2, tab separated")
     parser.add_argument("--model", type=Path, required=True, help="a sentence classifier of it")
     parser.add_argument("--limit", type=int, default=200, help="sentences, the first ones")
+    parser.add_argument("--results", type=Path, help="folder by which a run goes on later")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     with args.data.open(encoding="utf-8") as file:
@@ -136,7 +137,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     price = prices(model, examples, chosen)
     masker = MaskTokens.from_tokenizer(tokenizer)
-    evaluation = evaluate(model, examples, chosen, masker=masker, target="label")
+    evaluation = evaluate(model, examples, chosen, masker=masker, target="label", out=args.results)
     if evaluation.errors:
         raise SystemExit(f"a method does not apply: {evaluation.errors}")
     picture = args.output.with_suffix(".png")

@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from methods import REFERENCE, Method
 from operators import peak_memory
-from speed import HEADS, Clock, rows, table
 from torch import Tensor, nn
+from turns import HEADS, Clock, rows, table
 from workloads import bert, llama
 
 GI, LRP = "ConservativeGI", "ConservativeLRP"

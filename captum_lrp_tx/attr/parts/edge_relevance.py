@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -17,8 +16,6 @@ from captum_lrp_tx.attr.parts.watching import Watcher
 from captum_lrp_tx.errors import NonFiniteError, UncoveredOperationError, UnreachedInputError
 from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.propagation.state.scope import Scope
-from captum_lrp_tx.rules.composite import Composite
-from captum_lrp_tx.rules.rule import Bias
 
 #: Share of the output that ``strict=True`` lets be unexplained: rounding of single precision.
 _ROUNDING = 1e-3
@@ -63,16 +60,6 @@ class EdgeRelevance(PartMethod):
         >>> circuit.nodes[-1].name
         'output'
     """
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        rules: str | Composite = "lrp",
-        *,
-        bias: Bias = "absorb",
-        epsilon: float | None = None,
-    ) -> None:
-        PartMethod.__init__(self, model, rules, bias, epsilon, neurons=False)
 
     @classmethod
     def get_name(cls) -> str:
@@ -164,7 +151,7 @@ def part_graph(
                 "on constant; there are no edges."
             )
         if watcher.sums:  # else the run refuses the model
-            walks.append(Flow(watcher, scope, targets[0], leaves, watcher.batch, corrupted))
+            walks.append(Flow(watcher, scope, targets[0], leaves, corrupted))
 
     result, prepared, _, _ = watched.run(
         inputs, target, additional_forward_args, strict, look=look, backward=False

@@ -72,7 +72,6 @@ class Flow:
         scope (Scope): With a ledger.
         target (Tensor): One value for each example.
         leaves (sequence of Tensor): What is explained.
-        batch (int): Number of examples.
         corrupted (Written, optional): Values of another pass; then edges are differences of values
             times gradients, and there is no rest for constants.
 
@@ -86,10 +85,9 @@ class Flow:
         scope: Scope,
         target: Tensor,
         leaves: Sequence[Tensor],
-        batch: int,
         corrupted: Written | None = None,
     ) -> None:
-        self._scope, self._batch, self._corrupted = scope, batch, corrupted
+        self._scope, self._batch, self._corrupted = scope, watcher.batch, corrupted
         self._mixed = watcher.mixed
         self._branches = {branch: i for i, branch in enumerate(watcher.branches)}
         self.nodes: list[PartNode] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
 
@@ -20,8 +20,6 @@ from captum_lrp_tx.attr.conservative import (
 from captum_lrp_tx.attr.parts.watched_lrp import PartMethod
 from captum_lrp_tx.attr.parts.watching import Branch, Masks, OnGradient
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.rules.composite import Composite
-from captum_lrp_tx.rules.rule import Bias
 
 #: What passes at a branch: its heads or neurons by number, all of it, or what it leaves as it is.
 Passing = Union[Sequence[int], Literal["all", "stream"]]
@@ -58,15 +56,7 @@ class MaskedLRP(PartMethod):
         torch.Size([1, 7])
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        rules: str | Composite = "lrp",
-        *,
-        bias: Bias = "absorb",
-        epsilon: float | None = None,
-    ) -> None:
-        PartMethod.__init__(self, model, rules, bias, epsilon, neurons=True)
+    neurons = True
 
     @classmethod
     def get_name(cls) -> str:

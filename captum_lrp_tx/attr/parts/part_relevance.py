@@ -178,7 +178,8 @@ class PartRelevance(PartMethod):
         bias: Bias = "absorb",
         epsilon: float | None = None,
     ) -> None:
-        PartMethod.__init__(self, model, rules, bias, epsilon, neurons)
+        PartMethod.__init__(self, model, rules, bias=bias, epsilon=epsilon)
+        self.neurons = neurons
         self.directions = list(directions)
 
     @classmethod
@@ -218,7 +219,7 @@ class PartRelevance(PartMethod):
             >>> found = PartRelevance(llama).attribute(ids, target=(-1, token))
             >>> found.table().query("kind == 'head'").nlargest(5, "relevance")
         """
-        layers = [(given.layer, None) for given in self.directions]
+        layers = [given.layer for given in self.directions]
         result, prepared, watcher, seen = self._watched().run(
             inputs, target, additional_forward_args, strict, layers
         )

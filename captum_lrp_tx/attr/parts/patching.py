@@ -118,7 +118,8 @@ class RelevancePatching(PartMethod):
         epsilon: float | None = None,
     ) -> None:
         # the share of a bias belongs to no difference of activations, so nothing is distributed
-        PartMethod.__init__(self, model, rules, "absorb", epsilon, neurons)
+        PartMethod.__init__(self, model, rules, bias="absorb", epsilon=epsilon)
+        self.neurons = neurons
 
     @classmethod
     def get_name(cls) -> str:

@@ -64,7 +64,7 @@ class WatchedLRP(ConservativeLRP):
         target: TargetType,
         additional_forward_args: Any = None,
         strict: Strict = False,
-        layers: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor | None] | None]] = (),
+        layers: Sequence[nn.Module] = (),
         backward: bool = True,
         look: Look | None = None,
     ) -> tuple[Propagated, Inputs, Watcher, list[Seen]]:
@@ -72,8 +72,7 @@ class WatchedLRP(ConservativeLRP):
 
         Args:
             inputs, target, additional_forward_args, strict: As ``attribute`` has them.
-            layers (sequence): Further modules whose outputs are seen, with what becomes of the
-                gradient there (``None``: it stays).
+            layers (sequence of Module): Further modules whose outputs are seen.
             backward (bool): Whether there is a backward pass.
             look (callable, optional): Gets watcher, scope with a ledger, targets and leaves
                 between forward and backward pass, while there is a graph.
@@ -94,8 +93,8 @@ class WatchedLRP(ConservativeLRP):
         seen: list[list[Seen]] = [[] for _ in layers]
         try:
             with guard(), Hooks() as hooks:
-                for calls, (layer, change) in zip(seen, layers, strict=True):
-                    hooks.after(layer, _seeing(calls, change))
+                for calls, layer in zip(seen, layers, strict=True):
+                    hooks.after(layer, _seeing(calls))
                 result, prepared = self._propagate(
                     self.forward_func, inputs, target, additional_forward_args, strict,
                     trace=True, backward=backward, keep_ledger=look is not None,
@@ -104,7 +103,7 @@ class WatchedLRP(ConservativeLRP):
         finally:
             self._watcher.forget()
             self._watcher = self._look = None
-        for calls, (layer, _) in zip(seen, layers, strict=True):
+        for calls, layer in zip(seen, layers, strict=True):
             if len(calls) != 1:
                 raise InputError(
                     f"The layer {type(layer).__name__} ran {len(calls)} times with a tensor that "
@@ -133,33 +132,34 @@ class PartMethod(WithoutFutures, Attribution):
 
     Args:
         model, rules, bias, epsilon: See :class:`~captum_lrp_tx.ConservativeLRP`.
+
+    Attributes:
         neurons (bool): Whether neurons of MLPs are seen, too.
     """
+
+    neurons = False
 
     def __init__(
         self,
         model: Callable[..., Any],
-        rules: str | Composite,
-        bias: Bias,
-        epsilon: float | None,
-        neurons: bool,
+        rules: str | Composite = "lrp",
+        *,
+        bias: Bias = "absorb",
+        epsilon: float | None = None,
     ) -> None:
         Attribution.__init__(self, model)
-        self.neurons = neurons
         self.composite = ConservativeLRP(model, rules, bias=bias, epsilon=epsilon).composite
 
     def _watched(self, masks: Masks | None = None) -> WatchedLRP:
         return WatchedLRP(self.forward_func, self.composite, masks, self.neurons)
 
 
-def _seeing(
-    calls: list[Seen], change: Callable[[Tensor], Tensor | None] | None
-) -> Callable[..., None]:
+def _seeing(calls: list[Seen]) -> Callable[..., None]:
     def after(_module: nn.Module, _args: Any, output: Any) -> None:
         with torch._C.DisableTorchFunction():
             x = output[0] if isinstance(output, (tuple, list)) else output
             if isinstance(x, Tensor) and x.requires_grad:
                 calls.append(Seen(x.detach()))
-                hook_gradient(x, calls[-1], lambda value: value, change)
+                hook_gradient(x, calls[-1], lambda value: value, None)
 
     return after

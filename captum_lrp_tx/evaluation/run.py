@@ -112,19 +112,8 @@ def evaluate(
         >>> print(evaluate(model, examples, ["GI", "LRP"], masker=masker))  # doctest: +SKIP
     """
     chosen = choose_methods(methods)
-    measures = [find_measure(name) for name in dict.fromkeys(metrics)]
-    if not measures:
-        raise InputError(
-            f"no metric is named; the metrics are: {', '.join(m.name for m in MEASURES)}"
-        )
-    if target not in ("predicted", "label") or at not in ("embeddings", "input"):
-        raise InputError(
-            f"target is 'predicted' or 'label' and at is 'embeddings' or 'input', not {target!r} "
-            f"and {at!r}"
-        )
-    labels = examples.labels
-    if target == "label" and labels is None:
-        raise InputError("the examples have no labels; explain the predicted class instead")
+    measures = _measures(metrics)
+    labels = _labels(examples, target, at)
     count = len(examples) if limit is None else min(limit, len(examples))
     if count < 1 or block_size < 1:
         raise InputError(f"limit and block_size must be positive, not {limit} and {block_size}")
@@ -146,8 +135,8 @@ def evaluate(
     order = sorted(range(count), key=lambda row: (lengths[row], row))
     blocks = [order[start : start + block_size] for start in range(0, count, block_size)]
     work = _Work(
-        model, examples, masker, labels if target == "label" else None, at, seed, batch_size,
-        measures, fractions, device_of(model),
+        model, examples, masker, labels, at, seed, batch_size, measures, fractions,
+        device_of(model),
     )  # fmt: skip
     bar = tqdm(
         total=sum(map(len, missing.values())), desc="evaluating", unit="explanation",
@@ -178,6 +167,28 @@ _AT = {
     "embeddings": "at the embeddings, the input of the first block",
     "input": "at the token ids or pixels",
 }
+
+
+def _measures(metrics: Sequence[str]) -> list[Measure]:
+    """What is measured, each once."""
+    measures = [find_measure(name) for name in dict.fromkeys(metrics)]
+    if not measures:
+        raise InputError(
+            f"no metric is named; the metrics are: {', '.join(m.name for m in MEASURES)}"
+        )
+    return measures
+
+
+def _labels(examples: Examples, target: Targets, at: At) -> Sequence[int] | None:
+    """The classes that are explained; ``None`` for the predicted ones."""
+    if target not in _TARGETS or at not in _AT:
+        raise InputError(
+            f"target is 'predicted' or 'label' and at is 'embeddings' or 'input', not {target!r} "
+            f"and {at!r}"
+        )
+    if target == "label" and examples.labels is None:
+        raise InputError("the examples have no labels; explain the predicted class instead")
+    return examples.labels if target == "label" else None
 
 
 def _blank(used: Perturbation) -> Tensor | None:

@@ -127,29 +127,6 @@ def refuse_if_none(errors: dict[str, str], asked: int) -> None:
         raise CaptumLRPError(f"none of the methods can be applied: {reasons}")
 
 
-def stand_in(tokenizer: Any, kinds: Sequence[str] = ("mask", "unk", "pad")) -> tuple[int, str]:
-    """The token that stands for nothing, and its name.
-
-    Args:
-        tokenizer (PreTrainedTokenizerBase, optional): Of transformers.
-        kinds (sequence of str): Which of its special tokens, the first that it has.
-
-    Returns:
-        tuple: Id and name; ``(-1, "")`` if there is none.
-
-    Example::
-
-        >>> from captum_lrp_tx.models import sentiment
-        >>> stand_in(sentiment()[1])
-        (103, '[MASK]')
-    """
-    for kind in kinds:
-        index = getattr(tokenizer, f"{kind}_token_id", None)
-        if index is not None:
-            return int(index), str(getattr(tokenizer, f"{kind}_token"))
-    return -1, ""
-
-
 def replaced(ids: Tensor, token: int, kept: Sequence[bool] | None = None) -> Tensor:
     """Token ids ``(..., tokens)`` with another token in the place of all that are not kept."""
     flags = [False] * ids.shape[-1] if kept is None else list(kept)

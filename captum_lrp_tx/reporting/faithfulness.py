@@ -11,7 +11,6 @@ from torch import Tensor
 from captum_lrp_tx.attr.conservative import AttributionInputs
 from captum_lrp_tx.attr.token_gradients import padding_id
 from captum_lrp_tx.errors import CaptumLRPError
-from captum_lrp_tx.methods.running import stand_in
 from captum_lrp_tx.metrics.curves import Curve, activation_curve, pruning_curve
 from captum_lrp_tx.metrics.masking import Masker, MaskTokens
 from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
@@ -129,9 +128,11 @@ class Faithfulness:
 
 
 def _token_masker(model: Any, tokenizer: Any) -> tuple[Masker, str]:
-    index, name = stand_in(tokenizer, ("unk", "mask", "pad"))  # the first as in Ali et al.
-    if name:
-        return MaskTokens(index), f"tokens replaced by {name}"
+    for kind in ("unk", "mask", "pad"):  # the first as in Ali et al.
+        index = getattr(tokenizer, f"{kind}_token_id", None)
+        if index is not None:
+            name = getattr(tokenizer, f"{kind}_token")
+            return MaskTokens(int(index)), f"tokens replaced by {name}"
     index = padding_id(model)
     return MaskTokens(index), f"tokens replaced by token {index} (padding)"
 

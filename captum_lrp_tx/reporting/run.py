@@ -25,7 +25,7 @@ from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.model.outputs import output_tensor
 from captum_lrp_tx.reporting.explaining import DEFAULT_METHODS, count_rows, explain, portions
 from captum_lrp_tx.reporting.faithfulness import Faithfulness
-from captum_lrp_tx.reporting.results import Example, Report, check_labels
+from captum_lrp_tx.reporting.results import Example, Explanations, Report, check_labels
 from captum_lrp_tx.reporting.samples import Samples, Texts, read_samples
 from captum_lrp_tx.visualization.wording import Scheme, guess_scheme
 
@@ -149,21 +149,9 @@ def report(
             found.append(explanations)
         refuse_if_none({made.name: made.error for made in found if made.error}, len(found))
         if faithfulness:
-            bar.set_description_str("measuring")
             measure = Faithfulness(model, samples, outputs.argmax(1), tokenizer, start)
-            masking = measure.masking
-            for position, made in enumerate(found):
-                bar.set_postfix_str(made.name)
-                found[position] = replace(made, **measure.curves(made, bar.update))
-    examples = tuple(
-        Example(
-            item.text, item.tokens, item.special,
-            item.main.cpu() if samples.kind == "image" else None,
-            outputs[i], None if probabilities is None else probabilities[i],
-            int(outputs[i].argmax()), known[i], explained[i],
-        )
-        for i, item in enumerate(samples.items)
-    )  # fmt: skip
+            found, masking = _measured(measure, found, bar), measure.masking
+    examples = _examples(samples, outputs, probabilities, known, explained)
     if scheme == "auto" and samples.kind == "text":
         # from all texts: a short one may hold no mark at all
         scheme = guess_scheme([token for item in samples.items for token in item.tokens])
@@ -176,6 +164,35 @@ def report(
     if path is not None:
         report.save(Path(path))
     return report
+
+
+def _measured(measure: Faithfulness, found: list[Explanations], bar: Any) -> list[Explanations]:
+    """The explanations with their curves."""
+    bar.set_description_str("measuring")
+    made = []
+    for explanations in found:
+        bar.set_postfix_str(explanations.name)
+        made.append(replace(explanations, **measure.curves(explanations, bar.update)))
+    return made
+
+
+def _examples(
+    samples: Samples,
+    outputs: Tensor,
+    probabilities: Tensor | None,
+    labels: Sequence[int | None],
+    explained: Sequence[tuple[int, ...]],
+) -> tuple[Example, ...]:
+    """The examples with what the model makes of them."""
+    return tuple(
+        Example(
+            item.text, item.tokens, item.special,
+            item.main.cpu() if samples.kind == "image" else None,
+            outputs[i], None if probabilities is None else probabilities[i],
+            int(outputs[i].argmax()), labels[i], explained[i],
+        )
+        for i, item in enumerate(samples.items)
+    )  # fmt: skip
 
 
 @torch.no_grad()

@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from captum_lrp_tx.cli.arguments.shared import METHODS_LINE, add_methods, add_subject, count
+from captum_lrp_tx.cli.arguments.shared import (
+    METHODS_LINE,
+    add_methods,
+    add_shown,
+    add_subject,
+    count,
+)
 
 DESCRIPTION = "Explain a prediction by several methods, one below the other."
 EXAMPLES = f"""{METHODS_LINE}
@@ -34,9 +40,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one colour scale for all methods instead of one for each",
     )
-    parser.add_argument("--pieces", action="store_true", help="do not join word-pieces to words")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="write a figure")
-    parser.add_argument(
-        "--no-color", "--no-colour", action="store_true", help="plain text, also on a terminal"
-    )
+    add_shown(parser)

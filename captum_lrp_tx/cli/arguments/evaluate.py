@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from captum_lrp_tx.cli.arguments.names import METRICS
-from captum_lrp_tx.cli.arguments.shared import METHODS_LINE, add_methods, count
+from captum_lrp_tx.cli.arguments.shared import METHODS_LINE, add_methods, add_model, count
 from captum_lrp_tx.errors import InputError
 
 DESCRIPTION = """Measure how faithful explanations are on a data set, method by method.
@@ -35,12 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels", type=Path, metavar="FILE",
         help="true classes: one in each line, .npy, .npz or MNIST's idx.gz",
     )  # fmt: skip
-    data.add_argument(
-        "--model",
-        metavar="DIR",
-        help="a folder in Hugging Face format, or the name of a model on the Hub; a sentiment and "
-        "a digit classifier come with the package",
-    )
+    add_model(data, "a sentiment and a digit classifier come")
     data.add_argument(
         "--target", choices=["predicted", "label"], default="predicted",
         help="which class: the predicted one (default), or the true one as in Ali et al. 2022",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from captum_lrp_tx.cli.arguments.shared import add_rules, add_subject
+from captum_lrp_tx.cli.arguments.shared import add_rules, add_shown, add_subject
 
 DESCRIPTION = "Explain a prediction of a transformer by conservative relevance propagation."
 EXAMPLES = """examples:
@@ -28,12 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--positions", action="store_true", help="show the parts of words, positions and segments"
     )
-    parser.add_argument("--pieces", action="store_true", help="do not join word-pieces to words")
     parser.add_argument(
         "--audit", action="store_true", help="also say how far the explanation can be trusted"
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the heat map as a page")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="write the heat map as a figure")
-    parser.add_argument(
-        "--no-color", "--no-colour", action="store_true", help="plain text, also on a terminal"
-    )
+    add_shown(parser)

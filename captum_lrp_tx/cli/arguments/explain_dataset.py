@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from captum_lrp_tx.cli.arguments.shared import add_rules, count
+from captum_lrp_tx.cli.arguments.shared import add_model, add_rules, count
 
 DESCRIPTION = """Explain every text of a file, and write relevance to Parquet files.
 
@@ -27,12 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='a table separated by tabs with a column "sentence" (or "text") and maybe "label", or '
         "one text in each line",
     )  # fmt: skip
-    data.add_argument(
-        "--model",
-        metavar="DIR",
-        help="a folder in Hugging Face format, or the name of a model on the Hub; a sentiment "
-        "classifier comes with the package",
-    )
+    add_model(data, "a sentiment classifier comes")
     data.add_argument(
         "--target", default="predicted", metavar="CLASS",
         help="predicted (default): the predicted class or next token; label: the class in the "

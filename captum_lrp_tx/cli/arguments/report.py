@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from captum_lrp_tx.cli.arguments.names import REPORTED
-from captum_lrp_tx.cli.arguments.shared import METHODS_LINE, add_methods, count
+from captum_lrp_tx.cli.arguments.shared import METHODS_LINE, add_methods, add_model, count
 
 DESCRIPTION = "Explain many predictions by several methods and write a page to look through them."
 #: How many examples, unless told otherwise.
@@ -42,12 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=count, metavar="N", help=f"how many examples (default: {LIMIT})"
     )
-    parser.add_argument(
-        "--model",
-        metavar="DIR",
-        help="a folder in Hugging Face format, or the name of a model on the Hub; a sentiment and "
-        "a digit classifier come with the package",
-    )
+    add_model(parser, "a sentiment and a digit classifier come")
     add_methods(parser, ",".join(REPORTED))
     parser.add_argument(
         "--classes", type=_classes, metavar="WHICH",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
 from captum_lrp_tx.cli.arguments.names import METHODS, PRESETS, SELECTIONS
 from captum_lrp_tx.errors import InputError
@@ -26,17 +27,31 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
         help="explain an image instead: PNG, JPEG, or a NumPy array (.npy) with values 0 to 255, "
         "0 to 1, or -1 to 1",
     )
-    parser.add_argument(
-        "--model",
-        metavar="DIR",
-        help="a folder in Hugging Face format, or the name of a model on the Hub; a sentiment or "
-        "digit classifier comes with the package",
-    )
+    add_model(parser, "a sentiment or digit classifier comes")
     parser.add_argument(
         "--target",
         metavar="CLASS",
         help="index or name of the class to explain; for a language model the next token or its "
         "id (default: the predicted one)",
+    )
+
+
+def add_model(parser: argparse._ActionsContainer, shipped: str) -> None:
+    """Adds the model; ``shipped`` says what comes with the package."""
+    parser.add_argument(
+        "--model", metavar="DIR",
+        help="a folder in Hugging Face format, or the name of a model on the Hub; "
+        f"{shipped} with the package",
+    )  # fmt: skip
+
+
+def add_shown(parser: argparse.ArgumentParser) -> None:
+    """Adds how an explanation is shown, and where to."""
+    parser.add_argument("--pieces", action="store_true", help="do not join word-pieces to words")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="write a figure")
+    parser.add_argument(
+        "--no-color", "--no-colour", action="store_true", help="plain text, also on a terminal"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from captum_lrp_tx.attr.attention_maps import MapMethod, Maps, Query, residual_half, rolled_out
 from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, TensorOrTuple
-from captum_lrp_tx.errors import InputError, MissingPackageError
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.packages import needed
 
 HeadFusion = Literal["mean", "max", "min"]
 
@@ -104,11 +104,9 @@ class AttentionLast(_AttentionOnly):
         return "Last Attention"
 
     def _relevance(self, maps: Maps) -> Tensor:
-        patterns = maps.single_sequence("AttentionLast")
+        patterns, real, rows = maps.single_sequence("AttentionLast", self.query)
         if not -len(patterns) <= self.layer < len(patterns):
             raise InputError(f"layer={self.layer} is out of range: {len(patterns)} attention maps.")
-        real = maps.real(0, patterns[0].shape[-1], patterns)
-        rows = maps.rows(self.query, real, patterns)
         relevance = torch.einsum("bt,bhts->bs", rows, patterns[self.layer])
         return relevance / patterns[self.layer].shape[1] * real
 
@@ -166,9 +164,7 @@ class AttentionRollout(_AttentionOnly):
         return "Attention Rollout"
 
     def _relevance(self, maps: Maps) -> Tensor:
-        patterns = maps.single_sequence("AttentionRollout")
-        real = maps.real(0, patterns[0].shape[-1], patterns)
-        rows = maps.rows(self.query, real, patterns)
+        patterns, real, rows = maps.single_sequence("AttentionRollout", self.query)
         layers = [self._discarded(self._fused(p), real) for p in patterns]
         return rolled_out(residual_half(layers), rows, self.start_layer) * real
 
@@ -229,9 +225,7 @@ class AttentionFlow(_AttentionOnly):
         return "Attention Flow"
 
     def _relevance(self, maps: Maps) -> Tensor:
-        patterns = maps.single_sequence("AttentionFlow")
-        real = maps.real(0, patterns[0].shape[-1], patterns)
-        rows = maps.rows(self.query, real, patterns)
+        patterns, real, rows = maps.single_sequence("AttentionFlow", self.query)
         layers = residual_half([p.mean(1) for p in patterns])
         relevance = torch.zeros_like(rows)
         for example, shown in enumerate(real):
@@ -244,10 +238,10 @@ class AttentionFlow(_AttentionOnly):
 
 
 def _import_scipy() -> tuple[Any, Any]:
-    try:
-        return import_module("scipy.sparse"), import_module("scipy.sparse.csgraph")
-    except ImportError as error:
-        raise MissingPackageError("AttentionFlow needs scipy: pip install scipy.") from error
+    purpose, hint = "AttentionFlow needs scipy", "pip install scipy"
+    names = ("scipy.sparse", "scipy.sparse.csgraph")
+    sparse, csgraph = (needed(name, purpose, hint) for name in names)
+    return sparse, csgraph
 
 
 #: Capacities are integers in this unit, so that the flow out of one token fits 32 bits.

@@ -75,17 +75,22 @@ class Maps:
         leaf = self.inputs.leaves[0]
         return leaf.original.is_floating_point() and leaf.original.dim() == 4
 
-    def single_sequence(self, method: str) -> list[Tensor]:
-        """Patterns ``(batch, heads, tokens, tokens)`` of a model of one sequence.
+    def single_sequence(self, method: str, query: Query) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Patterns of a model of one sequence, from each token to each.
+
+        Args:
+            method (str): Name of the method, for messages.
+            query (int or str): Which row is read.
+
+        Returns:
+            tuple: Patterns ``(batch, heads, tokens, tokens)``, which tokens are no padding and the
+            weight of each row in the result, both ``(batch, tokens)``.
 
         Raises:
             UnsupportedModelError: cross-attention, several sequences, or maps that are not token
                 by token of one sequence.
+            InputError: a position out of range.
         """
-        return [square(m, m.pattern, method) for m in self.checked(method)]
-
-    def checked(self, method: str) -> list[AttentionMap]:
-        """The maps, if all are from each token to each of one sequence."""
         crossed = [m for m in self.maps if m.is_cross]
         if crossed:
             raise UnsupportedModelError(
@@ -112,9 +117,9 @@ class Maps:
                 f"The attention maps have {tokens} rows, the input has {expected} tokens, so rows "
                 "are not tokens (pooled or extended inside the model)."
             )
-        for m in self.maps:
-            square(m, m.pattern, method)
-        return self.maps
+        patterns = [square(m, m.pattern, method) for m in self.maps]
+        real = self.real(0, tokens, patterns)
+        return patterns, real, self.rows(query, real, patterns)
 
     def tokens_of(self, leaf: int) -> int | None:
         """Tokens of an input as far as its shape tells."""
@@ -155,7 +160,7 @@ class Maps:
             values.update({str(k): v for k, v in self.given.items()})
         mask = values.get("attention_mask")
         if isinstance(mask, Tensor) and tuple(mask.shape) == shape:
-            return mask.detach() > 0 if mask.dtype != torch.bool else mask.detach()
+            return mask.detach() > 0
         return None
 
     def rows(self, query: Query, real: Tensor, patterns: list[Tensor]) -> Tensor:

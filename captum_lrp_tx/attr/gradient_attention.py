@@ -157,12 +157,10 @@ class GenericAttention(ByGradient):
                     "cross-attention; use variant='chefer'."
                 )
             return self._finished(self._bimodal(maps), maps)
-        patterns = maps.single_sequence("GenericAttention")
-        real = maps.real(0, patterns[0].shape[-1], patterns)
+        _, real, rows = maps.single_sequence("GenericAttention", self.query)
         layers = [
             square(m, weighted(m.pattern, given(m.gradient)), "GenericAttention") for m in maps.maps
         ]
-        rows = maps.rows(self.query, real, patterns)
         eye = torch.eye(real.shape[1], dtype=rows.dtype, device=rows.device)
         if self.variant == "chefer":
             relevance = rolled_out([a + eye for a in layers], rows, self.start_layer)

@@ -113,4 +113,4 @@ def mask_of(inputs: Any, key: str, x: Tensor) -> Tensor | None:
     mask = inputs.get(key.removesuffix("input_ids") + "attention_mask")
     if not isinstance(mask, Tensor) or mask.shape != x.shape:
         return None
-    return mask.detach() > 0 if mask.dtype != torch.bool else mask.detach()
+    return mask.detach() > 0

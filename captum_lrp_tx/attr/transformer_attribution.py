@@ -100,9 +100,7 @@ class TransformerAttribution(ByGradient):
         gradient = self._gradient(inputs, target, additional)
         maps = relevance or gradient
         assert maps is not None
-        patterns = maps.single_sequence("TransformerAttribution")
-        real = maps.real(0, patterns[0].shape[-1], patterns)
-        rows = maps.rows(self.query, real, patterns)
+        patterns, real, rows = maps.single_sequence("TransformerAttribution", self.query)
         if self.variant == "full_lrp":
             result = _entering(maps)
         elif self.variant == "last_layer":

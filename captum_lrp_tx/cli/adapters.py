@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.packages import needed
 
 #: What a folder of an adapter holds in place of ``config.json``.
 CONFIGURATION = "adapter_config.json"
@@ -56,12 +56,7 @@ def attached(model: Any, adapter: Adapter) -> Any:
     Raises:
         ImportError: If peft is not installed.
     """
-    try:
-        peft: Any = importlib.import_module("peft")
-    except ImportError as error:
-        raise ImportError(
-            f"{adapter.folder} holds an adapter; install what it was made with: pip install peft"
-        ) from error
+    peft = needed("peft", f"{adapter.folder} holds an adapter of peft", "pip install peft")
     whole = peft.PeftModel.from_pretrained(model, adapter.folder)
     return _WithoutPrompt(whole) if adapter.kind == "next token" else whole
 

@@ -19,10 +19,10 @@ from captum_lrp_tx.comparing.comparison import Comparison
 from captum_lrp_tx.comparing.run import compare
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.files import check_writable, write_atomically
+from captum_lrp_tx.packages import matplotlib
 from captum_lrp_tx.visualization import summary, supports_colour
 from captum_lrp_tx.visualization.comparison import TextComparison, numbers_table
 from captum_lrp_tx.visualization.comparison_page import comparison_html
-from captum_lrp_tx.visualization.figures import require_matplotlib
 from captum_lrp_tx.visualization.wording import Scheme, printable
 
 
@@ -51,7 +51,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.png is not None:
         check_writable(arguments.png, ".png")
     if arguments.png is not None or (arguments.image is not None and arguments.html is not None):
-        require_matplotlib()
+        matplotlib()
     if arguments.file is not None:
         _many(arguments)
     elif text is None:

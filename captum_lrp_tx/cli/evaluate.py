@@ -29,8 +29,8 @@ from captum_lrp_tx.methods.registry import find_method
 from captum_lrp_tx.metrics.curves import FRACTIONS, Fractions
 from captum_lrp_tx.metrics.masking import Masker, MaskTokens, RemoveTokens
 from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
+from captum_lrp_tx.packages import matplotlib
 from captum_lrp_tx.runs.subject import longest_text
-from captum_lrp_tx.visualization.figures import require_matplotlib
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -43,7 +43,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     Returns:
         int: Exit status.
     """
-    require_matplotlib()
+    matplotlib()
     reference = _reference(arguments)
     path: Path = arguments.data
     if not path.exists():

@@ -20,8 +20,8 @@ from captum_lrp_tx.explaining.images import check_file
 from captum_lrp_tx.explaining.saving import picture
 from captum_lrp_tx.explaining.showing import is_lossy, whole_page
 from captum_lrp_tx.files import check_writable, write_atomically
+from captum_lrp_tx.packages import matplotlib
 from captum_lrp_tx.visualization import image_terminal, supports_colour, table, terminal
-from captum_lrp_tx.visualization.figures import require_matplotlib
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -44,7 +44,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         check_writable(arguments.png, ".png")
     if arguments.png is not None or (text is None and arguments.html is not None):
         with status("importing matplotlib"):
-            require_matplotlib()
+            matplotlib()
     if kind is None:
         explanation = _explained(text, arguments)
     else:

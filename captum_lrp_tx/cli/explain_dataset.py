@@ -17,8 +17,8 @@ from captum_lrp_tx.cli.options import bias_of, composite_of
 from captum_lrp_tx.cli.reading import class_numbers, read_texts
 from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.datasets import attribute_dataset
-from captum_lrp_tx.datasets.parquet import import_pyarrow
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.packages import pyarrow
 from captum_lrp_tx.runs.subject import longest_text
 
 
@@ -32,7 +32,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     Returns:
         int: Exit status.
     """
-    import_pyarrow()
+    pyarrow()  # complains before the work begins
     if arguments.workers < 0:
         parser.error("--workers must not be negative")
     texts, labels = read_texts(arguments.data, note)

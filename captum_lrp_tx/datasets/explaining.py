@@ -204,7 +204,7 @@ def row_of(
     number: int,
     name: str | None,
     example: Example,
-    tokens: list[str] | None,
+    tokenizer: Any,
     relevance: list[float],
     found: Explained,
     place: int,
@@ -217,11 +217,13 @@ def row_of(
     else:
         index = target
     logit = found.logits[place]
+    ids = example["input_ids"].tolist()
+    known = tokenizer is not None
     return {
         "example": number,
         "id": name,
-        "tokens": tokens,
-        "token_ids": example["input_ids"].tolist(),
+        "tokens": list(map(str, tokenizer.convert_ids_to_tokens(ids))) if known else None,
+        "token_ids": ids,
         "relevance": relevance,
         "target": index if isinstance(index, int) else None,
         "position": position,

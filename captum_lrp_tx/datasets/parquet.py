@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from captum_lrp_tx.errors import MissingPackageError
 from captum_lrp_tx.files import write_atomically
+from captum_lrp_tx.packages import pyarrow
 
 #: Where the settings are in the metadata of a file's schema.
 METADATA_KEY = "captum_lrp_tx"
@@ -23,24 +22,9 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:06d}.parquet"
 
 
-def import_pyarrow() -> tuple[Any, Any]:
-    """The modules ``pyarrow`` and ``pyarrow.parquet``.
-
-    Raises:
-        MissingPackageError: They are not installed.
-    """
-    try:
-        return import_module("pyarrow"), import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"relevance of data sets is written as Parquet, which needs pyarrow ({error}): "
-            "pip install pyarrow"
-        ) from error
-
-
 def row_schema(settings: Mapping[str, Any]) -> Any:
     """The columns of a file (``pyarrow.Schema``), with the settings as metadata."""
-    arrow, _ = import_pyarrow()
+    arrow, _ = pyarrow()
     columns = [
         ("example", arrow.int64()),
         ("id", arrow.string()),
@@ -68,7 +52,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[
     Raises:
         OSError: It cannot be written.
     """
-    arrow, parquet = import_pyarrow()
+    arrow, parquet = pyarrow()
     table = arrow.Table.from_pylist(list(rows), schema=row_schema(settings))
     stream = io.BytesIO()
     parquet.write_table(table, stream, write_page_checksum=True, compression="zstd")
@@ -81,14 +65,14 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Any:
     Raises:
         OSError, pyarrow.ArrowException: The file is not there or damaged.
     """
-    _, parquet = import_pyarrow()
+    _, parquet = pyarrow()
     with parquet.ParquetFile(path, page_checksum_verification=True) as file:
         return file.read(columns=None if columns is None else list(columns))
 
 
 def is_complete(path: Path, examples: Sequence[int], settings: Mapping[str, Any]) -> bool:
     """Whether a file holds all of these examples, computed with these settings, undamaged."""
-    arrow, _ = import_pyarrow()
+    arrow, _ = pyarrow()
     try:
         table = read_rows(path)
         metadata = json.loads((table.schema.metadata or {})[METADATA_KEY.encode()])

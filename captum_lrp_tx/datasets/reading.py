@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from captum_lrp_tx.datasets.parquet import import_pyarrow, read_rows, shard_path
+from captum_lrp_tx.datasets.parquet import read_rows, shard_path
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.packages import pyarrow
 from captum_lrp_tx.runs.folder import stored_settings
 
 _SLICE = 1024
@@ -42,7 +43,7 @@ class DatasetAttributions(Sequence[dict[str, Any]]):
         columns: Sequence[str] | None = None,
         partial: bool = False,
     ) -> None:
-        arrow, _ = import_pyarrow()
+        arrow, _ = pyarrow()
         self.folder = Path(folder)
         self.settings: dict[str, Any] = stored_settings(self.folder, ("shards", "examples"))
         paths = [shard_path(self.folder, i) for i in range(self.settings["shards"])]

@@ -20,16 +20,11 @@ from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.targets import Target
 from captum_lrp_tx.datasets.batching import Batch, plan_batches, plan_shards
 from captum_lrp_tx.datasets.explaining import Job, Wanted, explain_batch, row_of
-from captum_lrp_tx.datasets.parquet import (
-    SHARDS,
-    import_pyarrow,
-    is_complete,
-    shard_path,
-    write_rows,
-)
+from captum_lrp_tx.datasets.parquet import SHARDS, is_complete, shard_path, write_rows
 from captum_lrp_tx.datasets.ranks import ranks
 from captum_lrp_tx.datasets.reading import DatasetAttributions
 from captum_lrp_tx.errors import InputError, TargetError
+from captum_lrp_tx.packages import pyarrow
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.runs.encoding import Encoded, encode
@@ -113,7 +108,7 @@ def attribute_dataset(
         >>> rows = attribute_dataset(method, texts, "out", tokenizer=tokenizer)  # doctest: +SKIP
         >>> rows[1]["tokens"], rows[1]["relevance"], rows[1]["delta"]  # doctest: +SKIP
     """
-    import_pyarrow()
+    pyarrow()  # complains before the work begins
     if token_budget < 1 or batches_per_shard < 1:
         raise InputError(
             f"token_budget and batches_per_shard must be positive, not {token_budget} and "
@@ -128,8 +123,7 @@ def attribute_dataset(
     encoded = encode(
         data, tokenizer, text_column=text_column, max_length=max_length, workers=workers
     )
-    wanted = _wanted(target, encoded)
-    names = _names(ids, encoded)
+    wanted, names = _wanted(target, encoded), _names(ids, encoded)
     batches = plan_batches(encoded.lengths(), token_budget, encoded.is_padded)
     shards = plan_shards(batches, batches_per_shard)
     pad_id = _pad_id(tokenizer, modules)
@@ -157,14 +151,8 @@ def attribute_dataset(
     def rows_of(batch: Batch) -> list[dict[str, Any]]:
         examples = [encoded.examples[row] for row in batch]
         relevance, found = explain_batch(job, examples, [wanted[row] for row in batch])
-        tokens = [
-            None
-            if tokenizer is None
-            else list(map(str, tokenizer.convert_ids_to_tokens(example["input_ids"].tolist())))
-            for example in examples
-        ]
         return [
-            row_of(row, names[row], examples[i], tokens[i], relevance[i], found, i)
+            row_of(row, names[row], examples[i], tokenizer, relevance[i], found, i)
             for i, row in enumerate(batch)
         ]
 

@@ -8,7 +8,7 @@ from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation.result import Evaluation, mean_curve
 from captum_lrp_tx.methods.line_styles import styles
 from captum_lrp_tx.metrics.curves import Curve
-from captum_lrp_tx.visualization.figures import require_matplotlib
+from captum_lrp_tx.visualization.canvas import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,8 +46,7 @@ def curves_figure(
     entries = -(-len(methods) // columns)
     head, foot, panel = 0.26 if title else 0.02, 0.5 + 0.19 * entries, 2.35
     height = head + panel + 0.25 + foot
-    drawing: Figure = require_matplotlib("figure").Figure(figsize=(width, height))
-    require_matplotlib("backends.backend_agg").FigureCanvasAgg(drawing)
+    drawing = new_figure(width, height)
     grid = drawing.subplots(1, len(measures), squeeze=False)[0]
     drawing.subplots_adjust(
         left=0.62 / width, right=1 - 0.2 / width, bottom=foot / height,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.errors import InputError, MissingPackageError
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.packages import needed
 
 
 def pixels_of(item: Any, processor: Any, config: Any) -> tuple[Tensor, list[str]]:
@@ -111,13 +111,8 @@ def _as_given(pixels: Tensor) -> Tensor:
 
 
 def _pillow(name: str) -> Any:
-    try:
-        return importlib.import_module(f"PIL.{name}")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"reading images needs Pillow, which cannot be imported ({error}); install it with: "
-            "pip install pillow, or give the image as a .npy file"
-        ) from error
+    hint = "pip install pillow, or give the image as a .npy file"
+    return needed(f"PIL.{name}", "reading images needs Pillow", hint)
 
 
 def open_picture(file: Path) -> Any:

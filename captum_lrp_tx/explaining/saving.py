@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import os
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.errors import InputError, MissingPackageError
+from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.explaining import showing
 from captum_lrp_tx.explaining.words import Tokens
 from captum_lrp_tx.files import check_writable, write_atomically
+from captum_lrp_tx.packages import pandas, pyarrow
 from captum_lrp_tx.visualization.glyphs import quiet_about_glyphs
 
 if TYPE_CHECKING:
@@ -181,18 +181,8 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _arrow() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"Parquet files need pyarrow, which cannot be imported ({error}); install it with: "
-            "pip install pyarrow"
-        ) from error
-
-
 def _as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    arrow, parquet = _arrow()
+    arrow, parquet = pyarrow()
     text, number, whole = arrow.string(), arrow.float64(), arrow.int64()
     of_texts, of_numbers, of_wholes = map(arrow.list_, (text, number, whole))
     kinds = {
@@ -212,7 +202,7 @@ def _as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _from_parquet(file: Path) -> list[dict[str, Any]]:
-    arrow, parquet = _arrow()
+    arrow, parquet = pyarrow()
     try:
         table = parquet.read_table(file)
     except (OSError, arrow.ArrowException) as error:
@@ -223,19 +213,9 @@ def _from_parquet(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _pandas() -> Any:
-    try:
-        return importlib.import_module("pandas")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"tables need pandas, which cannot be imported ({error}); install it with: "
-            "pip install pandas"
-        ) from error
-
-
 def frame(item: Explanation) -> pd.DataFrame:
     """One row for each token, or for each pixel; see ``Explanation.to_frame``."""
-    pandas = _pandas()
+    library = pandas()
     tokens = item.tokenized
     if tokens is None:
         values: Tensor = item.relevance.double()
@@ -246,20 +226,20 @@ def frame(item: Explanation) -> pd.DataFrame:
             names = ["sample"] if values.dim() == 1 else ["frequency", "frame"]
         places = torch.meshgrid(*map(torch.arange, values.shape), indexing="ij")
         columns = {n: place.flatten().numpy() for n, place in zip(names, places, strict=True)}
-        made: pd.DataFrame = pandas.DataFrame({**columns, "relevance": values.flatten().numpy()})
+        made: pd.DataFrame = library.DataFrame({**columns, "relevance": values.flatten().numpy()})
         return made
     word = {i: number for number, members in enumerate(tokens.words) for i in members}
     starts = [None if span is None else span[0] for span in tokens.spans]
     ends = [None if span is None else span[1] for span in tokens.spans]
-    made = pandas.DataFrame(
+    made = library.DataFrame(
         {
             "token": list(tokens.names),
             "relevance": item.relevance.double().tolist(),
             "word": [word[i] for i in range(len(tokens))],
             "special": list(tokens.special),
             "part": list(tokens.parts),
-            "start": pandas.array(starts, dtype="Int64"),
-            "end": pandas.array(ends, dtype="Int64"),
+            "start": library.array(starts, dtype="Int64"),
+            "end": library.array(ends, dtype="Int64"),
         }
     )
     return made
@@ -267,11 +247,11 @@ def frame(item: Explanation) -> pd.DataFrame:
 
 def frames(items: Sequence[Explanation]) -> pd.DataFrame:
     """All tables below each other, with the number of the explanation in front."""
-    pandas = _pandas()
+    library = pandas()
     tables = []
     for number, item in enumerate(items):
         table = frame(item)
         table.insert(0, "example", number)
         tables.append(table)
-    made: pd.DataFrame = pandas.concat(tables, ignore_index=True) if tables else pandas.DataFrame()
+    made: pd.DataFrame = library.concat(tables or [library.DataFrame()], ignore_index=True)
     return made

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.insights.methods import FORMS
 from captum_lrp_tx.insights.registration import shown_name
+from captum_lrp_tx.packages import matplotlib
 from captum_lrp_tx.visualization.arrays import map_of, pixels_of, scale_of
-from captum_lrp_tx.visualization.colours import BLUE, RED
-from captum_lrp_tx.visualization.figures import require_matplotlib
+from captum_lrp_tx.visualization.canvas import colormap, signed_ticks
 
 _LOG = logging.getLogger(__name__)
 #: Sums of this part of what was added up are rounding errors.
@@ -186,7 +186,7 @@ def _picture(data: Tensor) -> str:
     factor = max(1, round(_HEIGHT / pixels.shape[0]))
     large = pixels.repeat(factor, 0).repeat(factor, 1)
     stream = io.BytesIO()
-    require_matplotlib("image").imsave(stream, large, cmap="gray", vmin=0, vmax=1, format="png")
+    matplotlib("image").imsave(stream, large, cmap="gray", vmin=0, vmax=1, format="png")
     return base64.b64encode(stream.getvalue()).decode()
 
 
@@ -196,22 +196,17 @@ def _heat_map(values: Any) -> str:
     factor = max(1, round(_HEIGHT / rows))
     height, width, margin = rows * factor, columns * factor, 130
     scale, dpi = scale_of(values), 100
-    figure = require_matplotlib("figure").Figure(((width + margin) / dpi, height / dpi), dpi=dpi)
+    figure = matplotlib("figure").Figure(((width + margin) / dpi, height / dpi), dpi=dpi)
     axes = figure.add_axes((0, 0, width / (width + margin), 1))
     shown = axes.imshow(
-        values, cmap=_colormap(), vmin=-scale, vmax=scale, interpolation="nearest", aspect="auto"
+        values, cmap=colormap(), vmin=-scale, vmax=scale, interpolation="nearest", aspect="auto"
     )
     axes.set_axis_off()
     bar = figure.add_axes(((width + 12) / (width + margin), 0.04, 16 / (width + margin), 0.92))
     drawn = figure.colorbar(shown, cax=bar, ticks=[-scale, 0, scale])
-    drawn.ax.set_yticklabels([f"\u2212{scale:.2g}", "0", f"+{scale:.2g}"])
+    drawn.ax.set_yticklabels(signed_ticks(scale))
     drawn.ax.tick_params(labelsize=17, length=0, colors="#606770")
     drawn.outline.set_visible(False)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=dpi)
     return base64.b64encode(stream.getvalue()).decode()
-
-
-def _colormap() -> Any:
-    colours = [tuple(part / 255 for part in rgb) for rgb in (*BLUE[::-1], *RED[1:])]
-    return require_matplotlib("colors").LinearSegmentedColormap.from_list("insights", colours)

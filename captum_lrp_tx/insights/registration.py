@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import threading
 from types import TracebackType
@@ -12,6 +11,7 @@ import captum
 
 from captum_lrp_tx.errors import MissingPackageError
 from captum_lrp_tx.insights.methods import FORMS, Field
+from captum_lrp_tx.packages import needed
 
 _LOCK = threading.RLock()
 #: What was added: class and configuration, by the name that is shown.
@@ -135,13 +135,9 @@ def insights_module(name: str) -> Any:
             "write a page that needs none of them: captum_lrp_tx.report(...), or python -m "
             "captum_lrp_tx report."
         )
-    try:
-        return importlib.import_module(f"captum.insights.attr_vis.{name}")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"Captum Insights cannot be imported ({error}); its server needs flask and "
-            "flask-compress: pip install flask flask-compress"
-        ) from error
+    purpose = "the server of Captum Insights needs flask and flask-compress"
+    hint = "pip install flask flask-compress"
+    return needed(f"captum.insights.attr_vis.{name}", purpose, hint)
 
 
 def _remove(names: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.methods.line_styles import styles
 from captum_lrp_tx.methods.registry import Style
-from captum_lrp_tx.visualization.figures import require_matplotlib
+from captum_lrp_tx.visualization.canvas import frame, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,8 +67,7 @@ def conservation_figure(
     side = (width - right - 0.95) / columns
     head, foot = 0.34 if title else 0.08, 0.45
     height = head + rows * (panel + 0.25) + foot
-    drawing: Figure = require_matplotlib("figure").Figure(figsize=(width, height))
-    require_matplotlib("backends.backend_agg").FigureCanvasAgg(drawing)
+    drawing = new_figure(width, height)
     output = result.output.numpy()
     low, high = _range(output)
     # points beyond are drawn at the edge: a few sums of plain gradients would squeeze all others
@@ -176,9 +175,7 @@ def _range(output: Array) -> tuple[float, float]:
 def _quiet(axes: Any) -> None:
     axes.tick_params(labelsize=6.5, length=2, colors="#4a4a4a")
     axes.set_axisbelow(True)
-    for spine in axes.spines.values():
-        spine.set_color("#b0b0b0")
-        spine.set_linewidth(0.6)
+    frame(axes, "#b0b0b0")
 
 
 def _percent(error: float) -> str:

@@ -11,9 +11,10 @@ the folder of each model says where it comes from and how good it is.
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from captum_lrp_tx.packages import needed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,17 +128,10 @@ def digit_samples() -> tuple[Tensor, Tensor]:
 
 
 def _load(auto_class: Any, folder: Path) -> PreTrainedModel:
-    """Loads a model from its folder.
+    """A model in evaluation mode and in single precision.
 
     The keyword for the precision is ``dtype`` in some versions of transformers and
     ``torch_dtype`` in others, so the model is converted after loading, which is exact.
-
-    Args:
-        auto_class (Any): One of the ``AutoModelFor...`` classes.
-        folder (Path): Folder in Hugging Face format.
-
-    Returns:
-        PreTrainedModel: The model in evaluation mode and in single precision.
     """
     stored = auto_class.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     model: PreTrainedModel = stored.float().eval()
@@ -145,22 +139,6 @@ def _load(auto_class: Any, folder: Path) -> PreTrainedModel:
 
 
 def _optional(name: str) -> Any:
-    """Imports a module of the optional extra ``hf``.
-
-    Args:
-        name (str): Name of the module.
-
-    Returns:
-        Any: The module.
-
-    Raises:
-        ImportError: If it is not installed, with the command that installs it.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"the shipped models need {name.partition('.')[0]}, which cannot be imported "
-            f'({error}); install it with: pip install "transformers>=4.48" safetensors tqdm',
-            name=error.name,
-        ) from error
+    """A module of the optional extra ``hf``."""
+    purpose = f"the shipped models need {name.partition('.')[0]}"
+    return needed(name, purpose, 'pip install "transformers>=4.48" safetensors tqdm')

@@ -18,8 +18,7 @@ from captum_lrp_tx.methods.running import ROUNDING
 from captum_lrp_tx.metrics.curves import Curve
 from captum_lrp_tx.reporting.results import Example, Explanations, Report
 from captum_lrp_tx.visualization.arrays import block_sums, pixels_of
-from captum_lrp_tx.visualization.colours import BLUE, RED, RGB
-from captum_lrp_tx.visualization.comparison import PURPLE
+from captum_lrp_tx.visualization.colours import BLUE, PURPLE, RED, RGB
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
 from captum_lrp_tx.visualization.wording import Scheme, printable
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from captum_lrp_tx.visualization.arrays import scale_of
+from captum_lrp_tx.visualization.canvas import (
+    GREY,
+    colormap,
+    colour_bar,
+    frame,
+    headline,
+    new_figure,
+)
 from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
-from captum_lrp_tx.visualization.figures import _colormap, _new_figure
-from captum_lrp_tx.visualization.glyphs import families
-from captum_lrp_tx.visualization.wording import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_GREY = "#5f5f5f"
 
 
 def audio_figure(
@@ -64,7 +67,7 @@ def audio_figure(
         raise ValueError("the relevance has values that are not finite")
     head, panel = (0.42 if title else 0.22), (0.75 if sound.ndim == 1 else 1.15)
     height = head + 2 * panel + 0.65
-    drawing = _new_figure(width, height)
+    drawing = new_figure(width, height)
     left, share = 0.62 / width, (width - 1.35) / width
     upper = drawing.add_axes((left, (height - head - panel) / height, share, panel / height))
     lower = drawing.add_axes((left, 0.42 / height, share, panel / height))
@@ -74,20 +77,15 @@ def audio_figure(
     else:
         _spectrogram(drawing, upper, lower, sound, values, end, percentile, width)
     unit = "samples" if sound.ndim == 1 else "frames"
-    lower.set_xlabel("seconds" if seconds is not None else unit, fontsize=8, color=_GREY)
+    lower.set_xlabel("seconds" if seconds is not None else unit, fontsize=8, color=GREY)
     for axes, name in ((upper, "input"), (lower, "relevance")):
         axes.set_xlim(0, end)
-        axes.set_ylabel(name, fontsize=8, color=_GREY)
-        axes.tick_params(labelsize=7, length=2, colors=_GREY)
-        for spine in axes.spines.values():
-            spine.set_color("#c8c8c8")
-            spine.set_linewidth(0.6)
+        axes.set_ylabel(name, fontsize=8, color=GREY)
+        axes.tick_params(labelsize=7, length=2, colors=GREY)
+        frame(axes)
     upper.set_xticklabels([])
     if title:
-        drawing.text(
-            0.1 / width, 1 - 0.22 / height, printable(title), fontsize=11, fontweight="bold",
-            parse_math=False, fontfamily=families(title),
-        )  # fmt: skip
+        headline(drawing, 0.1 / width, 1 - 0.22 / height, title)
     return drawing
 
 
@@ -99,7 +97,7 @@ def _samples(upper: Any, lower: Any, sound: Any, values: Any, end: float, steps:
     borders = np.unique(np.linspace(0, count, min(steps, count) + 1).round().astype(int))
     sums = np.add.reduceat(values, borders[:-1])
     times = borders * (end / count)
-    upper.plot((np.arange(count) + 0.5) * (end / count), sound, color=_GREY, linewidth=0.5)
+    upper.plot((np.arange(count) + 0.5) * (end / count), sound, color=GREY, linewidth=0.5)
     largest = float(np.abs(sums).max()) or 1.0
     colours = [hexadecimal(colour_of(float(total), largest)[0]) for total in sums]
     lower.bar(times[:-1], sums, np.diff(times), align="edge", color=colours, linewidth=0)
@@ -118,16 +116,10 @@ def _spectrogram(
         "extent": (0, end, 0, len(sound)),
     }  # fmt: skip
     upper.imshow(sound, cmap="gray", **options)
-    shown = lower.imshow(values, cmap=_colormap(), vmin=-scale, vmax=scale, **options)
+    shown = lower.imshow(values, cmap=colormap(), vmin=-scale, vmax=scale, **options)
     box = lower.get_position()
-    bar = drawing.colorbar(
-        shown, cax=drawing.add_axes((box.x1 + 0.08 / width, box.y0, 0.1 / width, box.height)),
-        ticks=[-scale, 0, scale], extendfrac=0.04,
-        extend="both" if abs(values).max() > scale else "neither",
-    )  # fmt: skip
-    bar.ax.set_yticklabels([f"\u2212{scale:.2g}", "0", f"+{scale:.2g}"])
-    bar.ax.tick_params(labelsize=7, length=2, colors=_GREY)
-    bar.outline.set_visible(False)
+    bar = drawing.add_axes((box.x1 + 0.08 / width, box.y0, 0.1 / width, box.height))
+    colour_bar(drawing, shown, bar, scale, abs(values).max() > scale)
 
 
 def _array(values: Any) -> Any:

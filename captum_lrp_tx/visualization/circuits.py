@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from captum_lrp_tx.packages import matplotlib
+from captum_lrp_tx.visualization.canvas import new_figure, sheet
 from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
-from captum_lrp_tx.visualization.figures import _new_figure, require_matplotlib
 from captum_lrp_tx.visualization.glyphs import families
 from captum_lrp_tx.visualization.wording import printable
 
@@ -70,10 +71,8 @@ def circuit_figure(
         if node.kind == "constants":
             beside = [j for j in range(i) if nodes[j].kind == "constants" and rows[j] == rows[i]]
             places[i] = places[i][0], places[i][1] + 0.13 * len(beside)
-    drawing = _new_figure(width, height)
-    axes = drawing.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(0, height))
-    axes.axis("off")
+    drawing = new_figure(width, height)
+    axes = sheet(drawing, (0, width), (0, height))
     _draw_edges(axes, places, edges)
     for node, (x, y) in zip(nodes, places, strict=True):
         _draw_node(axes, node, x, y)
@@ -126,7 +125,7 @@ def _draw_edges(
     edges: Sequence[tuple[int, int, float]],
 ) -> None:
     scale = max((abs(value) for _, _, value in edges), default=0.0) or 1.0
-    arrow = require_matplotlib("patches").FancyArrowPatch
+    arrow = matplotlib("patches").FancyArrowPatch
     for i, j, value in sorted(edges, key=lambda edge: abs(edge[2])):
         is_far = places[j][1] - places[i][1] > 1.6 * _ROW
         share = abs(value) / scale

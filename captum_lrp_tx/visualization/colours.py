@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 RGB = tuple[int, int, int]
@@ -14,6 +15,12 @@ RED: tuple[RGB, ...] = (
 )  # fmt: skip
 BLUE: tuple[RGB, ...] = (
     (247, 247, 247), (209, 229, 240), (146, 197, 222), (67, 147, 195), (33, 102, 172),
+)  # fmt: skip
+#: From all against to all for.
+SIGNED: tuple[RGB, ...] = (*BLUE[::-1], *RED[1:])
+#: For methods without a sign: ColorBrewer's purples, from the same white.
+PURPLE: tuple[RGB, ...] = (
+    (247, 247, 247), (218, 218, 235), (188, 189, 220), (128, 125, 186), (84, 39, 143),
 )  # fmt: skip
 PAPER: RGB = RED[0]
 INK: RGB = (26, 26, 26)
@@ -36,16 +43,39 @@ def colour_of(value: float, scale: float, faded: bool = False) -> tuple[RGB, RGB
         >>> colour_of(0.0, 1.0)
         ((247, 247, 247), (26, 26, 26))
     """
-    stops = RED if value >= 0 else BLUE
-    position = min(abs(value) / scale, 1.0) * (len(stops) - 1) * (0.5 if faded else 1.0)
+    return _between(RED if value >= 0 else BLUE, abs(value) / scale, faded)
+
+
+def shade(value: float, scale: float, signed: bool, faded: bool = False) -> tuple[RGB, RGB]:
+    """Background and text colour of a relevance; purple for methods without a sign.
+
+    Args:
+        value (float): Relevance.
+        scale (float): Relevance of the full colour.
+        signed (bool): Which of the two scales.
+        faded (bool): Paler, for special tokens.
+
+    Example::
+
+        >>> shade(0.0, 1.0, signed=False) == shade(0.0, 1.0, signed=True)
+        True
+    """
+    if signed:
+        return colour_of(value, scale, faded)
+    return _between(PURPLE, max(value / scale, 0.0), faded)
+
+
+def _between(stops: Sequence[RGB], share: float, faded: bool) -> tuple[RGB, RGB]:
+    """The colour at a share of a scale, and that of a text on it."""
+    position = min(share, 1.0) * (len(stops) - 1) * (0.5 if faded else 1.0)
     low = min(int(position), len(stops) - 2)
     part = position - low
     red, green, blue = (
         round(a + (b - a) * part) for a, b in zip(stops[low], stops[low + 1], strict=True)
     )
-    if faded:
-        return (red, green, blue), _FADED
     background = (red, green, blue)
+    if faded:
+        return background, _FADED
     # dark or white text, whichever has more contrast as WCAG 2 defines it
     is_light = (_luminance(background) + 0.05) ** 2 > (_luminance(INK) + 0.05) * 1.05
     return background, INK if is_light else (255, 255, 255)

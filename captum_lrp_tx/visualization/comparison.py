@@ -21,27 +21,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from captum_lrp_tx.visualization.arrays import block_sums, map_of, scale_of
-from captum_lrp_tx.visualization.colours import (
-    INK,
-    PAPER,
-    RGB,
-    _luminance,
-    colour_of,
-    paint,
-    supports_colour,
-)
+from captum_lrp_tx.visualization.colours import INK, PAPER, colour_of, paint, shade, supports_colour
 from captum_lrp_tx.visualization.layout import wrapped
+from captum_lrp_tx.visualization.text import map_lines
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
 from captum_lrp_tx.visualization.wording import Scheme, cells, printable
 
 if TYPE_CHECKING:
     from captum_lrp_tx.visualization.arrays import FloatArray
-
-# ColorBrewer's purples, from the same white as the signed scale
-PURPLE: tuple[RGB, ...] = (
-    (247, 247, 247), (218, 218, 235), (188, 189, 220), (128, 125, 186), (84, 39, 143),
-)  # fmt: skip
-_FADED: RGB = (125, 125, 125)
 
 
 @dataclass(frozen=True)
@@ -123,36 +110,6 @@ class TextComparison:
         return TokenHeatmap(self.tokens, empty, special=self.special, scheme=self.scheme).pieces(
             merge
         )
-
-
-def shade(value: float, scale: float, signed: bool, faded: bool = False) -> tuple[RGB, RGB]:
-    """Background and text colour of a relevance; purple for methods without a sign.
-
-    Args:
-        value (float): Relevance.
-        scale (float): Relevance of the full colour.
-        signed (bool): Which of the two scales.
-        faded (bool): Paler, for special tokens.
-
-    Example::
-
-        >>> shade(0.0, 1.0, signed=False) == shade(0.0, 1.0, signed=True)
-        True
-    """
-    if signed:
-        return colour_of(value, scale, faded)
-    position = min(max(value / scale, 0.0), 1.0) * (len(PURPLE) - 1) * (0.5 if faded else 1.0)
-    low = min(int(position), len(PURPLE) - 2)
-    part = position - low
-    red, green, blue = (
-        round(a + (b - a) * part) for a, b in zip(PURPLE[low], PURPLE[low + 1], strict=True)
-    )
-    background = (red, green, blue)
-    if faded:
-        return background, _FADED
-    # whichever has more contrast, as for the signed scale
-    is_light = (_luminance(background) + 0.05) ** 2 > (_luminance(INK) + 0.05) * 1.05
-    return background, INK if is_light else (255, 255, 255)
 
 
 def comparison_terminal(
@@ -262,13 +219,13 @@ def image_comparison_terminal(
     for start in range(0, len(shown), across):
         group = shown[start : start + across]
         drawn = [
-            _blocks(maps[i], scales[i], shown[i].signed, panel, colour)
+            map_lines(maps[i], scales[i], colour, shown[i].signed)
             for i in range(start, start + len(group))
         ]
         rows = ["  ".join(_fit(printable(s.name), panel) for s in group).rstrip()]
         for i in range(max(map(len, drawn))):
-            cellsof = [lines[i] if i < len(lines) else ("", 0) for lines in drawn]
-            rows.append("  ".join(t + " " * (panel - used) for t, used in cellsof).rstrip())
+            across_row = [lines[i] if i < len(lines) else ("", 0) for lines in drawn]
+            rows.append("  ".join(t + " " * (panel - used) for t, used in across_row).rstrip())
         blocks.append("\n".join(rows))
     blocks += [f"{printable(s.name)}: {_reason(s)}" for s in strips if not s.is_drawn]
     if not colour:
@@ -348,35 +305,6 @@ def _fitted(strip: Strip, width: int) -> FloatArray:
     values = block_sums(values, math.ceil(values.shape[1] / width))
     repeat = max(1, width // values.shape[1])
     return values.repeat(repeat, 0).repeat(repeat, 1)
-
-
-def _blocks(
-    values: FloatArray, scale: float, signed: bool, width: int, colour: bool
-) -> list[tuple[str, int]]:
-    """Lines of a map with the columns they take."""
-    grid = values.tolist()
-    if not colour:
-        rows = ["".join(2 * _sign(v / scale) for v in row) for row in grid]
-        return [(row, len(row)) for row in rows]
-    if len(grid) % 2:
-        grid.append([0.0] * len(grid[0]))
-    return [
-        (
-            "".join(
-                paint("\u2580", shade(b, scale, signed)[0], shade(a, scale, signed)[0])
-                for a, b in zip(upper, lower, strict=True)
-            ),
-            len(upper),
-        )
-        for upper, lower in zip(grid[::2], grid[1::2], strict=True)
-    ]
-
-
-def _sign(value: float) -> str:
-    for bound, positive, negative in ((2 / 3, "#", "="), (1 / 3, "+", "-"), (1 / 9, ".", ",")):
-        if abs(value) >= bound:
-            return positive if value > 0 else negative
-    return " "
 
 
 def _reason(strip: Strip) -> str:

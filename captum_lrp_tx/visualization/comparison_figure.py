@@ -7,29 +7,26 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from captum_lrp_tx.packages import matplotlib
 from captum_lrp_tx.visualization.arrays import map_of, pixels_of, scale_of
-from captum_lrp_tx.visualization.colours import BLUE, RED, RGB, hexadecimal
-from captum_lrp_tx.visualization.comparison import (
-    PURPLE,
-    Strip,
-    TextComparison,
-    scales_of,
-    shade,
+from captum_lrp_tx.visualization.canvas import (
+    GREY,
+    Ruler,
+    bare,
+    colormap,
+    headline,
+    new_figure,
+    sheet,
 )
-from captum_lrp_tx.visualization.figures import (
-    _new_figure,
-    _notes,
-    require_matplotlib,
-)
-from captum_lrp_tx.visualization.glyphs import families, quiet_about_glyphs
+from captum_lrp_tx.visualization.colours import PURPLE, RGB, SIGNED, hexadecimal, shade
+from captum_lrp_tx.visualization.comparison import Strip, TextComparison, scales_of
+from captum_lrp_tx.visualization.figures import notes_of
+from captum_lrp_tx.visualization.glyphs import families
 from captum_lrp_tx.visualization.layout import placed, wrapped
 from captum_lrp_tx.visualization.wording import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_GREY = "#5f5f5f"
-_SIGNED: tuple[RGB, ...] = (*BLUE[::-1], *RED[1:])
 
 
 def comparison_figure(
@@ -61,7 +58,7 @@ def comparison_figure(
     every = "".join(piece.text for piece in comparison.words(merge)) + comparison.title
     every += "".join(strip.name + strip.reason for strip in comparison.strips)
     family = families(every)
-    measure = _Ruler(family, size)
+    measure = Ruler(family, size)
     names = [printable(strip.name) for strip in comparison.strips]
     left = margin + max(map(measure, names), default=0.0) * 1.06 + 8
     room = total - left - margin
@@ -74,15 +71,12 @@ def comparison_figure(
     between = 7.0 if max(map(len, drawn), default=0) > 1 else 2.2
     heights = [max(1, len(rows)) * step + between for rows in drawn]
     facts = [(printable(name), printable(text)) for name, text in comparison.facts]
-    notes = _notes(facts, lambda text: measure(text) * small / size, total - 2 * margin)
+    notes = notes_of(facts, lambda text: measure(text) * small / size, total - 2 * margin)
     title = textwrap.shorten(printable(comparison.title), 400)
     head = size * 2.0 if title else 0.0
     height = 2 * margin + head + len(notes) * small * 1.5 + 5 + sum(heights) + 18
-    drawing = _new_figure(width, height / 72)
-    axes = drawing.add_axes((0, 0, 1, 1))
-    axes.set_xlim(0, total)
-    axes.set_ylim(-height, 0)
-    axes.axis("off")
+    drawing = new_figure(width, height / 72)
+    axes = sheet(drawing, (0, total), (-height, 0))
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
         axes.text(x, y, text, parse_math=False, va="baseline", fontfamily=family, **style)
@@ -92,10 +86,10 @@ def comparison_figure(
         write(margin, y - size, title, fontsize=size + 1.0, fontweight="bold")
         y -= head
     for note in notes:
-        write(margin, y - small, note, fontsize=small, color=_GREY)
+        write(margin, y - small, note, fontsize=small, color=GREY)
         y -= small * 1.5
     y -= 5
-    boxes = require_matplotlib("patches").FancyBboxPatch
+    boxes = matplotlib("patches").FancyBboxPatch
     for (strip, pieces, scale), name, rows, used in zip(lines, names, drawn, heights, strict=True):
         base = y - step + 5.4
         write(left - 8, base, name, fontsize=size, ha="right", color="#1a1a1a")
@@ -119,9 +113,8 @@ def comparison_figure(
         y -= used
     kinds = {strip.signed for strip, pieces, _ in lines if pieces}
     own = "one scale for all methods" if comparison.common_scale else "each line on its own scale"
-    _legend(axes, left, -height + margin + 1, kinds, own, _Ruler(family, 7.0))
-    axes.set_xlim(0, total)  # imshow has narrowed the view to the colour bars
-    axes.set_ylim(-height, 0)
+    _legend(axes, left, -height + margin + 1, kinds, own, Ruler(family, 7.0))
+    axes.set(xlim=(0, total), ylim=(-height, 0))  # imshow has narrowed the view
     return drawing
 
 
@@ -170,19 +163,19 @@ def image_comparison_figure(
     side, gap, above, below = 0.1, 0.1, 0.19, 0.13
     panel = (width - 2 * side - (columns - 1) * gap) / columns
     tall = panel * high / wide
-    ruler = _Ruler(["DejaVu Sans"], 7.5)
+    ruler = Ruler(["DejaVu Sans"], 7.5)
     told = [(printable(name), printable(text)) for name, text in facts]
-    notes = _notes(told, ruler, (width - 2 * side) * 72)
+    notes = notes_of(told, ruler, (width - 2 * side) * 72)
     head = (0.3 if title else 0.02) + 0.155 * len(notes) + 0.06
     height = head + rows * (tall + above + below) + 0.27
-    drawing = _new_figure(width, height)
+    drawing = new_figure(width, height)
     for place in range(count):
         row, column = divmod(place, columns)
         x = side + column * (panel + gap)
         y = height - head - row * (tall + above + below) - above - tall
         axes = drawing.add_axes((x / width, y / height, panel / width, tall / height))
         name = "input" if place == 0 else printable(strips[place - 1].name)
-        _frame(axes, name, _GREY if place == 0 else "#1a1a1a")
+        _frame(axes, name, GREY if place == 0 else "#1a1a1a")
         if place == 0:
             _draw_input(axes, pixels)
             continue
@@ -192,35 +185,26 @@ def image_comparison_figure(
         else:
             _draw_map(axes, values, scale, strip.signed, pixels)
             sign = "\u00b1" if strip.signed else "0 to "
-            axes.set_xlabel(f"{sign}{scale:.2g}", fontsize=5.5, labelpad=2, color=_GREY)
+            axes.set_xlabel(f"{sign}{scale:.2g}", fontsize=5.5, labelpad=2, color=GREY)
     if title:
-        drawing.text(
-            side / width, 1 - 0.2 / height, printable(title), fontsize=10, fontweight="bold",
-            parse_math=False, fontfamily=families(title),
-        )  # fmt: skip
+        headline(drawing, side / width, 1 - 0.2 / height, title, size=10)
     for line, text in enumerate(notes):
         down = (0.36 if title else 0.08) + 0.155 * line
-        drawing.text(side / width, 1 - (down + 0.05) / height, text, fontsize=7.5, color=_GREY,
+        drawing.text(side / width, 1 - (down + 0.05) / height, text, fontsize=7.5, color=GREY,
                      parse_math=False)  # fmt: skip
     foot = drawing.add_axes((0, 0, 1, 0.25 / height))
     foot.axis("off")
-    foot.set_xlim(0, width * 72)
-    foot.set_ylim(0, 18)
+    foot.set(xlim=(0, width * 72), ylim=(0, 18))
     kinds = {s.signed for s in strips if s.is_drawn}
     own = "one scale for all maps" if common_scale else "each map on its own scale, below it"
-    _legend(foot, side * 72, 6, kinds, own, _Ruler(["DejaVu Sans"], 7.0))
-    foot.set_xlim(0, width * 72)
-    foot.set_ylim(0, 18)
+    _legend(foot, side * 72, 6, kinds, own, Ruler(["DejaVu Sans"], 7.0))
+    foot.set(xlim=(0, width * 72), ylim=(0, 18))
     return drawing
 
 
 def _frame(axes: Any, name: str, colour: str) -> None:
     """A thin frame with a name above."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_color("#c8c8c8")
-        spine.set_linewidth(0.6)
+    bare(axes)
     axes.set_title(name, fontsize=8, pad=3, color=colour, parse_math=False)
 
 
@@ -243,7 +227,7 @@ def _draw_map(axes: Any, values: Any, scale: float, signed: bool, pixels: Any) -
     """A map over the outlines of a grey image."""
     high, wide = pixels.shape[:2]
     axes.imshow(
-        values, cmap=_colormap(_SIGNED if signed else PURPLE), vmin=-scale if signed else 0.0,
+        values, cmap=colormap(SIGNED if signed else PURPLE), vmin=-scale if signed else 0.0,
         vmax=scale, interpolation="nearest", aspect="auto", extent=(0, wide, high, 0),
     )  # fmt: skip
     if pixels.ndim == 2 and min(pixels.shape) > 1:
@@ -253,27 +237,8 @@ def _draw_map(axes: Any, values: Any, scale: float, signed: bool, pixels: Any) -
         axes.set_ylim(high, 0)
 
 
-class _Ruler:
-    """Width of texts in points."""
-
-    def __init__(self, family: list[str], size: float) -> None:
-        fonts = require_matplotlib("font_manager").FontProperties
-        self._font = fonts(family=family, size=size)
-        # eight dots to a point: at one, every letter would be rounded to whole points
-        backend = require_matplotlib("backends.backend_agg")
-        self._renderer: Any = backend.RendererAgg(16, 16, 8 * 72)
-        self._known: dict[str, float] = {}
-
-    def __call__(self, text: str) -> float:
-        if text not in self._known:
-            with quiet_about_glyphs():
-                sizes = self._renderer.get_text_width_height_descent(text, self._font, ismath=False)
-            self._known[text] = float(sizes[0]) / 8
-        return self._known[text]
-
-
-def _legend(axes: Any, x: float, y: float, kinds: set[bool], note: str, measure: _Ruler) -> None:
-    style = {"fontsize": 7, "color": _GREY, "va": "baseline"}
+def _legend(axes: Any, x: float, y: float, kinds: set[bool], note: str, measure: Ruler) -> None:
+    style = {"fontsize": 7, "color": GREY, "va": "baseline"}
 
     def write(text: str) -> None:
         nonlocal x
@@ -283,14 +248,14 @@ def _legend(axes: Any, x: float, y: float, kinds: set[bool], note: str, measure:
     def bar(stops: Sequence[RGB], length: float) -> None:
         nonlocal x
         axes.imshow(
-            [[i / 255 for i in range(256)]], cmap=_colormap(stops), vmin=0, vmax=1, aspect="auto",
+            [[i / 255 for i in range(256)]], cmap=colormap(stops), vmin=0, vmax=1, aspect="auto",
             extent=(x, x + length, y, y + 5), interpolation="bilinear",
         )  # fmt: skip
         x += length + 4
 
     if True in kinds:
         write("against")
-        bar(_SIGNED, 60)
+        bar(SIGNED, 60)
         write("for")
         x += 10
     if False in kinds:
@@ -301,12 +266,7 @@ def _legend(axes: Any, x: float, y: float, kinds: set[bool], note: str, measure:
     write(note)
 
 
-def _colormap(stops: Sequence[RGB]) -> Any:
-    colours = [tuple(part / 255 for part in rgb) for rgb in stops]
-    return require_matplotlib("colors").LinearSegmentedColormap.from_list("relevance", colours)
-
-
-def _cut(text: str, width: float, measure: _Ruler, factor: float) -> str:
+def _cut(text: str, width: float, measure: Ruler, factor: float) -> str:
     if measure(text) * factor <= width:
         return text
     while text and measure(text + " ...") * factor > width:

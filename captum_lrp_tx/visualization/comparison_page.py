@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any
 
-from captum_lrp_tx.visualization.colours import BLUE, RED
-from captum_lrp_tx.visualization.comparison import PURPLE, Strip, TextComparison, shade
+from captum_lrp_tx.visualization.colours import PURPLE, SIGNED, shade
+from captum_lrp_tx.visualization.comparison import Strip, TextComparison
 from captum_lrp_tx.visualization.comparison_figure import image_comparison_figure
-from captum_lrp_tx.visualization.page import Box
+from captum_lrp_tx.visualization.page import Box, embedded
 from captum_lrp_tx.visualization.rendering import render
 from captum_lrp_tx.visualization.wording import printable
 
@@ -53,7 +51,7 @@ def comparison_html(
         lines=[(comparison, _texts(comparison, merge)) for comparison in listed],
         kinds={s.signed for c in listed for s in c.strips if s.is_drawn},
         common=any(c.common_scale for c in listed),
-        signed=(*BLUE[::-1], *RED[1:]), unsigned=PURPLE,
+        signed=SIGNED, unsigned=PURPLE,
     )  # fmt: skip
 
 
@@ -82,11 +80,8 @@ def image_comparison_html(
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    picture = io.BytesIO()
     drawing = image_comparison_figure(image, strips, common_scale=common_scale, width=9.0)
-    drawing.savefig(picture, format="png", dpi=200)
-    data = base64.b64encode(picture.getvalue()).decode("ascii")
-    return _rendered(title, facts, whole, picture=data, strips=strips)
+    return _rendered(title, facts, whole, picture=embedded(drawing), strips=strips)
 
 
 def _texts(comparison: TextComparison, merge: bool) -> list[list[Box]]:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
+from captum_lrp_tx.packages import matplotlib
 from captum_lrp_tx.visualization.arrays import map_of, pixels_of, scale_of
-from captum_lrp_tx.visualization.colours import BLUE, RED, colour_of, hexadecimal
+from captum_lrp_tx.visualization.canvas import (
+    GREY,
+    Ruler,
+    bare,
+    colormap,
+    colour_bar,
+    headline,
+    new_figure,
+    sheet,
+)
+from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
 from captum_lrp_tx.visualization.glyphs import families, quiet_about_glyphs
 from captum_lrp_tx.visualization.layout import placed, wrapped
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
 from captum_lrp_tx.visualization.wording import printable
 
 if TYPE_CHECKING:
-    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 Target = Union[str, "os.PathLike[str]", BinaryIO]
@@ -45,31 +54,20 @@ def figure(heatmap: TokenHeatmap, *, width: float = 6.5, merge: bool = True) -> 
     total_width = width * 72
     pieces = heatmap.pieces(merge)
     scale = heatmap.scale(merge)
-    fonts = require_matplotlib("font_manager").FontProperties
     family = families("".join(piece.text for piece in pieces) + heatmap.title)
-    font = fonts(family=family, size=size)
-    renderer: Any = require_matplotlib("backends.backend_agg").RendererAgg(16, 16, 72)
-    known: dict[str, float] = {}
+    ruler = Ruler(family, size)
 
     def measure(text: str) -> float:
-        if text not in known:
-            with quiet_about_glyphs():
-                advance = renderer.get_text_width_height_descent(text, font, ismath=False)[0]
-            known[text] = float(advance) + 2 * pad
-        return known[text]
+        return ruler(text) + 2 * pad
 
     room = total_width - 2 * margin
     lines = list(wrapped(pieces, room, measure, gap))
     facts = heatmap.facts()
     head = size * 1.9 if heatmap.title else 0.0
-    notes = _notes(facts, lambda text: measure(text) * small / size, room)
+    notes = notes_of(facts, lambda text: ruler(text) * small / size, room)
     height = 2 * margin + head + len(notes) * small * 1.55 + 4 + len(lines) * step + 16
-    drawing = _new_figure(width, height / 72)
-    axes = drawing.add_axes((0, 0, 1, 1))
-    axes.set_xlim(0, total_width)
-    axes.set_ylim(-height, 0)
-    axes.axis("off")
-    grey = "#5f5f5f"
+    drawing = new_figure(width, height / 72)
+    axes = sheet(drawing, (0, total_width), (-height, 0))
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
         # parse_math: a price list is no formula
@@ -80,10 +78,10 @@ def figure(heatmap: TokenHeatmap, *, width: float = 6.5, merge: bool = True) -> 
         write(margin, y - size, printable(heatmap.title), fontsize=size, fontweight="bold")
         y -= head
     for note in notes:
-        write(margin, y - small, note, fontsize=small, color=grey)
+        write(margin, y - small, note, fontsize=small, color=GREY)
         y -= small * 1.55
     y -= 4
-    patches = require_matplotlib("patches")
+    patches = matplotlib("patches")
     for line in lines:
         for x, text, piece in placed(line, pieces, room, measure, gap):
             background, ink = colour_of(piece.relevance, scale, piece.special)
@@ -96,9 +94,8 @@ def figure(heatmap: TokenHeatmap, *, width: float = 6.5, merge: bool = True) -> 
             colour = hexadecimal(ink)
             write(margin + x + pad, y - step + 8.2, text, fontsize=size, color=colour)
         y -= step
-    _legend(axes, margin, y - 16, scale, grey, lambda text: measure(text) * 7 / size)
-    axes.set_xlim(0, total_width)  # imshow has narrowed the view to the colour bar
-    axes.set_ylim(-height, 0)
+    _legend(axes, margin, y - 16, scale, lambda text: ruler(text) * 7 / size)
+    axes.set(xlim=(0, total_width), ylim=(-height, 0))  # imshow has narrowed the view
     return drawing
 
 
@@ -173,7 +170,7 @@ def image_figure(
     panel = (width - 0.9) / 2
     head = 0.5 if title else 0.3
     own = panel * rows / columns + head + 0.1
-    drawing = _new_figure(width, own) if below is None else _grown(below, own)
+    drawing = new_figure(width, own) if below is None else _grown(below, own)
     height = float(drawing.get_size_inches()[1])
     bottom, share = 0.1 / height, panel * rows / columns / height
     left = drawing.add_axes((0.1 / width, bottom, panel / width, share))
@@ -181,35 +178,22 @@ def image_figure(
     bar = drawing.add_axes(((0.27 + 2 * panel) / width, bottom, 0.11 / width, share))
     left.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     shown = right.imshow(
-        values, cmap=_colormap(), vmin=-scale, vmax=scale, interpolation="nearest", aspect="auto"
+        values, cmap=colormap(), vmin=-scale, vmax=scale, interpolation="nearest", aspect="auto"
     )
     if pixels.ndim == 2 if outline is None else outline:
         grey = pixels if pixels.ndim == 2 else pixels.mean(2)
         if min(grey.shape) > 1:  # contours need two rows and columns
             right.contour(grey, levels=[0.5], colors="#3c3c3c", linewidths=0.7, alpha=0.6)
     for axes, name in ((left, "input"), (right, label)):
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_title(name, fontsize=8, color="#5f5f5f", pad=4)
-        for spine in axes.spines.values():
-            spine.set_color("#c8c8c8")
-            spine.set_linewidth(0.6)
-    colours = drawing.colorbar(
-        shown, cax=bar, ticks=[-scale, 0, scale], extendfrac=0.04,
-        extend="both" if abs(values).max() > scale else "neither",
-    )  # fmt: skip
-    colours.ax.set_yticklabels([f"\u2212{scale:.2g}", "0", f"+{scale:.2g}"])
-    colours.ax.tick_params(labelsize=7, length=2, colors="#5f5f5f")
-    colours.outline.set_visible(False)
+        bare(axes)
+        axes.set_title(name, fontsize=8, color=GREY, pad=4)
+    colour_bar(drawing, shown, bar, scale, abs(values).max() > scale)
     if title:
-        drawing.text(
-            0.1 / width, (own - 0.19) / height, printable(title), fontsize=11, fontweight="bold",
-            parse_math=False, fontfamily=families(title),
-        )  # fmt: skip
+        headline(drawing, 0.1 / width, (own - 0.19) / height, title)
     return drawing
 
 
-def _notes(
+def notes_of(
     facts: Sequence[tuple[str, str]], measure: Callable[[str], float], width: float
 ) -> list[str]:
     """The facts in as few lines as they need."""
@@ -224,17 +208,15 @@ def _notes(
     return [line for line in lines if line]
 
 
-def _legend(
-    axes: Any, x: float, y: float, scale: float, grey: str, measure: Callable[[str], float]
-) -> None:
+def _legend(axes: Any, x: float, y: float, scale: float, measure: Callable[[str], float]) -> None:
     width, height = 90.0, 5.0
     low, high = f"against {-scale:.2g}".replace("-", "\u2212"), f"{scale:+.2g} for"
-    start = x + measure(low) + 2
-    style = {"fontsize": 7, "color": grey, "va": "baseline"}
+    start = x + measure(low) + 5
+    style = {"fontsize": 7, "color": GREY, "va": "baseline"}
     axes.text(x, y - 0.3, low, **style)
     axes.imshow(
         [[i / 127.5 - 1 for i in range(256)]],
-        cmap=_colormap(),
+        cmap=colormap(),
         vmin=-1,
         vmax=1,
         aspect="auto",
@@ -242,13 +224,6 @@ def _legend(
         interpolation="bilinear",
     )
     axes.text(start + width + 5, y - 0.3, high, **style)
-
-
-def _colormap() -> Colormap:
-    colours = [tuple(part / 255 for part in rgb) for rgb in (*BLUE[::-1], *RED[1:])]
-    colormap = require_matplotlib("colors").LinearSegmentedColormap
-    made: Colormap = colormap.from_list("relevance", colours)
-    return made
 
 
 def _grown(drawing: Figure, more: float) -> Figure:
@@ -260,29 +235,3 @@ def _grown(drawing: Figure, more: float) -> Figure:
         place = (box.x0, (box.y0 * height + more) / whole, box.width, box.height * height / whole)
         axes.set_position(place)
     return drawing
-
-
-def _new_figure(width: float, height: float, **options: Any) -> Figure:
-    """A figure that belongs to no window and to no global list of figures."""
-    made: Figure = require_matplotlib("figure").Figure(figsize=(width, height), **options)
-    require_matplotlib("backends.backend_agg").FigureCanvasAgg(made)
-    return made
-
-
-def require_matplotlib(name: str = "figure") -> Any:
-    """A module of matplotlib.
-
-    Args:
-        name (str): Without ``matplotlib.``.
-
-    Raises:
-        ImportError: If matplotlib is not installed, with the command that installs it.
-    """
-    try:
-        return importlib.import_module(f"matplotlib.{name}")
-    except ImportError as error:
-        raise ImportError(
-            f"figures need matplotlib, which cannot be imported ({error}); install it with: "
-            "pip install matplotlib pillow",
-            name=error.name,
-        ) from error

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from captum_lrp_tx.visualization.colours import BLUE, RED, RGB, colour_of, hexadecimal
+from captum_lrp_tx.visualization.colours import RGB, SIGNED, colour_of, hexadecimal
 from captum_lrp_tx.visualization.figures import image_figure
 from captum_lrp_tx.visualization.rendering import render
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
@@ -89,7 +89,7 @@ def text_section(heatmap: TokenHeatmap, *, merge: bool = True) -> Section:
     ]
     body = render(
         "text.html", pieces=pieces, least=f"{-scale:+.3g}", most=f"{scale:+.3g}",
-        colours=(*BLUE[::-1], *RED[1:]),
+        colours=SIGNED,
     )  # fmt: skip
     return Section(heatmap.title, heatmap.facts(), body)
 
@@ -126,10 +126,14 @@ def figure_section(
     drawing: Figure, alt: str, *, title: str = "", facts: Sequence[tuple[str, str]] = ()
 ) -> Section:
     """A figure, for :func:`page` or :func:`sections`; ``alt`` says what it shows."""
+    return Section(title, facts, render("image.html", picture=embedded(drawing), alt=alt))
+
+
+def embedded(drawing: Figure) -> str:
+    """A figure as a PNG file in base64, for the source of an image."""
     picture = io.BytesIO()
     drawing.savefig(picture, format="png", dpi=200)
-    data = base64.b64encode(picture.getvalue()).decode("ascii")
-    return Section(title, facts, render("image.html", picture=data, alt=alt))
+    return base64.b64encode(picture.getvalue()).decode("ascii")
 
 
 def sections(parts: Sequence[Section]) -> str:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from captum_lrp_tx.packages import matplotlib
 from captum_lrp_tx.visualization.arrays import pixels_of
 from captum_lrp_tx.visualization.bidirectional import is_right_to_left, levels, visual_order
+from captum_lrp_tx.visualization.canvas import Ruler, new_figure, sheet
 from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
-from captum_lrp_tx.visualization.figures import _new_figure, require_matplotlib
-from captum_lrp_tx.visualization.glyphs import families, quiet_about_glyphs
+from captum_lrp_tx.visualization.glyphs import families
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
 from captum_lrp_tx.visualization.wording import printable
 
@@ -74,22 +75,14 @@ def pairs_figure(
     joined = _strongest(values, shown[0][:, None] & shown[1][None, :], lines)
     scale = max(text.scale() for text in texts)
     family = families("".join(word.text for row in words for word in row) + title)
-    font = require_matplotlib("font_manager").FontProperties(family=family, size=11)
-    renderer: Any = require_matplotlib("backends.backend_agg").RendererAgg(16, 16, 72)
-    with quiet_about_glyphs():
-        sizes = [
-            [renderer.get_text_width_height_descent(printable(word.text), font, False)[0] + 6
-             for word in row]
-            for row in words
-        ]  # fmt: skip
+    measure = Ruler(family, 11)
+    sizes = [[measure(printable(word.text)) + 6 for word in row] for row in words]
     needed = max(sum(row) + 4 * len(row) for row in sizes) + 16
     total = max(width * 72, needed)  # a long text makes the picture wider, not the letters smaller
     top, gap, box = (26.0 if title else 8.0), 90.0, 18.0
     height = top + gap + 2 * box + 8
-    drawing = _new_figure(total / 72, height / 72)
-    axes = drawing.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, total), ylim=(-height, 0))
-    axes.axis("off")
+    drawing = new_figure(total / 72, height / 72)
+    axes = sheet(drawing, (0, total), (-height, 0))
     if title:
         axes.text(8, -18, printable(title), fontsize=11, fontweight="bold", fontfamily=family,
                   parse_math=False)  # fmt: skip
@@ -100,7 +93,7 @@ def pairs_figure(
         for place in _in_order(row):
             word, size = row[place], widths[place]
             paper, ink = colour_of(word.relevance, scale, word.special)
-            patch = require_matplotlib("patches").Rectangle(
+            patch = matplotlib("patches").Rectangle(
                 (x, y), size, box, facecolor=hexadecimal(paper), linewidth=0
             )
             axes.add_patch(patch)
@@ -153,10 +146,8 @@ def image_pairs_figure(
     head, panel = (0.35 if title else 0.1), (width - 0.7) / 2
     tallest = max(panel * image.shape[0] / image.shape[1] for image in images)
     height = tallest + head + 0.1
-    drawing = _new_figure(width, height)
-    axes = drawing.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(-height, 0))
-    axes.axis("off")
+    drawing = new_figure(width, height)
+    axes = sheet(drawing, (0, width), (-height, 0))
     if title:
         axes.text(0.1, -0.24, printable(title), fontsize=11, fontweight="bold",
                   fontfamily=families(title), parse_math=False)  # fmt: skip

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from captum_lrp_tx.packages import matplotlib
+from captum_lrp_tx.visualization.canvas import new_figure, sheet
 from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
-from captum_lrp_tx.visualization.figures import _new_figure, require_matplotlib
 from captum_lrp_tx.visualization.glyphs import families
 from captum_lrp_tx.visualization.wording import printable
 
@@ -55,10 +56,8 @@ def cells_figure(
     high = min(cell, 0.28)
     head = 0.35 if title else 0.1
     height = below + high * len(rows) + head
-    drawing = _new_figure(width, height)
-    axes = drawing.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(0, height))
-    axes.axis("off")
+    drawing = new_figure(width, height)
+    axes = sheet(drawing, (0, width), (0, height))
     family = families("".join([*columns, *rows, title]))
     for i, row in enumerate(values):
         y = below + i * high
@@ -66,7 +65,7 @@ def cells_figure(
                   va="center", fontfamily=family, parse_math=False)  # fmt: skip
         for j, value in enumerate(row):
             if value is not None:
-                box = require_matplotlib("patches").Rectangle(
+                box = matplotlib("patches").Rectangle(
                     (left + j * cell, y), cell * 0.94, high * 0.9, linewidth=0,
                     facecolor=hexadecimal(colour_of(value, scale)[0]),
                 )  # fmt: skip

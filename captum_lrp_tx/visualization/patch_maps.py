@@ -28,8 +28,7 @@ from torch import Tensor
 
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.visualization.arrays import pixels_of
-from captum_lrp_tx.visualization.colours import BLUE, RED
-from captum_lrp_tx.visualization.figures import require_matplotlib
+from captum_lrp_tx.visualization.canvas import bare, colormap, new_figure, signed_ticks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -233,17 +232,12 @@ def heatmap_figure(
     cell = (width - left - right - gap * (columns - 1)) / columns
     down = cell * images.shape[-2] / images.shape[-1]
     height = top + bottom + count * down + (count - 1) * gap
-    drawing: Figure = require_matplotlib("figure").Figure(figsize=(width, height))
-    require_matplotlib("backends.backend_agg").FigureCanvasAgg(drawing)
+    drawing = new_figure(width, height)
 
     def place(row: int, column: int) -> Any:
         x, y = left + column * (cell + gap), height - top - (row + 1) * down - row * gap
         axes = drawing.add_axes((x / width, y / height, cell / width, down / height))
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set_color("#c8c8c8")
-            spine.set_linewidth(0.5)
+        bare(axes, width=0.5)
         return axes
 
     for row in range(count):
@@ -282,8 +276,7 @@ def _drawn(
     import numpy as np
     from captum.attr import visualization
 
-    colours = [tuple(part / 255 for part in rgb) for rgb in (*BLUE[::-1], *RED[1:])]
-    cmap = require_matplotlib("colors").LinearSegmentedColormap.from_list("relevance", colours)
+    cmap = colormap()
     if bool(np.any(heat)):
         visualization.visualize_image_attr(
             heat, picture, method=method, sign="all", cmap=cmap, alpha_overlay=alpha,
@@ -314,7 +307,7 @@ def _colour_bar(
         shown, cax=drawing.add_axes(where), orientation=orientation, ticks=[-1, 0, 1]
     )
     bar.solids.set_alpha(1)
-    labels = [f"\u2212{scale:.2g}", "0", f"+{scale:.2g}"]
+    labels = signed_ticks(scale)
     if side == "right":
         bar.ax.set_yticklabels(labels)
         for text, va in zip(bar.ax.get_yticklabels(), ("bottom", "center", "top"), strict=True):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from captum_lrp_tx.visualization.arrays import block_sums, map_of, scale_of
-from captum_lrp_tx.visualization.colours import INK, PAPER, colour_of, paint, supports_colour
+from captum_lrp_tx.visualization.colours import INK, PAPER, colour_of, paint, shade, supports_colour
 from captum_lrp_tx.visualization.layout import wrapped
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
 from captum_lrp_tx.visualization.wording import cells, printable
+
+if TYPE_CHECKING:
+    from captum_lrp_tx.visualization.arrays import FloatArray
 
 
 def terminal(
@@ -116,22 +119,40 @@ def image_terminal(relevance: Any, width: int | None = None, colour: bool | None
     values = map_of(relevance)
     factor = math.ceil(values.shape[1] / (width if colour else width // 2))
     values = block_sums(values, factor)
-    grid, scale = values.tolist(), scale_of(values)
+    lines = [line.rstrip() for line, _ in map_lines(values, scale_of(values), colour)]
+    if colour:
+        return "\n".join([*lines, "", _legend(scale_of(values))])
+    legend = f"for: # + .   against: = - ,   (above 2/3, 1/3, 1/9 of {scale_of(values):.3g})"
+    return "\n".join([*lines, "", legend])
+
+
+def map_lines(
+    values: FloatArray, scale: float, colour: bool, signed: bool = True
+) -> list[tuple[str, int]]:
+    """Lines of a map, each with the columns that it takes.
+
+    Args:
+        values (array): Shape ``(rows, columns)``.
+        scale (float): Relevance at which colours saturate.
+        colour (bool): Two pixels of colour in a character, or characters for sign and size.
+        signed (bool): Which of the two scales of colours.
+    """
+    grid = values.tolist()
     if not colour:
-        rows = ["".join(2 * _sign(v / scale) for v in row).rstrip() for row in grid]
-        legend = f"for: # + .   against: = - ,   (above 2/3, 1/3, 1/9 of {scale:.3g})"
-        return "\n".join([*rows, "", legend])
+        rows = ["".join(2 * _sign(v / scale) for v in row) for row in grid]
+        return [(row, len(row)) for row in rows]
     if len(grid) % 2:
         grid.append([0.0] * len(grid[0]))
-    lines = []
-    for upper, lower in zip(grid[::2], grid[1::2], strict=True):
-        pairs = zip(upper, lower, strict=True)
-        lines.append(
+    return [
+        (
             "".join(
-                paint("\u2580", colour_of(b, scale)[0], colour_of(a, scale)[0]) for a, b in pairs
-            )
+                paint("\u2580", shade(b, scale, signed)[0], shade(a, scale, signed)[0])
+                for a, b in zip(upper, lower, strict=True)
+            ),
+            len(upper),
         )
-    return "\n".join([*lines, "", _legend(scale)])
+        for upper, lower in zip(grid[::2], grid[1::2], strict=True)
+    ]
 
 
 def _legend(scale: float) -> str:

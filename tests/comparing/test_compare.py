@@ -31,13 +31,13 @@ from captum_lrp_tx.methods import METHODS, choose_methods, find_method
 from captum_lrp_tx.methods import run as run_method
 from captum_lrp_tx.methods.registry import PAPER
 from captum_lrp_tx.models import digit_samples, digits, sentiment
+from captum_lrp_tx.visualization.colours import shade
 from captum_lrp_tx.visualization.comparison import (
     Strip,
     TextComparison,
     comparison_terminal,
     decimals_for,
     image_comparison_terminal,
-    shade,
 )
 from captum_lrp_tx.visualization.comparison_figure import comparison_figure, image_comparison_figure
 from captum_lrp_tx.visualization.comparison_page import comparison_html

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.attr.parts.showing import pandas
-from captum_lrp_tx.errors import InputError, MissingPackageError
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.packages import needed, pandas
 
 if TYPE_CHECKING:
     import networkx  # type: ignore[import-untyped]
@@ -192,13 +191,7 @@ class PartGraph:
             >>> graph = found.circuit(0.5).to_networkx()
             >>> graph.in_degree("output", weight="weight")
         """
-        try:
-            nx = importlib.import_module("networkx")
-        except ImportError as error:
-            raise MissingPackageError(
-                f"graphs need networkx, which cannot be imported ({error}); install it with: "
-                "pip install networkx"
-            ) from error
+        nx = needed("networkx", "graphs need networkx", "pip install networkx")
         graph = nx.DiGraph()
         for node in self.nodes:
             graph.add_node(

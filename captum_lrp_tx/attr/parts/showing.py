@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
-from captum_lrp_tx.errors import InputError, MissingPackageError
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.packages import pandas
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,18 +139,3 @@ class PartsResult:
             title=title,
             width=width,
         )
-
-
-def pandas() -> Any:
-    """The package.
-
-    Raises:
-        MissingPackageError: it is not installed.
-    """
-    try:
-        return importlib.import_module("pandas")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"tables need pandas, which cannot be imported ({error}); install it with: "
-            "pip install pandas"
-        ) from error

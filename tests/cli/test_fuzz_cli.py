@@ -64,7 +64,8 @@ def check(*arguments: Any) -> int:
         assert len(told) == 1 and told[0].startswith("captum_lrp_tx: "), err.getvalue()
         assert len(told[0]) > 30
     elif status == 2:  # the usage, with the reason at the end unless there were no arguments
-        reason = ": error: " in told[-1] or told[-1].startswith("captum_lrp_tx: ")
+        # an argument in the reason may break the line
+        reason = ": error: " in told_all or told[-1].startswith("captum_lrp_tx: ")
         assert reason or (told[0].startswith("usage: ") and "examples:" in told)
     return status
 

@@ -1,4 +1,4 @@
-"""Attention sinks: keys that take most of the attention of a head.
+"""Attention sinks: keys that have taken most of the attention of a head so far.
 
 Language models park the attention of heads that have nothing to say on one token, mostly the first,
 whose values add nearly the same vector whatever the text (Xiao et al., "Efficient Streaming
@@ -7,13 +7,16 @@ Language Models with Attention Sinks", ICLR 2024).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.autograd.pattern_product import (
+    BLOCK_ENTRIES,
     additive,
     heads_of,
-    transposed_pattern_product,
+    rows_of_pattern,
 )
 from captum_lrp_tx.propagation.operations import FusedAttention, PatternProduct
 from captum_lrp_tx.propagation.recognition.contracted import contraction_of
@@ -22,39 +25,70 @@ from captum_lrp_tx.propagation.recognition.contracted import contraction_of
 _HIDDEN = -1e4
 
 
-@torch.no_grad()
-def sinks_of_call(operation: FusedAttention, share: float) -> Tensor:
-    """Which keys of fused attention are sinks of which heads.
+def taken_from_sinks(patterns: Iterable[Tensor], values: Tensor, share: float) -> Tensor | None:
+    """What the queries of causal attention take from their sinks, linear in the values.
+
+    A key is a sink of a query if it has ``share`` or more of the attention of the head in the mean
+    over this query and those before it. The first sees itself only, has no choice and is not
+    counted, nor is padding.
 
     Args:
-        operation (FusedAttention): Without dropout.
-        share (float): Part of the attention of a head that makes a key its sink.
+        patterns (iterable of Tensor): The pattern ``(..., heads, queries, keys)``, whole or in
+            blocks of rows from the first to the last.
+        values (Tensor): ``(..., heads, keys, channels)``; one head may be for all.
+        share (float): Of the attention of a head.
 
     Returns:
-        Tensor: Boolean, shape ``(..., heads, keys, 1)``.
+        Tensor or None: ``(..., heads, queries, channels)``; ``None`` if no query has a sink.
     """
-    query, mask = operation.query.detach(), operation.mask
-    key = heads_of(query, operation.key.detach())
-    scale = query.shape[-1] ** -0.5 if operation.scale is None else operation.scale
-    last = query[..., -1:, :].float() * scale @ key.float().transpose(-2, -1)
-    if mask is not None:
-        last = last + additive(mask, torch.float32)[..., -1:, :]
-    counted = _counted(last.softmax(-1), query.shape[-2], is_causal_call(operation))
-    rows = counted.expand(*query.shape[:-1]).unsqueeze(-1)
-    taken = transposed_pattern_product(
-        query, key.expand(*query.shape[:-2], -1, -1), rows.to(query.dtype), mask,
-        operation.is_causal, operation.scale, None,
-    )  # fmt: skip
-    return taken >= share
+    parts: list[Tensor] = []
+    total: Tensor | float = 0.0
+    count: Tensor | float = 0.0
+    row, is_any = 0, False
+    for pattern in patterns:
+        seen = pattern > 0  # padding on the left looks at nothing, or at what is behind it
+        has_choice = seen.tril(row - 1).any(-1) & ~seen.triu(row + 1).any(-1)
+        counted = has_choice.to(pattern.dtype).unsqueeze(-1)
+        sums = (pattern * counted).cumsum(-2) + total
+        counts = counted.cumsum(-2) + count
+        is_sink = sums >= share * counts.clamp(min=1.0)
+        keys = is_sink.flatten(0, -2).any(0).nonzero().squeeze(-1)
+        weights = (pattern * is_sink)[..., keys].to(values.dtype)
+        parts.append(weights @ values.index_select(-2, keys))
+        total, count = sums[..., -1:, :], counts[..., -1:, :]
+        row, is_any = row + pattern.shape[-2], is_any or len(keys) > 0
+    return torch.cat(parts, -2) if is_any else None
 
 
 @torch.no_grad()
-def sinks_of_product(operation: PatternProduct, share: float) -> tuple[int, Tensor] | None:
-    """The same for a matrix product of one pattern with values.
+def patterns_of_call(operation: FusedAttention) -> Iterator[Tensor]:
+    """The pattern of fused attention in blocks of rows, heads spelled out.
+
+    Args:
+        operation (FusedAttention): Without dropout, of as many queries as keys.
+
+    Yields:
+        Tensor: ``(..., heads, rows of the block, keys)``.
+    """
+    query, mask = operation.query.detach(), operation.mask
+    keys = heads_of(query, operation.key.detach()).transpose(-2, -1)
+    scale = query.shape[-1] ** -0.5 if operation.scale is None else operation.scale
+    per_row = max(query[..., 0, 0].numel() * keys.shape[-1], 1)
+    numbers = torch.arange(query.shape[-2], device=query.device)
+    for part in numbers.split(max(BLOCK_ENTRIES // per_row, 1)):
+        rows = slice(int(part[0]), int(part[-1]) + 1)
+        section = mask if mask is None or mask.shape[-2] == 1 else mask.detach()[..., rows, :]
+        yield rows_of_pattern(query[..., rows, :], keys, section, operation.is_causal, scale, part)
+
+
+def pattern_of_product(operation: PatternProduct) -> tuple[int, int] | None:
+    """Positions of pattern and values in a matrix product of one softmax with values.
+
+    Args:
+        operation (PatternProduct): Any.
 
     Returns:
-        tuple or None: Position of the values, and a boolean tensor ``(..., keys, 1)`` that
-        broadcasts against them; ``None`` if the product is no such, or its heads share values.
+        tuple of int, or None: ``None`` if the product is no such, or its heads share values.
     """
     if len(operation.patterns) != 1 or operation.rescales or operation.shares is not None:
         return None
@@ -63,7 +97,7 @@ def sinks_of_product(operation: PatternProduct, share: float) -> tuple[int, Tens
     if how is None or len(how.operands) != 2 or weights not in how.operands:
         return None
     (place,) = how.operands.keys() - {weights}
-    pattern, values = operation.args[weights].detach(), operation.args[place]
+    pattern, values = operation.args[weights], operation.args[place]
     # pattern (..., queries, keys), values (..., keys, channels)
     is_plain = (
         how.summed(weights) == [-1] and how.summed(place) == [-2]
@@ -72,66 +106,32 @@ def sinks_of_product(operation: PatternProduct, share: float) -> tuple[int, Tens
     is_batched = how.operands[weights][:-2] == how.operands[place][:-2] != ""
     if not (is_plain and is_batched and pattern.shape[:-2] == values.shape[:-2]):
         return None
-    sums = pattern[..., -1, :].sum(-1)
+    sums = pattern.detach()[..., -1, :].sum(-1)
     if not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
         return None  # no softmax's, or one that leaves something for nobody
-    counted = _counted(pattern[..., -1:, :], pattern.shape[-2], _is_causal_pattern(pattern))
-    taken = counted.to(pattern.dtype).unsqueeze(-2) @ pattern
-    return place, taken.transpose(-2, -1) >= share
+    return weights, place
 
 
 @torch.no_grad()
 def is_causal_call(operation: FusedAttention) -> bool:
-    """Whether every query sees the keys up to its own only.
-
-    One query against a cache tells nothing: no.
-    """
+    """Whether the queries are those of a whole text, and see the keys up to their own only."""
     rows, columns = operation.query.shape[-2], operation.key.shape[-2]
-    if rows < 2:
-        return False
-    if operation.is_causal or operation.mask is None:
-        return operation.is_causal
+    if rows != columns or operation.is_causal or operation.mask is None:
+        return rows == columns > 1 and operation.is_causal
     mask = operation.mask
     if mask.shape[-2:] != (rows, columns):
         return False
-    return _sees_no_later(additive(mask, torch.float32) > _HIDDEN)
+    return is_causal_pattern(additive(mask, torch.float32) > _HIDDEN)
 
 
 @torch.no_grad()
-def is_causal_product(operation: PatternProduct) -> bool:
-    """The same for a matrix product of one pattern ``(..., queries, keys)`` with values."""
-    return len(operation.patterns) == 1 and _is_causal_pattern(
-        operation.args[operation.patterns[0]].detach()
-    )
+def is_causal_pattern(seen: Tensor) -> bool:
+    """The same of what is seen: positive, or true, in ``(..., queries, keys)``.
 
-
-def _is_causal_pattern(pattern: Tensor) -> bool:
-    return pattern.shape[-2] > 1 and _sees_no_later(pattern > 0)
-
-
-def _sees_no_later(sees: Tensor) -> bool:
-    """Whether no query ``(..., queries, keys)`` sees a later key; padding may look anywhere."""
-    rows, columns = sees.shape[-2:]
-    later = sees.triu(1 + columns - rows)
-    if rows == columns:
-        later = later & sees[..., -1, :].unsqueeze(-1)
-    return not bool(later.any())
-
-
-def _counted(last: Tensor, rows: int, is_causal: bool) -> Tensor:
-    """Weight of each query in a mean over them.
-
-    Padding, which nobody attends to, has none, nor has the first query of causal attention, which
-    sees itself only and has no choice.
-
-    Args:
-        last (Tensor): Pattern of the last query, ``(..., 1, keys)``.
-        rows (int): How many queries there are.
-        is_causal (bool): Whether queries see the keys up to their own only.
+    Padding, which the last query does not see, may look anywhere.
     """
-    if rows != last.shape[-1]:  # a cache, or another text
-        return last.new_full((*last.shape[:-2], rows), 1.0 / rows)
-    is_text = (last[..., 0, :] > 0).to(last.dtype)
-    if is_causal:
-        is_text = is_text * (is_text.cumsum(-1) > 1)
-    return is_text / is_text.sum(-1, keepdim=True).clamp(min=1.0)
+    rows, columns = seen.shape[-2:]
+    if rows != columns or rows < 2:
+        return False
+    later = (seen > 0).triu(1) & (seen[..., -1, :] > 0).unsqueeze(-1)
+    return not bool(later.any())

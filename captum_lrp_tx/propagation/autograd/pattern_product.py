@@ -259,8 +259,34 @@ def _rows_product(
     numbers: Tensor | None,
 ) -> Tensor:
     """``P^T grad`` for these rows, whose numbers in the sequence are all if not given."""
+    pattern = rows_of_pattern(query, keys, mask, is_causal, scale, numbers)
+    return pattern.transpose(-2, -1) @ grad.to(pattern.dtype)
+
+
+def rows_of_pattern(
+    query: Tensor,
+    keys: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    numbers: Tensor | None,
+) -> Tensor:
+    """Rows of an attention pattern, in single precision or better.
+
+    Args:
+        query (Tensor): shape ``(..., heads, rows, channels)``.
+        keys (Tensor): shape ``(..., heads, channels, columns)``.
+        mask (Tensor, optional): For these rows; boolean (true: may attend) or added to the scores.
+        is_causal (bool): Row ``i`` of the sequence attends to columns up to ``i``.
+        scale (float): Of the scores.
+        numbers (Tensor, optional): Of the rows in the sequence, shape ``(rows,)``; all of them
+            unless given.
+
+    Returns:
+        Tensor: shape ``(..., heads, rows, columns)``.
+    """
     if query.dtype in LOW_PRECISION:
-        query, keys, grad = query.float(), keys.float(), grad.float()
+        query, keys = query.float(), keys.float()
     scores = query * scale @ keys
     if is_causal:
         if numbers is None:
@@ -273,4 +299,4 @@ def _rows_product(
     pattern = scores.softmax(-1)
     if mask is not None:  # stock kernels return zero for a row that may attend to nothing
         pattern = torch.where(scores.amax(-1, keepdim=True) == -math.inf, 0.0, pattern)
-    return pattern.transpose(-2, -1) @ grad
+    return pattern

@@ -97,8 +97,7 @@ class AnswerLRP(WithoutFutures, Attribution):
 
     Args:
         model, rules, bias, epsilon, memory: See :class:`~captum_lrp_tx.ConservativeLRP`. A causal
-            language model: logits of shape ``(batch, tokens, vocabulary)``. Rules with sinks
-            (``"language"``) see the whole text when they decide what a sink is.
+            language model: logits of shape ``(batch, tokens, vocabulary)``.
 
     Raises:
         RuleError: unknown preset.

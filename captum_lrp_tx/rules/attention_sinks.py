@@ -75,7 +75,7 @@ def patterns_of_call(operation: FusedAttention) -> Iterator[Tensor]:
     scale = query.shape[-1] ** -0.5 if operation.scale is None else operation.scale
     per_row = max(query[..., 0, 0].numel() * keys.shape[-1], 1)
     numbers = torch.arange(query.shape[-2], device=query.device)
-    for part in numbers.split(max(BLOCK_ENTRIES // per_row, 1)):
+    for part in torch.split(numbers, max(BLOCK_ENTRIES // per_row, 1)):
         rows = slice(int(part[0]), int(part[-1]) + 1)
         section = mask if mask is None or mask.shape[-2] == 1 else mask.detach()[..., rows, :]
         yield rows_of_pattern(query[..., rows, :], keys, section, operation.is_causal, scale, part)

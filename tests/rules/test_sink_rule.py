@@ -65,6 +65,8 @@ def is_sink(p: list[list[float]], i: int, j: int) -> bool:
 
 
 def make(how: str) -> Heads:
+    if how == "shared" and not hasattr(torch, "_safe_softmax"):  # before torch 2.5
+        pytest.skip("this torch's fused attention shares no heads")
     torch.manual_seed(4)
     return Heads(how).double()
 

@@ -191,7 +191,7 @@ _PAGES: dict[type, tuple[dict[str, Field], Callable[..., Any] | None]] = {
     ConservativeLRP: (
         {
             "rules": Field("lrp", ("lrp", *(name for name in PRESETS if name != "lrp"))),
-            "epsilon": Field("1e-9", ("1e-9", "1e-6", "1e-4", "0.01", "0.1", "0.3"), float),
+            "epsilon": Field("0", ("0", "1e-9", "1e-6", "1e-4", "0.01", "0.1", "0.3"), float),
             "gamma": Field("0", ("0", "0.05", "0.1", "0.25", "0.5", "1"), float),
             "bias": Field("absorb", ("absorb", "distribute", "ignore")),
         },

@@ -108,9 +108,22 @@ class EpsilonRule(LinearRule):
             return super().propagate(operation)
         # the stock operation and its own backward pass: nothing to substitute
         output = cast(Tensor, operation.plain())
-        if operation.bias is not None:
+        if operation.bias is not None and self.bias == "distribute":
             output = self._accounted(operation, output, operation.bias)
+        elif operation.bias is not None:
+            operation.absorb(_behind_view(output), operation.bias)
         return Stabilize.call(output, self.epsilon) if self.epsilon else output
+
+
+def _behind_view(output: Tensor) -> Tensor:
+    """The product that a linear map's output of more than two dimensions is a view of.
+
+    When a model writes into a view (``x.add_(positions)``), torch forgets the hooks of the view.
+    """
+    base: Tensor | None = output._base
+    if base is None or base.numel() != output.numel() or base.shape[-1:] != output.shape[-1:]:
+        return output
+    return base if base.is_contiguous() and output.is_contiguous() else output
 
 
 @dataclass(frozen=True)

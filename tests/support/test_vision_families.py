@@ -8,7 +8,7 @@ import pytest
 
 from captum_lrp_tx import audit
 from families import timm as walker
-from families.common import PRESETS, TOLERANCE, NotBuilt, check
+from families.common import TOLERANCE, NotBuilt, check, in_turns
 
 pytest.importorskip("timm")
 
@@ -21,15 +21,16 @@ REFUSED = {
 NAMES = walker.names()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_family_is_verified_or_refused(name: str, untouched: Any) -> None:
     try:
         cases = walker.cases(name)
     except NotBuilt as error:
         pytest.skip(f"{name} cannot be made small: {error}")
-    for case in cases:
+    for case, presets in zip(cases, in_turns(NAMES.index(name), len(cases)), strict=True):
         with untouched(case.model):
-            outcomes = {preset: check(case, preset) for preset in PRESETS}
+            outcomes = {preset: check(case, preset) for preset in presets}
         for preset, outcome in outcomes.items():
             reason = REFUSED.get((name, preset))
             if reason is None:

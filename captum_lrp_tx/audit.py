@@ -97,6 +97,8 @@ class Report:
         found (tuple of Found): What was recognised, so that over-recognition can be seen.
         layers (tuple of LayerConservation): The modules with tensors in and out that depend on the
             inputs, in the order in which they finished.
+        written (tuple of str): Modules that ``layers`` says nothing of, because the model writes
+            into what they take or give in place, and torch then tells no gradient at it.
     """
 
     rules: str
@@ -106,6 +108,7 @@ class Report:
     findings: tuple[Finding, ...] = ()
     absorbed: dict[str, float] = field(default_factory=dict)
     layers: tuple[LayerConservation, ...] = ()
+    written: tuple[str, ...] = ()
     found: tuple[Found, ...] = ()
 
     @property
@@ -164,6 +167,11 @@ class Report:
             )
         if len(lossy) > 12:
             lines.append(f"    ... and {len(lossy) - 12} more in report.layers")
+        if self.written:
+            lines.append(
+                f"{len(self.written)} more cannot be told: the model writes into what they take or "
+                f"give in place ({_shown([name or '(model)' for name in self.written])})"
+            )
         return "\n".join(lines)
 
 
@@ -258,8 +266,9 @@ def explainability(
         layers=tuple(
             LayerConservation(b.module, b.at_output, b.at_input, ledger.inside(b.module))
             for b in result.scope.boundaries
-            if b.at_output or b.at_input
+            if (b.at_output or b.at_input) and not b.written
         ),
+        written=tuple(dict.fromkeys(b.module for b in result.scope.boundaries if b.written)),
     )
     if file is not None:
         print(report, file=file)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -78,6 +78,20 @@ class Boundary:
     module: str
     at_output: float = 0.0
     at_input: float = 0.0
+    #: What passed, without its graph, and its version then.
+    passed: list[tuple[Tensor, int]] = field(default_factory=list, repr=False)
+
+    @property
+    def written(self) -> bool:
+        """Whether the model wrote into what passed: torch then forgets the hooks of a view."""
+        return any(value._version != version for value, version in self.passed)
+
+    def tapped(self, x: Any, add: Callable[[float], None]) -> Any:
+        """An alias of a tensor that passes, see :func:`tap`."""
+        alias = tap(x, add)
+        if alias is not x:
+            self.passed.append((alias.detach(), alias._version))
+        return alias
 
     def leave(self, relevance: float) -> None:
         """Add relevance that arrives at an output."""
@@ -281,12 +295,12 @@ def next_sequence_number() -> int:
 
 def _tap_input(x: Any, boundary: Boundary) -> Any:
     """An alias of a tensor argument: its gradient counts the use inside this module only."""
-    return tap(x, boundary.enter)
+    return boundary.tapped(x, boundary.enter)
 
 
 def _tap_outputs(output: Any, boundary: Boundary) -> Any:
     """Aliases of the outputs: their gradients count the uses outside this module only."""
-    return mapped(output, lambda tensor: tap(tensor, boundary.leave))
+    return mapped(output, lambda tensor: boundary.tapped(tensor, boundary.leave))
 
 
 def tap(x: Any, add: Callable[[float], None]) -> Any:

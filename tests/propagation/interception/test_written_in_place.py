@@ -100,3 +100,30 @@ def test_relevance_and_constants_are_the_output(
     report = audit.explainability(model, inputs, 1, rules=Composite(base=preset), file=None)
     scale_of_terms = abs(report.output) + sum(abs(v) for v in report.absorbed.values())
     assert abs(report.conservation_error) <= 1e-7 * scale_of_terms
+
+
+class Residual(nn.Module):
+    """``y += x`` into the result of a layer, as in residual networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.first(x))
+        z: Tensor = self.second(y)
+        z += y
+        result: Tensor = self.head(self.norm(z)).sum(1)
+        return result
+
+
+def test_the_audit_says_which_modules_it_cannot_tell() -> None:
+    torch.manual_seed(0)
+    report = audit.explainability(Residual().double(), torch.randn(2, TOKENS, WIDTH).double(), 1,
+                                  file=None)  # fmt: skip
+    assert abs(report.conservation_error) <= 1e-9
+    assert report.written == ("second",)
+    assert [layer.module for layer in report.layers] == ["first", "norm", "head", ""]
+    assert all(abs(layer.error) <= 1e-9 for layer in report.layers)
+    assert "1 more cannot be told" in str(report)

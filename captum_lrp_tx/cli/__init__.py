@@ -15,6 +15,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from captum_lrp_tx._version import __version__
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> int:
     is_bare = not arguments
     name = "explain"
-    program = f"python -m {PROGRAM}"
+    program = started = _started_as()
     if arguments and arguments[0] in COMMANDS:
         name = arguments.pop(0)
         program += f" {name}"
@@ -100,7 +101,8 @@ def _dispatch(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=program,
         description=taken.DESCRIPTION,
-        epilog=f"commands, to be named first:\n{others}\n\n{taken.EXAMPLES}",
+        epilog=f"commands, to be named first:\n{others}\n\n"
+        + taken.EXAMPLES.replace(f"python -m {PROGRAM}", started),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -114,6 +116,12 @@ def _dispatch(arguments: list[str]) -> int:
         command: Any = importlib.import_module(f"captum_lrp_tx.cli.{module}")
     code: int = command.run(parser, parsed)
     return code
+
+
+def _started_as() -> str:
+    """What the user typed: the module, or the script that pip installs."""
+    script = PROGRAM.replace("_", "-")
+    return script if Path(sys.argv[0]).stem == script else f"python -m {PROGRAM}"
 
 
 def _refuse_near_miss(word: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,19 @@ def test_targets_of_outputs_with_positions(shape: tuple[int, ...], wanted: str) 
             ConservativeLRP(model).attribute(torch.randn(2, 5), target=target)
     suggested = (*(-1,) * (len(shape) - 2), 0)
     ConservativeLRP(model).attribute(torch.randn(2, 5), target=suggested)
+
+
+@pytest.mark.parametrize(
+    ("started", "name"),
+    [("captum-lrp-tx", "captum-lrp-tx"), ("captum-lrp-tx.exe", "captum-lrp-tx"),
+     ("__main__.py", "python -m captum_lrp_tx")],
+)  # fmt: skip
+def test_help_names_the_program_as_it_was_started(
+    started: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"/somewhere/bin/{started}", "--help"])
+    told = said(capsys, "--help", status=0)
+    assert told.startswith(f"usage: {name} ")
+    assert f'{name} "has a lot of the virtues' in told
+    others = {"captum-lrp-tx", "python -m captum_lrp_tx"} - {name}
+    assert not any(other in told for other in others)

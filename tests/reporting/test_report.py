@@ -894,3 +894,27 @@ def test_nasty_texts_are_shown_as_texts(browser, text, tmp_path):
     for name in ("conservation", "faithfulness", "about"):
         view.click(f"#tab-{name}")
     assert not view.complaints()
+
+
+@pytest.mark.parametrize(
+    "words, direction", [("the film", "ltr"), ("הסרט היה טוב", "rtl"), ("4 فيلم good", "rtl")]
+)
+def test_texts_run_as_their_first_letter_tells(browser, text, tmp_path, words, direction):
+    view = View(browser, quick(text, [words]).save(tmp_path / "words.html"))
+    line = view.one("#detail .words")
+    assert words_of(view, "LRP")[0].text == "[CLS]"  # which is none of the text
+    assert line.get_attribute("dir") == direction
+
+
+def test_rounding_errors_have_no_bars(browser, everything, tmp_path):
+    file = everything.save(tmp_path / "rounding.html")
+    page = file.read_text()
+    as_if_all_was = re.sub(r'"rounding": ?[^,}]+', '"rounding": 1e9', page)
+    assert as_if_all_was != page
+    file.write_text(as_if_all_was)
+    view = View(browser, file)
+    assert view.one('#detail [data-row="GI"] .line').text == "zero up to rounding"
+    view.point(words_of(view, "GAE")[1])
+    bars = {r.find_element("css selector", "th").text: r.find_element("css selector", "i")
+            for r in view.all("#tip tr")}  # fmt: skip
+    assert bars["GI"].size["width"] == 0 < bars["GAE"].size["width"]

@@ -126,6 +126,12 @@ function box(piece, method, scale) {
   }, piece.text);
 }
 
+// As the first letter of the text tells: [CLS] and [UNK] are Latin in every language.
+function direction(example) {
+  const letter = (example.text || example.words.map(([text]) => text).join(" ")).match(/\p{L}/u);
+  return letter && /[\u0590-\u08FF\uFB1D-\uFDFF\uFE70-\uFEFF]/.test(letter[0]) ? "rtl" : "ltr";
+}
+
 function spaced(boxes, made) {
   return made.flatMap((word, i) => (boxes[i].space && i ? [" ", word] : [word]));
 }
@@ -148,7 +154,7 @@ function textRows(example, cls) {
     const used = (row.used = (state.scale === "common" && scales[method.signed]) || row.scale);
     const line = reason
       ? el("span", { class: "reason" }, reason)
-      : el("div", { class: "words", dir: "auto", role: "group", tabindex: 0, "data-method": method.name,
+      : el("div", { class: "words", dir: direction(example), role: "group", tabindex: 0, "data-method": method.name,
           "aria-label": `Relevance by ${method.name}; left and right arrow move between words` },
         spaced(boxes, boxes.map((piece) => box(piece, method, used))));
     return methodRow(method, got, example, cls, line);
@@ -175,7 +181,7 @@ function pointAt(word, index, method, found) {
   for (const line of document.querySelectorAll("#detail .words")) line.querySelectorAll(".w")[index].classList.add("marked");
   const piece = found[0].boxes[index];
   const which = piece.count > 1 ? `tokens ${piece.first + 1}\u2013${piece.first + piece.count}` : `token ${piece.first + 1}`;
-  const rows = found.map((row) => ({ method: row.method, value: row.boxes[index].relevance, scale: row.used }));
+  const rows = found.map((row) => ({ method: row.method, value: row.boxes[index].relevance, scale: row.reason ? Infinity : row.used }));
   showTip(word, `${piece.text} \u00b7 ${which}`, rows, method);
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import multiprocessing
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -60,10 +61,24 @@ def of_captum(name: str) -> Explain:
     return explain
 
 
+def captum_with_rules(model: nn.Module, x: Tensor, target: int) -> Tensor:
+    """Captum's ``LRP``, told to hand relevance through every module that it has no rule for."""
+    from captum.attr import LRP
+    from captum.attr._core.lrp import SUPPORTED_LAYERS_WITH_RULES, SUPPORTED_NON_LINEAR_LAYERS
+    from captum.attr._utils.lrp_rules import IdentityRule
+
+    known = (*SUPPORTED_LAYERS_WITH_RULES, *SUPPORTED_NON_LINEAR_LAYERS)
+    for module in model.modules():
+        if not list(module.children()) and type(module) not in known:
+            module.rule = IdentityRule()
+    return LRP(model).attribute(x.requires_grad_(), target=target).detach()
+
+
 def by_zennit(model: nn.Module, x: Tensor, target: int) -> Tensor:
     """The epsilon rule on all linear layers, and the rest as in all of zennit's composites.
 
-    Linear layers and activations that transformers has classes of its own for get these rules too.
+    Linear layers and activations that transformers has classes of its own for get these rules too,
+    and norms what the composites give to batch norms.
     """
     from transformers.pytorch_utils import Conv1D
     from zennit.attribution import Gradient
@@ -77,8 +92,10 @@ def by_zennit(model: nn.Module, x: Tensor, target: int) -> Tensor:
         for kind in vars(importlib.import_module("transformers.activations")).values()
         if isinstance(kind, type) and issubclass(kind, nn.Module)
     )
+    norms = tuple({type(m) for m in model.modules() if re.search("(Layer|RMS)Norm", repr(type(m)))})
     layers = [
-        *layer_map_base(1e-12), (activations, Pass()), ((Linear, Conv1D), Epsilon(1e-12))
+        *layer_map_base(), ((*activations, *norms), Pass()),
+        ((Linear, Conv1D), Epsilon()),
     ]  # fmt: skip
     composite = LayerMapComposite(layers, canonizers=[SequentialMergeBatchNorm()])
     with Gradient(model, composite) as attributor:
@@ -157,6 +174,7 @@ IG, GRADIENT = "Captum IntegratedGradients", "Captum InputXGradient"
 TOOLS: dict[str, Tool] = {
     "ours": Tool("captum_lrp_tx", ours(), refusals=("UncoveredOperationError",)),
     "Captum LRP": Tool("captum", of_captum("LRP"), refusals=("TypeError",)),
+    "Captum LRP, told": Tool("captum", captum_with_rules),
     "zennit": Tool("zennit", by_zennit),
     "lxt": Tool("lxt", by_lxt, patched_by_lxt(), refusals=("ValueError",)),
     "autoLRP": Tool("autolrp", by_autolrp("cplrp")),

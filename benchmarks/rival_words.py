@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import subprocess
 from pathlib import Path
+from typing import Any
 
 _PACKAGES = (
     "torch", "torchvision", "captum", "transformers", "lxt", "zennit", "autolrp"
@@ -40,6 +41,14 @@ def table(heads: list[str], lines: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *lines)] + [""]
 
 
+def number(word: str, found: Any, exact: bool = False) -> str:
+    """A share or an error, or a dash where there is none."""
+    if word in ("refuses", "raises"):
+        return "-"
+    value = found[0]
+    return f"{value:.0e}" if exact or abs(value) >= 100 else f"{value:.3f}"
+
+
 #: What stands above each table of rivals.md.
 WORDS = {
     "coverage": """Small models with random weights, made by configuration, in float64, with the
@@ -48,49 +57,56 @@ largest logit is explained. *Refuses*: the tool says by itself that it is not fo
 *raises*: something else went wrong. *Runs* says nothing about the result; the tables below do.
 
 How each tool was used, after its own documentation: ours with the default preset `lrp`; Captum's
-`LRP` with the rules it sets by itself; zennit with the epsilon rule on linear layers, GPT-2's own
-`Conv1D` and the activations of transformers included, the rest as in its composites, and batch
-norms merged by its canonizer; lxt by `monkey_patch` with its default table on the modelling module,
-before the model is made, then gradient x input with frozen parameters; autoLRP with
-`LRPConfig.cplrp()`, its preset after Ali et al.; Captum's two gradient methods as they come. lxt
-lists BERT, GPT-2, Llama, Qwen2 and 3, Gemma 3 and torchvision's ViT; zennit is made for networks
-whose sums are modules, and leaves what it has no rule for to the gradient, as it documents.""",
+`LRP` with the rules it sets by itself, and, *told*, with its `IdentityRule` set on every module
+it has no rule for; zennit with the epsilon rule on linear layers, GPT-2's own `Conv1D` and the
+activations of transformers included, norms handled as its composites handle batch norms, the rest
+as in these, and batch norms merged by its canonizer; lxt by `monkey_patch` with its default table
+on the modelling module, before the model is made, then gradient x input with frozen parameters;
+autoLRP with `LRPConfig.cplrp()`, its preset after Ali et al.; Captum's two gradient methods as
+they come. lxt lists BERT, GPT-2, Llama, Qwen2 and 3, Gemma 3 and torchvision's ViT; zennit is
+made for networks whose sums are modules, and leaves what it has no rule for to the gradient, as
+it documents. What travels between modules in zennit and in Captum's `LRP` is relevance: a sum
+that is no module hands all of it to each of its terms, and a product multiplies it, so their
+numbers in transformers below are no relevance in any sense.""",
     "without": """Relevance of the inputs over the logit, where everything that is only added
-(biases, positions, class tokens) is 0: an account that adds up gives 1. Integrated gradients promise the
-difference to the logit of a zero input, so that is what they are divided by; with 50 steps (the
-default) they miss it where a norm divides by nearly nothing close to zero. AttnLRP (lxt on BERT,
-GPT-2, Llama, Qwen2 and Gemma 3) keeps relevance in the softmax, by definition. Of models whose
-RMSNorm computes in float32 whatever the model is (Llama, Qwen2, Gemma 3, Mamba), more than seven
-digits are not to be had.""",
-    "with": """The same models with biases, positions and class tokens drawn at random, larger than
-trained ones usually are. Here every tool lets them take their part, so 1 is expected only of the
-first column, in which the constants that our audit names are counted, and of `bias="distribute"`
-where nothing but biases of layers is added: learned positions and class tokens keep theirs.
-autoLRP gives biases a share by magnitude, as of every sum, so fewer than a signed share.""",
+(biases, positions, class tokens) is 0: an account that adds up gives 1. Integrated gradients
+promise the difference to the logit of a zero input, so that is what they are divided by; with 50
+steps (the default) they miss it where norms without biases let the logit jump beside zero.
+AttnLRP (lxt on BERT, GPT-2, Llama, Qwen2 and Gemma 3) keeps relevance in the softmax, by
+definition. Of models whose RMSNorm computes in float32 whatever the model is (Llama, Qwen2, Gemma
+3, Mamba), more than seven digits are not to be had.""",
+    "with": """The same models with biases, positions and class tokens drawn at random, larger
+than trained ones usually are. Here every tool lets them take their part, so 1 is expected only of
+the first column, in which the constants that our audit names are counted, and of
+`bias="distribute"` where nothing but biases of layers is added: learned positions and class
+tokens keep theirs. autoLRP gives biases a share by magnitude, as of every sum, so more of them
+than a share by value where terms of both signs meet.""",
     "oracle": """Largest difference over the largest entry, in float64, from
-`tests/helpers/oracle.py`, which recomputes relevance from the definitions by a second forward pass
-with recorded constants and shares no code with the package. In brackets: the rules of the oracle.
-The models have biases, which keep their relevance. Where the rules of a tool differ from those of
-the oracle the number says how much the convention matters, not that something is wrong: lxt's
-`cp_LRP` holds the gate of a gated MLP (Llama, Qwen2, Gemma 3) constant, where `lrp` gives it half;
-autoLRP splits sums by magnitude, |a| / (|a| + |b|), also of residual streams, means and biases,
-where the oracle splits them by value, a / (a + b). It is exact by its own rules where both mean the
-same: [parity](parity.md). zennit's merged batch norm keeps dividing by the root of 1 + 1e-5.
-Mamba's scan is out of the oracle's reach under `lrp` (it does not know that coefficients of a scan are
-constants there), so ours is judged there by the sum above and by a loop over the scan in
+`tests/helpers/oracle.py`, which recomputes relevance from the definitions by a second forward
+pass with recorded constants and shares no code with the package. In brackets: the rules of the
+oracle. The models have biases, which keep their relevance. Where the rules of a tool differ from
+those of the oracle the number says how much the convention matters, not that something is wrong:
+lxt's `cp_LRP` holds the gate of a gated MLP (Llama, Qwen2, Gemma 3) constant, where `lrp` gives
+it half; autoLRP splits sums by magnitude, |a| / (|a| + |b|), also of residual streams, means and
+biases, where the oracle splits them by value, a / (a + b). It is exact by its own rules where
+both mean the same: [parity](parity.md). zennit's merged batch norm keeps dividing by the root of
+1 + 1e-5, and its rules have an epsilon of 1e-6, Captum's one of 1e-9. Mamba's scan is out of the
+oracle's reach under `lrp` (it does not know that coefficients of a scan are constants there), so
+ours is judged there by the sum above and by a loop over the scan in
 `tests/rules/test_state_space.py`. A dash: the tool does not explain this model, or has no such
 table for it.""",
-    "state": """Compared before and after: parameters, buffers and logits to the last
-bit, hooks and attributes of all modules, `requires_grad` and `.grad`, and every function of the
-classes of the model, of their files, of `torch`, `torch.nn.functional` and `torch.Tensor`. Then the
-same where a linear layer in the middle raises. Last, two threads explain two inputs with one model
-ten times each, beside what one thread gives (a difference above 1e-9 counts as wrong). Captum's
-`LRP` and zennit, which hang hooks into the model, do not promise that threads may share it; a copy of the
-model for each thread helps. What lxt leaves is its way of working: the patch stays until the
-process ends, and another model in it is patched, too.""",
-    "odd": """Linear, ReLU, the operation, linear; no biases. *Silent*: a result without a word. The
-number is relevance over logit. Integrated gradients and gradient x input have no rules, so there is
-nothing they could warn of.""",
+    "state": """Compared before and after: parameters, buffers and logits to the last bit, hooks
+and attributes of all modules, `requires_grad` and `.grad`, and every function of the classes of
+the model, of their files, of `torch`, `torch.nn.functional` and `torch.Tensor`. Then the same
+where a linear layer in the middle raises. Last, two threads explain two inputs with one model ten
+times each, beside what one thread gives (a difference above 1e-9 counts as wrong). Captum's `LRP`
+and zennit, which hang hooks into the model, do not promise that threads may share it; a copy of
+the model for each thread helps. What lxt leaves is its way of working: the patch stays until the
+process ends, and another model in it is patched, too; its layer norm is computed in another
+order, hence the last bit of the logits.""",
+    "odd": """Linear, ReLU, the operation, linear; no biases. *Silent*: a result without a word.
+The number is relevance over logit. Integrated gradients and gradient x input have no rules, so
+there is nothing they could warn of.""",
 }
 
 _HEADS = ["", "ours", "Captum", "zennit", "lxt", "autoLRP"]
@@ -101,11 +117,10 @@ _FEATURES = [
      "nodes of the autograd graph"],
     ["token ids as input", "yes", "`LayerIntegratedGradients` and others; `LRP` no", "no",
      "embeddings", "embeddings"],
-    ["graph networks", "yes (an experiment with molecules)", "gradient methods", "no", "no", "no"],
+    ["graph networks", "yes (an experiment with molecules)", "-", "-", "-", "-"],
     ["relevance of layers", "yes", "`LayerLRP`, many more", "`retain_grad` in its documentation",
      "activation x gradient, anywhere", "`capture_layers`, by node"],
-    ["parts: heads, neurons, edges", "yes", "neuron methods", "channel masks by hook",
-     "neurons, by gradient", "no"],
+    ["parts: heads, neurons, edges", "yes", "neuron methods", "-", "neurons, by gradient", "-"],
     ["targets", "index, list, tuple, function of outputs", "index, list, tuple",
      "any output relevance", "any scalar", "any scalar, also differences and masks"],
     ["rules", "by kind, class, name, module", "by module", "by class, name, first layer",
@@ -120,7 +135,7 @@ _FEATURES = [
     ["pictures", "text, images, HTML, PNG, Insights", "text, images, Insights",
      "images, colour maps", "text, by LaTeX", "-"],
     ["BiLRP", "yes", "-", "-", "-", "yes"],
-    ["command line, whole data sets", "yes", "-", "palette tools", "-", "-"],
+    ["command line, whole data sets", "yes", "-", "-", "-", "-"],
 ]  # fmt: skip
 #: From the documentation of each, not measured.
 FEATURES = [
@@ -131,20 +146,20 @@ FEATURES = [
 CLOSING = """## What the others do better
 
 - **autoLRP** runs in every model here, too, and needs nothing but a wrapped input: no names of
-  modules, no list of classes. Without biases its inputs sum to the logit in all of them, and
-  where relevance by value grows because a sum nearly cancels, shares by magnitude do not: they are
-  never larger than what is shared. What is explained is an expression
-  (`(out[0, a] - out[0, b]).lrp()`). A rule set for a node that cannot run it is an error at once,
-  and `explain()` tells the rule of each node before anything runs. Contrastive LRP is a function. It is small enough to be read in an afternoon.
+  modules, no list of classes. Without biases its inputs sum to the logit in all of them, and its
+  shares of sums and biases, by magnitude, do not grow where terms nearly cancel, as shares by
+  value do. What is explained is an expression (`(out[0, a] - out[0, b]).lrp()`). A rule set for a
+  node that cannot run it is an error at once, and `explain()` tells the rule of each node before
+  anything runs. Contrastive LRP is a function. It is small enough to be read in an afternoon.
 - **lxt** is the reference of AttnLRP, by the authors of that paper. The relevance of every hidden
   activation is there without asking, because it is activation x gradient; after the patch
-  everything that works on a model works, checkpointing and quantised weights included, and costs what a
-  gradient costs. A table of one's own makes it know another class in a few lines.
+  everything that works on a model works, checkpointing and quantised weights included, and costs
+  what a gradient costs. A table of one's own makes it know another class in a few lines.
 - **zennit** has the composites that papers on CNNs use, by name, canonizers for VGG and ResNet,
   attributors of other kinds (SmoothGrad, occlusion, integrated gradients), colour maps with which
   most heat maps of CNNs are drawn, and gradients of relevance.
-- **Captum** is maintained by many, explains any model by methods that need no rule, and integrated
-  gradients keep their promise wherever the path is smooth, biases included, which no LRP does. Its
-  `LRP` equals ours on CNNs up to its epsilon, and refuses at once what it has no rule for, where
-  ours warns unless `strict=True`.
+- **Captum** is maintained by many, explains any model by methods that need no rule, and
+  integrated gradients keep their promise wherever the path is smooth, whatever the operations
+  are. Its `LRP` equals ours on CNNs up to its epsilon, and refuses at once what it has no rule
+  for, where ours warns unless `strict=True`.
 """.splitlines()

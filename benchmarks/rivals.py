@@ -40,11 +40,11 @@ from rival_tools import (  # noqa: E402
     ours,
     preload,
 )
-from rivals_words import CLOSING, FEATURES, WORDS, introduction, table  # noqa: E402
+from rival_words import WORDS, introduction, number, table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 #: The model that the state afterwards is looked at with: BERT where a tool takes it.
-HOME = {"Captum LRP": "CNN", "zennit": "CNN"}
+HOME = {"Captum LRP": "CNN", "Captum LRP, told": "CNN", "zennit": "CNN"}
 DISTRIBUTED = 'ours, `bias="distribute"`'
 STRICT = Tool("captum_lrp_tx", ours(strict=True), refusals=("UncoveredOperationError",))
 SUMS = {
@@ -152,7 +152,7 @@ class State:
             f"{later.hooks - self.hooks} hooks left": later.hooks != self.hooks,
             f"attribute {marks} left on modules": bool(marks),
             "`requires_grad` or `.grad` of parameters": later.trained != self.trained,
-            f"{len(patched)} functions of classes and modules still replaced": bool(patched),
+            f"{len(patched)} classes and functions still replaced": bool(patched),
         }
         return [text for text, holds in told.items() if holds]
 
@@ -224,29 +224,18 @@ def tested(name: str, function: Callable[..., Any], tool: Tool, *more: int) -> s
     return result if isinstance(result, str) else "; ".join(result) or "as before"
 
 
-def number(word: str, found: Any, exact: bool = False) -> str:
-    """A share or an error, or a dash where there is none."""
-    if word in ("refuses", "raises"):
-        return "-"
-    value = found[0]
-    return f"{value:.0e}" if exact or abs(value) >= 100 else f"{value:.3f}"
-
-
 def sections(tools: dict[str, Tool], families: list[str]) -> list[str]:
     """All that is measured, in tables."""
     sums = {n: t for n, t in SUMS.items() if n in tools or n == DISTRIBUTED}
-    found = {
+    found: dict[tuple[str, str, bool], tuple[str, Any]] = {
         (name, family, biases): apart(share, name, tool, family, biases)
         for name, tool in sums.items() for family in families for biases in (False, True)
     }  # fmt: skip
     runs = {n: [f for f in families if found[n, f, True][0] in ("runs", "warns")] for n in tools}
     lines = ["## Which models are explained", "", WORDS["coverage"], ""]
-    words = {"warns": "runs"}
-    lines += table(
-        ["model", *tools],
-        [[f, *(words.get(w := found[n, f, True][0], w) for n in tools)] for f in families]
-        + [["of all", *(f"{len(runs[n])} of {len(families)}" for n in tools)]],
-    )
+    rows = [[f, *(found[n, f, True][0].replace("warns", "runs") for n in tools)] for f in families]
+    rows.append(["of all", *(f"{len(runs[n])} of {len(families)}" for n in tools)])
+    lines += table(["model", *tools], rows)
     reasons: dict[str, list[str]] = {}
     for (name, family, biases), (word, why) in found.items():
         if word in ("refuses", "raises") and biases and name in tools:
@@ -280,14 +269,13 @@ def sections(tools: dict[str, Tool], families: list[str]) -> list[str]:
     heads = ["after an explanation", "after one interrupted in the first pass",
              "at the layer's second call, if there is one", "two threads, one model"]  # fmt: skip
     lines += table(["tool", "model", *heads], checks)
-    lines += ["## Operations without a rule", "", WORDS["odd"], ""]
+    lines += ["## Unusual operations", "", WORDS["odd"], ""]
     odd = {**tools, "ours, `strict=True`": STRICT}
     rows = []
     for name, tool in odd.items():
-        cells = [(apart(share, name, tool, f"odd: {op}", False)) for op in ODD]
-        says = {"runs": "silent", "refuses": "refuses", "raises": "raises", "warns": "warns"}
-        rows.append([name, *(f"{says[w]}, {number(w, c)}" for w, c in cells)])
-    return [*lines, *table(["tool", *ODD], rows), "## Features", "", *FEATURES, "", *CLOSING]
+        cells = [apart(share, name, tool, f"odd: {op}", False) for op in ODD]
+        rows.append([name, *(f"{w.replace('runs', 'silent')}, {number(w, c)}" for w, c in cells)])
+    return [*lines, *table(["tool", *ODD], rows)]
 
 
 def main() -> None:

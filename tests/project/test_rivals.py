@@ -1,8 +1,8 @@
-"""The benchmark beside other tools: what it measures of ours, and that it would notice a trace."""
+"""The benchmarks beside other tools: what they measure, and that they would notice a trace."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,18 @@ from torch import Tensor, nn
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 
 
+def _script(name: str) -> Any:
+    sys.path.insert(0, BENCHMARKS)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(BENCHMARKS)
+
+
 @pytest.fixture(scope="module")
 def rivals() -> Any:
     """The script, as a module."""
-    sys.path.insert(0, BENCHMARKS)
-    try:
-        return importlib.import_module("rivals")
-    finally:
-        sys.path.remove(BENCHMARKS)
+    return _script("rivals")
 
 
 @pytest.fixture(params=["BERT", "CNN", "transformer of torch.nn"])
@@ -68,3 +72,19 @@ def test_others_run_or_refuse(rivals: Any, name: str) -> None:
     word, found = rivals.apart(rivals.share, name, tool, "CNN", False)
     assert word == ("refuses" if name == "lxt" else "runs")
     assert name == "lxt" or found[0] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("title", ["zennit", "Captum", "lxt", "autoLRP"])
+def test_rules_that_others_have_too_give_the_same(title: str) -> None:
+    parity = _script("parity")
+    package, rows = parity.PACKAGES[title]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    found = {
+        f"{row.model}: {row.there}": parity.apart(parity.difference, row, torch.float64)
+        for row in rows()
+    }
+    # Captum's rule does not reach through an activation before its layer
+    differs = found.pop("MLP with Tanh: IdentityRule() in the middle", 1.0)
+    assert differs > 1e-2 and len(found) > 5
+    assert max(found.values()) < (1e-6 if title in ("lxt", "autoLRP") else 1e-12), found

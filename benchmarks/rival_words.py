@@ -75,12 +75,12 @@ steps (the default) they miss it where norms without biases let the logit jump b
 AttnLRP (lxt on BERT, GPT-2, Llama, Qwen2 and Gemma 3) keeps relevance in the softmax, by
 definition. Of models whose RMSNorm computes in float32 whatever the model is (Llama, Qwen2, Gemma
 3, Mamba), more than seven digits are not to be had.""",
-    "with": """The same models with biases, positions and class tokens drawn at random, larger
-than trained ones usually are. Here every tool lets them take their part, so 1 is expected only of
-the first column, in which the constants that our audit names are counted, and of
-`bias="distribute"` where nothing but biases of layers is added: learned positions and class
-tokens keep theirs. autoLRP gives biases a share by magnitude, as of every sum, so more of them
-than a share by value where terms of both signs meet.""",
+    "with": """The same models with biases, positions and class tokens drawn at random, with a
+standard deviation of 0.2. Here every tool lets them take their part, so 1 is expected only of the
+first column, in which the constants that our audit names are counted, and of `bias="distribute"`
+where nothing but biases of layers is added: learned positions and class tokens keep theirs.
+autoLRP gives biases a share by magnitude, as of every sum, so more of them than a share by value
+where terms of both signs meet.""",
     "oracle": """Largest difference over the largest entry, in float64, from
 `tests/helpers/oracle.py`, which recomputes relevance from the definitions by a second forward
 pass with recorded constants and shares no code with the package. In brackets: the rules of the
@@ -93,8 +93,8 @@ both mean the same: [parity](parity.md). zennit's merged batch norm keeps dividi
 1 + 1e-5, and its rules have an epsilon of 1e-6, Captum's one of 1e-9. Mamba's scan is out of the
 oracle's reach under `lrp` (it does not know that coefficients of a scan are constants there), so
 ours is judged there by the sum above and by a loop over the scan in
-`tests/rules/test_state_space.py`. A dash: the tool does not explain this model, or has no such
-table for it.""",
+`tests/rules/test_state_space.py`. 0e+00 is the same to the last bit. A dash: the tool does not
+explain this model, or has no such table for it.""",
     "state": """Compared before and after: parameters, buffers and logits to the last bit, hooks
 and attributes of all modules, `requires_grad` and `.grad`, and every function of the classes of
 the model, of their files, of `torch`, `torch.nn.functional` and `torch.Tensor`. Then the same
@@ -148,9 +148,9 @@ CLOSING = """## What the others do better
 - **autoLRP** runs in every model here, too, and needs nothing but a wrapped input: no names of
   modules, no list of classes. Without biases its inputs sum to the logit in all of them, and its
   shares of sums and biases, by magnitude, do not grow where terms nearly cancel, as shares by
-  value do. What is explained is an expression (`(out[0, a] - out[0, b]).lrp()`). A rule set for a
-  node that cannot run it is an error at once, and `explain()` tells the rule of each node before
-  anything runs. Contrastive LRP is a function. It is small enough to be read in an afternoon.
+  value do. What is explained is whatever number was computed last, a difference of two logits for
+  instance. A rule set for a node that cannot run it is an error at once, and `explain()` tells
+  the rule of each node before anything runs. Contrastive LRP is a function.
 - **lxt** is the reference of AttnLRP, by the authors of that paper. The relevance of every hidden
   activation is there without asking, because it is activation x gradient; after the patch
   everything that works on a model works, checkpointing and quantised weights included, and costs
@@ -160,6 +160,7 @@ CLOSING = """## What the others do better
   most heat maps of CNNs are drawn, and gradients of relevance.
 - **Captum** is maintained by many, explains any model by methods that need no rule, and
   integrated gradients keep their promise wherever the path is smooth, whatever the operations
-  are. Its `LRP` equals ours on CNNs up to its epsilon, and refuses at once what it has no rule
-  for, where ours warns unless `strict=True`.
+  are: with biases they are at 1.000 in most models above, where the inputs alone of ours are not.
+  Its `LRP` equals ours on CNNs up to its epsilon, and refuses at once what it has no rule for,
+  where ours warns unless `strict=True`.
 """.splitlines()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+from torch.utils.hooks import RemovableHandle
 
 from captum_lrp_tx.attr.parts.layouts import row_layout
 from captum_lrp_tx.attr.parts.part_graph import NodeKind, PartNode
@@ -285,10 +286,16 @@ class Flow:
         if not ends:
             return [], {}
         forget(self._scope)
-        found = torch.autograd.grad(
-            start, [GradientEdge(end.node, end.number) for end in ends], grad,
-            retain_graph=True, allow_unused=True,
-        )  # fmt: skip
+        # what goes on from one end to another is carried when the walk gets to the first
+        stops = [_stop(end) for end in ends] if len(ends) > 1 else []
+        try:
+            found = torch.autograd.grad(
+                start, [GradientEdge(end.node, end.number) for end in ends], grad,
+                retain_graph=True, allow_unused=True,
+            )  # fmt: skip
+        finally:
+            for stop in stops:
+                stop.remove()
         # what is booked at an end belongs to the way that starts there
         beyond = {int(end.node._sequence_nr()) for end in ends}
         booked: dict[str, float] = {}
@@ -349,6 +356,19 @@ class Flow:
                 )
             product = product.unsqueeze(0)
         return _wide(product).flatten(1).sum(1)
+
+
+def _stop(place: Place) -> RemovableHandle:
+    """Let no gradient go on from a place; torch has noted what arrives there before."""
+
+    def stop(grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        kept = list(grads)
+        arriving = kept[place.number]
+        kept[place.number] = None if arriving is None else torch.zeros_like(arriving)
+        return tuple(kept)
+
+    handle: RemovableHandle = place.node.register_prehook(stop)
+    return handle
 
 
 def _result(tensor: Tensor, kept: Sum | None = None) -> Place:

@@ -61,10 +61,11 @@ def _residual(context: Context, call: Call) -> Any:
         or args[0].shape != args[1].shape
     ):  # fmt: skip
         return call.run()
-    plain = torch.add if _is_inplace(call) else call.func
-    operation = Residual(plain, args, {}, first=args[0], second=args[1])
-    result = rule.propagate(operation)
-    return args[0].copy_(result) if _is_inplace(call) else result
+    if not _is_inplace(call):
+        return rule.propagate(Residual(call.func, args, {}, first=args[0], second=args[1]))
+    first = args[0].clone()  # which the rule may look at later
+    result = rule.propagate(Residual(torch.add, (first, args[1]), {}, first=first, second=args[1]))
+    return args[0].copy_(result)
 
 
 def _is_inplace(call: Call) -> bool:

@@ -15,11 +15,12 @@ BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 
 
 def _script(name: str) -> Any:
+    before = list(sys.path)
     sys.path.insert(0, BENCHMARKS)
     try:
         return importlib.import_module(name)
     finally:
-        sys.path.remove(BENCHMARKS)
+        sys.path[:] = before  # the script adds to it, too, and benchmarks share names with helpers
 
 
 @pytest.fixture(scope="module")

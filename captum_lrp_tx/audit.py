@@ -170,7 +170,8 @@ class Report:
         if self.written:
             lines.append(
                 f"{len(self.written)} more cannot be told: the model writes into what they take or "
-                f"give in place ({_shown([name or '(model)' for name in self.written])})"
+                f"give in place ({_shown([name or '(model)' for name in self.written])}); with "
+                "y = y + x in place of y += x they can"
             )
         return "\n".join(lines)
 

@@ -130,7 +130,9 @@ def main() -> None:
     with args.data.open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[: args.limit]
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(args.model).eval()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        args.model, dtype=torch.float32
+    ).eval()
     texts, labels = [line["sentence"] for line in lines], [int(line["label"]) for line in lines]
     examples = TextExamples(texts, tokenizer, labels)
     chosen = methods()

@@ -51,7 +51,7 @@ def load(folder: Path) -> tuple[Classes, Any]:
     """The classifier in float32 and its tokenizer."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     model.requires_grad_(False)
     return Classes(model), AutoTokenizer.from_pretrained(folder)
 

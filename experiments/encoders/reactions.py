@@ -106,7 +106,7 @@ def load(folder: Path) -> tuple[AtMask, dict[str, int]]:
 
     lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
     vocabulary = {token: i for i, token in enumerate(lines)}
-    model: Any = AlbertForMaskedLM.from_pretrained(folder).eval()
+    model: Any = AlbertForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.requires_grad_(False)
     return AtMask(model, vocabulary["[MASK]"]), vocabulary
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from torch import Tensor
 
@@ -126,13 +126,15 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"Rules: {self.rules}", "", "Rules applied"]
-        for (kind, rule), modules in _by_rule(self.applied).items():
-            lines.append(f"  {kind:<10} {rule:<40} {_shown(modules)}")
+        by_rule = _by_rule(self.applied)
+        width = max([40, *(len(rule) for _, rule in by_rule)])
+        for (kind, rule), modules in by_rule.items():
+            lines.append(f"  {kind:<10} {rule:<{width}} {_shown(modules)}")
         if not self.applied:
             lines.append("  none: plain gradient x input")
         lines += ["", "Recognised"]
         for (what, _), modules in _by_rule(self.found).items():
-            lines.append(f"  {what:<51} {_shown(modules)}")
+            lines.append(f"  {what:<{width + 11}} {_shown(modules)}")
         if not self.found:
             lines.append("  nothing but linear maps and single functions")
         lines += ["", "Not covered by a rule"]
@@ -198,7 +200,7 @@ def explainability(
     rules: str | Composite = "lrp",
     bias: Bias = "absorb",
     strict: Strict = False,
-    file: TextIO | None = sys.stdout,
+    file: TextIO | Literal["stdout"] | None = "stdout",
 ) -> Report:
     """Explain one input and say how far the explanation can be trusted.
 
@@ -214,7 +216,8 @@ def explainability(
         rules, bias: See :class:`captum_lrp_tx.ConservativeLRP`.
         strict (bool or "papers"): Raise if the rule set leaves an operation uncovered that it
             should cover; with ``"papers"`` also for conventions that are in none of the papers.
-        file (text stream, optional): Where to print; ``None`` prints nothing.
+        file (text stream, optional): Where to print, standard output unless given; ``None`` prints
+            nothing.
 
     Returns:
         Report: everything that is printed, as data.
@@ -271,8 +274,8 @@ def explainability(
         ),
         written=tuple(dict.fromkeys(b.module for b in result.scope.boundaries if b.written)),
     )
-    if file is not None:
-        print(report, file=file)
+    if file is not None:  # standard output as it is now, not as it was when this was imported
+        print(report, file=sys.stdout if file == "stdout" else file)
     if strict == "papers":
         refuse_conventions(result.scope)
     faults = tuple(str(f) for f in report.findings if f.is_fault)

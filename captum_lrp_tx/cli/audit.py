@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 
-from captum_lrp_tx.audit import explainability
-from captum_lrp_tx.cli.options import bias_of, composite_of, text_of
+from captum_lrp_tx.cli.explain import explained
+from captum_lrp_tx.cli.options import text_of
 from captum_lrp_tx.cli.status import status
-from captum_lrp_tx.cli.subject import load_subject
 
 #: How a word begins that can only be meant as a folder.
 _PATHS = ("./", "../", "/", "~/")
@@ -41,12 +40,9 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """
     _take_folder(arguments)
     text = text_of(parser, arguments)
-    composite, bias = composite_of(arguments), bias_of(arguments)
-    subject = load_subject(text, arguments)
+    explanation = explained(text, arguments)
     with status("auditing"):
-        report = explainability(
-            subject.model, subject.inputs, subject.target, rules=composite, bias=bias, file=None
-        )
-    print(f"Explained: logit of {subject.explained} {subject.score:+.4f}")
+        report = explanation.audit()
+    print(f"Explained: {explanation.explains} {explanation.value:+.4f}")
     print(report)
     return 0

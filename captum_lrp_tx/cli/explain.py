@@ -46,7 +46,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         with status("importing matplotlib"):
             matplotlib()
     if kind is None:
-        explanation = _explained(text, arguments)
+        explanation = explained(text, arguments, arguments.contrast)
     else:
         explanation = _explained_by_processor(text, kind, arguments)
     colour = not arguments.no_color and supports_colour()
@@ -96,15 +96,27 @@ def _explained_by_processor(
     processor, model = load_processor(source, kind), load_model(source, kind)
     with status("explaining"):
         made = source.use("model", lambda: explain(
-            model, processor, item, arguments.target, rules=arguments.rules,
-            bias=bias_of(arguments), epsilon=arguments.epsilon,
+            model, processor, item, arguments.target, contrast=arguments.contrast,
+            rules=arguments.rules, bias=bias_of(arguments), epsilon=arguments.epsilon,
         ))  # fmt: skip
     assert isinstance(made, Explanation)
     return made
 
 
-def _explained(text: str | None, arguments: argparse.Namespace) -> Explanation:
-    """What the arguments name."""
+def explained(
+    text: str | None, arguments: argparse.Namespace, contrast: bool | str = False
+) -> Explanation:
+    """What the arguments name, of a text or an image.
+
+    Args:
+        text (str, optional): Without one ``arguments.image`` is explained.
+        arguments (Namespace): With subject and rules.
+        contrast (bool or str): See :func:`captum_lrp_tx.explain`.
+
+    Raises:
+        InputError: If a model or an input cannot be loaded or does not fit.
+        TargetError: If the model has no such class or token.
+    """
     composite_of(arguments)  # complains before anything is loaded
     loaded = load(text, arguments.model)
     item = loaded.input(text, arguments)
@@ -112,8 +124,9 @@ def _explained(text: str | None, arguments: argparse.Namespace) -> Explanation:
     loaded.source.use("model", lambda: subject_of(loaded, item, arguments.target))
     with status("explaining"):
         made = explain(
-            loaded.model, loaded.tokenizer, item, arguments.target, rules=arguments.rules,
-            bias=bias_of(arguments), epsilon=arguments.epsilon, task=loaded.task,
+            loaded.model, loaded.tokenizer, item, arguments.target, contrast=contrast,
+            rules=arguments.rules, bias=bias_of(arguments), epsilon=arguments.epsilon,
+            task=loaded.task,
         )  # fmt: skip
     assert isinstance(made, Explanation)
     return made
@@ -148,10 +161,13 @@ def _print_head(explanation: Explanation) -> None:
 
 
 def _print_sum(explanation: Explanation) -> None:
+    explains = explanation.explains
+    if "logit" in explains:  # the line at the top says of what
+        explains = "difference of logits" if " minus that of " in explains else "logit"
     lines = [
         ("sum of relevance", explanation.sum),
         ("absorbed by constants", math.fsum(explanation.absorbed.values())),
-        ("logit" if "logit" in explanation.explains else explanation.explains, explanation.value),
+        (explains, explanation.value),
     ]
     if is_lossy(explanation):
         lines.insert(2, ("unaccounted for", explanation.unaccounted))

@@ -17,7 +17,7 @@ def composite_of(arguments: argparse.Namespace) -> Composite:
     Raises:
         RuleError: If ``--epsilon`` is given with a preset in which it has no effect.
     """
-    composite = Composite(base=arguments.rules)
+    composite = Composite(base=arguments.rules or "lrp")
     return composite if arguments.epsilon is None else composite.with_epsilon(arguments.epsilon)
 
 

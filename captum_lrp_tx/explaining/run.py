@@ -35,7 +35,7 @@ def explain(
     contrast: bool | int | str = False,
     answer: int | str | None = None,
     hops: int | str | None = None,
-    rules: str | Composite = "lrp",
+    rules: str | Composite | None = None,
     bias: Bias = "absorb",
     epsilon: float | None = None,
     truncation: bool | str = False,
@@ -94,7 +94,10 @@ def explain(
             of it that ``target`` names, and pass relevance that lies on generated tokens on to the
             prompt, in so many hops, or until it is there. 0 passes nothing on. See
             :class:`~captum_lrp_tx.AnswerLRP`.
-        rules (str or Composite): See :class:`~captum_lrp_tx.ConservativeLRP`.
+        rules (str or Composite, optional): See :class:`~captum_lrp_tx.ConservativeLRP`. Unless
+            given ``"language"`` for the next token of a text, in which the first token, on which
+            language models park attention, has relevance that is no reason under ``"lrp"``; and
+            ``"lrp"`` for all else, and where ``bias`` is to be spread over the tokens.
         bias (str): See :class:`~captum_lrp_tx.ConservativeLRP`.
         epsilon (float, optional): See :class:`~captum_lrp_tx.ConservativeLRP`.
         truncation (bool or str): Cut texts that are too long, as tokenizers do it; without it they
@@ -124,7 +127,11 @@ def explain(
         ('positive', 'charming')
     """
     model, processor, inputs = _unpacked(model, processor, inputs)
-    explainer = ConservativeLRP(model, rules, bias=bias, epsilon=epsilon)
+
+    def explainer(named: str | Composite) -> ConservativeLRP:
+        return ConservativeLRP(model, named, bias=bias, epsilon=epsilon)
+
+    explainer("lrp" if rules is None else rules)  # complains before anything is read
     reader = Reader(model, processor, truncation, max_length)
     items, several = _items(inputs, reader)
     wishes = _wishes(target, len(items), several, Wish(None, contrast, answer, hops))
@@ -133,8 +140,10 @@ def explain(
     made: list[Explanation] = []
     for number, (item, wish) in enumerate(zip(items, wishes, strict=True)):
         try:
-            for case in task_of(model, item, task).cases(item, reader, wish):
-                made.append(_explained(case, explainer, rules, strict))
+            found = task_of(model, item, task)
+            named = found.rules(bias) if rules is None else rules
+            for case in found.cases(item, reader, wish):
+                made.append(_explained(case, explainer(named), named, strict))
         except CaptumLRPError as error:
             if several:
                 error.args = (f"input {number}: {error}", *error.args[1:])

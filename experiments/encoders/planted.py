@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from experiments.language_models.items import Item

@@ -227,13 +227,32 @@ def test_a_language_model_explains_the_next_token(run, language_model):
     inputs = tokenizer("a cat cat", return_tensors="pt")
     last = model(**inputs).logits[0, -1].detach()
     token = max(map(tokenizer.convert_tokens_to_ids, ("cat", "Ġcat")), key=lambda i: last[i])
-    relevance = ConservativeLRP(model).attribute(
+    relevance = ConservativeLRP(model, "language").attribute(
         inputs, target=(inputs["input_ids"].shape[1] - 1, token)
     )
+    assert "rules       language" in out
     assert numbers_of(out)["sum of relevance"] == pytest.approx(float(relevance.sum()), abs=1e-4)
     assert numbers_of(out)["logit"] == pytest.approx(float(last[token]), abs=1e-4)
     by_id = run("a cat cat", "--model", language_model, "--target", str(token))[1]
     assert by_id == out
+
+
+def test_one_token_or_class_rather_than_another(run, language_model):
+    asked = ("a cat cat", "--model", language_model, "--target", "cat", "--contrast")
+    named, runner_up = run(*asked, "a")[1], run(*asked)[1]
+    assert re.search(r"explained   logit of ' ?cat' minus that of ' ?a' ", named)
+    assert re.search(r"explained   logit of ' ?cat' minus that of ' ?\S+' ", runner_up)
+    out = run("a dull film", "--contrast")[1]
+    assert "explained   logit of negative minus that of positive" in out
+    assert numbers_of(out)["difference of logits"] > 0
+    status, _, err = run("a dull film", "--contrast", "nope")
+    assert status == 1 and "the classes are: 0 negative, 1 positive" in err
+
+
+def test_an_audit_is_of_the_rules_that_the_explanation_has(run, language_model):
+    out = run("audit", "a cat", "--model", language_model)[1]
+    assert "Rules: Composite(base='language')" in out and "Explained: logit of" in out
+    assert "Rules: Composite(base='lrp')" in run("audit", "a dull film")[1]
 
 
 def test_an_image_is_explained(run, vision_model, image_file, tmp_path):

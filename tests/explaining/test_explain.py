@@ -469,8 +469,9 @@ def test_the_next_token() -> None:
     made = lrp.explain(lm, fast, "ab c", target="d")
     inputs = fast("ab c", return_tensors="pt")
     token = fast("d")["input_ids"][0]
-    expected = ConservativeLRP(lm).attribute(inputs["input_ids"], target=(3, token))
-    assert torch.allclose(made.relevance, expected[0], atol=1e-6)
+    expected = ConservativeLRP(lm, "language").attribute(inputs["input_ids"], target=(3, token))
+    assert torch.allclose(made.relevance, expected[0], atol=1e-6) and made.rules == "language"
+    assert abs(made.unaccounted) < 1e-4 and any("sink" in name for name in made.absorbed)
     assert (made.task, made.target, made.explains) == ("next token", "'d'", "logit of 'd'")
     against = lrp.explain(lm, fast, "ab c", target="d", contrast="e")
     assert against.explains == "logit of 'd' minus that of 'e'"
@@ -484,6 +485,16 @@ def test_the_next_token() -> None:
     assert lrp.explain(lm, fast, padded).value == pytest.approx(alone.value, abs=1e-5)
 
 
+def test_rules_of_a_next_token_are_another_preset_if_they_are_named_or_all_is_spread() -> None:
+    lm, fast = small_gpt(), byte_level()
+    named = lrp.explain(lm, fast, "ab c", rules="ah+ln")
+    assert named.rules == "ah+ln" and not any("sink" in name for name in named.absorbed)
+    spread = lrp.explain(lm, fast, "ab c", bias="distribute")
+    everything = spread.sum + sum(spread.absorbed.values())
+    assert spread.rules == "lrp" and everything == pytest.approx(spread.value, abs=1e-4)
+    assert spread.audit().rules.endswith("'lrp')")
+
+
 def test_each_token_of_an_answer() -> None:
     lm, fast = small_gpt(), byte_level()
     many = lrp.explain(lm, fast, "ab c", answer="def")
@@ -492,7 +503,8 @@ def test_each_token_of_an_answer() -> None:
         "token 3 of the answer"
     )
     ids = fast("ab cde", return_tensors="pt")["input_ids"]
-    expected = ConservativeLRP(lm).attribute(ids, target=(5, fast("f")["input_ids"][0]))
+    lrp_of_it = ConservativeLRP(lm, "language")
+    expected = lrp_of_it.attribute(ids, target=(5, fast("f")["input_ids"][0]))
     assert torch.allclose(many[2].relevance, expected[0], atol=1e-6)
     generated = lrp.explain(lm, fast, "ab c", answer=2, contrast=True)
     assert len(generated) == 2 and all(e.value >= 0 for e in generated)

@@ -55,9 +55,9 @@ def add_shown(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_rules(parser: argparse._ActionsContainer) -> None:
-    """Adds how it is explained: rules, biases, stabiliser."""
-    parser.add_argument("--rules", choices=PRESETS, default="lrp", help="default: lrp")
+def add_rules(parser: argparse._ActionsContainer, default: str = "lrp") -> None:
+    """Adds how it is explained: rules, biases, stabiliser; ``default`` says which rules."""
+    parser.add_argument("--rules", choices=PRESETS, help=f"default: {default}")
     parser.add_argument(
         "--bias",
         choices=list(_BIAS_HELP),
@@ -68,6 +68,9 @@ def add_rules(parser: argparse._ActionsContainer) -> None:
         "--epsilon", type=_positive, metavar="E", help="stabiliser of the epsilon rule"
     )
 
+
+#: As the function ``explain`` chooses them.
+BY_TASK = "lrp; language for next tokens, unless biases are distributed"
 
 #: For the end of a help text.
 METHODS_LINE = f"methods: {', '.join(METHODS)}"

@@ -5,6 +5,8 @@ Both are told by values: relevance of the factors of a product, and findings per
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -239,6 +241,16 @@ def test_a_report_names_many_constants_and_modules() -> None:
     assert len(lossy) > 12 and f"... and {len(lossy) - 12} more in report.layers" in text
     worst = max(lossy, key=lambda layer: abs(layer.error))
     assert text.index(f"{worst.error:+11.2e}  {worst.module or '(model)'}") > 0
+
+
+def test_a_report_is_printed_where_standard_output_goes_at_the_time() -> None:
+    layer, x = torch.nn.Linear(3, 2), torch.ones(1, 3)
+    with contextlib.redirect_stdout(io.StringIO()) as taken:
+        report = audit.explainability(layer, x, 0)
+        audit.explainability(layer, x, 0, file=None)
+    assert taken.getvalue() == f"{report}\n"
+    into = io.StringIO()
+    assert str(audit.explainability(layer, x, 0, file=into)) + "\n" == into.getvalue()
 
 
 def test_findings_are_not_lost_when_the_explanation_is_strict() -> None:

@@ -14,16 +14,17 @@ from torch import Tensor
 
 from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
+    CaptumMethod,
     Memory,
     Strict,
     TargetType,
-    WithoutFutures,
     forward_of,
 )
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.targets.generated_tokens import ROUNDING, GeneratedTokens, Watched
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.propagation.state.ledger import summed_by_name
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.rule import Bias
 
@@ -72,7 +73,7 @@ class AnswerRelevance:
         return self.value.double().sum().cpu() - self.relevance.double().sum((1, 2)).cpu() - taken
 
 
-class AnswerLRP(WithoutFutures, Attribution):
+class AnswerLRP(CaptumMethod, Attribution):
     r"""
     Which part of the prompt an answer rests on, if answers are written token by token.
 
@@ -108,6 +109,8 @@ class AnswerLRP(WithoutFutures, Attribution):
         >>> relevance = AnswerLRP(lm).attribute(ids, start=prompt.shape[1])  # (1, tokens)
     """
 
+    _title = "Answer LRP"
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -119,11 +122,6 @@ class AnswerLRP(WithoutFutures, Attribution):
     ) -> None:
         Attribution.__init__(self, model)
         self._lrp = ConservativeLRP(model, rules, bias=bias, epsilon=epsilon, memory=memory)
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name."""
-        return "Answer LRP"
 
     def has_convergence_delta(self) -> bool:
         """True: :meth:`attribute` can return the convergence delta."""
@@ -311,10 +309,4 @@ def _limit(hops: int | None, length: int) -> int:
 
 
 def _added(*named: dict[str, float]) -> dict[str, float]:
-    """Sums by name, the largest first, zeros left out."""
-    totals: dict[str, float] = {}
-    for part in named:
-        for name, value in part.items():
-            totals[name] = totals.get(name, 0.0) + value
-    kept = {name: value for name, value in totals.items() if value != 0.0}
-    return dict(sorted(kept.items(), key=lambda item: -abs(item[1])))
+    return summed_by_name(item for part in named for item in part.items())

@@ -86,6 +86,8 @@ class AttentionLast(_AttentionOnly):
         >>> AttentionLast(model, query="mean", layer=0).attribute(ids)
     """
 
+    _title = "Last Attention"
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -97,11 +99,6 @@ class AttentionLast(_AttentionOnly):
         Attribution.__init__(self, model)
         self._set_query(query, patches_only)
         self.layer = layer
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name."""
-        return "Last Attention"
 
     def _relevance(self, maps: Maps) -> Tensor:
         patterns, real, rows = maps.single_sequence("AttentionLast", self.query)
@@ -138,6 +135,8 @@ class AttentionRollout(_AttentionOnly):
         >>> AttentionRollout(model, head_fusion="max", discard_ratio=0.9).attribute(pixels)
     """
 
+    _title = "Attention Rollout"
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -157,11 +156,6 @@ class AttentionRollout(_AttentionOnly):
         self.head_fusion = head_fusion
         self.discard_ratio = discard_ratio
         self.start_layer = start_layer
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name."""
-        return "Attention Rollout"
 
     def _relevance(self, maps: Maps) -> Tensor:
         patterns, real, rows = maps.single_sequence("AttentionRollout", self.query)
@@ -212,17 +206,14 @@ class AttentionFlow(_AttentionOnly):
         >>> AttentionFlow(model, query="cls").attribute(ids)
     """
 
+    _title = "Attention Flow"
+
     def __init__(
         self, model: Callable[..., Any], query: Query = "auto", *, patches_only: bool = False
     ) -> None:
         Attribution.__init__(self, model)
         self._set_query(query, patches_only)
         _import_scipy()
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name."""
-        return "Attention Flow"
 
     def _relevance(self, maps: Maps) -> Tensor:
         patterns, real, rows = maps.single_sequence("AttentionFlow", self.query)

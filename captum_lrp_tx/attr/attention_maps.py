@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union
 
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from captum_lrp_tx.attr.attention_recorder import AttentionMap, MapPass, attention_maps
 from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
+    CaptumMethod,
     TargetType,
     TensorOrTuple,
-    WithoutFutures,
+    formatted,
     forward_of,
     select_target,
 )
@@ -137,7 +138,7 @@ class Maps:
         key = self.inputs.keys[leaf] if self.inputs.keys else ""
         batch, device = self.maps[0].pattern.shape[0], self.maps[0].pattern.device
         x = self.inputs.leaves[leaf].original
-        found = mask_of(self.given, key, x) if key else None
+        found = mask_of(self.given, key, x)
         if found is None and leaf == 0:
             found = self._passed_mask((batch, tokens))
         if found is not None and found.numel() == batch * tokens:
@@ -156,7 +157,7 @@ class Maps:
         values: dict[str, Any] = dict(
             zip(names[len(self.inputs.leaves) :], self.additional, strict=False)
         )
-        if isinstance(self.given, dict) or hasattr(self.given, "get"):
+        if isinstance(self.given, Mapping):
             values.update({str(k): v for k, v in self.given.items()})
         mask = values.get("attention_mask")
         if isinstance(mask, Tensor) and tuple(mask.shape) == shape:
@@ -242,7 +243,7 @@ def square(found: AttentionMap, values: Tensor, method: str) -> Tensor:
     return values[..., :queries]
 
 
-class MapMethod(WithoutFutures, Attribution):
+class MapMethod(CaptumMethod, Attribution):
     """What all methods that read attention maps share; the subclasses say what they compute."""
 
     query: Query = "auto"
@@ -321,7 +322,7 @@ class MapMethod(WithoutFutures, Attribution):
         original = maps.inputs.leaves[0].original
         if original.dim() == 1 and not original.is_floating_point():
             values = [v.reshape(v.shape[-1]) for v in values]
-        return tuple(values) if maps.inputs.is_tuple or len(values) != 1 else values[0]
+        return formatted(values, maps.inputs.is_tuple)
 
 
 def residual_half(layers: list[Tensor]) -> list[Tensor]:

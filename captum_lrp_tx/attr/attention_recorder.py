@@ -225,24 +225,19 @@ class Recorder(PropagationRule):
         """Keep a pattern; the alias that is returned carries its gradient."""
         shaped = self._shaped(pattern)
         if shaped is None:
-            name = self._frames[-1].name if self._frames else ""
-            self.left_out.append(f"{name or 'the model'} {tuple(pattern.shape)}")
+            self.left_out.append(f"{self._module or 'the model'} {tuple(pattern.shape)}")
             return pattern
         queries, keys = shaped.shape[-2:]
-        module = self._frames[-1].name if self._frames else ""
-        sequences = self._sequences()
-        is_cross, first, second = _sources(sequences, queries, keys)
-        parallel = is_cross and self._last is not None and first is not None
-        if parallel:
-            assert self._last is not None
-            parallel = first is self._last[1] and second is self._last[0]
+        is_cross, first, second = _sources(self._sequences(), queries, keys)
+        before = self._last or (None, None)
+        parallel = is_cross and first is not None and (first is before[1] and second is before[0])
         known = is_cross and first is not None and second is not None
         self._last = (first, second) if known else None
         if not self._maps:
             self._find_stream(queries)
         index = len(self._maps)
         self._maps.append(
-            AttentionMap(module, shaped.detach(), is_cross=is_cross, is_parallel=bool(parallel))
+            AttentionMap(self._module, shaped.detach(), is_cross=is_cross, is_parallel=parallel)
         )
         if not self.watch_gradients:
             return pattern
@@ -257,6 +252,11 @@ class Recorder(PropagationRule):
 
         alias.register_hook(keep)  # type: ignore[no-untyped-call]
         return alias
+
+    @property
+    def _module(self) -> str:
+        """Name of the innermost module that is running; empty outside every module."""
+        return self._frames[-1].name if self._frames else ""
 
     def _sequences(self) -> dict[str, Tensor]:
         for frame in reversed(self._frames):
@@ -302,9 +302,9 @@ class Recorder(PropagationRule):
         )
 
     def _not_tokens(self, pattern: Tensor, why: str) -> UnsupportedModelError:
-        name = self._frames[-1].name if self._frames else ""
+        name = self._module or "the model"
         return UnsupportedModelError(
-            f"The attention map of shape {tuple(pattern.shape)} in {name or 'the model'!r} {why}, "
+            f"The attention map of shape {tuple(pattern.shape)} in {name!r} {why}, "
             "so there is no map from token to token that could be combined over layers. Use a "
             "method that needs none, such as ConservativeLRP."
         )

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
+    CaptumMethod,
     Strict,
-    WithoutFutures,
     check_per_pass,
 )
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
@@ -33,7 +33,7 @@ Pooling = Union[Literal["mean", "first"], Callable[[Any], Tensor]]
 _ENTRIES = 1 << 25
 
 
-class BiLRP(WithoutFutures, Attribution):
+class BiLRP(CaptumMethod, Attribution):
     r"""
     Relevance of pairs: which token or patch of one input meets which of the other.
 
@@ -79,6 +79,8 @@ class BiLRP(WithoutFutures, Attribution):
         torch.Size([1, 5, 7])
     """
 
+    _title = "BiLRP"
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -101,11 +103,6 @@ class BiLRP(WithoutFutures, Attribution):
             ConservativeLRP(_features(side, pooling), rules, bias=bias, epsilon=epsilon)
             for side in (model, model if other_model is None else other_model)
         )
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name."""
-        return "BiLRP"
 
     def has_convergence_delta(self) -> bool:
         """True: :meth:`attribute` can return the convergence delta."""

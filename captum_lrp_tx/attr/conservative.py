@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NoReturn, Union
+from typing import Any, ClassVar, Literal, NoReturn, Union
 
 import torch
 from captum._utils.common import _format_additional_forward_args
+from captum.attr._utils.attribution import Attribution
 from torch import Tensor, nn
 
 from captum_lrp_tx.attr.captum_rules import assigned_rules
@@ -31,9 +32,10 @@ from captum_lrp_tx.errors import (
     UnstableRelevanceWarning,
 )
 from captum_lrp_tx.propagation.engine import Pass, Propagated, propagate_targets
-from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
+from captum_lrp_tx.propagation.graph import Node, node_name, parents
 from captum_lrp_tx.propagation.judging.coverage import Finding, uncovered
 from captum_lrp_tx.propagation.model.modules import find_modules, refuse_opaque
+from captum_lrp_tx.propagation.recognition.axes import moved
 from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.propagation.state.scope import Scope
 from captum_lrp_tx.rules.composite import Composite
@@ -55,8 +57,16 @@ _UNSTABLE = 1e5
 Strict = Union[bool, Literal["papers"]]
 
 
-class WithoutFutures:
-    """Attributions that are computed at once, like Captum's own gradient methods."""
+class CaptumMethod(Attribution):
+    """What all attribution classes here share: a readable name, and that they answer at once."""
+
+    #: What :meth:`get_name` says; Captum's way, the words in the name of the class, unless given.
+    _title: ClassVar[str] = ""
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Readable name, as Captum Insights shows it."""
+        return cls._title or str(super().get_name())
 
     def attribute_future(self) -> NoReturn:
         """Not implemented, as for Captum's own gradient methods.
@@ -67,7 +77,7 @@ class WithoutFutures:
         raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
 
-class Conservative(WithoutFutures):
+class Conservative(CaptumMethod):
     """Rules, one propagation pass and its checks; the base of the four attribution classes."""
 
     _honours_module_rules = False
@@ -384,9 +394,7 @@ def _before_log_softmax(root: Node) -> Node:
 
     The log-softmax is part of the question there, not of the model.
     """
-    node = root
-    while node_name(node) in KEEP_ENTRIES and len(parents(node)) == 1:
-        node = parents(node)[0]
+    node = moved(root)
     before = parents(node) if node_name(node) == "LogSoftmax" else []
     return before[0] if before else root
 

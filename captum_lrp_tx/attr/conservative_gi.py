@@ -64,6 +64,8 @@ class ConservativeGI(Conservative, GradientAttribution):
         True
     """
 
+    _title = "Conservative Gradient x Input"
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -79,11 +81,6 @@ class ConservativeGI(Conservative, GradientAttribution):
     def multiplies_by_inputs(self) -> bool:
         """True: relevance is gradient times input."""
         return True
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name, as Captum Insights shows it."""
-        return "Conservative Gradient x Input"
 
     @overload
     def attribute(

@@ -58,6 +58,8 @@ class ConservativeLRP(ConservativeGI):
         True
     """
 
+    _title = "Conservative LRP"
+
     _honours_module_rules = True
 
     def __init__(
@@ -73,8 +75,3 @@ class ConservativeLRP(ConservativeGI):
         self.model = model
         self._set_rules(rules, bias, epsilon)
         assigned_rules(find_modules(forward_of(self)))  # complain now, as Captum's LRP does
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name, as Captum Insights shows it."""
-        return "Conservative LRP"

@@ -130,6 +130,8 @@ class GenericAttention(ByGradient):
         >>> relevance = GenericAttention(model).attribute(ids, target=1)
     """
 
+    _title = "Generic Attention Explainability"
+
     variants = GenericVariant
 
     def __init__(
@@ -142,11 +144,6 @@ class GenericAttention(ByGradient):
         patches_only: bool = False,
     ) -> None:
         ByGradient.__init__(self, model, variant, start_layer, query, patches_only)
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name."""
-        return "Generic Attention Explainability"
 
     def _relevance(self, inputs: Any, target: Any, additional: Any) -> TensorOrTuple:
         maps = self._maps(inputs, target, additional, gradients=True)

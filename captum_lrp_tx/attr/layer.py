@@ -71,6 +71,8 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
         >>> relevance.shape  # (batch, tokens, dim)
     """
 
+    _title = "Layer Conservative Gradient x Input"
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -83,11 +85,6 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
         layers: Any = layer
         LayerGradientXActivation.__init__(self, model, layers, device_ids, multiply_by_inputs)
         self._set_rules(rules)
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name."""
-        return "Layer Conservative Gradient x Input"
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(
@@ -138,8 +135,7 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
             >>> relevances = layer.attribute(pixels, target=3)
         """
         _check_grad_kwargs(grad_kwargs)
-        single = isinstance(self.layer, nn.Module)
-        layers = [self.layer] if single else list(self.layer)
+        layers = self._layers()
         result, _ = self._propagate(
             forward_of(self), inputs, target, additional_forward_args, strict,
             layers=layers, at_layer_input=attribute_to_layer_input,
@@ -155,10 +151,7 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
             relevances.append(formatted(products, as_tuple=False))
             if return_convergence_delta:
                 deltas.append(self.compute_convergence_delta(tuple(products), result.output))
-        attributions: LayerAttributions = relevances[0] if single else relevances
-        if return_convergence_delta:
-            return attributions, deltas[0] if single else deltas
-        return attributions
+        return self._returned(relevances, deltas, return_convergence_delta)
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute_targets(
@@ -194,8 +187,7 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
             >>> layer.attribute_targets(ids, "all").shape  # (classes, batch, tokens, dim)
         """
         check_per_pass(targets_per_pass)
-        single = isinstance(self.layer, nn.Module)
-        layers = [self.layer] if single else list(self.layer)
+        layers = self._layers()
         results, _ = self._propagate_targets(
             forward_of(self), inputs, targets, additional_forward_args, strict, targets_per_pass,
             layers=layers, at_layer_input=attribute_to_layer_input,
@@ -210,10 +202,20 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
                 for row, r in zip(rows, results, strict=True)
             ]
             deltas.append(torch.stack(found))
+        return self._returned(relevances, deltas, return_convergence_delta)
+
+    def _layers(self) -> list[nn.Module]:
+        return [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)
+
+    def _returned(
+        self, relevances: list[TensorOrTuple], deltas: list[Tensor], with_delta: bool
+    ) -> LayerAttributions | tuple[LayerAttributions, Tensor | list[Tensor]]:
+        """As Captum returns it: of a single layer its own, of a list of layers lists."""
+        single = isinstance(self.layer, nn.Module)
         attributions: LayerAttributions = relevances[0] if single else relevances
-        if return_convergence_delta:
-            return attributions, deltas[0] if single else deltas
-        return attributions
+        if not with_delta:
+            return attributions
+        return attributions, deltas[0] if single else deltas
 
     def _products(self, result: Propagated, index: int) -> list[Tensor]:
         """Relevance of each tensor at one layer, summed over the calls that count."""
@@ -249,6 +251,8 @@ class LayerConservativeLRP(LayerConservativeGI):
         >>> relevance, delta = layer.attribute(ids, target=1, return_convergence_delta=True)
     """
 
+    _title = "Layer Conservative LRP"
+
     _honours_module_rules = True
 
     def __init__(
@@ -266,11 +270,6 @@ class LayerConservativeLRP(LayerConservativeGI):
         self.model = model
         self._set_rules(rules, bias, epsilon)
         assigned_rules(find_modules(forward_of(self)))
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name."""
-        return "Layer Conservative LRP"
 
 
 def _check_layers(layer: Any) -> None:

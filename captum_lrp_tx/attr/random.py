@@ -13,16 +13,16 @@ from torch import Tensor
 
 from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
+    CaptumMethod,
     TargetType,
     TensorOrTuple,
-    WithoutFutures,
     formatted,
 )
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.errors import InputError
 
 
-class RandomAttribution(WithoutFutures, Attribution):
+class RandomAttribution(CaptumMethod, Attribution):
     r"""
     Standard normal random numbers: relevance without information.
 
@@ -42,16 +42,13 @@ class RandomAttribution(WithoutFutures, Attribution):
         True
     """
 
+    _title = "Random"
+
     def __init__(self, model: Callable[..., Any], seed: int = 0) -> None:
         Attribution.__init__(self, model)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise InputError(f"seed must be an integer, not {seed!r}.")
         self.seed = seed
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name."""
-        return "Random"
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
+    CaptumMethod,
     TargetType,
     TensorOrTuple,
-    WithoutFutures,
+    formatted,
     left_out,
     select_target,
 )
@@ -60,14 +61,10 @@ class _Prepared:
         relevance = attributions[0].detach()
         if self.is_ids:
             relevance = torch.stack([part.detach().sum(-1) for part in attributions]).sum(0)
-        return self.like_inputs(relevance)
-
-    def like_inputs(self, relevance: Tensor) -> TensorOrTuple:
-        """A tuple of one if the inputs were one."""
-        return (relevance,) if self.is_tuple else relevance
+        return formatted([relevance], self.is_tuple)
 
 
-class OnTokens(WithoutFutures, GradientAttribution):
+class OnTokens(CaptumMethod, GradientAttribution):
     """What the three classes share: from token ids to the rows that they are looked up in."""
 
     def __init__(self, model: Callable[..., Any], *, baseline: Baseline = None) -> None:
@@ -368,9 +365,9 @@ class TokenSaliency(OnTokens):
                 values, target=target, additional_forward_args=used.extra
             )
             if not used.is_ids:
-                return used.like_inputs(gradients[0].detach())
+                return formatted([gradients[0].detach()], used.is_tuple)
             lengths: Tensor = torch.linalg.vector_norm(torch.cat(list(gradients), -1), dim=-1)
-            return used.like_inputs(lengths.detach())
+            return formatted([lengths.detach()], used.is_tuple)
 
 
 def padding_id(model: Any) -> int:

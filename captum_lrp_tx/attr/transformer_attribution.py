@@ -74,6 +74,8 @@ class TransformerAttribution(ByGradient):
         >>> relevance = method.attribute(pixels, target=3)
     """
 
+    _title = "Transformer Attribution"
+
     variants = TransformerVariant
 
     def __init__(
@@ -89,11 +91,6 @@ class TransformerAttribution(ByGradient):
         ByGradient.__init__(self, model, variant, start_layer, query, patches_only)
         check_choice("form", form, Form)
         self.form = form
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name."""
-        return "Transformer Attribution"
 
     def _relevance(self, inputs: Any, target: Any, additional: Any) -> TensorOrTuple:
         relevance = self._deep_taylor(inputs, target, additional)

@@ -61,10 +61,7 @@ class EdgeRelevance(PartMethod):
         'output'
     """
 
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name."""
-        return "Edge Relevance"
+    _title = "Edge Relevance"
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(

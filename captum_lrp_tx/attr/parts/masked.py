@@ -56,12 +56,9 @@ class MaskedLRP(PartMethod):
         torch.Size([1, 7])
     """
 
-    neurons = True
+    _title = "Masked LRP"
 
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name."""
-        return "Masked LRP"
+    neurons = True
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(

@@ -168,6 +168,8 @@ class PartRelevance(PartMethod):
         (6, torch.Size([1, 12, 7]))
     """
 
+    _title = "Part Relevance"
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -181,11 +183,6 @@ class PartRelevance(PartMethod):
         PartMethod.__init__(self, model, rules, bias=bias, epsilon=epsilon)
         self.neurons = neurons
         self.directions = list(directions)
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name."""
-        return "Part Relevance"
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(

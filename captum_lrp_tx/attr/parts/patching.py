@@ -109,6 +109,8 @@ class RelevancePatching(PartMethod):
         (6, torch.Size([1, 12, 7]))
     """
 
+    _title = "Relevance Patching"
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -120,11 +122,6 @@ class RelevancePatching(PartMethod):
         # the share of a bias belongs to no difference of activations, so nothing is distributed
         PartMethod.__init__(self, model, rules, bias="absorb", epsilon=epsilon)
         self.neurons = neurons
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name."""
-        return "Relevance Patching"
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(

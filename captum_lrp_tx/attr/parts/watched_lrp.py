@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
+    CaptumMethod,
     Strict,
     TargetType,
-    WithoutFutures,
 )
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.mappings import inputs_of
@@ -42,7 +42,7 @@ class WatchedLRP(ConservativeLRP):
     Example::
 
         >>> watched = WatchedLRP(model, ConservativeLRP(model).composite)
-        >>> result, branches, _ = watched.run(inputs, target=1)
+        >>> result, prepared, watcher, _ = watched.run(inputs, target=1)
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class WatchedLRP(ConservativeLRP):
         return self._watcher.watch(job)
 
 
-class PartMethod(WithoutFutures, Attribution):
+class PartMethod(CaptumMethod, Attribution):
     """The base of the methods that see branches, heads and neurons.
 
     Args:

@@ -152,7 +152,8 @@ class LogProbability(Target):
         self.dim = dim
 
     def __repr__(self) -> str:
-        return f"LogProbability({self.parts[0]!r}{'' if self.dim == -1 else f', dim={self.dim}'})"
+        dim = "" if self.dim == -1 else f", dim={self.dim}"
+        return f"{type(self).__name__}({self.parts[0]!r}{dim})"
 
     def select(self, output: Tensor) -> Tensor:
         if output.dim() < 2 or not -output.dim() < self.dim < output.dim() or self.dim == 0:

@@ -37,9 +37,6 @@ class LogOdds(LogProbability):
         >>> relevance = ConservativeLRP(model).attribute(ids, target=LogOdds((5, 17)))
     """
 
-    def __repr__(self) -> str:
-        return super().__repr__().replace("LogProbability", "LogOdds", 1)
-
     def _others(self, chosen: Tensor, scores: Tensor) -> Tensor:
         # the place of the chosen score; of equal scores any one, as all give the same value
         place = (scores == chosen.unsqueeze(1)).int().argmax(1, keepdim=True)

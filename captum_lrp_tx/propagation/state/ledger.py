@@ -130,15 +130,20 @@ class Ledger:
 
     def by_name(self) -> dict[str, float]:
         """Absorbed relevance summed by name, largest magnitude first, zeros left out."""
-        totals: dict[str, float] = {}
-        for entry in self.entries:
-            totals[entry.name] = totals.get(entry.name, 0.0) + entry.relevance
-        kept = {name: value for name, value in totals.items() if value != 0.0}
-        return dict(sorted(kept.items(), key=lambda item: -abs(item[1])))
+        return summed_by_name((entry.name, entry.relevance) for entry in self.entries)
 
     def inside(self, module: str) -> float:
         """Relevance absorbed by constants used inside a module, its submodules included."""
         return sum(entry.relevance for entry in self.entries if encloses(module, entry.module))
+
+
+def summed_by_name(items: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Sums by name, largest magnitude first, zeros left out."""
+    totals: dict[str, float] = {}
+    for name, value in items:
+        totals[name] = totals.get(name, 0.0) + value
+    kept = {name: value for name, value in totals.items() if value != 0.0}
+    return dict(sorted(kept.items(), key=lambda item: -abs(item[1])))
 
 
 def encloses(outer: str, inner: str) -> bool:

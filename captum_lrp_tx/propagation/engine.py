@@ -30,6 +30,7 @@ from captum_lrp_tx.propagation.interception.opaque_maps import OpaqueMaps, candi
 from captum_lrp_tx.propagation.interception.underived import refuse_underived
 from captum_lrp_tx.propagation.judging import diagnosis
 from captum_lrp_tx.propagation.judging.obstacles import explained_failure
+from captum_lrp_tx.propagation.model.modules import named_tensors
 from captum_lrp_tx.propagation.model.outputs import call_explained, output_tensor
 from captum_lrp_tx.propagation.model.strangers import Strangers
 from captum_lrp_tx.propagation.model.table_names import TableNames
@@ -148,7 +149,7 @@ def propagate_targets(
     Raises:
         Exception: As :func:`propagate`.
     """
-    ledger = Ledger(_named_tensors(job.modules)) if job.keep_ledger else None
+    ledger = Ledger(named_tensors(job.modules)) if job.keep_ledger else None
     trace = list(job.modules) if job.trace or job.keep_ledger else []
     scope = Scope(job.base, job.assigned, trace, ledger)
     probe = LayerProbe(job.layers, job.at_layer_input) if job.layers is not None else None
@@ -365,14 +366,6 @@ def _leaves(inputs: Inputs, probe: LayerProbe | None) -> list[Tensor]:
     return [t for leaf in inputs.leaves for t in leaf.tensors()]
 
 
-def _unreached_message(probe: LayerProbe | None) -> str:
-    what = "any of the layers" if probe is not None else "the inputs"
-    return (
-        f"The output does not depend on {what}. Was it computed under torch.no_grad(), detached, "
-        "or by another module?"
-    )
-
-
 def _check_reached(
     job: Pass, inputs: Inputs, groups: list[list[Tensor | None]], probe: LayerProbe | None
 ) -> None:
@@ -391,7 +384,11 @@ def _check_reached(
         propagate(plain, inputs.again())  # raises the error below if the plain gradient has none
         return
     if len(missing) == len(groups) or probe is not None:
-        raise UnreachedInputError(_unreached_message(probe))
+        what = "any of the layers" if probe is not None else "the inputs"
+        raise UnreachedInputError(
+            f"The output does not depend on {what}. Was it computed under torch.no_grad(), "
+            "detached, or by another module?"
+        )
     raise UnreachedInputError(
         f"The output does not depend on input number {missing[0]}; pass it in "
         "additional_forward_args if it needs no relevance."
@@ -418,14 +415,3 @@ def _boundaries(job: Pass, inputs: Inputs) -> list[Boundary]:
     """The same pass once more, with the relevance at every module's boundary."""
     again = replace(job, keep_ledger=True, check_finite=False, inspect=None)
     return propagate(again, inputs.again()).scope.boundaries
-
-
-def _named_tensors(modules: NamedModules) -> list[tuple[str, Tensor]]:
-    named: list[tuple[str, Tensor]] = []
-    for prefix, module in modules:
-        for name, tensor in (
-            *module.named_parameters(recurse=False),
-            *module.named_buffers(recurse=False),
-        ):
-            named.append((f"{prefix}.{name}" if prefix else name, tensor))
-    return named

@@ -29,24 +29,9 @@ KEEP_ENTRIES = frozenset(
 
 #: How strongly a factor looks like a gate: bounded functions first, then self-gated activations.
 _GATE_STRENGTH = {
-    "Softmax": 3,
-    "SafeSoftmax": 3,
-    "Sigmoid": 3,
-    "Hardsigmoid": 3,
-    "Tanh": 2,
-    "Erf": 2,
-    "Hardtanh": 2,
-    "Softplus": 2,
-    "Silu": 1,
-    "Gelu": 1,
-    "Relu": 1,
-    "LeakyRelu": 1,
-    "Elu": 1,
-    "Mish": 1,
-    "Hardswish": 1,
-    "Exp": 1,
-    "Exp2": 1,
-    "Expm1": 1,
+    **dict.fromkeys("Softmax SafeSoftmax Sigmoid Hardsigmoid".split(), 3),
+    **dict.fromkeys("Tanh Erf Hardtanh Softplus".split(), 2),
+    **dict.fromkeys("Silu Gelu Relu LeakyRelu Elu Mish Hardswish Exp Exp2 Expm1".split(), 1),
 }
 #: Gates stay gates when they are shifted, scaled, bounded, selected, summed, joined with others or
 #: when their root is taken.

@@ -34,81 +34,42 @@ Table = dict[Kind, tuple[float, Union[PropagationRule, None]]]
 #: Priority of what a base says of blocks: behind all entries, and before the base elsewhere.
 _LAST = sys.float_info.max
 
-#: The rule of every kind of operation in each preset; a kind that is missing is plain gradient.
+
+def _whole(attention: Rule, product: Rule, linear: Rule) -> dict[Kind, Rule]:
+    """A preset for every kind of operation; all of them agree on norms, activations and scans."""
+    return {
+        Kind.ATTENTION: attention,
+        Kind.NORM: LNRule(),
+        Kind.ACTIVATION: PassActivationRule(),
+        Kind.PRODUCT: product,
+        Kind.SCAN: StateSpaceRule(),
+        Kind.LINEAR: linear,
+    }
+
+
 #: Linear maps need no epsilon: a modified gradient multiplies, and divides by no pre-activation.
+_LRP_0 = EpsilonRule(0.0)
+_LANGUAGE = ByDepthRule(SinkRule(UniformAttentionRule()), SinkRule(AHRule()))
+#: The rule of every kind of operation in each preset; a kind that is missing is plain gradient.
 PRESETS: dict[str, dict[Kind, Rule]] = {
     "gi": {},
     "ah": {Kind.ATTENTION: AHRule()},
     "ln": {Kind.NORM: LNRule()},
     "ah+ln": {Kind.ATTENTION: AHRule(), Kind.NORM: LNRule()},
     # products differ from "lrp-gated" in gated MLPs only: experiments/language_models
-    "lrp": {
-        Kind.ATTENTION: AHRule(),
-        Kind.NORM: LNRule(),
-        Kind.ACTIVATION: PassActivationRule(),
-        Kind.PRODUCT: SharedActivationRule(),
-        Kind.SCAN: StateSpaceRule(),
-        Kind.LINEAR: EpsilonRule(0.0),
-    },
-    "lrp-gated": {
-        Kind.ATTENTION: AHRule(),
-        Kind.NORM: LNRule(),
-        Kind.ACTIVATION: PassActivationRule(),
-        Kind.PRODUCT: GateRule(),
-        Kind.SCAN: StateSpaceRule(),
-        Kind.LINEAR: EpsilonRule(0.0),
-    },
+    "lrp": _whole(AHRule(), SharedActivationRule(), _LRP_0),
+    "lrp-gated": _whole(AHRule(), GateRule(), _LRP_0),
     # 0.01 was chosen among 0.01 to 0.1 on validation sentences of SST-2 and TweetEval emotion
-    "lrp-gamma": {
-        Kind.ATTENTION: AHRule(),
-        Kind.NORM: LNRule(),
-        Kind.ACTIVATION: PassActivationRule(),
-        Kind.PRODUCT: GateRule(),
-        Kind.SCAN: StateSpaceRule(),
-        Kind.LINEAR: GeneralizedGammaRule(gamma=0.01),
-    },
-    "mambalrp": {
-        Kind.ATTENTION: AHRule(),
-        Kind.NORM: LNRule(),
-        Kind.ACTIVATION: PassActivationRule(),
-        Kind.PRODUCT: UniformRule(),
-        Kind.SCAN: StateSpaceRule(),
-        Kind.LINEAR: EpsilonRule(0.0),
-    },
-    "attnlrp": {
-        Kind.ATTENTION: UniformAttentionRule(),
-        Kind.NORM: LNRule(),
-        Kind.ACTIVATION: PassActivationRule(),
-        Kind.PRODUCT: UniformRule(),
-        Kind.SCAN: StateSpaceRule(),
-        Kind.LINEAR: EpsilonRule(0.0),
-    },
+    "lrp-gamma": _whole(AHRule(), GateRule(), GeneralizedGammaRule(gamma=0.01)),
+    "mambalrp": _whole(AHRule(), UniformRule(), _LRP_0),
+    "attnlrp": _whole(UniformAttentionRule(), UniformRule(), _LRP_0),
     # best of ten on validation examples of seven data sets: experiments/ali2022/results/search.md
-    "attnlrp-gamma": {
-        Kind.ATTENTION: UniformAttentionRule(),
-        Kind.NORM: LNRule(),
-        Kind.ACTIVATION: PassActivationRule(),
-        Kind.PRODUCT: UniformRule(),
-        Kind.SCAN: StateSpaceRule(),
-        Kind.LINEAR: GeneralizedGammaRule(gamma=0.01),
-    },
+    "attnlrp-gamma": _whole(
+        UniformAttentionRule(), UniformRule(), GeneralizedGammaRule(gamma=0.01)
+    ),
     # chosen on training items of experiments/language_models
-    "language": {
-        Kind.ATTENTION: ByDepthRule(SinkRule(UniformAttentionRule()), SinkRule(AHRule())),
-        Kind.NORM: LNRule(),
-        Kind.ACTIVATION: PassActivationRule(),
-        Kind.PRODUCT: UniformRule(),
-        Kind.SCAN: StateSpaceRule(),
-        Kind.LINEAR: EpsilonRule(0.0),
-    },
-    "language-ah": {
-        Kind.ATTENTION: SinkRule(AHRule()),
-        Kind.NORM: LNRule(),
-        Kind.ACTIVATION: PassActivationRule(),
-        Kind.PRODUCT: UniformRule(),
-        Kind.SCAN: StateSpaceRule(),
-        Kind.LINEAR: EpsilonRule(0.0),
-    },
+    "language": _whole(_LANGUAGE, UniformRule(), _LRP_0),
+    "language-ah": _whole(SinkRule(AHRule()), UniformRule(), _LRP_0),
 }
 
 
@@ -164,11 +125,6 @@ class Composite:
             self._base_name = base.lower()
         else:
             raise RuleError(f"Unknown preset {base!r}; choose one of {', '.join(PRESETS)}.")
-
-    @property
-    def base_name(self) -> str:
-        """Name of the preset underneath."""
-        return self._base_name
 
     @property
     def base(self) -> dict[Kind, Rule]:

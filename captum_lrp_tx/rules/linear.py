@@ -24,15 +24,13 @@ from captum_lrp_tx.propagation.autograd.functions import (
     Substitute,
     safe_ratio,
 )
-from captum_lrp_tx.propagation.autograd.signed import Signed, Silent
+from captum_lrp_tx.propagation.autograd.signed import Signed, Silent, Way
 from captum_lrp_tx.propagation.operations import Kind, LinearMap
 from captum_lrp_tx.rules.rule import Bias, Rule, check_bias, check_number
 
 #: Signed sums that are so much smaller than the sum of magnitudes cannot be told from it and the
 #: plain sum: rounding errors grow by the inverse.
 _CANCELS = {torch.float64: 1e-6, torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.1}
-#: A way for relevance: pre-activation without bias, its bias, share of the output relevance.
-Way = tuple[Tensor, "Tensor | None", "Tensor | float"]
 
 
 @dataclass(frozen=True)
@@ -161,21 +159,11 @@ class GammaRule(LinearRule):
 
 @dataclass(frozen=True)
 class SignedLinearRule(LinearRule):
-    """Base of rules that tell contributions by their sign (see :mod:`~.propagation.signed`).
+    """Base of rules that tell contributions by their sign, see :mod:`~.autograd.signed`.
 
     :meth:`ways` says what the rule is, :meth:`factors` what it comes to with fewer products.  A
     subclass with ways of its own goes by them.
     """
-
-    @property
-    def counts_bias(self) -> bool:
-        """Whether biases are part of the denominators."""
-        return self.bias != "ignore"
-
-    @property
-    def spreads_bias(self) -> bool:
-        """Whether the relevance of biases goes to the inputs."""
-        return self.bias == "distribute"
 
     @abstractmethod
     def factors(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Literal, Union, overload
@@ -78,9 +78,6 @@ class SupportTable(Sequence[Family]):
 
     def __len__(self) -> int:
         return len(self._families)
-
-    def __iter__(self) -> Iterator[Family]:
-        return iter(self._families)
 
     def counts(self) -> dict[str, int]:
         """How many families have each status."""

@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from captum_lrp_tx.propagation.autograd import compact
 from captum_lrp_tx.propagation.autograd.copies import kept, passed_on
-from captum_lrp_tx.propagation.autograd.pattern_product import LOW_PRECISION as _LOW
 from captum_lrp_tx.propagation.autograd.pattern_product import (
+    LOW_PRECISION,
     attention_with_logsumexp,
     transposed_pattern_product,
 )
@@ -35,7 +35,7 @@ def safe_ratio(
     if ``wide`` (softplus(x) / x and the like exceed the range of float16).
     """
     dtype = numerator.dtype
-    if dtype in _LOW:
+    if dtype in LOW_PRECISION:
         dtype = torch.float32 if wide else dtype
         numerator, denominator = numerator.float(), denominator.float()
     if epsilon:
@@ -99,7 +99,7 @@ class Stabilize(RuleFunction):
             where = where if where.numel() * 8 < z.numel() else None
         if where is not None:
             part = z.flatten()[where]
-        magnitude = part.abs() if z.dtype not in _LOW else part.abs().float()
+        magnitude = part.abs() if z.dtype not in LOW_PRECISION else part.abs().float()
         factor = magnitude / (magnitude + epsilon)
         ctx.save_for_backward(factor, where)
         return passed_on(z)
@@ -151,7 +151,7 @@ def share_of_way(
     grad: Tensor, y: Tensor, z: Tensor, share: Tensor | float, epsilon: float
 ) -> Tensor:
     """``share * grad * y / z`` within the range of the gradient's dtype."""
-    if y.dtype not in _LOW:
+    if y.dtype not in LOW_PRECISION:
         return grad * share * safe_ratio(y, z, epsilon)
     # y / epsilon is beyond float16 where z is 0; nothing can go to z there in any precision
     ratio = safe_ratio(y.float(), z.float(), epsilon).masked_fill(z == 0, 0.0)
@@ -191,8 +191,8 @@ class SpreadBias(RuleFunction):
     """``z + b``; the relevance of ``b`` goes to the inputs ``x`` of the layer, as their squares.
 
     The smallest change (in the l2 norm) of the gradient at ``x`` after which ``sum(x g_x)``
-    equals ``sum(y g)``.  ``spread(c)`` sums the bias relevance over the outputs of each place and
-    ``energy`` is the sum of squares that each place sees, both supplied by the layer type.
+    equals ``sum(y g)``.  ``distribute`` and ``by_row`` are those of a
+    :class:`~captum_lrp_tx.propagation.operations.LinearMap`.
     """
 
     @staticmethod
@@ -218,7 +218,7 @@ class SpreadBias(RuleFunction):
 
 def relevance_of_bias(grad: Tensor, bias: Tensor, by_row: bool) -> Tensor:
     """Relevance of a bias at every output; of a row of them the sum, where that is asked for."""
-    if by_row and bias.dim() == 1 and grad.dim() > 1 and grad.dtype not in _LOW:
+    if by_row and bias.dim() == 1 and grad.dim() > 1 and grad.dtype not in LOW_PRECISION:
         return (grad @ bias).unsqueeze(-1)
     return grad * bias
 
@@ -320,7 +320,7 @@ class NormalizedSum(RuleFunction):
     @once_differentiable
     def backward(ctx: Any, *grad: Any) -> Any:
         g = grad[0]
-        wide = torch.float32 if g.dtype in (torch.float16, torch.bfloat16) else g.dtype
+        wide = torch.float32 if g.dtype in LOW_PRECISION else g.dtype
         parts = [(x.to(wide) * g.to(wide)).sum(ctx.dims, keepdim=True) for x in ctx.saved_tensors]
         sizes = parts[0].abs() + parts[1].abs()
         total = parts[0] + parts[1]

@@ -66,7 +66,8 @@ def attention_with_logsumexp(
         or (query.shape[1] != key.shape[1] and not kwargs.get("enable_gqa"))
         or (is_causal and mask is not None)
         or torch.is_autocast_enabled("cpu")
-        or _chosen(query, key, value, mask, is_causal, scale, kwargs) != SDPBackend.FLASH_ATTENTION
+        or torch._fused_sdp_choice(query, key, value, mask, 0.0, is_causal, scale=scale, **kwargs)
+        != SDPBackend.FLASH_ATTENTION.value
     ):
         out = plain(query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, **kwargs)
         return out, None
@@ -77,20 +78,6 @@ def attention_with_logsumexp(
         query, key, value, 0.0, is_causal, attn_mask=added, scale=scale
     )
     return result
-
-
-def _chosen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    is_causal: bool,
-    scale: float | None,
-    kwargs: dict[str, Any],
-) -> SDPBackend | None:
-    """The kernel that torch runs for these arguments."""
-    choice = torch._fused_sdp_choice(query, key, value, mask, 0.0, is_causal, scale=scale, **kwargs)
-    return SDPBackend.FLASH_ATTENTION if choice == SDPBackend.FLASH_ATTENTION.value else None
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

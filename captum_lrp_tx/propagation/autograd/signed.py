@@ -29,6 +29,7 @@ from captum_lrp_tx.propagation.autograd.functions import (
 from captum_lrp_tx.propagation.autograd.rows import rows_with_entries
 from captum_lrp_tx.propagation.operations import LinearMap
 
+#: A way for relevance: pre-activation without bias, its bias, share of the output relevance.
 Way = tuple[Tensor, "Tensor | None", "Tensor | float"]
 #: Magnitudes are a sum that may leave the range of float16 where the two signed sums do not.
 _SCALE = {torch.float16: 0.25}
@@ -38,6 +39,9 @@ class SignedRule(Protocol):
     """What is asked of a rule here."""
 
     epsilon: float
+    #: Whether the relevance of biases goes to the inputs (``"distribute"``), or biases are no part
+    #: of the denominators (``"ignore"``).
+    bias: str | None
 
     def factors(
         self, operation: LinearMap, output: Tensor, magnitudes: Tensor
@@ -56,14 +60,6 @@ class SignedRule(Protocol):
 
     def ways(self, operation: LinearMap, output: Tensor) -> list[Way]:
         """The same rule by signed sums of their own."""
-
-    @property
-    def counts_bias(self) -> bool:
-        """Whether biases are part of the denominators."""
-
-    @property
-    def spreads_bias(self) -> bool:
-        """Whether the relevance of biases goes to the inputs."""
 
 
 class Signed(RuleFunction):
@@ -103,8 +99,9 @@ class Signed(RuleFunction):
         if rows is not None:
             x, y, g = (t.reshape(-1, t.shape[-1])[rows] for t in (x, y, g))
         operation = replace(ctx.operation, input=x, weight=weight, bias=bias)
-        to_y, to_x, of_bias = _shared(ctx.rule, operation, y, g, ctx.books or ctx.rule.spreads_bias)
-        if of_bias is not None and ctx.rule.spreads_bias:
+        spreads = ctx.rule.bias == "distribute"
+        to_y, to_x, of_bias = _shared(ctx.rule, operation, y, g, ctx.books or spreads)
+        if of_bias is not None and spreads:
             to_x = to_x + ctx.operation.distribute(x, of_bias)
         if rows is not None:
             to_y = None if to_y is None else _scattered(to_y, rows, shapes[0])
@@ -179,9 +176,10 @@ def _by_ways(
     parts: list[Tensor] = []
     of_bias: Tensor | None = None
     for z, bias, share in ways:
-        biased = z.detach() if bias is None or not rule.counts_bias else z.detach() + bias
+        counted = None if rule.bias == "ignore" else bias
+        biased = z.detach() if counted is None else z.detach() + counted
         parts.append(share_of_way(g, y, biased, share, rule.epsilon))
-        if bias is not None and rule.counts_bias:
-            of_bias = parts[-1] * bias if of_bias is None else of_bias + parts[-1] * bias
+        if counted is not None:
+            of_bias = parts[-1] * counted if of_bias is None else of_bias + parts[-1] * counted
     (at_input,) = torch.autograd.grad([z for z, _, _ in ways], leaf, parts)
     return at_input, of_bias

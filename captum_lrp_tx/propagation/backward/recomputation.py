@@ -18,7 +18,6 @@ import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -205,13 +204,8 @@ class Recomputation:
             raise
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._hooks.__exit__(exc_type, exc, traceback)
+    def __exit__(self, *exc: Any) -> None:
+        self._hooks.__exit__(*exc)
 
     def _hook(self, name: str, block: nn.Module) -> None:
         # another thread may call it without kwargs: see Hooks.before

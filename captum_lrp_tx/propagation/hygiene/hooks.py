@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from torch import nn
@@ -89,12 +88,7 @@ class Hooks:
         _OPEN.hooks.append(self)
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: Any) -> None:
         self.remove()
         if self in _OPEN.hooks:
             _OPEN.hooks.remove(self)
@@ -116,12 +110,7 @@ class guard:
     def __enter__(self) -> None:
         self._depth = len(_OPEN.hooks)
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: Any) -> None:
         for hooks in _OPEN.hooks[self._depth :]:
             hooks.remove()
         del _OPEN.hooks[self._depth :]

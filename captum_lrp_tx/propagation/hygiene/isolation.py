@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -65,13 +64,8 @@ class isolated:
         self._hooks.__enter__()  # an interruption cannot keep it from being undone
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._hooks.__exit__(exc_type, exc, traceback)
+    def __exit__(self, *exc: Any) -> None:
+        self._hooks.__exit__(*exc)
 
     def before_write(self, target: Any) -> None:
         """Keep a copy of the buffers and parameters in whose memory a call is about to write."""

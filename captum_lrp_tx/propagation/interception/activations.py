@@ -52,24 +52,17 @@ def _activation(context: Context, call: Call) -> Any:
         exponent = args[1] if len(args) > 1 else kwargs.get("exponent")
         if not _positive_power(exponent):
             return call.run()
-    inplace = call.is_inplace or bool(kwargs.get("inplace"))
-    if inplace:
-        # out of place first, then into the argument, so that aliases see the new value
+    func, inplace = call.func, call.is_inplace or bool(kwargs.get("inplace"))
+    if inplace:  # out of place first, then into the argument, so that aliases see the new value
+        args = (x.clone(), *args[1:])
         kwargs = {k: v for k, v in kwargs.items() if k != "inplace"}
-        source = x.clone()
-        out_of_place = (
-            getattr(torch, bare, None) or getattr(F, bare) if call.is_inplace else call.func
-        )
-        operation = Activation(
-            out_of_place, (source, *args[1:]), kwargs, input=x, name=_ACTIVATIONS[bare]
-        )
-        if context.scope.ledger is not None:
-            operation.absorb = context.absorber()
-        return x.copy_(degrees.with_exponent(context.apply(Kind.ACTIVATION, operation), exponent))
-    operation = Activation(*call.parts, input=x, name=_ACTIVATIONS[bare])
+        if call.is_inplace:
+            func = getattr(torch, bare, None) or getattr(F, bare)
+    operation = Activation(func, args, kwargs, input=x, name=_ACTIVATIONS[bare])
     if context.scope.ledger is not None:
         operation.absorb = context.absorber()
-    return degrees.with_exponent(context.apply(Kind.ACTIVATION, operation), exponent)
+    result = degrees.with_exponent(context.apply(Kind.ACTIVATION, operation), exponent)
+    return x.copy_(result) if inplace else result
 
 
 def _gelu_slope(x: Tensor, **kwargs: Any) -> Tensor:

@@ -72,9 +72,7 @@ def _with_summand(context: Context, call: Call) -> Any:
         return WithValue.call(value, summand * beta + product)
 
 
-def _spelled(
-    spell: Callable[..., Tensor | None],
-) -> Handler:
+def _spelled(spell: Callable[..., Tensor | None]) -> Handler:
     """A handler for calls that are run as other calls, under the context.
 
     ``spell`` gets the arguments of the call, and returns ``None`` where the call is to stay.
@@ -131,18 +129,12 @@ def _bilinear(
 
 def _weighted_bag(context: Context, call: Call) -> Any:
     """Rows of a constant table, summed with weights that depend on the inputs."""
-    names = (
-        "input",
-        "weight",
-        *"offsets max_norm norm_type scale_grad_by_freq mode sparse".split(),
-    )
-    bound = call.bind((*names, "per_sample_weights"))
-    indices, table, weights = bound[0], bound[1], bound[8]
+    given = dict(zip(lookups.BAG, call.bind(lookups.BAG), strict=True))
+    indices, table, weights = given["input"], given["weight"], given["per_sample_weights"]
     if not depends(weights) or depends(table) or len(call.args) > 8:
-        lookup = lookups.HANDLERS.get("embedding_bag")
-        return call.run() if lookup is None else lookup(context, call)
-    given = ("input", "weight", "per_sample_weights")
-    rest = {k: v for k, v in call.kwargs.items() if k not in given}
+        return lookups.embedding_bag(context, call)
+    operands = ("input", "weight", "per_sample_weights")
+    rest = {k: v for k, v in call.kwargs.items() if k not in operands}
 
     def apply(x: Tensor, w: Tensor) -> Tensor:
         result: Tensor = call.func(indices, w, *call.args[2:], per_sample_weights=x, **rest)

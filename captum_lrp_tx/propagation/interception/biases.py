@@ -3,10 +3,10 @@
 ``x @ W + b``, a batch norm behind a convolution, ``conv(x) * scale + shift``: one linear map with
 a bias, whose rule is that of ``F.linear(x, W, b)``.  A constant is a bias if it is the same for all
 rows that the same weights make; positions, or a residual stream that does not depend on the inputs,
-are summands of their own.  The last maps of a forward pass are
-remembered by their autograd node.  A constant that meets one of them, with nothing between but
-views, casts and constant factors, is handed to the rule as the bias of that map.  Before torch 2.5
-autograd did not show the shapes that this needs: there such constants are absorbed, and booked.
+are summands of their own.  The last maps of a forward pass are remembered by their autograd node.
+A constant that meets one of them, with nothing between but views, casts and constant factors, is
+handed to the rule as the bias of that map.  Before torch 2.5 autograd did not show the shapes that
+this needs: there such constants are absorbed, and booked.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from captum_lrp_tx.propagation.graph import Node, node_name
 from captum_lrp_tx.propagation.interception.calls import Call, depends
 from captum_lrp_tx.propagation.interception.spreading import spread_through
 from captum_lrp_tx.propagation.operations import Kind, LinearMap
+from captum_lrp_tx.propagation.recognition.axes import KNOWS_SHAPES, signed
 from captum_lrp_tx.propagation.state.layers import LEAF
 from captum_lrp_tx.propagation.state.scope import TAP, tap
 
@@ -36,16 +37,10 @@ if TYPE_CHECKING:
 _HELD = 1 << 23
 #: Attribute of constants that are one row, repeated, with their version.
 _ROW = "_captum_lrp_tx_row"
-_SHOWS_SHAPES = hasattr(torch.autograd.graph.Node, "_input_metadata")
 #: How many views and factors are followed.
 _MAX_STEPS = 100
 
 Replay = Callable[[Tensor, Node, int], Tensor]
-
-
-def _signed(number: int) -> int:
-    """Autograd shows negative dimensions as unsigned numbers."""
-    return number - 2**64 if number >= 2**63 else number
 
 
 def _shape(node: Node, number: int = 0) -> Any:
@@ -58,13 +53,13 @@ def _reshape(x: Tensor, node: Node, number: int) -> Tensor:
 
 def _split(x: Tensor, node: Node, number: int) -> Tensor:
     """One part, by itself: torch forbids to change several views of one call in place."""
-    dim, shapes = _signed(node._saved_dim), [m.shape for m in node._input_metadata]
+    dim, shapes = signed(node._saved_dim), [m.shape for m in node._input_metadata]
     return x.narrow(dim, sum(s[dim] for s in shapes[:number]), shapes[number][dim])
 
 
 def _slice(x: Tensor, node: Node, number: int) -> Tensor:
     bounds = (node._saved_start, node._saved_end)
-    start, stop = (None if b is None else _signed(b) for b in bounds)
+    start, stop = (None if b is None else signed(b) for b in bounds)
     result: Tensor = torch.ops.aten.slice.Tensor(x, node._saved_dim, start, stop, node._saved_step)
     return result
 
@@ -78,13 +73,11 @@ _VIEWS: dict[str, Replay] = {
     "Copy": lambda x, node, _: x.to(node._input_metadata[0].dtype).expand(_shape(node)),
     "Expand": lambda x, node, _: x.expand(_shape(node)),
     "T": lambda x, node, _: x.t(),
-    "Transpose": lambda x, node, _: x.transpose(
-        _signed(node._saved_dim0), _signed(node._saved_dim1)
-    ),
-    "Permute": lambda x, node, _: x.permute([_signed(d) for d in node._saved_dims]),
-    "Select": lambda x, node, _: x.select(_signed(node._saved_dim), _signed(node._saved_index)),
+    "Transpose": lambda x, node, _: x.transpose(signed(node._saved_dim0), signed(node._saved_dim1)),
+    "Permute": lambda x, node, _: x.permute([signed(d) for d in node._saved_dims]),
+    "Select": lambda x, node, _: x.select(signed(node._saved_dim), signed(node._saved_index)),
     "Slice": _slice,
-    "Unbind": lambda x, node, number: x.select(_signed(node._saved_dim), number),
+    "Unbind": lambda x, node, number: x.select(signed(node._saved_dim), number),
 }
 
 
@@ -142,7 +135,7 @@ class Maps:
     def remember(self, output: Any, operation: LinearMap, module: str) -> None:
         """Keep a map whose result under the rule in force is ``output``."""
         node = output.grad_fn if isinstance(output, Tensor) else None
-        if node is None or not _SHOWS_SHAPES:
+        if node is None or not KNOWS_SHAPES:
             return
         made = operation.made
         size = operation.input.numel() + (0 if made is None else made.numel())
@@ -324,7 +317,7 @@ def _is_same_for_all_rows(
         if not (
             base.dim() == 1
             or isinstance(original, nn.Parameter)
-            or context.constants.is_stored(constant)
+            or context.isolation.is_stored(constant)
         ):
             return False
     rows = _rows_of(found)

@@ -121,10 +121,6 @@ class Constants:
             for item in x:
                 self.mark_of_model(item, made_of)
 
-    def is_stored(self, x: Tensor) -> bool:
-        """Whether a constant is a parameter or buffer of the model; asked rarely."""
-        return self._isolation.is_stored(x)
-
     # ---- whether they were trained -----------------------------------------------------------
     def mark_trainable(self, x: Any) -> None:
         """Remember that a constant would require a gradient in the plain model."""

@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from captum_lrp_tx.propagation import graph
 from captum_lrp_tx.propagation.interception.calls import Call, depends, tensors_in
 from captum_lrp_tx.propagation.operations import Kind
-from captum_lrp_tx.propagation.recognition import homogeneity, patterns
+from captum_lrp_tx.propagation.recognition import axes, homogeneity, patterns
 from captum_lrp_tx.propagation.state.scope import Scope
 
 if TYPE_CHECKING:
@@ -188,10 +188,7 @@ def _roles(source: Tensor) -> frozenset[str]:
         roles.add("norm")
     if graph.gate_strength(source):
         roles.add("gate")
-    node = source.grad_fn
-    while graph.node_name(node) in graph.KEEP_ENTRIES and len(graph.parents(node)) == 1:
-        (node,) = graph.parents(node)
-    if graph.node_name(node) in ("Max", "Amax"):
+    if graph.node_name(axes.moved(source)) in ("Max", "Amax"):
         roles.add("largest")
     return frozenset(roles)
 

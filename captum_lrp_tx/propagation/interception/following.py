@@ -90,7 +90,7 @@ def bare(name: str) -> str:
 
 def _is_inplace(func: Any) -> bool:
     name: str = func.__name__
-    return name in ("__setitem__", "set_") or (name.endswith("_") and not name.endswith("__"))
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def follow(context: Context, call: Call, result: Any) -> Any:
@@ -162,7 +162,7 @@ def _moved(context: Context, call: Call, name: str, result: Any) -> Any:
         return result
     lost = next((trace for trace in held if isinstance(trace, Lost)), None)
     if lost is not None:
-        for tensor in _tensors(args[0] if _is_inplace(call.func) else result):
+        for tensor in tensors_in(args[0] if _is_inplace(call.func) else result):
             traces.note(tensor, lost)
         return result
     if name in _CASTS:
@@ -173,14 +173,14 @@ def _moved(context: Context, call: Call, name: str, result: Any) -> Any:
             with torch.no_grad():
                 _replay(traces, call, places, first=written)
         return result
-    todo = [t for t in _tensors(result) if traces.may_hold(t) and traces.of(t) is None]
+    todo = [t for t in tensors_in(result) if traces.may_hold(t) and traces.of(t) is None]
     if not todo:  # views of the storages that the ids are in
         return result
-    replayed = _tensors(_replay(traces, call, places))
+    replayed = tensors_in(_replay(traces, call, places))
     is_one_hot = any(isinstance(v, Tensor) and traces.is_one_hot(v) for v in values)
     if "pack" in name:  # lengths come with them
         replayed = replayed[:1]
-    for tensor, trace in zip(_tensors(result), replayed, strict=False):
+    for tensor, trace in zip(tensors_in(result), replayed, strict=False):
         if any(tensor is t for t in todo) and tensor.shape == trace.shape:
             traces.note(tensor, trace, is_one_hot)
     return result
@@ -244,12 +244,6 @@ def _replay(
             return call.func(*wide, **named)
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [t for item in value for t in _tensors(item)] if isinstance(value, (list, tuple)) else []
-
-
 # ---- functions of ids ------------------------------------------------------------------------
 def _computed(traces: Traces, call: Call, name: str, result: Tensor) -> None:
     """The trace of integers that were computed from ids."""
@@ -295,7 +289,7 @@ def _several(traces: Traces, call: Call, name: str, result: tuple[Any, ...]) -> 
             traces.note_inverse(inverse[0], trace)
             traces.note(values, Lost("unique"))
             return
-    for tensor in _tensors(result):
+    for tensor in tensors_in(result):
         if tensor.dtype in INTEGERS:
             traces.note(tensor, Lost(name))
 
@@ -315,7 +309,7 @@ def _moved_rows(traces: Traces, call: Call, places: tuple[int, ...], result: Any
         traces.note_rows(result, written)
         return
     replayed = _replay(traces, call, places, of=_of_rows)
-    for tensor, trace in zip(_tensors(result), _tensors(replayed), strict=False):
+    for tensor, trace in zip(tensors_in(result), tensors_in(replayed), strict=False):
         if tensor.shape == trace.shape:
             traces.note_rows(tensor, trace)
 

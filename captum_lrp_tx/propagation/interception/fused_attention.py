@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_lrp_tx.propagation.interception.attention_patterns import await_use, proposed
+from captum_lrp_tx.propagation.interception.booking import SDPA
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
 from captum_lrp_tx.propagation.operations import (
     FusedAttention,
@@ -20,12 +21,9 @@ if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context
 
 
-_SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-
-
 def _fused_attention(context: Context, call: Call) -> Any:
-    query, key, value, mask, dropout_p, is_causal = call.bind(_SDPA)
-    rest = {k: v for k, v in call.kwargs.items() if k not in _SDPA}
+    query, key, value, mask, dropout_p, is_causal = call.bind(SDPA)
+    rest = {k: v for k, v in call.kwargs.items() if k not in SDPA}
     scale = rest.pop("scale", None)
     if dropout_p:
         context.scope.random.add("attention dropout")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.autograd.functions import Combine, LinearValue, WithValue, safe_ratio
+from captum_lrp_tx.propagation.autograd.pattern_product import LOW_PRECISION
 from captum_lrp_tx.propagation.autograd.rows import product_of_rows
 from captum_lrp_tx.propagation.interception.biases import Step, composed, of_zeros
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, bind, by_name, depends
@@ -29,7 +30,7 @@ from captum_lrp_tx.propagation.interception.quantised import (
     drawn,
     is_wrapped,
 )
-from captum_lrp_tx.propagation.interception.spreading import LOW, spread_last, spread_through
+from captum_lrp_tx.propagation.interception.spreading import spread_last, spread_through
 from captum_lrp_tx.propagation.operations import (
     Kind,
     LinearMap,
@@ -247,7 +248,7 @@ def _spread_over_channels(x: Tensor, relevance: Tensor) -> Tensor:
     The only input of an output is its own channel: to give it the whole shift divides by what may
     be close to zero.
     """
-    wide = x if x.dtype not in LOW else x.float()
+    wide = x if x.dtype not in LOW_PRECISION else x.float()
     total = relevance.to(wide.dtype).sum(1, keepdim=True)
     return (wide * safe_ratio(total, wide.square().sum(1, keepdim=True))).to(x.dtype)
 

@@ -138,10 +138,10 @@ def _indexed(context: Context, table: Tensor, items: Arguments, shape: torch.Siz
     return Lost("indexing by several ids") if trace is None else trace
 
 
-def _first(call: Call, source: Tensor) -> Any:
-    """The first argument as the model passed it, or the same as a constant."""
-    original = call.passed(0)
-    return source if original is None else original
+def _passed(call: Call, position: int, constant: Tensor) -> Any:
+    """An argument as the model passed it, or the same as a constant if it has no position."""
+    original = call.passed(position)
+    return constant if original is None else original
 
 
 def _dimensions(item: Any) -> int:
@@ -160,7 +160,7 @@ def _index_select(context: Context, call: Call) -> Any:
     shape = [1] * source.dim()
     shape[dim] = -1
     return _read(
-        context, source, _first(call, source), index, result,
+        context, source, _passed(call, 0, source), index, result,
         lambda trace: trace.reshape(shape).expand(result.shape),
     )  # fmt: skip
 
@@ -175,7 +175,7 @@ def _gather(context: Context, call: Call) -> Any:
     else:
         source, _, index = call.bind(("input", "dim", "index"))
     return _read(
-        context, source, _first(call, source), index, result,
+        context, source, _passed(call, 0, source), index, result,
         lambda trace: trace.expand(result.shape),
     )  # fmt: skip
 
@@ -254,14 +254,14 @@ def as_floats(context: Context, call: Call) -> Call:
 
 
 # ---- bags ------------------------------------------------------------------------------------
-_BAG = ("input", "weight", "offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode",
-        "sparse", "per_sample_weights", "include_last_offset", "padding_idx")  # fmt: skip
+BAG = ("input", "weight", "offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode",
+       "sparse", "per_sample_weights", "include_last_offset", "padding_idx")  # fmt: skip
 
 
-def _embedding_bag(context: Context, call: Call) -> Any:
+def embedding_bag(context: Context, call: Call) -> Any:
     """Sums, means or maxima of rows: each row is a leaf, the value is the stock kernel's."""
     result = call.run()
-    given = dict(zip(_BAG, call.bind(_BAG), strict=True))
+    given = dict(zip(BAG, call.bind(BAG), strict=True))
     ids, weight = given["input"], given["weight"]
     if not context.inputs.has_ids or not isinstance(result, Tensor) or not isinstance(ids, Tensor):
         return result
@@ -272,9 +272,8 @@ def _embedding_bag(context: Context, call: Call) -> Any:
         return result
     flat = ids.reshape(-1)
     read = weight[flat]
-    original = call.passed(1)
     rows = _read(
-        context, weight, weight if original is None else original, ids, read,
+        context, weight, _passed(call, 1, weight), ids, read,
         lambda t: t.reshape(-1, 1).expand(read.shape),
     )  # fmt: skip
     bags = _bags(ids, given["offsets"], result.shape[0])
@@ -356,5 +355,4 @@ HANDLERS: dict[str, Handler] = {
     **by_name(_one_hot, "one_hot"),
     **by_name(_equal, "eq __eq__"),
     **by_name(_scatter, "scatter scatter_"),
-    **by_name(_embedding_bag, "embedding_bag"),
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.autograd.functions import Combine
+from captum_lrp_tx.propagation.autograd.pattern_product import LOW_PRECISION
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
 from captum_lrp_tx.propagation.operations import (
     FusedNorm,
@@ -17,8 +18,6 @@ from captum_lrp_tx.propagation.operations import (
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context
-
-_LOW = (torch.float16, torch.bfloat16)
 
 
 def _layer_norm(context: Context, call: Call) -> Any:
@@ -55,7 +54,7 @@ def _rms_norm(context: Context, call: Call) -> Any:
     dims = tuple(range(-len(shape), 0))
 
     def run() -> tuple[Tensor, Tensor]:
-        wide = x.float() if x.dtype in _LOW else x
+        wide = x.float() if x.dtype in LOW_PRECISION else x
         epsilon = torch.finfo(wide.dtype).eps if eps is None else eps
         return call.run(), (wide.square().mean(dims, keepdim=True) + epsilon).rsqrt()
 

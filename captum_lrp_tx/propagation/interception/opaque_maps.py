@@ -8,7 +8,6 @@ then checked (:mod:`~.quantised`), and a linear map is handed to the rule in for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -101,13 +100,8 @@ class OpaqueMaps:
             self._hook(name, module)
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._hooks.__exit__(exc_type, exc, traceback)
+    def __exit__(self, *exc: Any) -> None:
+        self._hooks.__exit__(*exc)
 
     def _hook(self, name: str, module: nn.Module) -> None:
         started: list[tuple[Tensor | None, int, int]] = []

@@ -148,7 +148,8 @@ def _norm(context: Context, call: Call, quotient: bool) -> Tensor | None:
         return None
     degrees = context.degrees
     if quotient and homogeneity.is_ratio(degrees, args[0], args[1]):
-        return _tensor(homogeneity.note_ratio(call.run()))  # what the ratio multiplies decides
+        # what the ratio multiplies decides
+        return _tensor(homogeneity.noted(call.run(), homogeneity.IS_RATIO))
     for i in (1,) if quotient else (1, 0):
         if homogeneity.are_weights(args[1 - i], args[i], quotient):
             other = _other(context, call, quotient)
@@ -158,7 +159,7 @@ def _norm(context: Context, call: Call, quotient: bool) -> Tensor | None:
     for i in (1,) if quotient else (1, 0):
         found = homogeneity.normalises(degrees, args[i], (args[1 - i],), quotient)
         if found is homogeneity.Normalising.LAST_STEP:
-            return _tensor(homogeneity.note_steps(call.run()))
+            return _tensor(homogeneity.noted(call.run(), homogeneity.IN_STEPS))
         if found is not None:
             context.scope.find("norm written out")
             operation = NormalizerProduct(*call.parts, normalizer=i)

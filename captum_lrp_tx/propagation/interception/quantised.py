@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from captum_lrp_tx.errors import UnsupportedModelError
-from captum_lrp_tx.propagation.graph import node_name as name_of_node
-from captum_lrp_tx.propagation.graph import walk
+from captum_lrp_tx.propagation.graph import node_name, walk
 from captum_lrp_tx.propagation.operations import LinearMap
 
 #: Relative differences (root mean squares) from which on numbers are not the same map's, by dtype.
@@ -121,7 +120,7 @@ def constant_weight(weight: Tensor) -> Tensor:
     if not weight.requires_grad or weight.grad_fn is None:
         return weight.detach() if weight.requires_grad else weight
     for node in walk([weight.grad_fn]):
-        is_leaf = name_of_node(node) == "AccumulateGrad"
+        is_leaf = node_name(node) == "AccumulateGrad"
         if is_leaf and not isinstance(node.variable, torch.nn.Parameter):
             return weight
     return weight.detach()
@@ -199,7 +198,7 @@ class Claim:
     Args:
         run (callable): The layer, from rows ``(n, inputs)`` to rows ``(n, outputs)``.
         like (Tensor): An input of it: dtype, device and number of inputs.
-        constant (Tensor or None): ``b``.
+        constant (Tensor): ``b``.
         has_derivative (bool): Whether autograd gives the product with ``W``; else ``W`` is what
             unit vectors are mapped to.
     """

@@ -128,9 +128,7 @@ def _layers(
             n = layer * directions + backwards
             state = tuple(s[n] for s in states)
             weights = flat[n * each : (n + 1) * each]
-            found.append(
-                _direction(step, data, sizes, state, weights, biases, bool(backwards))
-            )  # fmt: skip
+            found.append(_direction(step, data, sizes, state, weights, biases, bool(backwards)))
         data = found[0][0] if directions == 1 else torch.cat([f[0] for f in found], -1)
         finals += [state for _, state in found]
     return data, *(torch.stack(parts) for parts in zip(*finals, strict=True))
@@ -165,9 +163,8 @@ def _recurrent(context: Context, call: Call) -> Any:
     acts = any(rule(kind) is not None for kind in _INSIDE) or context.scope.ledger is not None
 
     def as_in_the_model(x: Any) -> Any:
-        if context.constants.is_trainable(
-            x
-        ):  # torch picks its kernels by whether weights require a gradient
+        # torch picks its kernels by whether weights require a gradient
+        if context.constants.is_trainable(x):
             return x.detach().requires_grad_()
         return x.detach() if acts and isinstance(x, Tensor) else x
 

@@ -9,14 +9,13 @@ from torch import Tensor
 from torch.autograd import grad as autograd_grad
 
 from captum_lrp_tx.propagation.autograd.functions import safe_ratio
+from captum_lrp_tx.propagation.autograd.pattern_product import LOW_PRECISION
 from captum_lrp_tx.propagation.operations import connections
-
-LOW = (torch.float16, torch.bfloat16)
 
 
 def spread_last(x: Tensor, relevance: Tensor) -> Tensor:
     """Bias relevance of a token to its features, in proportion to their squares."""
-    wide = x.float() if x.dtype in LOW else x  # squares exceed the range of float16
+    wide = x.float() if x.dtype in LOW_PRECISION else x  # squares exceed the range of float16
     total = relevance.to(wide.dtype).sum(-1, keepdim=True)
     size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     return (wide * safe_ratio(total, size.square())).to(x.dtype)
@@ -28,7 +27,7 @@ def spread_through(
     """The same for any linear map: every output place spreads over the inputs that it sees."""
 
     def spread(x: Tensor, relevance: Tensor) -> Tensor:
-        dtype = torch.float32 if x.dtype in LOW else x.dtype
+        dtype = torch.float32 if x.dtype in LOW_PRECISION else x.dtype
         ones, wide = connections(weight, dtype), x.detach().to(dtype)
         with torch.enable_grad():
             squares = (wide * wide).requires_grad_()

@@ -84,15 +84,9 @@ _SUMMANDS = {
         "Linear Convolution ConvolutionOverrideable MkldnnConvolution ConvTbc".split(), 2
     ),
 }
-_CONTRACTIONS = _PRODUCTS - {
-    "Mul",
-    "Div",
-    "Addcmul",
-    "Addcdiv",
-    "LinalgCross",
-    "Prelu",
-    "PreluKernel",
-}
+_CONTRACTIONS = _PRODUCTS - frozenset(
+    "Mul Div Addcmul Addcdiv LinalgCross Prelu PreluKernel".split()
+)
 
 _NORMS = frozenset(
     """NativeLayerNorm NativeGroupNorm FusedRmsNorm RmsNorm LinalgVectorNorm LinalgNorm Norm Std
@@ -101,13 +95,9 @@ _NORMS = frozenset(
     Pdist""".split()
 )
 
-
 #: Those that give what they normalise, not a statistic.
-_WHOLE = frozenset(n for n in _NORMS if "Batch" in n or n.endswith(("LayerNorm", "GroupNorm"))) | {
-    "FusedRmsNorm",
-    "RmsNorm",
-    "InstanceNorm",
-}
+_WHOLE = frozenset(n for n in _NORMS if "Batch" in n or n.endswith(("LayerNorm", "GroupNorm")))
+_WHOLE |= {"FusedRmsNorm", "RmsNorm", "InstanceNorm"}
 
 
 @dataclass(frozen=True)
@@ -154,6 +144,10 @@ def uncovered(
     used = {(e, i) for node in on_path for e, i in node.next_functions if e is not None}
     path = _Path(on_path, used)
     found: dict[tuple[str, str, str], Finding] = {}
+
+    def report(operation: str, module: str, what: str, is_fault: bool) -> None:
+        found.setdefault((operation, module, what), Finding(operation, module, what, is_fault))
+
     for node in sorted(on_path, key=_sequence):
         judged = _judge(node, path, base)
         if judged is None:
@@ -162,8 +156,7 @@ def uncovered(
         module = scope.owner(_sequence(node))
         if is_fault and module in scope.left_plain:
             is_fault, what = False, what + "; plain gradient was chosen"
-        finding = Finding(_display_name(node), module, what, is_fault)
-        found.setdefault((finding.operation, module, what), finding)
+        report(_display_name(node), module, what, is_fault)
     reached = {_sequence(node) for node in walk(roots)} if scope.cut else set()
     for (operation, module, how), numbers in scope.cut.items():
         if not numbers & reached:
@@ -172,19 +165,18 @@ def uncovered(
             f"uses what was computed from the inputs and cut off from them ({how}), so part of "
             "the relevance is lost; compute it with gradients"
         )
-        found.setdefault((operation, module, what), Finding(operation, module, what, bool(base)))
+        report(operation, module, what, bool(base))
     for node in walk(roots):
         if node_name(node) == "AccumulateGrad" and isinstance(node.variable, nn.Parameter):
             what = "a parameter was taken for an input-dependent tensor; please report this model"
-            finding = Finding(f"Parameter of shape {tuple(node.variable.shape)}", "", what, True)
-            found.setdefault((finding.operation, "", what), finding)
+            report(f"Parameter of shape {tuple(node.variable.shape)}", "", what, True)
     if scope.holds_everything:
         what = (
             "the output reads values that do not depend on the inputs, weighted by them: every "
             "path leads through what the rules hold constant, so the relevance is zero; the preset "
             "gi gives the gradient of the weights"
         )
-        found.setdefault(("Attention", "", what), Finding("Attention", "", what, True))
+        report("Attention", "", what, True)
     return list(found.values())
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx.propagation.hygiene.hooks import Hooks, guard
+from captum_lrp_tx.propagation.model.modules import named_tensors
 from captum_lrp_tx.propagation.state.scope import Boundary
 
 
@@ -20,14 +21,9 @@ def of_output(modules: Sequence[tuple[str, nn.Module]], run: Callable[[], Any]) 
         modules (sequence of (str, Module)): The modules of the model, by name.
         run (callable): Repeats the forward pass.
     """
-    for name, module in modules:
-        for key, tensor in (
-            *module.named_parameters(recurse=False),
-            *module.named_buffers(recurse=False),
-        ):
-            if _is_bad(tensor) and not _is_mask(tensor):
-                full = f"{name}.{key}" if name else key
-                return f"The parameter {full!r} is not finite."
+    for name, tensor in named_tensors(modules):
+        if _is_bad(tensor) and not _is_mask(tensor):
+            return f"The parameter {name!r} is not finite."
     found: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:

@@ -14,10 +14,10 @@ from captum_lrp_tx.errors import UnsupportedModelError
 
 #: Parts of autograd node names: what made them, and the way out.
 _FOREIGN = {
-    "flash": "foreign attention kernel; load the model with attn_implementation='sdpa'",
-    "flexattention": "foreign attention kernel; load the model with attn_implementation='sdpa'",
-    "xformers": "foreign attention kernel; load the model with attn_implementation='sdpa'",
-    "memoryefficient": "foreign attention kernel; load the model with attn_implementation='sdpa'",
+    **dict.fromkeys(
+        "flash flexattention xformers memoryefficient".split(),
+        "foreign attention kernel; load the model with attn_implementation='sdpa'",
+    ),
     "differentiablegraph": "scripted function; explain the Python function it was made from",
     "checkpointfunction": "activation checkpointing; switch it off, "
     "e.g. model.gradient_checkpointing_disable() or model.set_grad_checkpointing(False)",
@@ -38,12 +38,12 @@ _FAILURES = {
     "FlexAttention": "The model uses flex attention, into which no rule can see (and which torch "
     "does not differentiate on the CPU). Load it with attn_implementation='sdpa'.",
     "torch.utils.checkpoint": _CHECKPOINTING,
-    "modified by an inplace operation": "The model overwrites in place a tensor that its gradient "
-    "needs, so torch cannot differentiate it. Switch off what writes in place: caches "
-    "(use_cache=False), or inference-only code paths.",
-    "modified inplace": "The model overwrites in place a tensor that its gradient needs, so torch "
-    "cannot differentiate it. Switch off what writes in place: caches (use_cache=False), or "
-    "inference-only code paths.",
+    **dict.fromkeys(
+        ("modified by an inplace operation", "modified inplace"),
+        "The model overwrites in place a tensor that its gradient needs, so torch cannot "
+        "differentiate it. Switch off what writes in place: caches (use_cache=False), or "
+        "inference-only code paths.",
+    ),
 }
 
 _top_hooks: Callable[[bool], Any] | None = getattr(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from captum_lrp_tx.errors import UnsupportedModelError
 
@@ -86,6 +86,14 @@ def _names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
+
+
+def named_tensors(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers of named modules, module by module, by their full names."""
+    for prefix, module in modules:
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for name, tensor in own:
+            yield f"{prefix}.{name}" if prefix else name, tensor
 
 
 def refuse_opaque(modules: list[tuple[str, nn.Module]], forward: Any = None) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from captum_lrp_tx.propagation.model.modules import named_tensors
+
 
 class TableNames:
     """Which name a table goes by where it is looked up.
@@ -56,9 +58,8 @@ class TableNames:
                 self._note(f"{prefix}.{name}" if prefix else name, child)
 
     def _note(self, prefix: str, module: nn.Module) -> None:
-        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        for name, tensor in own:
-            full = (f"{prefix}.{name}" if prefix else name).removesuffix(".weight")
+        for full, tensor in named_tensors([(prefix, module)]):
+            name = full.removesuffix(".weight")
             names = self._names.setdefault(tensor.data_ptr(), [])
-            if full not in names:
-                names.append(full)
+            if name not in names:
+                names.append(name)

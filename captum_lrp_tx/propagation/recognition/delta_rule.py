@@ -22,6 +22,7 @@ from captum_lrp_tx.propagation.graph import (
     parents,
     signals,
 )
+from captum_lrp_tx.propagation.recognition import axes
 from captum_lrp_tx.propagation.recognition.summaries import is_summary
 
 _KEY, _VALUE = "captum_lrp_tx.delta_key", "captum_lrp_tx.delta_value"
@@ -65,9 +66,7 @@ def is_key(tensor: Tensor) -> bool:
 
 def is_decay(tensor: Tensor) -> bool:
     """Whether a tensor is an exponential, moved since: how much of the memory is kept."""
-    node: Node | None = tensor.grad_fn
-    while node is not None and node_name(node) in KEEP_ENTRIES and len(parents(node)) == 1:
-        node = parents(node)[0]
+    node = axes.moved(tensor)
     return node is not None and node_name(node) == "Exp"
 
 

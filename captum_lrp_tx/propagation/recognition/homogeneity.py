@@ -43,11 +43,11 @@ class Normalising(Enum):
     LAST_STEP = "after a part of the norm was taken: x * m ** -0.25 * m ** -0.25"
 
 
-def note_ratio(result: Any) -> Any:
-    """Remember that norms were compared with their own mean; what they multiply decides."""
+def noted(result: Any, what: str) -> Any:
+    """A result whose node remembers what it is, :data:`IN_STEPS` or :data:`IS_RATIO`."""
     node: Node | None = getattr(result, "grad_fn", None)
     if node is not None:
-        node.metadata[IS_RATIO] = True
+        node.metadata[what] = True
     return result
 
 
@@ -57,14 +57,6 @@ def _use_ratio(node: Node | None) -> None:
         if len(before) != 1 or node_name(node) not in KEEP_ENTRIES | {"Add", "Mul"}:
             return
         (node,) = before
-
-
-def note_steps(result: Any) -> Any:
-    """Remember that something was divided by the last part of a norm."""
-    node: Node | None = getattr(result, "grad_fn", None)
-    if node is not None:
-        node.metadata[IN_STEPS] = True
-    return result
 
 
 def normalises(

@@ -136,12 +136,7 @@ def keys_at(summary: Summary, steps: list[Node], axis: int | None) -> int | None
 
 def leads_to(tensor: Tensor, found: Callable[[Node], bool]) -> bool:
     """Whether a tensor is what is looked for, moved, masked or scaled since."""
-    return walks_to(tensor.grad_fn, found)
-
-
-def walks_to(node: Node | None, found: Callable[[Node], bool]) -> bool:
-    """The same for a node."""
-    return walk_to(node, found) is not None
+    return walk_to(tensor.grad_fn, found) is not None
 
 
 def walk_to(node: Node | None, found: Callable[[Node], bool]) -> Node | None:

@@ -44,7 +44,7 @@ from captum_lrp_tx.propagation.recognition.summaries import (
     keys_at,
     leads_to,
     summaries_of,
-    walks_to,
+    walk_to,
 )
 from captum_lrp_tx.propagation.recognition.undecided import Weighed
 
@@ -118,7 +118,7 @@ def weighing_of(func: Any, args: Sequence[Any], factors: Sequence[int]) -> Weigh
     values = [i for i in factors if i not in features]
     if len(features) == 1 and leads_to(args[values[0]], _is_score):
         return Weighing()
-    if scores and len(scores) == 1:
+    if len(scores) == 1:
         return Weighing((scores[0],), what="attention without a softmax (convention)")
     for i in factors:
         if i not in found and how is not None and _is_of_data(args[i], i, how):
@@ -295,6 +295,6 @@ def _is_activated_score(node: Node) -> bool:
     """An activation of scores, also raised to a power or divided by its own sums."""
     before = parents(node)
     if node_name(node) in ("Pow", "Sqrt") or patterns.is_own_quotient(node):
-        return walks_to(before[0], _is_activated_score)
+        return walk_to(before[0], _is_activated_score) is not None
     is_active = is_activation(node) or node_name(node) == "LogSigmoid"
-    return is_active and any(walks_to(edge, _is_score) for edge in before)
+    return is_active and any(walk_to(edge, _is_score) for edge in before)

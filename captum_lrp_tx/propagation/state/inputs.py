@@ -19,10 +19,9 @@ from captum_lrp_tx.propagation.autograd.functions import nonzero
 from captum_lrp_tx.propagation.hygiene.arguments import fresh
 from captum_lrp_tx.propagation.model.modules import refuse_transforms
 from captum_lrp_tx.propagation.state.scope import Scope, next_sequence_number
-from captum_lrp_tx.propagation.state.tracing import WAY_OUT, Traces, by_rows
+from captum_lrp_tx.propagation.state.tracing import INTEGERS, WAY_OUT, Traces, by_rows
 
 _FLOAT = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Looking(Protocol):
@@ -160,7 +159,7 @@ class Inputs:
             with torch.inference_mode(False):
                 source = tensor.clone() if tensor.is_inference() else tensor
                 return Leaf(tensor, source.detach().requires_grad_())
-        if tensor.dtype in _INTEGER:
+        if tensor.dtype in INTEGERS:
             return Leaf(tensor)
         raise InputError(
             f"{where} has dtype {tensor.dtype}; relevance is defined for float tensors and for "

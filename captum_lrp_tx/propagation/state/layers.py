@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -87,38 +86,23 @@ class LayerProbe:
         self._hooks.__enter__()
         try:
             for position, layer in enumerate(self._layers):
-                if self._at_input:
-                    self._hooks.before(layer, self._pre_hook(position))
-                else:
-                    self._hooks.after(layer, self._hook(position))
+                put_on = self._hooks.before if self._at_input else self._hooks.after
+                put_on(layer, self._hook(position))
         except BaseException:
             self._hooks.remove()
             raise
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._hooks.__exit__(exc_type, exc, traceback)
-
-    def _pre_hook(self, position: int) -> Any:
-        def capture(_module: nn.Module, args: Any) -> Any:
-            if threading.get_ident() != self._thread:
-                return None
-            self._calls[position].append([])
-            return tuple(mapped(args, lambda tensor: self._capture(position, tensor)))
-
-        return capture
+    def __exit__(self, *exc: Any) -> None:
+        self._hooks.__exit__(*exc)
 
     def _hook(self, position: int) -> Any:
-        def capture(_module: nn.Module, _args: Any, output: Any) -> Any:
+        def capture(_module: nn.Module, *values: Any) -> Any:
+            """``values`` are the inputs and, of a hook at the outputs, the outputs."""
             if threading.get_ident() != self._thread:
                 return None
             self._calls[position].append([])
-            return mapped(output, lambda tensor: self._capture(position, tensor))
+            return mapped(values[-1], lambda tensor: self._capture(position, tensor))
 
         return capture
 

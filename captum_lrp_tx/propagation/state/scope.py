@@ -11,7 +11,6 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -52,13 +51,8 @@ class suspended(guard):
         self._scopes = len(_ACTIVE.scopes)
         _ACTIVE.scopes.append(None)
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        super().__exit__(exc_type, exc, traceback)
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
         del _ACTIVE.scopes[self._scopes :]
 
 
@@ -228,13 +222,8 @@ class Scope:
         _ACTIVE.scopes.append(self)
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._hooks.__exit__(exc_type, exc, traceback)
+    def __exit__(self, *exc: Any) -> None:
+        self._hooks.__exit__(*exc)
         _ACTIVE.scopes.remove(self)
 
     def is_current(self) -> bool:
@@ -269,9 +258,10 @@ class Scope:
                 return None
             boundary = Boundary(name)
             open_boundaries.append(boundary)
-            args = tuple(_tap_input(a, boundary) for a in args)
-            kwargs = {k: _tap_input(v, boundary) for k, v in (kwargs or {}).items()}
-            return args, kwargs
+            # gradients of these aliases count the use inside this module only
+            args = tuple(boundary.tapped(a, boundary.enter) for a in args)
+            named = (kwargs or {}).items()
+            return args, {k: boundary.tapped(v, boundary.enter) for k, v in named}
 
         def leave(_module: nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
             if not self.is_current():
@@ -282,7 +272,8 @@ class Scope:
                 return None
             boundary = open_boundaries.pop()
             self.boundaries.append(boundary)
-            return _tap_outputs(output, boundary)
+            # and of these the uses outside of it
+            return mapped(output, lambda tensor: boundary.tapped(tensor, boundary.leave))
 
         self._hooks.before(module, enter, with_kwargs=True, prepend=True)
         self._hooks.after(module, leave, with_kwargs=True, always_call=True)
@@ -291,16 +282,6 @@ class Scope:
 def next_sequence_number() -> int:
     """The number that autograd will give to the next node of this thread."""
     return int(torch._C._autograd._get_sequence_nr())
-
-
-def _tap_input(x: Any, boundary: Boundary) -> Any:
-    """An alias of a tensor argument: its gradient counts the use inside this module only."""
-    return boundary.tapped(x, boundary.enter)
-
-
-def _tap_outputs(output: Any, boundary: Boundary) -> Any:
-    """Aliases of the outputs: their gradients count the uses outside this module only."""
-    return mapped(output, lambda tensor: boundary.tapped(tensor, boundary.leave))
 
 
 def tap(x: Any, add: Callable[[float], None]) -> Any:

@@ -134,6 +134,13 @@ def _gate(node: Node, depth: int) -> int:
     return strength
 
 
+def mark_node(result: Any, key: str, value: Any = True) -> None:
+    """Note something on the node that made a result, if it depends on the inputs."""
+    node: Node | None = getattr(result, "grad_fn", None)
+    if node is not None:
+        node.metadata[key] = value
+
+
 def walk(roots: list[Node]) -> Iterator[Node]:
     """Every node that the roots depend on, each once."""
     seen: set[Node] = set()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.graph import gate_strength
+from captum_lrp_tx.propagation.graph import gate_strength, mark_node
 from captum_lrp_tx.propagation.interception.attention_patterns import (
     exponentials_times_values,
     is_head,
@@ -147,9 +147,8 @@ def _dependent_contraction(
         result = entrywise_product(context, call.replaced(tuple(entries), func=torch.mul))
     else:
         result = unweighted(context, call, dependent, what.mixes)
-    node = getattr(result, "grad_fn", None)
-    if what.is_untold and node is not None:
-        node.metadata[rescaling.UNTOLD] = True
+    if what.is_untold:
+        mark_node(result, rescaling.UNTOLD)
     if what.is_pattern:
         patterns.mark(result, None)
     if what.proposed:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.autograd.functions import WithValue
-from captum_lrp_tx.propagation.graph import gate_strength, parents
+from captum_lrp_tx.propagation.graph import gate_strength, mark_node, parents
 from captum_lrp_tx.propagation.interception.attention_patterns import (
     await_use,
     exponentials_times_values,
@@ -148,8 +148,9 @@ def _norm(context: Context, call: Call, quotient: bool) -> Tensor | None:
         return None
     degrees = context.degrees
     if quotient and homogeneity.is_ratio(degrees, args[0], args[1]):
-        # what the ratio multiplies decides
-        return _tensor(homogeneity.noted(call.run(), homogeneity.IS_RATIO))
+        result = _tensor(call.run())
+        mark_node(result, homogeneity.IS_RATIO)  # what the ratio multiplies decides
+        return result
     for i in (1,) if quotient else (1, 0):
         if homogeneity.are_weights(args[1 - i], args[i], quotient):
             other = _other(context, call, quotient)
@@ -159,7 +160,9 @@ def _norm(context: Context, call: Call, quotient: bool) -> Tensor | None:
     for i in (1,) if quotient else (1, 0):
         found = homogeneity.normalises(degrees, args[i], (args[1 - i],), quotient)
         if found is homogeneity.Normalising.LAST_STEP:
-            return _tensor(homogeneity.noted(call.run(), homogeneity.IN_STEPS))
+            result = _tensor(call.run())
+            mark_node(result, homogeneity.IN_STEPS)
+            return result
         if found is not None:
             context.scope.find("norm written out")
             operation = NormalizerProduct(*call.parts, normalizer=i)

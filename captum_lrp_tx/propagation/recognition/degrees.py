@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name
+from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, mark_node, node_name
 
 #: Keep the degree of their only input-dependent operand.
 _KEEP = KEEP_ENTRIES | frozenset(
@@ -115,9 +115,7 @@ class Degree(NamedTuple):
 def note_shift(result: Any, number: Any) -> None:
     """Remember that a number was added that is no mere safeguard."""
     if isinstance(number, (int, float)) and abs(number) >= _LARGE_SHIFT:
-        node: Node | None = getattr(result, "grad_fn", None)
-        if node is not None:
-            node.metadata[_SHIFT] = True
+        mark_node(result, _SHIFT)
 
 
 def is_shifted(node: Node) -> bool:
@@ -135,16 +133,13 @@ def note_norm(degrees: Degrees, result: Any, statistic: Tensor, quotient: bool) 
 
 def note_weights(result: Tensor) -> None:
     """Remember that a result is weights, which do not grow with anything."""
-    node: Node | None = result.grad_fn
-    if node is not None:
-        node.metadata[_WEIGHTS] = True
+    mark_node(result, _WEIGHTS)
 
 
 def with_exponent(result: Any, exponent: float | None) -> Any:
     """A result under a rule for activations, whose node does not tell the exponent of a power."""
-    node: Node | None = getattr(result, "grad_fn", None)
-    if exponent is not None and node is not None:
-        node.metadata[_EXPONENT] = exponent
+    if exponent is not None:
+        mark_node(result, _EXPONENT, exponent)
     return result
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from captum_lrp_tx.propagation.graph import (
     KEEP_ENTRIES,
     Node,
+    mark_node,
     node_name,
     parents,
     signals,
@@ -49,9 +50,7 @@ def is_system(scores: Tensor, values: Tensor) -> bool | None:
 
 def note(result: Tensor, of_values: bool) -> None:
     """Note whether a result is a sum of values or of keys."""
-    node: Node | None = result.grad_fn
-    if node is not None:
-        node.metadata[_VALUE if of_values else _KEY] = True
+    mark_node(result, _VALUE if of_values else _KEY)
 
 
 def is_sum_of_values(tensor: Tensor) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any
 
 from torch import Tensor
 
@@ -41,14 +40,6 @@ class Normalising(Enum):
 
     WHOLE = "at once"
     LAST_STEP = "after a part of the norm was taken: x * m ** -0.25 * m ** -0.25"
-
-
-def noted(result: Any, what: str) -> Any:
-    """A result whose node remembers what it is, :data:`IN_STEPS` or :data:`IS_RATIO`."""
-    node: Node | None = getattr(result, "grad_fn", None)
-    if node is not None:
-        node.metadata[what] = True
-    return result
 
 
 def _use_ratio(node: Node | None) -> None:

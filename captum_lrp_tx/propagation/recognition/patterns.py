@@ -20,6 +20,7 @@ from captum_lrp_tx.propagation.graph import (
     edges,
     is_activation,
     is_softmax,
+    mark_node,
     node_name,
     parents,
 )
@@ -85,10 +86,8 @@ def mark(tensor: Tensor, axis: int | None, logits: Node | None = None) -> None:
         axis (int, optional): The axis; ``None`` if it is not known.
         logits (Node, optional): What the weights were made of, with the same axes.
     """
-    node: Node | None = tensor.grad_fn
-    if node is not None:
-        # not the node itself: a cycle that no collector sees
-        node.metadata[_MARKED] = (axis, False, logits, axis)
+    # not the node itself: a cycle that no collector sees
+    mark_node(tensor, _MARKED, (axis, False, logits, axis))
 
 
 def mark_product(result: Tensor, values: Tensor, sources: Sequence[int | None]) -> None:
@@ -100,10 +99,9 @@ def mark_product(result: Tensor, values: Tensor, sources: Sequence[int | None]) 
         sources (sequence of int, optional): For every axis of the result that of ``values``.
     """
     pattern = pattern_of(values)
-    node: Node | None = result.grad_fn
-    if pattern is not None and node is not None and pattern.axis in sources:
+    if pattern is not None and pattern.axis in sources:
         axis = sources.index(pattern.axis)
-        node.metadata[_MARKED] = (axis, False, pattern.logits, pattern.logits_axis)
+        mark_node(result, _MARKED, (axis, False, pattern.logits, pattern.logits_axis))
 
 
 def mark_if_ones(weights: Tensor, logits: Node | None, rounding: float = 64) -> bool:

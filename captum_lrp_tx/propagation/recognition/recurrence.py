@@ -30,7 +30,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
+from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, mark_node, node_name, parents
 
 _KEY = "captum_lrp_tx.role"
 _CONFIRMED = "captum_lrp_tx.confirmed"
@@ -46,9 +46,7 @@ UNCLEAR = "unclear"
 
 def mark(tensor: Tensor, role: str) -> None:
     """Note the role of a product on the autograd node that made it."""
-    node: Node = tensor.grad_fn
-    if node is not None:
-        node.metadata[_KEY] = role
+    mark_node(tensor, _KEY, role)
 
 
 def marked(node: Node) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
+from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, mark_node, node_name, parents
 from captum_lrp_tx.propagation.recognition import axes
 from captum_lrp_tx.propagation.recognition.axes import Origin
 from captum_lrp_tx.propagation.recognition.contracted import contraction_of
@@ -59,9 +59,7 @@ def summarize(result: Any, args: Sequence[Any], func: Any, weights: Sequence[int
         node = args[i].grad_fn
         for there, place in how.own(i) if how is not None and node is not None else []:
             summary.keys.append((meaning, node, there + args[i].dim(), place))
-    node = getattr(result, "grad_fn", None)
-    if node is not None:
-        node.metadata[SUMMARY] = summary
+    mark_node(result, SUMMARY, summary)
     if how is not None:
         axes.note_weighed(result, [(args[i], axis) for i, axis in how.came_from(weights)])
     return summary

@@ -28,11 +28,7 @@ from captum_lrp_tx.attr.prefix_tokens import pools_patches, prefix_tokens
 from captum_lrp_tx.attr.random import mask_of
 from captum_lrp_tx.attr.targets import indices_of
 from captum_lrp_tx.attr.told import Subject, tell_once
-from captum_lrp_tx.errors import (
-    InputError,
-    LeftOutPatternWarning,
-    UnsupportedModelError,
-)
+from captum_lrp_tx.errors import InputError, LeftOutPatternWarning, UnsupportedModelError
 from captum_lrp_tx.propagation.engine import Pass
 from captum_lrp_tx.propagation.model.modules import find_modules, refuse_opaque
 from captum_lrp_tx.propagation.operations import RuleTable

@@ -83,11 +83,7 @@ class MapPass:
 
 
 def attention_maps(
-    job: Pass,
-    inputs: Inputs,
-    *,
-    gradients: bool = False,
-    relevance: bool = False,
+    job: Pass, inputs: Inputs, *, gradients: bool = False, relevance: bool = False
 ) -> MapPass:
     """Run one pass and return its attention maps in forward order.
 

@@ -11,12 +11,7 @@ from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_lrp_tx.attr.conservative import (
-    AttributionInputs,
-    CaptumMethod,
-    Strict,
-    check_per_pass,
-)
+from captum_lrp_tx.attr.conservative import AttributionInputs, CaptumMethod, Strict, check_per_pass
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.misfits import told_misfits

@@ -201,11 +201,7 @@ class GenericAttention(ByGradient):
         return self._read(maps, found, names, relevance, explained, sizes)
 
     def _additions(
-        self,
-        found: AttentionMap,
-        query: str,
-        key: str,
-        relevance: dict[tuple[str, str], Tensor],
+        self, found: AttentionMap, query: str, key: str, relevance: dict[tuple[str, str], Tensor]
     ) -> list[tuple[tuple[str, str], Tensor]]:
         layer = weighted(found.pattern, given(found.gradient))
         if not found.is_cross:

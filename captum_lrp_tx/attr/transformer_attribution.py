@@ -8,13 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.attr.attention_maps import (
-    Maps,
-    Query,
-    residual_half,
-    rolled_out,
-    square,
-)
+from captum_lrp_tx.attr.attention_maps import Maps, Query, residual_half, rolled_out, square
 from captum_lrp_tx.attr.conservative import TensorOrTuple
 from captum_lrp_tx.attr.gradient_attention import ByGradient, check_choice, given, weighted
 from captum_lrp_tx.attr.mappings import inputs_of

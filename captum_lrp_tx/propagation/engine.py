@@ -13,12 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.errors import (
-    CaptumLRPError,
-    NonFiniteError,
-    TargetError,
-    UnreachedInputError,
-)
+from captum_lrp_tx.errors import CaptumLRPError, NonFiniteError, TargetError, UnreachedInputError
 from captum_lrp_tx.propagation.backward.packing import Gradients, gradients, pack_size
 from captum_lrp_tx.propagation.backward.recomputation import Recomputation, repeated_blocks
 from captum_lrp_tx.propagation.backward.seeds import forget
@@ -352,8 +347,7 @@ def _selected(job: Pass, selected: Tensor, output: Tensor, called: tuple[Any, An
         raise NonFiniteError(
             "The explained output is NaN or infinite. "
             + diagnosis.of_output(
-                job.modules,
-                lambda: job.forward(*args, *job.additional_args, **kwargs),
+                job.modules, lambda: job.forward(*args, *job.additional_args, **kwargs)
             )
         )
     return selected

@@ -8,10 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.autograd.functions import (
-    ConstantPattern,
-    ScaleGradient,
-)
+from captum_lrp_tx.propagation.autograd.functions import ConstantPattern, ScaleGradient
 from captum_lrp_tx.propagation.autograd.pattern_product import heads_of
 from captum_lrp_tx.propagation.autograd.uniform_attention import UniformAttention, shares
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct

@@ -9,11 +9,7 @@ from typing import Any, ClassVar
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_lrp_tx.attr.conservative import (
-    AttributionInputs,
-    Strict,
-    TargetType,
-)
+from captum_lrp_tx.attr.conservative import AttributionInputs, Strict, TargetType
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.parts.edge_relevance import part_graph
 from captum_lrp_tx.attr.parts.flow import Written

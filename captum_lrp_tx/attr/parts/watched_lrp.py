@@ -9,12 +9,7 @@ import torch
 from captum.attr._utils.attribution import Attribution
 from torch import Tensor, nn
 
-from captum_lrp_tx.attr.conservative import (
-    AttributionInputs,
-    CaptumMethod,
-    Strict,
-    TargetType,
-)
+from captum_lrp_tx.attr.conservative import AttributionInputs, CaptumMethod, Strict, TargetType
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.parts.watching import Masks, Seen, Watcher, hook_gradient

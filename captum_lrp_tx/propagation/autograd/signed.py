@@ -72,12 +72,7 @@ class Signed(RuleFunction):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        y: Tensor,
-        x: Tensor,
-        books: Tensor | None,
-        operation: LinearMap,
-        rule: SignedRule,
+        ctx: Any, y: Tensor, x: Tensor, books: Tensor | None, operation: LinearMap, rule: SignedRule
     ) -> Tensor:
         ctx.save_for_backward(kept(x), y, operation.weight, operation.bias)
         # nothing that leads to the graph of the model, or to its inputs

@@ -13,10 +13,7 @@ from torch import Tensor
 from captum_lrp_tx.propagation.autograd import compact
 from captum_lrp_tx.propagation.autograd.functions import PackedSlope
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
-from captum_lrp_tx.propagation.operations import (
-    Activation,
-    Kind,
-)
+from captum_lrp_tx.propagation.operations import Activation, Kind
 from captum_lrp_tx.propagation.recognition import degrees, patterns, recurrence
 
 if TYPE_CHECKING:

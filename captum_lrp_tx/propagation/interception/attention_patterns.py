@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_lrp_tx.propagation.interception.calls import Call, depends
-from captum_lrp_tx.propagation.operations import (
-    Kind,
-    PatternProduct,
-    Product,
-)
+from captum_lrp_tx.propagation.operations import Kind, PatternProduct, Product
 from captum_lrp_tx.propagation.recognition import axes, delta_rule, patterns, rescaling, summaries
 from captum_lrp_tx.propagation.recognition.undecided import Undecided, Weighed, remember
 
@@ -25,41 +21,24 @@ def is_head(context: Context, pattern: Tensor) -> bool:
     return context.scope.rule(Kind.ATTENTION) is not None and patterns.is_pattern(pattern)
 
 
-def weighted_values(
-    context: Context,
-    call: Call,
-    weights: tuple[int, ...],
-) -> Any:
+def weighted_values(context: Context, call: Call, weights: tuple[int, ...]) -> Any:
     """Patterns (the operands at ``weights``) times values, under the rule for attention."""
     operands = tuple(i for i, a in enumerate(call.args) if depends(a))
     context.scope.find("gated delta rule (convention)")
     result = context.apply(
-        Kind.ATTENTION,
-        PatternProduct(*call.parts, patterns=weights, operands=operands),
+        Kind.ATTENTION, PatternProduct(*call.parts, patterns=weights, operands=operands)
     )
     delta_rule.note(result, of_values=True)
     return result
 
 
-def unweighted(
-    context: Context,
-    call: Call,
-    dependent: list[int],
-    gate: int | None = None,
-) -> Any:
+def unweighted(context: Context, call: Call, dependent: list[int], gate: int | None = None) -> Any:
     """A product of two input-dependent tensors neither of which is a pattern."""
     if len(dependent) != 2 or context.scope.rule(Kind.PRODUCT) is None:
         return call.run()
     first, second = dependent
     return context.apply(
-        Kind.PRODUCT,
-        Product(
-            *call.parts,
-            first=first,
-            second=second,
-            elementwise=False,
-            gate=gate,
-        ),
+        Kind.PRODUCT, Product(*call.parts, first=first, second=second, elementwise=False, gate=gate)
     )
 
 
@@ -85,18 +64,13 @@ def proposed(
     return undecided(context, Kind.ATTENTION, plain, meanings, what)
 
 
-def keys_times_values(
-    context: Context,
-    plain: Tensor,
-    call: Call,
-    keys: tuple[int, ...],
-) -> Tensor:
+def keys_times_values(context: Context, plain: Tensor, call: Call, keys: tuple[int, ...]) -> Tensor:
     """A product that is half of linear attention if a query reads it, ``f(k).T @ v``.
 
     Args:
         context (Context): Of the pass.
         plain (Tensor): The product as it is if none does.
-        call.func, call.args, call.kwargs: The product.
+        call (Call): The product.
         keys (tuple of int): The operands that may be the keys.
     """
     factors = tuple(i for i, a in enumerate(call.args) if depends(a))

@@ -12,10 +12,7 @@ from torch import Tensor
 
 from captum_lrp_tx.propagation.autograd.functions import Combine, LinearValue
 from captum_lrp_tx.propagation.interception.calls import Call
-from captum_lrp_tx.propagation.operations import (
-    Kind,
-    LinearMap,
-)
+from captum_lrp_tx.propagation.operations import Kind, LinearMap
 from captum_lrp_tx.propagation.recognition import axes, patterns
 
 if TYPE_CHECKING:

@@ -25,12 +25,7 @@ from captum_lrp_tx.propagation.interception.constant_weights import (
 from captum_lrp_tx.propagation.interception.products import entrywise_product
 from captum_lrp_tx.propagation.interception.scans import scan_product
 from captum_lrp_tx.propagation.interception.spreading import spread_through
-from captum_lrp_tx.propagation.operations import (
-    Kind,
-    LinearMap,
-    NormalizerProduct,
-    PatternProduct,
-)
+from captum_lrp_tx.propagation.operations import Kind, LinearMap, NormalizerProduct, PatternProduct
 from captum_lrp_tx.propagation.recognition import (
     delta_rule,
     homogeneity,
@@ -72,8 +67,7 @@ def contraction(context: Context, call: Call) -> Any:
             # holds itself (memory slots, bases, places) is the weight of a linear map
             context.scope.find("softmax attention")
             return context.apply(
-                Kind.ATTENTION,
-                PatternProduct(*call.parts, patterns=(i,), operands=(i,)),
+                Kind.ATTENTION, PatternProduct(*call.parts, patterns=(i,), operands=(i,))
             )
         run = func
         if "mul" in call.name:
@@ -98,11 +92,7 @@ def contraction(context: Context, call: Call) -> Any:
     return of_constants(context, call)
 
 
-def _dependent_contraction(
-    context: Context,
-    call: Call,
-    dependent: list[int],
-) -> Any:
+def _dependent_contraction(context: Context, call: Call, dependent: list[int]) -> Any:
     func, args, kwargs = call.parts
     if context.has_memory and context.scope.rule(Kind.ATTENTION) is not None:
         values = [i for i in dependent if delta_rule.is_sum_of_values(args[i])]

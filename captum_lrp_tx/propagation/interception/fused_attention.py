@@ -10,11 +10,7 @@ from torch import Tensor
 from captum_lrp_tx.propagation.interception.attention_patterns import await_use, proposed
 from captum_lrp_tx.propagation.interception.booking import SDPA
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
-from captum_lrp_tx.propagation.operations import (
-    FusedAttention,
-    Kind,
-    PatternProduct,
-)
+from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct
 from captum_lrp_tx.propagation.recognition import axes
 
 if TYPE_CHECKING:

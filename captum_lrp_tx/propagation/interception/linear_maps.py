@@ -31,10 +31,7 @@ from captum_lrp_tx.propagation.interception.quantised import (
     is_wrapped,
 )
 from captum_lrp_tx.propagation.interception.spreading import spread_last, spread_through
-from captum_lrp_tx.propagation.operations import (
-    Kind,
-    LinearMap,
-)
+from captum_lrp_tx.propagation.operations import Kind, LinearMap
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context

@@ -11,10 +11,7 @@ from torch import Tensor
 from captum_lrp_tx.propagation.autograd.functions import Combine
 from captum_lrp_tx.propagation.autograd.pattern_product import LOW_PRECISION
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
-from captum_lrp_tx.propagation.operations import (
-    FusedNorm,
-    Kind,
-)
+from captum_lrp_tx.propagation.operations import FusedNorm, Kind
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context
@@ -180,11 +177,7 @@ def _pairwise_distance(context: Context, call: Call) -> Any:
     return _spelled_out(context, call, spelled)
 
 
-def _spelled_out(
-    context: Context,
-    call: Call,
-    spelled: Callable[[torch.dtype], Tensor],
-) -> Any:
+def _spelled_out(context: Context, call: Call, spelled: Callable[[torch.dtype], Tensor]) -> Any:
     """What a function does in calls of its own, with the value of the function to the last bit."""
     if not any(depends(x) for x in (*call.args, *call.kwargs.values())):
         return call.run()

@@ -323,8 +323,7 @@ def _glu(context: Context, call: Call) -> Any:
     if not depends(x):
         return call.run()
     return context.apply(
-        Kind.PRODUCT,
-        FusedGate(*call.parts, input=x, dim=-1 if dim is None else dim),
+        Kind.PRODUCT, FusedGate(*call.parts, input=x, dim=-1 if dim is None else dim)
     )
 
 

@@ -204,11 +204,7 @@ class Claim:
     """
 
     def __init__(
-        self,
-        run: Callable[[Tensor], Tensor],
-        like: Tensor,
-        constant: Tensor,
-        has_derivative: bool,
+        self, run: Callable[[Tensor], Tensor], like: Tensor, constant: Tensor, has_derivative: bool
     ) -> None:
         self._run, self._inputs = run, like.shape[-1]
         self._dtype, self._device = like.dtype, like.device

@@ -5,22 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from captum_lrp_tx.propagation.interception.calls import Call
-from captum_lrp_tx.propagation.operations import (
-    Kind,
-    ScanProduct,
-)
+from captum_lrp_tx.propagation.operations import Kind, ScanProduct
 from captum_lrp_tx.propagation.recognition import recurrence
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context
 
 
-def scan_product(
-    context: Context,
-    call: Call,
-    dependent: list[int],
-    elementwise: bool,
-) -> Any:
+def scan_product(context: Context, call: Call, dependent: list[int], elementwise: bool) -> Any:
     """A product of a state space model under the rule in force; None for any other product."""
     if context.scope.rule(Kind.SCAN) is None:
         return None

@@ -8,10 +8,7 @@ import torch
 
 from captum_lrp_tx.propagation.interception.biases import SUMS, added_constant
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
-from captum_lrp_tx.propagation.operations import (
-    Kind,
-    Residual,
-)
+from captum_lrp_tx.propagation.operations import Kind, Residual
 from captum_lrp_tx.propagation.recognition import degrees, recurrence
 
 if TYPE_CHECKING:

@@ -8,13 +8,12 @@ from numbers import Integral
 from typing import Any, Literal, overload
 
 import torch
-from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_lrp_tx.attr.captum_method import CaptumMethod
 from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
-    CaptumMethod,
     Memory,
     Strict,
     TargetType,
@@ -73,7 +72,7 @@ class AnswerRelevance:
         return self.value.double().sum().cpu() - self.relevance.double().sum((1, 2)).cpu() - taken
 
 
-class AnswerLRP(CaptumMethod, Attribution):
+class AnswerLRP(CaptumMethod):
     r"""
     Which part of the prompt an answer rests on, if answers are written token by token.
 
@@ -120,7 +119,7 @@ class AnswerLRP(CaptumMethod, Attribution):
         epsilon: float | None = None,
         memory: Memory = "standard",
     ) -> None:
-        Attribution.__init__(self, model)
+        CaptumMethod.__init__(self, model)
         self._lrp = ConservativeLRP(model, rules, bias=bias, epsilon=epsilon, memory=memory)
 
     def has_convergence_delta(self) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
@@ -96,7 +95,7 @@ class AttentionLast(_AttentionOnly):
         *,
         patches_only: bool = False,
     ) -> None:
-        Attribution.__init__(self, model)
+        MapMethod.__init__(self, model)
         self._set_query(query, patches_only)
         self.layer = layer
 
@@ -147,7 +146,7 @@ class AttentionRollout(_AttentionOnly):
         *,
         patches_only: bool = False,
     ) -> None:
-        Attribution.__init__(self, model)
+        MapMethod.__init__(self, model)
         self._set_query(query, patches_only)
         if head_fusion not in ("mean", "max", "min"):
             raise InputError(f"head_fusion must be 'mean', 'max' or 'min', not {head_fusion!r}.")
@@ -211,7 +210,7 @@ class AttentionFlow(_AttentionOnly):
     def __init__(
         self, model: Callable[..., Any], query: Query = "auto", *, patches_only: bool = False
     ) -> None:
-        Attribution.__init__(self, model)
+        MapMethod.__init__(self, model)
         self._set_query(query, patches_only)
         _import_scipy()
 

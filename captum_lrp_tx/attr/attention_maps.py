@@ -9,13 +9,12 @@ from typing import Any, Literal, Union
 
 import torch
 from captum._utils.common import _format_additional_forward_args
-from captum.attr._utils.attribution import Attribution
 from torch import Tensor, nn
 
 from captum_lrp_tx.attr.attention_recorder import AttentionMap, MapPass, attention_maps
+from captum_lrp_tx.attr.captum_method import CaptumMethod
 from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
-    CaptumMethod,
     TargetType,
     TensorOrTuple,
     formatted,
@@ -239,7 +238,7 @@ def square(found: AttentionMap, values: Tensor, method: str) -> Tensor:
     return values[..., :queries]
 
 
-class MapMethod(CaptumMethod, Attribution):
+class MapMethod(CaptumMethod):
     """What all methods that read attention maps share; the subclasses say what they compute."""
 
     query: Query = "auto"

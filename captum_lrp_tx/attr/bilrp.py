@@ -7,11 +7,11 @@ from typing import Any, Literal, Union
 
 import torch
 from captum._utils.common import _format_additional_forward_args
-from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_lrp_tx.attr.conservative import AttributionInputs, CaptumMethod, Strict, check_per_pass
+from captum_lrp_tx.attr.captum_method import CaptumMethod
+from captum_lrp_tx.attr.conservative import AttributionInputs, Strict, check_per_pass
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.misfits import told_misfits
@@ -28,7 +28,7 @@ Pooling = Union[Literal["mean", "first"], Callable[[Any], Tensor]]
 _ENTRIES = 1 << 25
 
 
-class BiLRP(CaptumMethod, Attribution):
+class BiLRP(CaptumMethod):
     r"""
     Relevance of pairs: which token or patch of one input meets which of the other.
 
@@ -91,7 +91,7 @@ class BiLRP(CaptumMethod, Attribution):
             raise InputError(f"similarity must be 'cosine' or 'dot', not {similarity!r}.")
         if not (pooling in ("mean", "first", None) or callable(pooling)):
             raise InputError(f"pooling must be 'mean', 'first' or a function, not {pooling!r}.")
-        Attribution.__init__(self, model)
+        CaptumMethod.__init__(self, model)
         self.similarity = similarity
         self.pooling = pooling
         self._sides = tuple(

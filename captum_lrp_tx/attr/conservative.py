@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, NoReturn, Union
+from typing import Any, Literal, Union
 
 import torch
 from captum._utils.common import _format_additional_forward_args
-from captum.attr._utils.attribution import Attribution
 from torch import Tensor, nn
 
+from captum_lrp_tx.attr.captum_method import CaptumMethod
 from captum_lrp_tx.attr.captum_rules import assigned_rules
 from captum_lrp_tx.attr.class_names import by_number
 from captum_lrp_tx.attr.mappings import inputs_of
@@ -55,26 +55,6 @@ _OTHER_BIAS = {
 _UNSTABLE = 1e5
 #: Whether to raise for what no rule covers, or also for conventions that are not in the papers.
 Strict = Union[bool, Literal["papers"]]
-
-
-class CaptumMethod(Attribution):
-    """What all attribution classes here share: a readable name, and that they answer at once."""
-
-    #: What :meth:`get_name` says; Captum's way, the words in the name of the class, unless given.
-    _title: ClassVar[str] = ""
-
-    @classmethod
-    def get_name(cls) -> str:
-        """Readable name, as Captum Insights shows it."""
-        return cls._title or str(super().get_name())
-
-    def attribute_future(self) -> NoReturn:
-        """Not implemented, as for Captum's own gradient methods.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
 
 class Conservative(CaptumMethod):

@@ -7,22 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from captum.attr._utils.attribution import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_lrp_tx.attr.conservative import (
-    AttributionInputs,
-    CaptumMethod,
-    TargetType,
-    TensorOrTuple,
-    formatted,
-)
+from captum_lrp_tx.attr.captum_method import CaptumMethod
+from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, TensorOrTuple, formatted
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.errors import InputError
 
 
-class RandomAttribution(CaptumMethod, Attribution):
+class RandomAttribution(CaptumMethod):
     r"""
     Standard normal random numbers: relevance without information.
 
@@ -45,7 +39,7 @@ class RandomAttribution(CaptumMethod, Attribution):
     _title = "Random"
 
     def __init__(self, model: Callable[..., Any], seed: int = 0) -> None:
-        Attribution.__init__(self, model)
+        CaptumMethod.__init__(self, model)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise InputError(f"seed must be an integer, not {seed!r}.")
         self.seed = seed

@@ -21,9 +21,9 @@ from captum.attr._utils.attribution import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_lrp_tx.attr.captum_method import CaptumMethod
 from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
-    CaptumMethod,
     TargetType,
     TensorOrTuple,
     formatted,

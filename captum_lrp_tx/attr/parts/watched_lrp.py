@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from captum.attr._utils.attribution import Attribution
 from torch import Tensor, nn
 
-from captum_lrp_tx.attr.conservative import AttributionInputs, CaptumMethod, Strict, TargetType
+from captum_lrp_tx.attr.captum_method import CaptumMethod
+from captum_lrp_tx.attr.conservative import AttributionInputs, Strict, TargetType
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.parts.watching import Masks, Seen, Watcher, hook_gradient
@@ -122,7 +122,7 @@ class WatchedLRP(ConservativeLRP):
         return self._watcher.watch(job)
 
 
-class PartMethod(CaptumMethod, Attribution):
+class PartMethod(CaptumMethod):
     """The base of the methods that see branches, heads and neurons.
 
     Args:
@@ -142,7 +142,7 @@ class PartMethod(CaptumMethod, Attribution):
         bias: Bias = "absorb",
         epsilon: float | None = None,
     ) -> None:
-        Attribution.__init__(self, model)
+        CaptumMethod.__init__(self, model)
         self.composite = ConservativeLRP(model, rules, bias=bias, epsilon=epsilon).composite
 
     def _watched(self, masks: Masks | None = None) -> WatchedLRP:

@@ -109,6 +109,7 @@ class AnswerLRP(CaptumMethod):
     """
 
     _title = "Answer LRP"
+    _gives_delta = True
 
     def __init__(
         self,
@@ -121,10 +122,6 @@ class AnswerLRP(CaptumMethod):
     ) -> None:
         CaptumMethod.__init__(self, model)
         self._lrp = ConservativeLRP(model, rules, bias=bias, epsilon=epsilon, memory=memory)
-
-    def has_convergence_delta(self) -> bool:
-        """True: :meth:`attribute` can return the convergence delta."""
-        return True
 
     @overload
     def attribute(

@@ -75,6 +75,7 @@ class BiLRP(CaptumMethod):
     """
 
     _title = "BiLRP"
+    _gives_delta = True
 
     def __init__(
         self,
@@ -98,10 +99,6 @@ class BiLRP(CaptumMethod):
             ConservativeLRP(_features(side, pooling), rules, bias=bias, epsilon=epsilon)
             for side in (model, model if other_model is None else other_model)
         )
-
-    def has_convergence_delta(self) -> bool:
-        """True: :meth:`attribute` can return the convergence delta."""
-        return True
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(
@@ -162,12 +159,8 @@ class BiLRP(CaptumMethod):
         features = self._both(given)
         sides = []
         for side, (one, more), phi in zip(self._sides, given, features, strict=True):
-            shares = torch.cat(
-                [
-                    _by_unit(found, one, patch_size)
-                    for found in _relevance(side, one, more, phi, strict, targets_per_pass)
-                ]
-            )
+            found = _relevance(side, one, more, phi, strict, targets_per_pass)
+            shares = torch.cat([_by_unit(some, one, patch_size) for some in found])
             if constants:
                 rest = phi.T.to(shares) - shares.sum(-1)
                 shares = torch.cat([shares, rest.unsqueeze(-1)], -1)

@@ -13,10 +13,17 @@ class CaptumMethod(Attribution):
     #: What :meth:`get_name` says; Captum's way, the words in the name of the class, unless given.
     _title: ClassVar[str] = ""
 
+    #: Whether ``attribute`` can return the convergence delta.
+    _gives_delta: ClassVar[bool] = False
+
     @classmethod
     def get_name(cls) -> str:
         """Readable name, as Captum Insights shows it."""
         return cls._title or str(super().get_name())
+
+    def has_convergence_delta(self) -> bool:
+        """Whether :meth:`attribute` can return the convergence delta."""
+        return self._gives_delta
 
     def attribute_future(self) -> NoReturn:
         """Not implemented, as for Captum's own gradient methods.

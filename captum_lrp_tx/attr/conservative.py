@@ -60,6 +60,7 @@ Strict = Union[bool, Literal["papers"]]
 class Conservative(CaptumMethod):
     """Rules, one propagation pass and its checks; the base of the four attribution classes."""
 
+    _gives_delta = True
     _honours_module_rules = False
     _memory: Memory = "standard"
 
@@ -84,10 +85,6 @@ class Conservative(CaptumMethod):
             composite = composite.with_bias(bias)
         self.composite = composite
         self._bias = bias
-
-    def has_convergence_delta(self) -> bool:
-        """True: :meth:`attribute` can return the convergence delta."""
-        return True
 
     def compute_convergence_delta(
         self, attributions: Tensor | tuple[Tensor, ...], output: Tensor

@@ -47,9 +47,8 @@ class EmbeddingRows(Inputs):
                     "The model multiplies one-hot rows of its token ids, which Integrated "
                     "Gradients, GradientShap and Saliency cannot replace; pass float inputs."
                 )
-            return self.look_up(values.unsqueeze(-1), trace.unsqueeze(-1), name, context).squeeze(
-                -1
-            )
+            single = self.look_up(values.unsqueeze(-1), trace.unsqueeze(-1), name, context)
+            return single.squeeze(-1)
         ids, places = self.leaves[0].original, trace[..., 0]
         if self._replacements is None:
             width = values.shape[-1]

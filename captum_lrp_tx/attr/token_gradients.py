@@ -169,13 +169,11 @@ class OnTokens(CaptumMethod, GradientAttribution):
 class FromBaseline(OnTokens):
     """Methods whose relevance adds up to the difference of the outputs for text and baseline."""
 
+    _gives_delta = True
+
     @property
     def multiplies_by_inputs(self) -> bool:
         """True: relevance is the mean gradient times the way from the baseline."""
-        return True
-
-    def has_convergence_delta(self) -> bool:
-        """True: :meth:`attribute` can return the convergence delta."""
         return True
 
     @log_usage()  # type: ignore[untyped-decorator]

@@ -42,7 +42,7 @@ class Operation:
     ``output`` (nothing happens unless the pass keeps a ledger).
     """
 
-    func: Callable[..., Any]
+    func: Callable[..., Tensor]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     absorb: AbsorbFn = field(default=_no_ledger, repr=False)
@@ -52,17 +52,16 @@ class Operation:
         """Whether the pass keeps a ledger."""
         return self.absorb is not _no_ledger
 
-    def plain(self) -> Any:
+    def plain(self) -> Tensor:
         """The operation as the model wrote it: plain gradient."""
         return self.func(*self.args, **self.kwargs)
 
     def value(self) -> Tensor:
         """The result of the operation without a graph."""
         with torch.no_grad():
-            result: Tensor = self.plain()
-        return result
+            return self.plain()
 
-    def with_operands(self, replaced: Mapping[int, Tensor]) -> Any:
+    def with_operands(self, replaced: Mapping[int, Tensor]) -> Tensor:
         """The same call with some positional tensors replaced."""
         args = [replaced.get(i, a) for i, a in enumerate(self.args)]
         return self.func(*args, **self.kwargs)
@@ -103,7 +102,7 @@ class LinearMap(Operation):
     #: What :meth:`plain` returned last.
     made: Tensor | None = field(init=False, default=None)
 
-    def plain(self) -> Any:
+    def plain(self) -> Tensor:
         result = super().plain()
         if torch.is_grad_enabled():
             self.made = result

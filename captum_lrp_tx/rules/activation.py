@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ class PassActivationRule(Rule):
 
     def propagate(self, operation: Activation) -> Tensor:
         if operation.name in _HOMOGENEOUS:
-            return cast(Tensor, operation.plain())
+            return operation.plain()
         output = PassThrough.call(operation.input, operation.value, operation.name)
         if operation.books:
             tiny = torch.finfo(operation.input.dtype).tiny

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,14 +50,14 @@ class AHRule(Rule):
         if operation.dropout_p:
             return _explicit(operation, query, key, mask)
         return ConstantPattern.call(
-                operation.value_, query, key, mask, operation.is_causal, operation.scale,
-                operation.rest,
-            )  # fmt: skip
+            operation.value_, query, key, mask, operation.is_causal, operation.scale,
+            operation.rest,
+        )  # fmt: skip
 
 
 def _constant(operation: PatternProduct) -> Tensor:
     constant = {i: operation.args[i].detach() for i in operation.patterns}
-    return cast(Tensor, operation.with_operands(constant))
+    return operation.with_operands(constant)
 
 
 def _explicit(operation: FusedAttention, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
@@ -103,7 +103,7 @@ class UniformAttentionRule(Rule):
                 i: ScaleGradient.call(operation.args[i], share)
                 for i, share in (operation.shares or even).items()
             }
-            return cast(Tensor, operation.with_operands(scaled))
+            return operation.with_operands(scaled)
         if operation.dropout_p:  # a second run of the kernel would drop other entries
             parts: list[Any] = [operation.query, operation.key, operation.value_, operation.mask]
             depend = [t is not None and t.requires_grad for t in parts]

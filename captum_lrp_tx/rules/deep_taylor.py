@@ -120,8 +120,7 @@ class ResidualRule(Rule):
         output: Tensor = operation.value()
         dim = self._batch_dim(output.shape)
         if dim is None or not self.seen.is_past:
-            plain: Tensor = operation.plain()
-            return plain
+            return operation.plain()
         return NormalizedSum.call(operation.first, operation.second, output, dim)
 
     def _batch_dim(self, shape: torch.Size) -> int | None:

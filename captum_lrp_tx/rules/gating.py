@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 from torch import Tensor
 
@@ -35,16 +34,12 @@ class UniformRule(Rule):
             return Combine.call(operation.value(), half)
         first, second = operation.args[operation.first], operation.args[operation.second]
         if operation.quotient:
-            return cast(Tensor, operation.with_operands({operation.second: second.detach()}))
-        return cast(
-            Tensor,
-            operation.with_operands(
-                {
-                    operation.first: ScaleGradient.call(first, 0.5),
-                    operation.second: ScaleGradient.call(second, 0.5),
-                }
-            ),
-        )
+            return operation.with_operands({operation.second: second.detach()})
+        halves = {
+            operation.first: ScaleGradient.call(first, 0.5),
+            operation.second: ScaleGradient.call(second, 0.5),
+        }
+        return operation.with_operands(halves)
 
 
 @dataclass(frozen=True)
@@ -79,4 +74,4 @@ class GateRule(UniformRule):
     @staticmethod
     def _held(operation: Product, gate: int) -> Tensor:
         constant = {gate: operation.args[gate].detach()}
-        return cast(Tensor, operation.with_operands(constant))
+        return operation.with_operands(constant)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -105,7 +104,7 @@ class EpsilonRule(LinearRule):
         if operation.bias is not None and self.bias == "ignore":
             return super().propagate(operation)
         # the stock operation and its own backward pass: nothing to substitute
-        output = cast(Tensor, operation.plain())
+        output = operation.plain()
         if operation.bias is not None and self.bias == "distribute":
             output = self._accounted(operation, output, operation.bias)
         elif operation.bias is not None:
@@ -174,7 +173,7 @@ class SignedLinearRule(LinearRule):
     def propagate(self, operation: LinearMap) -> Tensor:
         if _origin(self, "ways") is not _origin(self, "factors"):
             return super().propagate(operation)
-        output = cast(Tensor, operation.plain())
+        output = operation.plain()
         books: Tensor | None = None
         if operation.bias is not None and self.bias in (None, "absorb"):
             books = Silent.call(operation.input)

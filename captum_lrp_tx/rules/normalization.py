@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -46,7 +45,7 @@ class LNRule(Rule):
     def propagate(self, operation: FusedNorm | NormalizerProduct) -> Tensor:
         if isinstance(operation, NormalizerProduct):
             i = operation.normalizer
-            return cast(Tensor, operation.with_operands({i: operation.args[i].detach()}))
+            return operation.with_operands({i: operation.args[i].detach()})
         output = ConstantNormalizer.call(
             operation.input,
             operation.run,

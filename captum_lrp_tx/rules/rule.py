@@ -87,7 +87,7 @@ class GradientRule(Rule):
     is_plain_gradient = True
 
     def propagate(self, operation: Operation) -> Tensor:
-        output = cast(Tensor, operation.plain())
+        output = operation.plain()
         if isinstance(operation, (LinearMap, FusedNorm)) and operation.bias is not None:
             operation.absorb(output, operation.bias)
         return output
@@ -110,7 +110,7 @@ class PassRule(Rule):
 
     def propagate(self, operation: Operation) -> Tensor:
         if not isinstance(operation, (LinearMap, FusedNorm, Activation)):
-            return cast(Tensor, operation.plain())
+            return operation.plain()
         value = operation.value()
         if value.shape != operation.input.shape:
             raise RuleError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -35,9 +34,11 @@ def spelled_out(
             operand = operation.args[i]
             if i in operation.patterns:
                 order = _order(operation, i)
-                operand = record(operand.permute(order)).permute(_inverse(order))
+                operand = record(operand.permute(order)).permute(
+                    [order.index(d) for d in range(len(order))]
+                )
             replaced[i] = operand if share == 1.0 else ScaleGradient.call(operand, share)
-        return cast(Tensor, operation.with_operands(replaced))
+        return operation.with_operands(replaced)
     pattern = record(explicit_pattern(operation, share, softmax_passes))
     if operation.dropout_p:
         pattern = torch.nn.functional.dropout(pattern, operation.dropout_p)
@@ -103,7 +104,3 @@ def _order(operation: PatternProduct, position: int) -> list[int]:
         tensors = [i for i, a in enumerate(operation.args) if isinstance(a, Tensor)]
         is_first = position == tensors[0]
     return dims if is_first else [*dims[:-2], dims[-1], dims[-2]]
-
-
-def _inverse(order: list[int]) -> list[int]:
-    return [order.index(i) for i in range(len(order))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 from torch import Tensor
 
@@ -36,4 +35,4 @@ class StateSpaceRule(Rule):
 
     def propagate(self, operation: ScanProduct) -> Tensor:
         constants = {i: operation.args[i].detach() for i in operation.coefficients}
-        return cast(Tensor, operation.with_operands(constants))
+        return operation.with_operands(constants)

@@ -30,8 +30,7 @@ def fresh(value: Any) -> Any:
             return value  # a model; caches of earlier versions of transformers are modules, too
     elif isinstance(value, (Tensor, *_PLAIN)) or callable(value):
         return value
-    tensors: list[Tensor] = []
-    collect(value, tensors)
+    tensors = collect(value)
     if not tensors:
         return value
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in tensors if not t.is_leaf}
@@ -41,14 +40,11 @@ def fresh(value: Any) -> Any:
         return value
 
 
-def collect(value: Any, found: list[Tensor]) -> None:
-    """Add every tensor that an argument holds in containers and objects, but for models.
-
-    Args:
-        value (object): The argument.
-        found (list of Tensor): Gets the tensors.
-    """
+def collect(value: Any) -> list[Tensor]:
+    """Every tensor that an argument holds in containers and objects, but for models."""
+    found: list[Tensor] = []
     _collect(value, found, set(), _DEPTH)
+    return found
 
 
 def _collect(value: Any, found: list[Tensor], seen: set[int], depth: int) -> None:

@@ -44,8 +44,7 @@ class Snapshot:
     """
 
     def __init__(self, value: Any) -> None:
-        found: list[Tensor] = []
-        collect(value, found)
+        found = collect(value)
         with torch._C.DisableTorchFunction(), torch.no_grad():
             memo = {
                 id(t): torch.empty_like(t, device="meta") if t.requires_grad else t for t in found

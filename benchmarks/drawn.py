@@ -19,9 +19,10 @@ import argparse
 import importlib.metadata
 import multiprocessing
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+from commits import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT)]
@@ -39,11 +40,6 @@ def _judged(seed: int) -> tuple[list[str], int, bool]:
     return tuple(drawn_models.faults(seed))
 
 
-def _commit() -> str:
-    asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw models and look for silent faults.")
     parser.add_argument("--rounds", type=int, default=20_000)
@@ -56,7 +52,7 @@ def main() -> None:
         return
     found: list[str] = []
     refused = undetermined = 0
-    commit = _commit()
+    made_at = commit()
     seeds = range(options.first, options.first + options.rounds)
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         judged = pool.imap(_judged, seeds, chunksize=20)
@@ -73,7 +69,7 @@ def main() -> None:
     REPORT.write_text(
         "# Models drawn from the table of spellings\n\n"
         "Written by `python benchmarks/drawn.py "
-        f"--rounds {options.rounds} --first {options.first}` at {commit} ({versions}).\n\n"
+        f"--rounds {options.rounds} --first {options.first}` at {made_at} ({versions}).\n\n"
         "| models | torch's own gradient depends on the spelling | explanations of the others "
         "| refused by name | silently wrong |\n|---|---|---|---|---|\n"
         f"| {options.rounds} | {undetermined} | {total} | {refused} | {len(found)} |\n"

@@ -7,11 +7,9 @@ input, in float64 and in float32.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib.util
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
 import torch  # noqa: E402
 from rival_families import build, inputs  # noqa: E402
-from rival_tools import Explain, apart, by_lxt, patched_by_lxt, preload  # noqa: E402
+from rival_tools import Explain, apart, by_lxt, patched_by_lxt, write  # noqa: E402
 from rival_words import introduction, table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -262,14 +260,8 @@ float32; lxt has an epsilon of 1e-10 in activations. Captum's `IdentityRule` dif
 activation comes before its layer: zennit and this package agree there."""
 
 
-def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--report", type=Path)
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    preload()
+def page() -> list[str]:
+    """Measure."""
     lines = [*introduction("Parity with other packages", "parity"), *INTRODUCTION.splitlines(), ""]
     for title, (package, make) in PACKAGES.items():
         if importlib.util.find_spec(package) is None:
@@ -283,10 +275,8 @@ def main() -> None:
                 for row in make()
             ],
         )  # fmt: skip
-    if arguments.report is not None:
-        arguments.report.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    write(__doc__, page)

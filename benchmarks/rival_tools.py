@@ -6,6 +6,7 @@ lxt patches classes of transformers and torch for good, so whatever is prepared 
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import multiprocessing
@@ -14,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import rival_families
@@ -245,3 +247,22 @@ def preload() -> None:
     for name in ("captum.attr", "zennit.composites", "lxt.efficient", "autolrp", "captum_lrp_tx"):
         if importlib.util.find_spec(name.partition(".")[0]) is not None:
             importlib.import_module(name)
+
+
+def write(about: str | None, page: Callable[[], list[str]]) -> None:
+    """The command line of ``rivals.py`` and ``parity.py``: measures, prints, writes the page.
+
+    Args:
+        about (str, optional): The script's docstring; its first line is the help text.
+        page (callable): Measures, and gives the lines.
+    """
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument("--report", type=Path)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    preload()
+    text = "\n".join(page())
+    if arguments.report is not None:
+        arguments.report.write_text(text.rstrip() + "\n", encoding="utf-8")
+    print(text)

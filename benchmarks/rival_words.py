@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import subprocess
-from pathlib import Path
 from typing import Any
+
+from commits import commit
 
 _PACKAGES = (
     "torch", "torchvision", "captum", "transformers", "lxt", "zennit", "autolrp"
@@ -18,14 +18,11 @@ def introduction(title: str, script: str) -> list[str]:
     versions = [
         f"{p} {importlib.metadata.version(p)}" for p in _PACKAGES if importlib.util.find_spec(p)
     ]
-    command = ["git", "describe", "--always", "--dirty"]
-    root = Path(__file__).parent
-    commit = subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
     return [
         f"# {title}", "",
-        f"`python benchmarks/{script}.py --report benchmarks/{script}.md` at commit {commit}, with "
-        f"{', '.join(versions)}. transformers is 4.52.4 because lxt 2.1 patches the modules of "
-        "that version; nothing else needs it. The environment:", "",
+        f"`python benchmarks/{script}.py --report benchmarks/{script}.md` at commit {commit()}, "
+        f"with {', '.join(versions)}. transformers is 4.52.4 because lxt 2.1 patches the modules "
+        "of that version; nothing else needs it. The environment:", "",
         "```bash",
         "python -m venv rivals",
         "rivals/bin/pip install torch==2.13.0 torchvision==0.28.0 captum==0.9.0",

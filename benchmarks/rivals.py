@@ -15,11 +15,9 @@ is used in ``rival_tools.py``.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ from rival_tools import (  # noqa: E402
     attempt,
     installed,
     ours,
-    preload,
+    write,
 )
 from rival_words import WORDS, introduction, number, table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
@@ -278,22 +276,13 @@ def sections(tools: dict[str, Tool], families: list[str]) -> list[str]:
     return [*lines, *table(["tool", *ODD], rows)]
 
 
-def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--report", type=Path)
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    preload()
-    lines = [
+def page() -> list[str]:
+    """Measure."""
+    return [
         *introduction("Beside other tools", "rivals"),
         *sections({n: t for n, t in TOOLS.items() if installed(t)}, LISTED),
     ]
-    if arguments.report is not None:
-        arguments.report.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    print("\n".join(lines))
 
 
 if __name__ == "__main__":
-    main()
+    write(__doc__, page)

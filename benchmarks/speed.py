@@ -39,6 +39,7 @@ import captum
 import lengths
 import torch
 import transformers
+from commits import commit
 from methods import FORWARD, REFERENCE, Method, methods, options
 from operators import Shares, shares
 from turns import HEADS, Clock, Row, rows, table
@@ -99,12 +100,13 @@ def into_page(page: Path, lines: list[str]) -> None:
 
 
 def conditions(args: argparse.Namespace) -> str:
-    """Machine, versions and how it was measured."""
+    """Machine, versions, commit and how it was measured."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     return (
         f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads; load before the "
         f"start {load:.1f}; torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"captum {captum.__version__}; {args.clock} clock, medians of turns (range in brackets)."
+        f"captum {captum.__version__}, commit {commit()}; {args.clock} clock, "
+        "medians of turns (range in brackets)."
     )
 
 

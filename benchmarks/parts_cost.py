@@ -1,6 +1,6 @@
-"""What maps and edges of parts cost beside one explanation: the tables in ``parts.md``.
+"""What maps and edges of parts cost beside one explanation: the tables in ``parts_cost.md``.
 
-    python benchmarks/parts.py --output benchmarks/parts.md
+    python benchmarks/parts_cost.py --output benchmarks/parts_cost.md
 
 Operations are counted, so that these numbers are the same on every machine: calls that reach
 torch's dispatcher, and the floating-point operations of matrix products and attention among them
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from commits import commit
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -147,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="where the page is written, else it is printed")
     options = parser.parse_args()
+    made_at = commit()  # of what is measured, not of what is there when it ends
     text = "\n".join(
         [
             "Operations of maps and edges of parts, as multiples of those of one explanation",
@@ -165,7 +167,8 @@ def main() -> None:
             "",
             f"Random weights; in the first table {WIDTH} features in the stream, calls that reach",
             "torch's dispatcher, and floating-point operations of matrix products and attention;",
-            f"torch {torch.__version__}, transformers {transformers.__version__}.",
+            f"torch {torch.__version__}, transformers {transformers.__version__},",
+            f"commit {made_at}.",
         ]
     )
     if options.output is None:

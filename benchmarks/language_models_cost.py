@@ -1,6 +1,7 @@
-"""What explanations of a real language model cost: ``language_models.md``.
+r"""What explanations of a real language model cost: ``language_models_cost.md``.
 
-    python benchmarks/language_models.py --model DIR --output benchmarks/language_models.md
+    python benchmarks/language_models_cost.py --model DIR \
+        --output benchmarks/language_models_cost.md
 
 ``DIR`` is a folder with SmolLM2-135M-Instruct; ``python -m experiments.language_models`` makes one.
 Ratios are those of medians of calls in turns, as in ``speed.py``.

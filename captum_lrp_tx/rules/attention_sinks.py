@@ -7,7 +7,8 @@ Language Models with Attention Sinks", ICLR 2024).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -81,14 +82,31 @@ def patterns_of_call(operation: FusedAttention) -> Iterator[Tensor]:
         yield rows_of_pattern(query[..., rows, :], keys, section, operation.is_causal, scale, part)
 
 
-def pattern_of_product(operation: PatternProduct) -> tuple[int, int] | None:
-    """Positions of pattern and values in a matrix product of one softmax with values.
+@dataclass(frozen=True)
+class LaidOut:
+    """A product of a causal pattern with values, in the order of axes that sinks are told in.
+
+    Attributes:
+        pattern (Tensor): ``(..., queries, keys)``, without a graph.
+        values (Tensor): ``(..., keys, channels)``; one head may be for all.
+        restored (callable): From ``(..., queries, channels)`` to the axes of the product.
+    """
+
+    pattern: Tensor
+    values: Tensor
+    restored: Callable[[Tensor], Tensor]
+
+
+def laid_out(operation: PatternProduct) -> LaidOut | None:
+    """A matrix product or einsum of one causal softmax with values, whatever its axes' order.
+
+    The axis of the queries is the one along which the pattern is causal.
 
     Args:
         operation (PatternProduct): Any.
 
     Returns:
-        tuple of int, or None: ``None`` if the product is no such, or its heads share values.
+        LaidOut or None: ``None`` if the product is no such.
     """
     if len(operation.patterns) != 1 or operation.rescales or operation.shares is not None:
         return None
@@ -97,19 +115,45 @@ def pattern_of_product(operation: PatternProduct) -> tuple[int, int] | None:
     if how is None or len(how.operands) != 2 or weights not in how.operands:
         return None
     (place,) = how.operands.keys() - {weights}
-    pattern, values = operation.args[weights], operation.args[place]
-    # pattern (..., queries, keys), values (..., keys, channels)
-    is_plain = (
-        how.summed(weights) == [-1] and how.summed(place) == [-2]
-        and how.own(weights) == [(-2, -2)]
-    )  # fmt: skip
-    is_batched = how.operands[weights][:-2] == how.operands[place][:-2] != ""
-    if not (is_plain and is_batched and pattern.shape[:-2] == values.shape[:-2]):
+    mine, theirs = how.operands[weights], how.operands[place]
+    summed = (set(mine) | set(theirs)) - set(how.result)
+    if len(summed) != 1 or not summed <= set(mine) & set(theirs):
         return None
-    sums = pattern.detach()[..., -1, :].sum(-1)
-    if not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
-        return None  # no softmax's, or one that leaves something for nobody
-    return weights, place
+    if len(set(mine)) < len(mine) or len(set(theirs)) < len(theirs):
+        return None  # a diagonal
+    if any(operation.args[i].layout != torch.strided for i in how.operands):
+        return None  # sparse
+    (key,) = summed
+    own = [c for c in mine if c not in theirs]
+    both = [c for c in how.result if c in mine and c in theirs]
+    channels = [c for c in how.result if c not in mine]
+    for query in own:
+        heads = [c for c in own if c != query]
+        order = [*both, *heads, query, key]
+        pattern = operation.args[weights].detach().permute([mine.index(c) for c in order])
+        if is_causal_pattern(pattern) and _sums_to_one(pattern):
+            break
+    else:
+        return None
+    values = operation.args[place].permute([theirs.index(c) for c in [*both, key, *channels]])
+    sizes = values.shape[len(both) + 1 :]
+    values = values.flatten(len(both) + 1) if channels else values.unsqueeze(-1)
+    values = values[(slice(None),) * len(both) + (None,) * len(heads)]
+    made = [*both, *heads, query, *channels]
+    back = [made.index(c) for c in how.result]
+
+    def restored(taken: Tensor) -> Tensor:
+        spread = taken.reshape(*taken.shape[:-1], *sizes) if channels else taken.squeeze(-1)
+        return spread.permute(back)
+
+    return LaidOut(pattern, values, restored)
+
+
+@torch.no_grad()
+def _sums_to_one(pattern: Tensor) -> bool:
+    """Not so for what is no softmax's, or leaves something for nobody."""
+    sums = pattern[..., -1, :].sum(-1)
+    return torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
 
 
 @torch.no_grad()

@@ -68,8 +68,8 @@ PRESETS: dict[str, dict[Kind, Rule]] = {
         UniformAttentionRule(), UniformRule(), GeneralizedGammaRule(gamma=0.01)
     ),
     # chosen on training items of experiments/language_models
-    "language": _whole(_LANGUAGE, UniformRule(), _LRP_0),
-    "language-ah": _whole(SinkRule(AHRule()), UniformRule(), _LRP_0),
+    "language": _whole(_LANGUAGE, SharedActivationRule(), _LRP_0),
+    "language-ah": _whole(SinkRule(AHRule()), SharedActivationRule(), _LRP_0),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
 
@@ -17,8 +16,7 @@ from captum_lrp_tx.propagation.state.scope import current
 from captum_lrp_tx.rules.attention import AHRule, UniformAttentionRule
 from captum_lrp_tx.rules.attention_sinks import (
     is_causal_call,
-    is_causal_pattern,
-    pattern_of_product,
+    laid_out,
     patterns_of_call,
     taken_from_sinks,
 )
@@ -38,9 +36,9 @@ class SinkRule(Rule):
 
     What comes later has no say in it: a position in a longer text is explained as at the end of its
     prefix. Sinks are looked for in the causal attention of decoders over a whole text, fused or
-    spelled out as a matrix product of a pattern with values. Where attention is not causal, is
-    spelled in another way, goes to a cache, shares values among heads without repeating them, or
-    has dropout, the inner rule acts alone.
+    spelled out as a matrix product or einsum of a pattern with values. Where attention is not
+    causal, is spelled in another way (entry by entry, in a loop), goes to a cache, or has dropout,
+    the inner rule acts alone.
 
     Args:
         rule (Rule): ``AHRule()`` or ``UniformAttentionRule()``.
@@ -76,14 +74,12 @@ class SinkRule(Rule):
     def propagate(self, operation: PatternProduct | FusedAttention) -> Tensor:
         result = self.rule.propagate(operation)
         if isinstance(operation, PatternProduct):
-            found = pattern_of_product(operation)
-            if found is None:
+            found = laid_out(operation)
+            if found is None or not found.values.requires_grad:
                 return result
-            pattern, values = (operation.args[place] for place in found)
-            if not values.requires_grad or not is_causal_pattern(pattern):
-                return result
+            taken = taken_from_sinks([found.pattern], found.values, self.share)
             part = 1.0 / len(operation.operands)
-            return self._held(result, [pattern.detach()], values, part)
+            return self._held(result, None if taken is None else found.restored(taken), part)
         query, key, value, mask = (
             operation.query, operation.key, operation.value_, operation.mask
         )  # fmt: skip
@@ -92,20 +88,18 @@ class SinkRule(Rule):
         part = shares(
             query.requires_grad, key.requires_grad, True, mask is not None and mask.requires_grad
         )[2]
-        return self._held(result, patterns_of_call(operation), heads_of(query, value), part)
+        taken = taken_from_sinks(patterns_of_call(operation), heads_of(query, value), self.share)
+        return self._held(result, taken, part)
 
-    def _held(
-        self, result: Tensor, patterns: Iterable[Tensor], values: Tensor, part: float
-    ) -> Tensor:
+    def _held(self, result: Tensor, taken: Tensor | None, part: float) -> Tensor:
         """The result without the relevance that goes to sinks, booked if there is a ledger.
 
         Args:
             result (Tensor): Under the inner rule.
-            patterns, values: Of the attention.
+            taken (Tensor, optional): What queries take from their sinks; ``None`` if there is none.
             part (float): Of the relevance that values have if the pattern has some.
         """
         part = part if self.covers_softmax else 1.0
-        taken = taken_from_sinks(patterns, values, self.share)
         if taken is None:
             return result
         held = WithValue.call(result.detach(), result - ScaleGradient.call(taken, part))

@@ -137,6 +137,56 @@ def test_everything_else_is_the_inner_rule_and_adds_up(how: str, inner: Any) -> 
     assert abs(report.conservation_error) < 1e-8 and abs(before.conservation_error) < 1e-8
 
 
+#: One function of a pattern and of values that all heads share, in the spellings of models.
+SHARED = {
+    "repeated": lambda p, v: p @ v.repeat(1, p.shape[1], 1, 1),
+    "broadcast": lambda p, v: p @ v,
+    "einsum": lambda p, v: torch.einsum("bhij,bjc->bhic", p, v[:, 0]),
+    "positions first": lambda p, v: torch.einsum("bhij,bjc->bihc", p, v[:, 0]).transpose(1, 2),
+    "values first": lambda p, v: (v.mT @ p.mT).mT,
+    "batched": lambda p, v: torch.bmm(p.flatten(0, 1), v.expand_as(p @ v).flatten(0, 1)).view_as(
+        p @ v),
+    "grouped": lambda p, v: torch.einsum(
+        "bkgqs,bskd->bkgqd", p.unflatten(1, (1, -1)), v.transpose(1, 2)).flatten(1, 2),
+    "channels in two axes": lambda p, v: torch.einsum(
+        "bhij,bjxy->bihxy", p, v[:, 0].unflatten(-1, (3, 1))).flatten(3).transpose(1, 2),
+    "added": lambda p, v: torch.baddbmm(
+        torch.zeros_like(p @ v).flatten(0, 1), p.flatten(0, 1), v.expand_as(p @ v).flatten(0, 1),
+        ).view_as(p @ v),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("inner", [AHRule(), UniformAttentionRule()])
+@pytest.mark.parametrize("heads", [HEADS, TOKENS])
+@pytest.mark.parametrize("how", sorted(SHARED.keys() - {"repeated"}))
+def test_every_order_of_axes_has_the_same_sinks(how: str, heads: int, inner: Any) -> None:
+    torch.manual_seed(heads)
+    scores = torch.randn(2, heads, TOKENS, TOKENS, dtype=torch.float64)
+    scores[:, 0, :, 0] += 3.0
+    seen = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
+    values = torch.randn(2, 1, TOKENS, WIDTH, dtype=torch.float64)
+    weight = torch.randn(heads * TOKENS * WIDTH, dtype=torch.float64)
+
+    class Model(nn.Module):
+        def __init__(self, spelling: str) -> None:
+            super().__init__()
+            self.mixed = SHARED[spelling]
+
+        def forward(self, scores: Tensor, values: Tensor) -> Tensor:
+            pattern = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+            return self.mixed(pattern, values).flatten(1) @ weight
+
+    rules = Composite({"": SinkRule(inner)}, base="lrp")
+    plain = ConservativeLRP(Model(how), Composite({"": inner}, base="lrp"))
+    got, expected = (
+        ConservativeLRP(Model(spelling), rules).attribute((scores, values))
+        for spelling in (how, "repeated")
+    )
+    for one, other in zip(got, expected):
+        torch.testing.assert_close(one, other)
+    assert not torch.allclose(got[1], plain.attribute((scores, values))[1])
+
+
 def test_the_forward_result_is_untouched() -> None:
     for how in ("fused", "product", "shared"):
         model, inputs = make(how), drawn()

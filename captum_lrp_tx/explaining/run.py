@@ -95,7 +95,7 @@ def explain(
             prompt, in so many hops, or until it is there. 0 passes nothing on. See
             :class:`~captum_lrp_tx.AnswerLRP`.
         rules (str or Composite, optional): See :class:`~captum_lrp_tx.ConservativeLRP`. Unless
-            given ``"language"`` for the next token of a text, in which the first token, on which
+            given ``"language-ah"`` for the next token of a text, in which the first token, on which
             language models park attention, has relevance that is no reason under ``"lrp"``; and
             ``"lrp"`` for all else, and where ``bias`` is to be spread over the tokens.
         bias (str): See :class:`~captum_lrp_tx.ConservativeLRP`.

@@ -227,10 +227,10 @@ def test_a_language_model_explains_the_next_token(run, language_model):
     inputs = tokenizer("a cat cat", return_tensors="pt")
     last = model(**inputs).logits[0, -1].detach()
     token = max(map(tokenizer.convert_tokens_to_ids, ("cat", "Ġcat")), key=lambda i: last[i])
-    relevance = ConservativeLRP(model, "language").attribute(
+    relevance = ConservativeLRP(model, "language-ah").attribute(
         inputs, target=(inputs["input_ids"].shape[1] - 1, token)
     )
-    assert "rules       language" in out
+    assert "rules       language-ah" in out
     assert numbers_of(out)["sum of relevance"] == pytest.approx(float(relevance.sum()), abs=1e-4)
     assert numbers_of(out)["logit"] == pytest.approx(float(last[token]), abs=1e-4)
     by_id = run("a cat cat", "--model", language_model, "--target", str(token))[1]
@@ -251,7 +251,7 @@ def test_one_token_or_class_rather_than_another(run, language_model):
 
 def test_an_audit_is_of_the_rules_that_the_explanation_has(run, language_model):
     out = run("audit", "a cat", "--model", language_model)[1]
-    assert "Rules: Composite(base='language')" in out and "Explained: logit of" in out
+    assert "Rules: Composite(base='language-ah')" in out and "Explained: logit of" in out
     assert "Rules: Composite(base='lrp')" in run("audit", "a dull film")[1]
 
 

@@ -469,8 +469,8 @@ def test_the_next_token() -> None:
     made = lrp.explain(lm, fast, "ab c", target="d")
     inputs = fast("ab c", return_tensors="pt")
     token = fast("d")["input_ids"][0]
-    expected = ConservativeLRP(lm, "language").attribute(inputs["input_ids"], target=(3, token))
-    assert torch.allclose(made.relevance, expected[0], atol=1e-6) and made.rules == "language"
+    expected = ConservativeLRP(lm, "language-ah").attribute(inputs["input_ids"], target=(3, token))
+    assert torch.allclose(made.relevance, expected[0], atol=1e-6) and made.rules == "language-ah"
     assert abs(made.unaccounted) < 1e-4 and any("sink" in name for name in made.absorbed)
     assert (made.task, made.target, made.explains) == ("next token", "'d'", "logit of 'd'")
     against = lrp.explain(lm, fast, "ab c", target="d", contrast="e")
@@ -503,7 +503,7 @@ def test_each_token_of_an_answer() -> None:
         "token 3 of the answer"
     )
     ids = fast("ab cde", return_tensors="pt")["input_ids"]
-    lrp_of_it = ConservativeLRP(lm, "language")
+    lrp_of_it = ConservativeLRP(lm, "language-ah")
     expected = lrp_of_it.attribute(ids, target=(5, fast("f")["input_ids"][0]))
     assert torch.allclose(many[2].relevance, expected[0], atol=1e-6)
     generated = lrp.explain(lm, fast, "ab c", answer=2, contrast=True)

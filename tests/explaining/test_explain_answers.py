@@ -46,14 +46,16 @@ def test_the_whole_answer_in_hops() -> None:
 def test_a_piece_of_the_answer_and_a_target() -> None:
     ids = ids_of(f"{PROMPT} {ANSWER}")
     weights = torch.tensor([[0.0, 1.0, 1.0, 0.0]])
-    model = lrp.AnswerLRP(language_model("llama"), "language")
+    model = lrp.AnswerLRP(language_model("llama"), "language-ah")
     expected = model.attribute(ids, GeneratedTokens(ids, 4, weights), start=4, hops=4)
     made = of_answer(4, target="the dog")
     torch.testing.assert_close(made.relevance, expected[0])
     contrast = lrp.targets.Contrast((-2, 17), (-2, 5))
     torch.testing.assert_close(
         of_answer(0, target=contrast).relevance,
-        lrp.ConservativeLRP(language_model("llama"), "language").attribute(ids, target=contrast)[0],
+        lrp.ConservativeLRP(language_model("llama"), "language-ah").attribute(ids, target=contrast)[
+            0
+        ],
     )
 
 

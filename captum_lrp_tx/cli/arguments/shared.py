@@ -70,7 +70,7 @@ def add_rules(parser: argparse._ActionsContainer, default: str = "lrp") -> None:
 
 
 #: As the function ``explain`` chooses them.
-BY_TASK = "lrp; language for next tokens, unless biases are distributed"
+BY_TASK = "lrp; language-ah for next tokens, unless biases are distributed"
 
 #: For the end of a help text.
 METHODS_LINE = f"methods: {', '.join(METHODS)}"

@@ -51,11 +51,11 @@ class NextToken(Task):
     name = "next token"
 
     def rules(self, bias: Bias) -> str:
-        """``"language"``, chosen in ``experiments/language_models``.
+        """``"language-ah"``, by the evidence of ``experiments/language_models``.
 
         Its constants keep what attention sinks have, so ``"lrp"`` where all is to be spread.
         """
-        return "lrp" if bias == "distribute" else "language"
+        return "lrp" if bias == "distribute" else "language-ah"
 
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
         encoded = encode(item, reader)

@@ -8,7 +8,7 @@ import functools
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -61,9 +61,9 @@ def names() -> list[str]:
     return list(_auto().MODEL_MAPPING_NAMES)
 
 
-def _classes(name: str) -> list[type[nn.Module]]:
+def _classes(name: str, heads: Sequence[str] = _HEADS) -> list[type[nn.Module]]:
     transformers = importlib.import_module("transformers")
-    mappings = [getattr(_auto(), f"MODEL_FOR_{head}_MAPPING_NAMES", {}) for head in _HEADS]
+    mappings = [getattr(_auto(), f"MODEL_FOR_{head}_MAPPING_NAMES", {}) for head in heads]
     found: list[type[nn.Module]] = []
     for mapping in (*mappings, _auto().MODEL_MAPPING_NAMES):
         entry = mapping.get(name)
@@ -74,11 +74,16 @@ def _classes(name: str) -> list[type[nn.Module]]:
     return list(dict.fromkeys([*found[:2], *found[-1:]]))
 
 
-def cases(name: str) -> list[Case]:
+def causal_names() -> list[str]:
+    """The model types that predict the next token."""
+    return list(_auto().MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def cases(name: str, heads: Sequence[str] = _HEADS) -> list[Case]:
     """One case for each attention implementation that the family has.
 
     Token ids are explained wherever the family takes them: beside images and sounds, or by another
-    of its classes.
+    of its classes.  ``heads`` are tried in their order, the bare model at last.
 
     Raises:
         NotBuilt: no tiny random model of this family runs.
@@ -87,7 +92,7 @@ def cases(name: str) -> list[Case]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for size in SIZES:
-            for model_class in _classes(name):
+            for model_class in _classes(name, heads):
                 try:
                     built = [_case(name, model_class, "eager", size)]
                 except NotBuilt as error:

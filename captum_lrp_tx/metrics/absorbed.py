@@ -1,4 +1,4 @@
-"""What named constants absorb behind the embeddings: the part of an output that no token has."""
+"""What named constants absorb: the part of an output that no token has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Union
 from torch import nn
 
 from captum_lrp_tx.attr.conservative import forward_of
+from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.metrics.batches import Batch
@@ -63,6 +64,23 @@ def absorbed_behind(
         forward_of(explainer), target, additional, layers=[block], at_layer_input=True,
         keep_ledger=True,
     )  # fmt: skip
+    ledger = propagate(job, inputs_of(inputs)).scope.ledger
+    assert ledger is not None
+    return sum(ledger.by_name().values())
+
+
+def absorbed_in_all(explainer: ConservativeGI, inputs: Any, target: Any) -> float:
+    """Relevance that named constants take between the output and the inputs.
+
+    Args:
+        explainer (ConservativeGI): With its rules.
+        inputs (Tensor or mapping): One example.
+        target: As for ``attribute``.
+
+    Returns:
+        float: In units of the explained output.
+    """
+    job = explainer._pass(forward_of(explainer), target, None, keep_ledger=True)
     ledger = propagate(job, inputs_of(inputs)).scope.ledger
     assert ledger is not None
     return sum(ledger.by_name().values())

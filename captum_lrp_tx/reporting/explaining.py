@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.errors import InputError, NonFiniteError
 from captum_lrp_tx.methods.registry import Method
 from captum_lrp_tx.methods.running import is_signed, reason, replaced, run
+from captum_lrp_tx.metrics.absorbed import absorbed_in_all
 from captum_lrp_tx.reporting.results import Explanations, Key
 from captum_lrp_tx.reporting.samples import Samples
 from captum_lrp_tx.visualization.patch_maps import token_grid
@@ -82,8 +84,21 @@ def explain(
     return Explanations(
         method.name, method.about, is_signed(method, kept.values()), method.uses_target, kept,
         {key: sums[key] for key in kept}, {key: deltas[key] for key in kept if key in deltas},
-        errors, seconds=seconds,
+        errors, _absorbed(model, method, samples, kept), seconds=seconds,
     )  # fmt: skip
+
+
+def _absorbed(
+    model: Callable[..., Any], method: Method, samples: Samples, keys: Collection[Key]
+) -> dict[Key, float]:
+    """What constants take of each explained output, of methods that book it: a pass for each."""
+    explainer = method.attribution(model) if keys and not method.takes else None
+    if not isinstance(explainer, ConservativeGI):
+        return {}
+    return {
+        (example, explained): absorbed_in_all(explainer, samples.batch([example]), explained)
+        for example, explained in keys
+    }
 
 
 def count_rows(method: Method, classes: Sequence[Sequence[int]]) -> int:

@@ -46,7 +46,8 @@ def payload(report: Report) -> dict[str, Any]:
 
     Returns:
         dict: ``values[example][method]`` holds ``r``, the relevance for each explained class after
-        the other (once for methods that do not depend on the class), ``sum`` and ``delta``.
+        the other (once for methods that do not depend on the class), ``sum``, ``delta``, and
+        ``absorbed`` of methods that book what constants take.
     """
     drawn = styles([method.name for method in report.methods])
     return {
@@ -145,9 +146,10 @@ def _values(method: Explanations, index: int, example: Example) -> dict[str, Any
         factor = math.ceil(max(found[0].shape) / MAP_SIDE)
         found = [shown_map(values) for values in found]
         sums["shape"] = [*found[0].shape, factor]
-    numbers = {"r": floats(torch.stack(list(found))), **sums}
-    if method.deltas:
-        return {**numbers, "delta": [method.deltas[index, explained] for explained in classes]}
+    numbers: dict[str, Any] = {"r": floats(torch.stack(list(found))), **sums}
+    for name, found_of in (("delta", method.deltas), ("absorbed", method.absorbed)):
+        if found_of:
+            numbers[name] = [found_of[index, explained] for explained in classes]
     return numbers
 
 

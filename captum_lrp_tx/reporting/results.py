@@ -71,6 +71,8 @@ class Explanations:
             methods with a baseline, of its difference to the baseline's output); empty for
             methods whose relevance is not meant to sum to anything.
         errors (mapping): By example, why there is no relevance.
+        absorbed (mapping): By example and class: what constants of the model, each known by name,
+            take of the output; empty for methods that do not book it.
         activation (Curve, optional): Probability of the class while tokens or patches are
             inserted, most relevant first; of the predicted class of each example.
         pruning (Curve, optional): Squared change of the logits while they are removed, least
@@ -87,6 +89,7 @@ class Explanations:
     sums: Mapping[Key, float]
     deltas: Mapping[Key, float]
     errors: Mapping[int, str]
+    absorbed: Mapping[Key, float] = field(default_factory=dict)
     activation: Curve | None = None
     pruning: Curve | None = None
     unmeasured: str = ""

@@ -19,7 +19,7 @@ from torch import nn
 
 pytest.importorskip("transformers")
 
-from captum_lrp_tx import ConservativeLRP
+from captum_lrp_tx import ConservativeLRP, explain
 from captum_lrp_tx.cli import main
 from captum_lrp_tx.errors import CaptumLRPError, InputError, OutputError, TargetError
 from captum_lrp_tx.methods import METHODS, find_method
@@ -136,6 +136,19 @@ def test_numbers_of_texts_are_those_of_attribute(text, everything, page, name):
                 assert left == pytest.approx(float(delta), rel=1e-3, abs=1e-4)
 
 
+def test_what_constants_took_is_what_explain_books(text, everything, page):
+    model, tokenizer = text
+    at = [method["name"] for method in page["methods"]].index("LRP")
+    for i, sentence in enumerate(TEXTS):
+        for place, target in enumerate(page["examples"][i]["classes"]):
+            taken = page["values"][i][at]["absorbed"][place]
+            booked = explain(model, tokenizer, sentence, target=target).absorbed
+            assert taken == pytest.approx(sum(booked.values()), rel=1e-3, abs=1e-4)
+            output = float(everything.examples[i].output[target])
+            assert everything["LRP"].sums[i, target] + taken == pytest.approx(output, abs=1e-4)
+    assert not any("absorbed" in row[NAMES.index("IG")] for row in page["values"])
+
+
 @pytest.mark.parametrize("name", ["LRP", "GAE", "Rollout", "Saliency"])
 def test_numbers_of_images_are_those_of_attribute(image, name):
     model, images, labels = image
@@ -248,8 +261,8 @@ def test_texts_of_one_length_go_through_the_model_together(text):
                faithfulness=False)  # fmt: skip
     finally:
         handle.remove()
-    # the outputs, then both classes of all examples of a length
-    assert sizes == [6, 1, 12, 2]
+    # the outputs, then both classes of all examples of a length, then what constants took of each
+    assert sizes == [6, 1, 12, 2] + [1] * 14
 
 
 def test_large_maps_are_summed_in_blocks():
@@ -850,13 +863,28 @@ def test_figures(browser, saved, everything):
         m.name for m in everything.methods if m.deltas
     }
     svg = view.one('#panel-conservation svg[data-method="LRP"]')
-    assert len(svg.find_elements("css selector", ".point")) == 3
+    points = svg.find_elements("css selector", ".point")
+    rings = svg.find_elements("css selector", ".ring")
+    ideal = svg.find_element("css selector", ".ideal")
+    (x1, y1, x2, y2) = (float(ideal.get_attribute(name)) for name in ("x1", "y1", "x2", "y2"))
+
+    def off(circle):
+        across, up = (float(circle.get_attribute(name)) for name in ("cx", "cy"))
+        return abs(up - y1 - (y2 - y1) * (across - x1) / (x2 - x1))
+
+    assert len(points) == 3 and len(rings) >= 2  # a ring far from all others is not drawn
+    assert max(map(off, points)) < 0.01 < min(map(off, rings))
+    paths = view.one('#panel-conservation svg[data-method="IG"]')
+    assert not paths.find_elements("css selector", ".ring")
     browser.execute_script("arguments[0].focus()", svg)
     view.press("\ue014")
     _, numbers = view.tip()
     chosen = min(range(3), key=lambda i: float(everything.examples[i].output.max()))
     predicted = everything.examples[chosen].prediction
     assert numbers["sum"] == pytest.approx(everything["LRP"].sums[chosen, predicted], rel=1e-4)
+    taken = everything["LRP"].absorbed[chosen, predicted]
+    assert numbers["by constants"] == pytest.approx(taken, rel=1e-4)
+    assert abs(numbers["unaccounted"]) < 1e-4
     view.press("\ue007")  # Enter opens the example
     assert view.title() == f"Text {chosen + 1}"
     view.click("#tab-faithfulness")

@@ -49,6 +49,7 @@ function explanation(example, method, cls) {
     values: all.subarray(place * size, (place + 1) * size),
     sum: given.sum[place],
     delta: given.delta ? given.delta[place] : null,
+    absorbed: given.absorbed ? given.absorbed[place] : null,
     shape: given.shape,
   };
 }

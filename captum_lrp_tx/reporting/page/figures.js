@@ -46,10 +46,10 @@ function padded(low, high, part) {
   return [low - space, high + space];
 }
 
-// Sum of relevance against the explained output, for each method; examples on the line add up.
+// Sum of relevance, with and without what constants took, against the explained output.
 function renderConservation() {
   const panel = $("panel-conservation");
-  const text = "Each point is an example: its explained output, and the sum of its relevance by the method. On the line, relevance adds up to the output. All methods have the same axes. What LRP leaves out is kept by biases and other constants of the model, which audit.explainability names. Integrated gradients and GradientShap add up to the difference to the baseline's output instead.";
+  const text = "Each point is an example: its explained output, and the sum of its relevance by the method. Of gradient \u00d7 input and LRP that is a pale ring, and the full point adds what biases and other constants of the model took, which audit.explainability names. On the line, everything is accounted for. All methods have the same axes. Integrated gradients and GradientShap add up to the difference to the baseline's output instead.";
   const whose = data.classes.length === 1 ? "the only output" : /^\d+$/.test(state.class)
     ? `${data.classes[state.class]}, or the predicted one where that was not explained` : `the ${state.class} one`;
   const points = listed.map((example) => ({ example, cls: classOf(example) })).map((p) => ({ ...p, x: p.example.output[p.cls] }));
@@ -67,17 +67,21 @@ function renderConservation() {
 // One vertical range for all methods: nearly all points, but not at the price of seeing nothing.
 function heights(drawn, points, [low, high]) {
   const sums = Float64Array.from(drawn.flatMap((method) => points
-    .map((point) => explanation(point.example, method, point.cls)).filter((got) => !got.error).map((got) => got.sum))).sort();
+    .map((point) => explanation(point.example, method, point.cls)).filter((got) => !got.error).flatMap((got) => [got.sum, got.sum + (got.absorbed || 0)]))).sort();
   const most = 3 * (high - low);
   return padded(Math.max(Math.min(quantile(sums, 0.02), low), low - most), Math.min(Math.max(quantile(sums, 0.98), high), high + most), 0.06);
 }
 
 function scatter(method, points, x, y) {
   const found = points.map((point) => ({ ...point, got: explanation(point.example, method, point.cls) }))
-    .filter((point) => !point.got.error).map((point) => ({ ...point, y: point.got.sum })).sort((a, b) => a.x - b.x);
+    .filter((point) => !point.got.error).map((point) => ({ ...point, y: point.got.sum + (point.got.absorbed || 0) })).sort((a, b) => a.x - b.x);
+  const books = found.some((point) => point.got.absorbed !== null);
   const { drawn, at } = axes({ width: 300, height: 270, x, y, labels: ["explained output", "sum of relevance"], name: `${method.name}: sum of relevance against the explained output of ${found.length} examples` });
   drawn.append(el("svg:line", { class: "ideal", x1: at.x(x[0]), y1: at.y(x[0]), x2: at.x(x[1]), y2: at.y(x[1]) }));
   let outside = 0;
+  for (const { example, got, x: across } of books ? found : []) {
+    if (got.sum >= y[0] && got.sum <= y[1]) drawn.append(el("svg:circle", { cx: at.x(across), cy: at.y(got.sum), r: 3.2, class: `ring ${example.correct === false ? "wrong" : "right"}` }));
+  }
   for (const point of found) {
     point.out = point.y < y[0] || point.y > y[1];
     outside += point.out;
@@ -91,10 +95,10 @@ function scatter(method, points, x, y) {
     drawn.append(shape);
   }
   pointers(drawn, found, method);
-  const shares = found.filter((p) => p.x !== 0).map((p) => Math.abs(p.got.delta) / Math.abs(p.x));
-  const most = largest(found.map((p) => p.y));
-  const r = most <= data.rounding * largest(found.map((p) => p.x)) ? NaN : correlation(found.map((p) => p.x), found.map((p) => p.y));
-  const facts = [["left out, median", percent(median(shares))], ["correlation", short(r, false)], ...(outside ? [["outside the frame", outside]] : [])];
+  const missing = (taken) => percent(median(found.filter((p) => p.x !== 0).map((p) => Math.abs(p.got.delta - taken(p.got)) / Math.abs(p.x))));
+  const sums = found.map((p) => p.got.sum);
+  const r = largest(sums) <= data.rounding * largest(found.map((p) => p.x)) ? NaN : correlation(found.map((p) => p.x), sums);
+  const facts = [["left out, median", missing(() => 0)], ...(books ? [["with constants", missing((got) => got.absorbed)]] : []), ["correlation", short(r, false)], ...(outside ? [["outside the frame", outside]] : [])];
   return el("figure", { class: "chart-tile", "data-row": method.name }, el("figcaption", {}, el("b", {}, method.name), el("span", {}, method.about)), drawn,
     el("dl", {}, facts.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])));
 }
@@ -110,6 +114,7 @@ function pointers(drawn, found, method) {
     shape.classList.add("on");
     const tip = $("tip");
     const facts = [["output", exact(example.output[cls], true)], ["sum", exact(got.sum, true)], ["left out", exact(got.delta, true)]];
+    if (got.absorbed !== null) facts.push(["by constants", exact(got.absorbed, true)], ["unaccounted", exact(got.delta - got.absorbed, true)]);
     const title = isText ? example.text || example.words.map(([text]) => text).join(" ") : `Image ${example.index + 1}`;
     tip.replaceChildren(el("strong", { dir: "auto", class: "clamp" }, `${example.index + 1}. ${title}`),
       el("table", {}, facts.map(([name, value]) => el("tr", { class: name === "sum" ? "now" : null }, el("th", { scope: "row" }, name), el("td", { class: "value" }, value)))));

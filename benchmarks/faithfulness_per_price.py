@@ -22,6 +22,7 @@ from typing import Any
 import matplotlib
 import torch
 import transformers
+from commits import commit
 
 from captum_lrp_tx.attr.token_gradients import TokenIntegratedGradients
 from captum_lrp_tx.evaluation import Evaluation, TextExamples, evaluate
@@ -32,6 +33,8 @@ STEPS = (3, 5, 8, 10, 20, 50)
 NAMES = ("A-Last", "Rollout", "GAE", "GI", "LRP(AH+LN)", "LRP", "LRP-gamma", "AttnLRP")
 #: Sentences whose explanations are timed, and how often.
 SENTENCES, TURNS = 8, 3
+#: Of the axis of prices.
+TICKS = (2, 3, 5, 10, 20, 30)
 METRICS = (("activation", "AUAC (higher is better)"), ("pruning", "AU-MSE (lower is better)"))
 
 
@@ -114,6 +117,8 @@ def figure(evaluation: Evaluation, price: dict[str, float], path: Path) -> None:
         axis.plot(*zip(*path_points, strict=True), color="#7d5a3c", lw=1, ls="--",
                   label="Integrated Gradients by steps")  # fmt: skip
         axis.set(xscale="log", xlabel="time of an explanation, in forward passes", title=title)
+        axis.set_xticks(TICKS, labels=map(str, TICKS))
+        axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8, loc="best")
     drawn.savefig(path, dpi=150)
@@ -146,8 +151,9 @@ def main() -> None:
     figure(evaluation, price, picture)
     page = [
         "# Faithfulness for its price", "",
-        f"{args.model.name} on the first {len(lines)} sentences of {args.data.name} of SST-2. "
-        f"{platform.machine()}, {os.cpu_count()} cores; load before the start {load:.1f}; torch "
+        f"At {commit()}: {args.model.name} on the first {len(lines)} sentences of "
+        f"{args.data.name} of SST-2. {platform.machine()}, {os.cpu_count()} cores; load before "
+        f"the start {load:.1f}; torch "
         f"{torch.__version__}, transformers {transformers.__version__}. The price is that of one "
         f"sentence in forward passes (median over {SENTENCES} sentences of usual length, {TURNS} "
         "turns); 95 % bootstrap intervals. Bold: better than everything that costs no more.", "",

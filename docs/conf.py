@@ -19,6 +19,7 @@ from captum_lrp_tx import __version__  # noqa: E402
 COPIES = HERE / "repository"
 COPIED = (
     "benchmarks/*.md",
+    "benchmarks/*.png",
     "experiments/**/*.md",
     "experiments/**/*.png",
     "experiments/*/*.ipynb",

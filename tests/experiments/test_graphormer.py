@@ -35,7 +35,7 @@ from experiments.ali2022.graphormer import molecules as mols  # noqa: E402
 from experiments.ali2022.graphormer.__main__ import RESULTS, WEIGHTS, main  # noqa: E402
 from experiments.ali2022.graphormer.drugs import DRUGS  # noqa: E402
 from experiments.ali2022.graphormer.evaluate import HOW, HideAtoms  # noqa: E402
-from experiments.ali2022.graphormer.explain import ALL, embed, relevance_of  # noqa: E402
+from experiments.ali2022.graphormer.explain import ALL, embed, method_of, relevance_of  # noqa: E402
 from experiments.ali2022.graphormer.model import (  # noqa: E402
     Config,
     FromEmbeddings,
@@ -267,7 +267,7 @@ def test_bonds_and_distances_get_no_relevance_but_matter(model: Graphormer) -> N
 @pytest.mark.parametrize("name", ALL)
 def test_every_method_gives_one_number_for_each_atom(model: Graphormer, name: str) -> None:
     graph = mols.graph_of(SMILES["nicotine"])
-    found = relevance_of(model, find_method(name), graph, torch.tensor([0]))
+    found = relevance_of(model, method_of(name), graph, torch.tensor([0]))
     assert found.shape == graph.atoms.shape
     assert bool(found[0, 1:].isfinite().all()) and bool(found[0, 1:].any())
 

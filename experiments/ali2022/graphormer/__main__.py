@@ -25,12 +25,11 @@ import torch
 from torch import Tensor
 
 import captum_lrp_tx
-from captum_lrp_tx.methods import find_method
 from captum_lrp_tx.methods.registry import Method
 from experiments.ali2022.graphormer import report
 from experiments.ali2022.graphormer.drugs import DRUGS
 from experiments.ali2022.graphormer.evaluate import Result, conservation, evaluate
-from experiments.ali2022.graphormer.explain import ALL, relevance_of
+from experiments.ali2022.graphormer.explain import ALL, method_of, relevance_of
 from experiments.ali2022.graphormer.model import Config, Graphormer, load, save
 from experiments.ali2022.graphormer.molecules import Example, examples, read_csv, scaffold_split
 from experiments.ali2022.graphormer.train import Training, logits, quality, train
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model, test, lines = _quick(options)
     else:
         model, test, lines = _bace(options)
-    methods = [find_method(name) for name in options.methods.split(",")]
+    methods = [method_of(name) for name in options.methods.split(",")]
     test = sorted(test[: options.limit], key=lambda example: example.graph.atoms.shape[1])
     found = logits(model, test)
     labels = torch.tensor([example.label for example in test])

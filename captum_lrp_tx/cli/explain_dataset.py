@@ -16,6 +16,7 @@ from captum_lrp_tx.cli.models import find, kind_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.options import bias_of, composite_of
 from captum_lrp_tx.cli.reading import class_numbers, read_texts
 from captum_lrp_tx.cli.status import note
+from captum_lrp_tx.cli.subject import TASKS
 from captum_lrp_tx.datasets import attribute_dataset
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.packages import pyarrow
@@ -53,7 +54,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     known = [n for n in (longest_text(tokenizer, config), arguments.max_length) if n is not None]
     begun = time.perf_counter()
     found = attribute_dataset(
-        ConservativeLRP(model, composite_of(arguments), bias=bias_of(arguments)),
+        ConservativeLRP(model, composite_of(arguments, TASKS[kind]), bias=bias_of(arguments)),
         texts[: arguments.limit], arguments.out, tokenizer=tokenizer, target=target,
         max_length=min(known, default=None), token_budget=arguments.token_budget,
         batches_per_shard=arguments.batches_per_file, workers=arguments.workers,

@@ -7,17 +7,19 @@ import os
 import sys
 from typing import NoReturn
 
+from captum_lrp_tx.explaining.tasks import task_of
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.rule import Bias
 
 
-def composite_of(arguments: argparse.Namespace) -> Composite:
-    """The rule set that the options name.
+def composite_of(arguments: argparse.Namespace, task: str = "sequence classification") -> Composite:
+    """The rule set that the options name, or that ``explain`` takes for a task.
 
     Raises:
         RuleError: If ``--epsilon`` is given with a preset in which it has no effect.
     """
-    composite = Composite(base=arguments.rules or "lrp")
+    named = arguments.rules or task_of(None, None, task).rules(bias_of(arguments))
+    composite = Composite(base=named)
     return composite if arguments.epsilon is None else composite.with_epsilon(arguments.epsilon)
 
 

@@ -14,7 +14,8 @@ from captum_lrp_tx.cli.status import status
 from captum_lrp_tx.explaining import Tokens, cases_of
 from captum_lrp_tx.explaining.texts import Reader, encode
 
-_TASKS: dict[str, str] = {
+#: What models do, as :func:`captum_lrp_tx.explain` calls it.
+TASKS: dict[str, str] = {
     "text": "sequence classification",
     "next token": "next token",
     "image": "image classification",
@@ -42,7 +43,7 @@ class Loaded:
     @property
     def task(self) -> str:
         """What the model does, as :func:`captum_lrp_tx.explain` calls it."""
-        return _TASKS[self.kind]
+        return TASKS[self.kind]
 
     def input(self, text: str | None, arguments: argparse.Namespace) -> Any:
         """The encoded text, or the pixels of ``arguments.image`` where there is none.

@@ -53,7 +53,8 @@ def one_by_one(
         if target is None:
             best = int(output.argmax() if output.dim() == 1 else output[-1].argmax())
             wanted = best if output.dim() == 1 else (-1, best)
-        relevance = ConservativeLRP(forward).attribute(inputs, target=wanted)
+        rules = "lrp" if isinstance(wanted, int) else "language-ah"  # as explain chooses them
+        relevance = ConservativeLRP(forward, rules).attribute(inputs, target=wanted)
         found.append((relevance[0], wanted))
     return found
 

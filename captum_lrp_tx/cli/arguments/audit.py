@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from captum_lrp_tx.cli.arguments.shared import BY_TASK, add_rules, add_subject
+from captum_lrp_tx.cli.arguments.shared import add_rules, add_subject
 
 DESCRIPTION = "Say how far the explanation of a prediction can be trusted."
 EXAMPLES = """examples:
@@ -15,4 +15,4 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     add_subject(parser)
-    add_rules(parser, BY_TASK)
+    add_rules(parser)

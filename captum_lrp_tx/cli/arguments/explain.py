@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from captum_lrp_tx.cli.arguments.shared import BY_TASK, add_rules, add_shown, add_subject
+from captum_lrp_tx.cli.arguments.shared import add_rules, add_shown, add_subject
 
 DESCRIPTION = "Explain a prediction of a transformer by conservative relevance propagation."
 EXAMPLES = """examples:
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--contrast", nargs="?", const=True, default=False, metavar="CLASS",
         help="explain why not this class or token instead; without a name, why not the runner-up",
     )  # fmt: skip
-    add_rules(parser, BY_TASK)
+    add_rules(parser)
     parser.add_argument(
         "--positions", action="store_true", help="show the parts of words, positions and segments"
     )

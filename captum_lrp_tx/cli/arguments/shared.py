@@ -9,6 +9,8 @@ from pathlib import Path
 from captum_lrp_tx.cli.arguments.names import METHODS, PRESETS, SELECTIONS
 from captum_lrp_tx.errors import InputError
 
+#: As the function ``explain`` chooses them.
+_BY_TASK = "lrp; language-ah for next tokens, unless biases are distributed"
 _BIAS_HELP = {
     "absorb": "biases keep their relevance (default)",
     "distribute": "it is spread over the inputs, so that these sum to the logit",
@@ -55,9 +57,9 @@ def add_shown(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_rules(parser: argparse._ActionsContainer, default: str = "lrp") -> None:
-    """Adds how it is explained: rules, biases, stabiliser; ``default`` says which rules."""
-    parser.add_argument("--rules", choices=PRESETS, help=f"default: {default}")
+def add_rules(parser: argparse._ActionsContainer) -> None:
+    """Adds how it is explained: rules, biases, stabiliser."""
+    parser.add_argument("--rules", choices=PRESETS, help=f"default: {_BY_TASK}")
     parser.add_argument(
         "--bias",
         choices=list(_BIAS_HELP),
@@ -68,9 +70,6 @@ def add_rules(parser: argparse._ActionsContainer, default: str = "lrp") -> None:
         "--epsilon", type=_positive, metavar="E", help="stabiliser of the epsilon rule"
     )
 
-
-#: As the function ``explain`` chooses them.
-BY_TASK = "lrp; language-ah for next tokens, unless biases are distributed"
 
 #: For the end of a help text.
 METHODS_LINE = f"methods: {', '.join(METHODS)}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NoReturn
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn
 
 from captum.attr._utils.attribution import Attribution
 
@@ -15,6 +16,9 @@ class CaptumMethod(Attribution):
 
     #: Whether ``attribute`` can return the convergence delta.
     _gives_delta: ClassVar[bool] = False
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        Attribution.__init__(self, model)
 
     @classmethod
     def get_name(cls) -> str:

@@ -34,6 +34,11 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     Returns:
         int: Exit status.
     """
+    is_alone = not arguments.text and arguments.image is None and arguments.audio is None
+    if is_alone and isinstance(arguments.contrast, str):
+        parser.error(
+            f"--contrast took {arguments.contrast!r} for a class; write TEXT in front of it"
+        )
     kind = _kind_of_pair_or_sound(parser, arguments)
     text = None if kind == "sound" else text_of(parser, arguments, with_image=True)
     if text is None and arguments.positions:

@@ -249,6 +249,12 @@ def test_one_token_or_class_rather_than_another(run, language_model):
     assert status == 1 and "the classes are: 0 negative, 1 positive" in err
 
 
+def test_a_text_behind_contrast_is_not_swallowed(capsys):
+    assert main(["--contrast", "a dull film"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--contrast took 'a dull film' for a class; write TEXT in front of it" in said
+
+
 def test_an_audit_is_of_the_rules_that_the_explanation_has(run, language_model):
     out = run("audit", "a cat", "--model", language_model)[1]
     assert "Rules: Composite(base='language-ah')" in out and "Explained: logit of" in out

@@ -32,7 +32,7 @@ from captum_lrp_tx.methods.running import (
 from captum_lrp_tx.propagation.model.outputs import output_tensor
 from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.visualization.patch_maps import token_grid
-from captum_lrp_tx.visualization.tokens import TokenHeatmap
+from captum_lrp_tx.visualization.tokens import looks_special
 
 
 def compare(
@@ -151,9 +151,7 @@ def _special(
     if special is None:
         if not named:
             return (False,) * len(names) if names else None
-        guessed = TokenHeatmap(names, [0.0] * len(names)).special
-        assert guessed is not None
-        return tuple(guessed)
+        return tuple(map(looks_special, names))
     if len(special) != len(names):
         raise InputError(
             f"{len(special)} entries of special for {len(names)} tokens; give one for each"

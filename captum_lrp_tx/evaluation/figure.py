@@ -8,7 +8,7 @@ from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation.result import Evaluation, mean_curve
 from captum_lrp_tx.methods.line_styles import styles
 from captum_lrp_tx.metrics.curves import Curve
-from captum_lrp_tx.visualization.canvas import new_figure
+from captum_lrp_tx.visualization.canvas import headline, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,10 +74,7 @@ def curves_figure(
         frameon=False, handlelength=2.4, columnspacing=1.4, bbox_to_anchor=(0.5, 0.0),
     )  # fmt: skip
     if title:
-        drawing.text(
-            0.5, 1 - 0.19 / height, title, fontsize=10.5, fontweight="bold", ha="center",
-            parse_math=False,
-        )  # fmt: skip
+        headline(drawing, 0.5, 1 - 0.19 / height, title, size=10.5, ha="center")
     return drawing
 
 

@@ -23,6 +23,7 @@ from captum_lrp_tx.evaluation.store import Entry, Store
 from captum_lrp_tx.methods.registry import Chosen, Method, choose_methods, find_method
 from captum_lrp_tx.methods.running import reason
 from captum_lrp_tx.methods.running import run as run_method
+from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.blocks import transformer_blocks
 from captum_lrp_tx.metrics.curves import FRACTIONS, Curve, Fractions
 from captum_lrp_tx.metrics.masking import Masker
@@ -138,11 +139,10 @@ def evaluate(
         model, examples, masker, labels, at, seed, batch_size, measures, fractions,
         device_of(model),
     )  # fmt: skip
-    bar = tqdm(
+    with tqdm(
         total=sum(map(len, missing.values())), desc="evaluating", unit="explanation",
         disable=not (show_progress and sys.stderr.isatty()),
-    )  # fmt: skip
-    with bar:
+    ) as bar:  # fmt: skip
         failures = _fill(store, work, chosen, missing, blocks, bar)
     results = [
         _result(name, store.entries(name), wanted[name], measures, fractions, failures.get(name))
@@ -191,13 +191,6 @@ def _labels(examples: Examples, target: Targets, at: At) -> Sequence[int] | None
     return examples.labels if target == "label" else None
 
 
-def _blank(used: Perturbation) -> Tensor | None:
-    """The fully masked inputs, unless they differ from the whole ones by their mask only."""
-    batch = used.batch
-    masked = used.masker.masked(batch, used.features).main
-    return None if torch.equal(masked, batch.main) else masked
-
-
 @dataclass(frozen=True)
 class _Work:
     """What is done with every block of examples."""
@@ -241,7 +234,10 @@ class _Work:
 
     def _explained(self, method: Method, rows: Sequence[int], used: Perturbation) -> Tensor:
         """Relevance of examples, those of one length at a time, filled up with zeros."""
-        lengths, blank = self.examples.lengths(), _blank(used)
+        lengths = self.examples.lengths()
+        masked = used.masker.masked(used.batch, used.features).main
+        # no baseline if they differ by their mask only
+        blank = None if torch.equal(masked, used.batch.main) else masked
         layered = self.at == "embeddings" and method.at_layer is not None
         layer = transformer_blocks(self.model)[0] if layered else None
         groups: dict[int, list[int]] = {}
@@ -251,11 +247,9 @@ class _Work:
         for places in groups.values():
             device = used.batch.main.device
             inputs = placed(self.examples.inputs([rows[place] for place in places]), device)
-            start = blank
-            if blank is not None:
-                start = blank[places]
-                if start.dim() == 2:
-                    start = start[:, : _width(inputs)]
+            start = None if blank is None else blank[places]
+            if start is not None and start.dim() == 2:
+                start = start[:, : Batch.of(inputs).main.shape[1]]
             found = run_method(
                 method, self.model, inputs, used.target[places].to(device),
                 baseline=start, seed=self.seed, layer=layer,
@@ -304,11 +298,6 @@ def _fill(
             store.add(name, left, entries)
             bar.update(len(left))
     return failures
-
-
-def _width(inputs: Any) -> int:
-    tensor = inputs if isinstance(inputs, Tensor) else inputs["input_ids"]
-    return int(tensor.shape[1])
 
 
 def _is_complete(entry: Entry | None, measures: Sequence[Measure]) -> bool:

@@ -24,7 +24,8 @@ from captum_lrp_tx.insights.methods import FORMS
 from captum_lrp_tx.insights.registration import shown_name
 from captum_lrp_tx.packages import matplotlib
 from captum_lrp_tx.visualization.arrays import map_of, pixels_of, scale_of
-from captum_lrp_tx.visualization.canvas import colormap, signed_ticks
+from captum_lrp_tx.visualization.canvas import colormap, new_figure, signed_ticks
+from captum_lrp_tx.visualization.page import embedded
 
 _LOG = logging.getLogger(__name__)
 #: Sums of this part of what was added up are rounding errors.
@@ -196,7 +197,7 @@ def _heat_map(values: Any) -> str:
     factor = max(1, round(_HEIGHT / rows))
     height, width, margin = rows * factor, columns * factor, 130
     scale, dpi = scale_of(values), 100
-    figure = matplotlib("figure").Figure(((width + margin) / dpi, height / dpi), dpi=dpi)
+    figure = new_figure((width + margin) / dpi, height / dpi)
     axes = figure.add_axes((0, 0, width / (width + margin), 1))
     shown = axes.imshow(
         values, cmap=colormap(), vmin=-scale, vmax=scale, interpolation="nearest", aspect="auto"
@@ -207,6 +208,4 @@ def _heat_map(values: Any) -> str:
     drawn.ax.set_yticklabels(signed_ticks(scale))
     drawn.ax.tick_params(labelsize=17, length=0, colors="#606770")
     drawn.outline.set_visible(False)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi)
-    return base64.b64encode(stream.getvalue()).decode()
+    return embedded(figure, dpi)

@@ -174,7 +174,7 @@ def text_page(
         input_transforms=[lambda ids: embedded.embed(ids[None])[0]],
         visualization_transform=lambda ids: tokenizer.convert_ids_to_tokens(ids[0].tolist()),
     )
-    return Page(embedded, names, [feature], batches, _probabilities)
+    return Page(embedded, names, [feature], batches, nn.Softmax(-1))
 
 
 def image_page(
@@ -242,11 +242,7 @@ def image_page(
         Batch(image[None], torch.tensor([label]))
         for image, label in zip(images, numbers, strict=True)
     ]
-    return Page(_Logits(model), names, [feature], batches, _probabilities)
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    return logits.softmax(-1)
+    return Page(_Logits(model), names, [feature], batches, nn.Softmax(-1))
 
 
 def _class_names(model: Any, classes: Sequence[str] | None) -> list[str]:

@@ -124,6 +124,11 @@ class Batch:
             if isinstance(value, Tensor)
         )
 
+    @property
+    def inputs(self) -> Any:
+        """What ``attribute`` takes beside ``extra``: a tensor, or a mapping if there is a key."""
+        return self.main if self.key is None else {self.key: self.main, **self.named}
+
     def call(self, model: Callable[..., Any]) -> Tensor:
         """The model's output tensor for these examples."""
         if self.key is None:

@@ -22,8 +22,7 @@ from torch.overrides import TorchFunctionMode
 from captum_lrp_tx.attr.conservative import AttributionInputs
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.metrics.batches import Batch
-from captum_lrp_tx.propagation.model.outputs import output_tensor
-from captum_lrp_tx.visualization.patch_maps import token_grid
+from captum_lrp_tx.visualization.patch_maps import pixels_of_patches
 
 _LOOKUPS = ("embedding", "__getitem__", "index_select")
 
@@ -55,9 +54,7 @@ class CaptumForward:
 
     def __call__(self, inputs: Tensor, *more: Any) -> Tensor:
         positional, named = self.arguments(more)
-        if self.key is None:
-            return output_tensor(self.model(inputs, *positional, **named))
-        return output_tensor(self.model(*positional, **{self.key: inputs}, **named))
+        return Batch(inputs, self.key, named, positional).call(self.model)
 
     def arguments(self, more: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Further arguments, told apart into positional ones and those with a name."""
@@ -117,10 +114,10 @@ class EmbeddedForward(CaptumForward):
             more = additional_forward_args
             ids, *rest = self._ids(more if isinstance(more, tuple) else (more,))
             positional, named = self.arguments(rest)
-            given = ids if self.key is None else {self.key: ids, **named}
             options["additional_forward_args"] = positional or None
             # no check that they were used: random relevance runs no model
             with _ReplacedRows(ids, embeddings):
+                given = Batch(ids, self.key, named).inputs
                 return _tuple_of(attribution.attribute(given, **options))
 
         return explain
@@ -306,12 +303,8 @@ def spread_over_pixels(
     if relevance.shape == images.shape:
         return relevance
     channels, height, width = images.shape[1:]
-    grid = token_grid(relevance, (height, width), patch_size)
-    down, across = height // grid.shape[-2], width // grid.shape[-1]
-    pixels = grid.repeat_interleave(down, -2).repeat_interleave(across, -1)
-    pixels = pixels / (channels * down * across)
-    padding = (0, width - pixels.shape[-1], 0, height - pixels.shape[-2])
-    spread = torch.nn.functional.pad(pixels, padding)[:, None]
+    pixels, area = pixels_of_patches(relevance, (height, width), patch_size)
+    spread = pixels[:, None] / (channels * area)
     return spread.expand(-1, channels, -1, -1).contiguous()
 
 

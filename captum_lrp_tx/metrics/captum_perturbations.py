@@ -215,7 +215,9 @@ class GaussianNoise:
         starts = baselines if isinstance(baselines, tuple) else (baselines,) * len(tensors)
         perturbations, perturbed = [], []
         for x, start in zip(tensors, starts, strict=True):
-            noise = self.stdev * _normal(x, self._generator)
+            _check_float(x)
+            noise = torch.randn(x.shape, generator=self._generator).to(x.device, x.dtype)
+            noise *= self.stdev
             perturbed.append(x - noise)
             if self.multiply_by_inputs:
                 whole = x if start is None else x - start
@@ -273,11 +275,6 @@ def _only_replaced(masker: Masker) -> str:
         f"{masker!r} does not hide features by replacing them in the inputs, which is all that "
         "Captum's metrics do; use MaskTokens or MaskPatches"
     )
-
-
-def _normal(x: Any, generator: torch.Generator) -> Tensor:
-    _check_float(x)
-    return torch.randn(x.shape, generator=generator).to(x.device, x.dtype)
 
 
 def _check_float(x: Any) -> None:

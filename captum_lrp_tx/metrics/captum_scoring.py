@@ -122,11 +122,10 @@ def captum_scores(
     )
     reference = torch.cat([c.infidelity(torch.zeros_like(c.main), settings)[0] for c in chunks])
     rows = []
-    bar = tqdm(
+    with tqdm(
         total=len(chosen) * len(chunks), desc="scores", unit="batch", delay=1, leave=False,
         disable=not (show_progress and sys.stderr.isatty()),
-    )  # fmt: skip
-    with bar:
+    ) as bar:  # fmt: skip
         for method in chosen:
             bar.set_postfix_str(method.name)
             found: list[dict[str, Tensor]] = []
@@ -177,8 +176,7 @@ class _Chunk:
         self.is_ids = not batch.main.is_floating_point()
         self.embedded = None
         if self.is_ids:
-            given = batch.main if batch.key is None else {batch.key: batch.main, **batch.named}
-            self.embedded = embedded_inputs(model, given, batch.extra or None)
+            self.embedded = embedded_inputs(model, batch.inputs, batch.extra or None)
         self._outputs: dict[bytes, Tensor] = {}
         self.output = self.forward(batch.main)
         if not bool(torch.isfinite(self.output).all()):
@@ -206,12 +204,11 @@ class _Chunk:
     def infidelity(self, relevance: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:
         """Captum's infidelity as it is and scaled, of each example."""
         count = len(self.batch)
-        given = (
-            self.main if self.batch.key is None else {self.batch.key: self.main, **self.batch.named}
-        )
         found = []
         for normalize in (False, True):
-            perturb = RandomMasking(self.masker, given, share=settings.share, seed=settings.seed)
+            perturb = RandomMasking(
+                self.masker, self.batch.inputs, share=settings.share, seed=settings.seed
+            )
             at_once = min(max(settings.batch_size, count), count * settings.samples)
             score = infidelity(
                 self.forward, perturb, self.main, relevance, normalize=normalize,
@@ -233,9 +230,8 @@ class _Chunk:
                 main, additional_forward_args=more, **options
             )
         else:
-            given = main if batch.key is None else {batch.key: main, **batch.named}
             options["additional_forward_args"] = batch.extra or None
-            found = explanation(attribution)(given, **options)
+            found = explanation(attribution)(batch.with_main(main).inputs, **options)
         if len(found) != 1:
             raise InputError(f"the method explains {len(found)} tensors, not one")
         relevance = found[0].detach()

@@ -125,8 +125,6 @@ class CaptumScores:
 
 
 def _cells(row: CaptumScore) -> tuple[str, ...]:
-    if row.error:
-        return (row.method, _NONE, _NONE, _NONE, "0")
     intervals = (row.infidelity, row.scaled_infidelity, row.sensitivity)
     return (row.method, *(_NONE if i is None else _cell(i) for i in intervals), str(row.n))
 

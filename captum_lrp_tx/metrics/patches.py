@@ -158,11 +158,10 @@ class RemovePatches(MaskPatches):
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
             if threading.get_ident() != thread or kwargs is None:
                 return None
-            tokens = args[0] if args else None
-            prefix = -1
-            if isinstance(tokens, Tensor) and tokens.dim() == 3 and len(tokens) == len(shown):
-                prefix = tokens.shape[1] - shown.shape[1]
-            if not isinstance(tokens, Tensor) or prefix < 0:
+            tokens: Any = args[0] if args else None
+            fits = isinstance(tokens, Tensor) and tokens.dim() == 3 and len(tokens) == len(shown)
+            prefix = tokens.shape[1] - shown.shape[1] if fits else -1
+            if prefix < 0:
                 raise UnsupportedModelError(
                     f"{type(module).__name__} does not take (examples, tokens, dim) with "
                     f"{shown.shape[1]} patches first; name the layer that does, or use MaskPatches"

@@ -255,11 +255,10 @@ class Perturbation:
             order = torch.argsort(lengths, descending=True, stable=True)
         results: Tensor | None = None
         start = 0
-        bar = tqdm(
+        with tqdm(
             total=len(rows), desc=name, unit="input", delay=1, leave=False,
             disable=not (self._show_progress and sys.stderr.isatty()),
-        )  # fmt: skip
-        with bar:
+        ) as bar:  # fmt: skip
             while start < len(rows):
                 tokens = None if lengths is None else int(lengths[order[start]])
                 chunk = order[start : start + self._portion(tokens)]

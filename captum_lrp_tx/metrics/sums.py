@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +14,23 @@ from tqdm import tqdm
 from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
+from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
 from captum_lrp_tx.errors import InputError, NonFiniteError
 from captum_lrp_tx.methods.registry import METHODS
-from captum_lrp_tx.metrics.absorbed import Rules, absorbed_behind, at_layers, called
+from captum_lrp_tx.metrics.absorbed import absorbed_by_constants
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.blocks import transformer_blocks
 from captum_lrp_tx.metrics.masking import MaskTokens
 from captum_lrp_tx.metrics.perturbation import logit
 from captum_lrp_tx.metrics.targets import split_target, target_classes, target_outputs
+from captum_lrp_tx.rules.composite import Composite
+from captum_lrp_tx.rules.rule import Bias
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: A preset or composite, or one with a treatment of biases for ``ConservativeLRP``.
+Rules = Union[str, Composite, tuple[Union[str, Composite], Bias]]
 RULES: Mapping[str, Rules] = {
     **{m.name: m.options["rules"] for m in METHODS if m.make is ConservativeGI},
     "LRP": ("lrp", "absorb"),
@@ -110,16 +115,14 @@ class Conservation:
                 relative error at all levels.
         """
         if level is None:
-            lines = [["rules", *self.levels]]
-            for name in self.sums:
-                errors = [_short(self.at(name, each).error) for each in self.levels]
-                lines.append([name, *errors])
+            head = self.levels
+            rows = [[self.at(name, each).error for each in self.levels] for name in self.sums]
         else:
-            lines = [["rules", "correlation", "slope", "relative error"]]
-            for name in self.sums:
-                row = self.at(name, level)
-                numbers = (row.correlation, row.slope, row.error)
-                lines.append([name, *map(_short, numbers)])
+            head = ("correlation", "slope", "relative error")
+            found = [self.at(name, level) for name in self.sums]
+            rows = [[each.correlation, each.slope, each.error] for each in found]
+        lines = [["rules", *head]]
+        lines += [[name, *map(_short, row)] for name, row in zip(self.sums, rows, strict=True)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         made = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
                 for line in lines]  # fmt: skip
@@ -207,13 +210,9 @@ def conservation(
         raise InputError("no rule set is named; give rules= some, e.g. {'LRP': 'lrp'}")
     blocks = list(layers) if layers is not None else transformer_blocks(model)
     batch = Batch.of(inputs, additional_forward_args)
-    lengths = None
-    if not batch.main.is_floating_point() and batch.attention_mask is not None:
-        lengths = MaskTokens(0).lengths(batch)
+    lengths = None if batch.main.is_floating_point() else MaskTokens(0).lengths(batch)
     levels = ("input", "embeddings", *(f"block {i + 1}" for i in range(len(blocks))))
-    order = torch.arange(len(batch))
-    if lengths is not None:
-        order = torch.argsort(lengths, stable=True)
+    order = torch.arange(len(batch)) if lengths is None else torch.argsort(lengths, stable=True)
     position, classes = split_target(target, len(batch))
     outputs = torch.zeros(len(batch), dtype=torch.float64)
     sums = {
@@ -222,11 +221,10 @@ def conservation(
     }
     taken = {name: torch.zeros(len(batch), dtype=torch.float64) for name in rules if absorbed}
     chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    bar = tqdm(
+    with tqdm(
         total=len(chunks) * len(rules), desc="conservation", unit="batch", delay=1, leave=False,
         disable=not (show_progress and sys.stderr.isatty()),
-    )  # fmt: skip
-    with bar:
+    ) as bar:  # fmt: skip
         for rows in chunks:
             part = batch.take(rows, None if lengths is None else int(lengths[rows].max()))
             with torch.no_grad():
@@ -245,9 +243,20 @@ def conservation(
                     sums[name][level][rows] = value
                 for i, row in enumerate(rows.tolist() if absorbed else ()):
                     one, at = part.take(torch.tensor([i])), goal[i : i + 1]
-                    taken[name][row] = absorbed_behind(model, one, at, rule, blocks[0])
+                    taken[name][row] = absorbed_by_constants(
+                        _at_layers(model, blocks[:1], rule), one.inputs, at, one.extra or None,
+                        layers=blocks[:1], at_layer_input=True,
+                    )  # fmt: skip
                 bar.update(1)
     return Conservation(outputs, sums, levels, taken)
+
+
+def _at_layers(
+    model: Callable[..., Any], layers: list[nn.Module], rules: Rules
+) -> LayerConservativeGI:
+    if isinstance(rules, tuple):
+        return LayerConservativeLRP(model, layers, rules[0], bias=rules[1])
+    return LayerConservativeGI(model, layers, rules)
 
 
 def _sums(
@@ -259,12 +268,11 @@ def _sums(
         at_input = ConservativeLRP(model, rules[0], bias=rules[1])
     else:
         at_input = ConservativeGI(model, rules)
-    layers: Any = at_layers(model, blocks, rules)
-    inputs, additional = called(batch)
-    call: Any = {"target": target, "additional_forward_args": additional}
-    first = layers.attribute(inputs, **call, attribute_to_layer_input=True)[0]
-    outputs = layers.attribute(inputs, **call)
-    at_inputs = _total(at_input.attribute(inputs, **call), len(batch), layer=False)
+    layers: Any = _at_layers(model, blocks, rules)
+    call: Any = {"target": target, "additional_forward_args": batch.extra or None}
+    first = layers.attribute(batch.inputs, **call, attribute_to_layer_input=True)[0]
+    outputs = layers.attribute(batch.inputs, **call)
+    at_inputs = _total(at_input.attribute(batch.inputs, **call), len(batch), layer=False)
     return [at_inputs, *(_total(relevance, len(batch)) for relevance in (first, *outputs))]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.methods.line_styles import styles
 from captum_lrp_tx.methods.registry import Style
-from captum_lrp_tx.visualization.canvas import frame, new_figure
+from captum_lrp_tx.visualization.canvas import frame, headline, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,10 +109,7 @@ def conservation_figure(
             axes.set_xlabel("output", fontsize=7.5, labelpad=2)
     _depth(drawing, result, drawn, (width, height, right, head, foot))
     if title:
-        drawing.text(
-            0.5, 1 - 0.2 / height, title, fontsize=10, fontweight="bold", ha="center",
-            parse_math=False,
-        )  # fmt: skip
+        headline(drawing, 0.5, 1 - 0.2 / height, title, size=10, ha="center")
     return drawing
 
 

@@ -13,7 +13,7 @@ from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.errors import InputError, NonFiniteError
 from captum_lrp_tx.methods.registry import Method
 from captum_lrp_tx.methods.running import is_signed, reason, replaced, run
-from captum_lrp_tx.metrics.absorbed import absorbed_in_all
+from captum_lrp_tx.metrics.absorbed import absorbed_by_constants
 from captum_lrp_tx.reporting.results import Explanations, Key
 from captum_lrp_tx.reporting.samples import Samples
 from captum_lrp_tx.visualization.patch_maps import token_grid
@@ -96,7 +96,7 @@ def _absorbed(
     if not isinstance(explainer, ConservativeGI):
         return {}
     return {
-        (example, explained): absorbed_in_all(explainer, samples.batch([example]), explained)
+        (example, explained): absorbed_by_constants(explainer, samples.batch([example]), explained)
         for example, explained in keys
     }
 

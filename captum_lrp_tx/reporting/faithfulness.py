@@ -99,12 +99,9 @@ class Faithfulness:
 
     def _portions(self) -> list[list[int]]:
         """All examples at once if padding can be masked, else those of each length."""
-        if self._samples.kind == "image" or all(
-            "attention_mask" in item.others for item in self._samples.items
-        ):
-            shapes = {tuple(item.main.shape) for item in self._samples.items}
-            if self._samples.kind == "text" or len(shapes) == 1:
-                return [list(range(len(self._samples)))]
+        items = self._samples.items
+        if self._samples.kind == "image" or all("attention_mask" in i.others for i in items):
+            return [list(range(len(items)))]
         return self._samples.groups()
 
     def _perturbation(self, rows: list[int], masker: Masker) -> Perturbation:
@@ -150,16 +147,11 @@ def _patch_size(model: Any, samples: Samples) -> tuple[int, int]:
     for _, module in find_modules(model):
         for owner in (getattr(module, "config", None), module):
             size = getattr(owner, "patch_size", None)
-            if isinstance(size, int) and not isinstance(size, bool) and size > 0:
-                return size, size
-            if isinstance(size, (tuple, list)) and len(size) == 2 and all(map(_is_size, size)):
-                return int(size[0]), int(size[1])
+            pair = size if isinstance(size, (tuple, list)) else (size, size)
+            if len(pair) == 2 and all(type(side) is int and side > 0 for side in pair):
+                return pair[0], pair[1]
     height, width = samples.items[0].main.shape[-2:]
     return max(height // 14, 1), max(width // 14, 1)
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
 
 
 def _padded(samples: Samples, rows: list[int]) -> AttributionInputs:

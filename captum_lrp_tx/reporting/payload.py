@@ -146,7 +146,7 @@ def _values(method: Explanations, index: int, example: Example) -> dict[str, Any
         factor = math.ceil(max(found[0].shape) / MAP_SIDE)
         found = [shown_map(values) for values in found]
         sums["shape"] = [*found[0].shape, factor]
-    numbers: dict[str, Any] = {"r": floats(torch.stack(list(found))), **sums}
+    numbers: dict[str, Any] = {"r": floats(torch.stack(found)), **sums}
     for name, found_of in (("delta", method.deltas), ("absorbed", method.absorbed)):
         if found_of:
             numbers[name] = [found_of[index, explained] for explained in classes]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captum_lrp_tx.attr.class_names import class_number
 from captum_lrp_tx.errors import InputError, TargetError
+from captum_lrp_tx.files import check_writable, write_atomically
 from captum_lrp_tx.methods.registry import find_method
 from captum_lrp_tx.metrics.curves import Curve
 from captum_lrp_tx.reporting.samples import Kind
@@ -127,7 +128,7 @@ class Report:
     facts: tuple[tuple[str, str], ...] = ()
     baseline: str = ""
     masking: str = ""
-    scheme: Scheme = field(default="auto")
+    scheme: Scheme = "auto"
 
     def __getitem__(self, name: str) -> Explanations:
         """The explanations by a method, by its name in any spelling.
@@ -186,8 +187,6 @@ class Report:
             InputError: If there is no such folder, or it is not writable.
             OSError: If the file cannot be written; an older one is then still there.
         """
-        from captum_lrp_tx.files import check_writable, write_atomically
-
         file = Path(path)
         check_writable(file)
         write_atomically(file, self.html().encode("utf-8"))

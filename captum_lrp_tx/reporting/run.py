@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, Union
 
 import torch
@@ -142,11 +141,10 @@ def report(
     ) as bar:  # fmt: skip
         for method in chosen:
             bar.set_postfix_str(method.name)
-            explanations = explain(
+            found.append(explain(
                 model, method, samples, explained, baseline=start, seed=seed,
                 batch_size=batch_size, advance=bar.update,
-            )  # fmt: skip
-            found.append(explanations)
+            ))  # fmt: skip
         refuse_if_none({made.name: made.error for made in found if made.error}, len(found))
         if faithfulness:
             measure = Faithfulness(model, samples, outputs.argmax(1), tokenizer, start)
@@ -162,7 +160,7 @@ def report(
         masking, scheme,
     )  # fmt: skip
     if path is not None:
-        report.save(Path(path))
+        report.save(path)
     return report
 
 

@@ -18,7 +18,7 @@ from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.runs.subject import device_of, longest_text
-from captum_lrp_tx.visualization.tokens import TokenHeatmap
+from captum_lrp_tx.visualization.tokens import looks_special
 from captum_lrp_tx.visualization.wording import special_ids
 
 Texts = Sequence[Union[str, tuple[str, str]]]
@@ -76,7 +76,7 @@ class Samples:
         if self.key is None:
             return main
         first = self.items[rows[0]].others
-        others = {name: _stacked([self.items[row].others[name] for row in rows]) for name in first}
+        others = {n: torch.stack([self.items[row].others[n] for row in rows]) for n in first}
         return {self.key: main, **others, **self.shared}
 
 
@@ -106,8 +106,7 @@ def read_samples(
     if isinstance(inputs, (list, tuple)) and not any(isinstance(x, Tensor) for x in inputs):
         if tokens is not None or special is not None:
             raise InputError("tokens and special are for token ids; for texts pass the tokenizer")
-        texts: list[Any] = list(inputs)
-        return _from_texts(texts, model, tokenizer)
+        return _from_texts(list(inputs), model, tokenizer)
     prepared = inputs_of(inputs)
     if len(prepared.leaves) != 1:
         raise InputError(
@@ -191,12 +190,13 @@ def _from_ids(
     _check_rows("tokens", tokens, count)
     _check_rows("special", special, count)
     mask = named.get("attention_mask")
-    padded = isinstance(mask, Tensor) and mask.shape == ids.shape
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+        mask = torch.ones_like(ids)
     own = {name: value for name, value in named.items() if _is_own(value, count)}
     hidden = set() if tokenizer is None else special_ids(tokenizer)
     items = []
     for row in range(count):
-        real = mask[row] > 0 if padded and mask is not None else torch.ones_like(ids[row]) > 0
+        real = mask[row] > 0
         if not bool(real.any()):
             raise InputError(f"example {row} is nothing but padding; leave it out")
         kept = ids[row][real]
@@ -218,7 +218,7 @@ def _from_ids(
         elif tokenizer is not None:
             flags = [i in hidden for i in listed]
         elif tokens is not None:
-            flags = list(TokenHeatmap(names, [0.0] * len(names)).special or ())
+            flags = list(map(looks_special, names))
         else:
             flags = [False] * len(names)
         text = "" if tokenizer is None else str(tokenizer.decode(listed, skip_special_tokens=True))
@@ -249,7 +249,3 @@ def _is_own(value: Any, count: int) -> bool:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def _stacked(rows: Sequence[Any]) -> Any:
-    return torch.stack(list(rows))

@@ -39,6 +39,15 @@ def scale_of(values: FloatArray, percentile: float = 99.5) -> float:
     return float(np.percentile(sizes, percentile)) or float(sizes.max()) or 1.0
 
 
+def floats_of(values: Any) -> FloatArray:
+    """A tensor or array in double precision."""
+    import numpy as np
+
+    if hasattr(values, "detach"):  # a tensor; bfloat16 has no counterpart in NumPy
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
 def block_sums(values: FloatArray, factor: int) -> FloatArray:
     """A coarser map with the same sum: blocks of ``factor`` by ``factor`` pixels added up."""
     import numpy as np
@@ -55,9 +64,7 @@ def block_sums(values: FloatArray, factor: int) -> FloatArray:
 def _array(values: Any) -> FloatArray:
     import numpy as np
 
-    if hasattr(values, "detach"):  # a tensor; bfloat16 has no counterpart in NumPy
-        values = values.detach().cpu().double().numpy()
-    array: FloatArray = np.asarray(values, dtype=np.float64)
+    array = floats_of(values)
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
     if array.ndim not in (2, 3) or 0 in array.shape:

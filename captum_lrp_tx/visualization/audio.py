@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from captum_lrp_tx.visualization.arrays import scale_of
+from captum_lrp_tx.visualization.arrays import floats_of, scale_of
 from captum_lrp_tx.visualization.canvas import (
     GREY,
     colormap,
@@ -57,7 +57,7 @@ def audio_figure(
     """
     import numpy as np
 
-    sound, values = _array(audio), _array(relevance)
+    sound, values = floats_of(audio), floats_of(relevance)
     if sound.shape != values.shape or sound.ndim not in (1, 2) or not sound.size:
         raise ValueError(
             f"a sound of shape (samples,) or (frequencies, frames) and relevance of the same shape "
@@ -120,11 +120,3 @@ def _spectrogram(
     box = lower.get_position()
     bar = drawing.add_axes((box.x1 + 0.08 / width, box.y0, 0.1 / width, box.height))
     colour_bar(drawing, shown, bar, scale, abs(values).max() > scale)
-
-
-def _array(values: Any) -> Any:
-    import numpy as np
-
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().double().numpy()
-    return np.asarray(values, dtype=np.float64)

@@ -34,11 +34,13 @@ def sheet(drawing: Figure, x: tuple[float, float], y: tuple[float, float]) -> Ax
     return axes
 
 
-def headline(drawing: Figure, x: float, y: float, title: str, size: float = 11) -> None:
+def headline(
+    drawing: Figure, x: float, y: float, title: str, size: float = 11, **style: Any
+) -> None:
     """A title in bold letters, at a share of the width and of the height."""
     drawing.text(
         x, y, printable(title), fontsize=size, fontweight="bold", parse_math=False,
-        fontfamily=families(title),
+        fontfamily=families(title), **style,
     )  # fmt: skip
 
 

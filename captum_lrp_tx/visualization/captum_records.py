@@ -21,7 +21,6 @@ Example::
 from __future__ import annotations
 
 import html
-import importlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union
@@ -30,7 +29,8 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
+from captum_lrp_tx.packages import needed
+from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap, looks_special
 
 Special = Literal["dim", "show", "drop"]
 #: Relevance at full colour: of each record, of all of them, or a number.
@@ -105,24 +105,15 @@ def text_records(
         raise InputError(f"special must be 'dim', 'show' or 'drop', not {special!r}")
     tokens, kept = _tokens(inputs, tokenizer)
     by_method = relevance if isinstance(relevance, Mapping) else {"": relevance}
-    values = {name: _values(r, tokens, name) for name, r in by_method.items()}
-    flags = _special_flags(tokens, tokenizer)
-    maps = [
-        {
-            name: TokenHeatmap(
-                [t for t, k in zip(tokens[i], kept[i], strict=True) if k],
-                [v for v, k in zip(rows[i].tolist(), kept[i], strict=False) if k],
-                special=[f for f, k in zip(flags[i], kept[i], strict=True) if k],
-            )
-            for name, rows in values.items()
-        }
-        for i in range(len(tokens))
-    ]
+    by_name = {n: _heatmaps(r, tokens, kept, tokenizer, n) for n, r in by_method.items()}
+    maps = [dict(zip(by_name, row, strict=True)) for row in zip(*by_name.values(), strict=True)]
     predicted, probabilities, rounding = _predictions(outputs, len(tokens))
     explained = _each(predicted if target is None else target, len(tokens), "target")
     true = _each(labels, len(tokens), "labels")
     left = _each(deltas, len(tokens), "deltas")
-    record = _record_class()
+    captum = needed(
+        "captum.attr", "Captum's visualization needs matplotlib", "pip install matplotlib pillow"
+    )
     records = []
     for i, methods in enumerate(maps):
         for name, heatmap in methods.items():
@@ -132,7 +123,7 @@ def text_records(
             words, colours = _words(heatmap.pieces(merge), full, special)
             about = _name(explained[i], class_names)
             records.append(
-                record(
+                captum.visualization.VisualizationDataRecord(
                     torch.tensor(colours),
                     probabilities[i],
                     _name(predicted[i], class_names),
@@ -166,18 +157,27 @@ def text_scale(
         2.0
     """
     tokens, kept = _tokens(inputs, tokenizer)
-    rows = _values(relevance, tokens, "")
-    flags = _special_flags(tokens, tokenizer)
+    return max(m.scale(merge) for m in _heatmaps(relevance, tokens, kept, tokenizer))
+
+
+def _heatmaps(
+    relevance: Any,
+    tokens: Sequence[Sequence[str]],
+    kept: Sequence[Sequence[bool]],
+    tokenizer: Any,
+    name: str = "",
+) -> list[TokenHeatmap]:
+    """Each text without its padding."""
+    known = {*getattr(tokenizer, "all_special_tokens", ())} - {
+        getattr(tokenizer, "unk_token", None)
+    }
     found = []
-    for row, names, shown, marked in zip(rows, tokens, kept, flags, strict=True):
-        chosen = [i for i, k in enumerate(shown) if k]
-        heatmap = TokenHeatmap(
-            [names[i] for i in chosen],
-            [float(row[i]) for i in chosen],
-            special=[marked[i] for i in chosen],
-        )
-        found.append(heatmap.scale(merge))
-    return max(found)
+    for row, names, real in zip(_values(relevance, tokens, name), tokens, kept, strict=True):
+        chosen = [token for token, is_real in zip(names, real, strict=True) if is_real]
+        values = [v for v, is_real in zip(row.tolist(), real, strict=False) if is_real]
+        special = [token in known or looks_special(token) for token in chosen]
+        found.append(TokenHeatmap(chosen, values, special=special))
+    return found
 
 
 def _full_colour(
@@ -246,17 +246,6 @@ def _unpadded(tokens: Sequence[str], padding: str | None) -> list[bool]:
     return [real[0] <= i <= real[-1] for i in range(len(tokens))]
 
 
-def _special_flags(tokens: Sequence[Sequence[str]], tokenizer: Any) -> list[list[bool]]:
-    known = set(getattr(tokenizer, "all_special_tokens", ())) - {
-        getattr(tokenizer, "unk_token", None)
-    }
-    flags = []
-    for row in tokens:
-        guessed = TokenHeatmap(row, [0.0] * len(row)).special or ()
-        flags.append([token in known or guess for token, guess in zip(row, guessed, strict=True)])
-    return flags
-
-
 def _values(relevance: Any, tokens: Sequence[Sequence[str]], name: str) -> Tensor:
     of = f" of {name}" if name else ""
     if isinstance(relevance, tuple) and len(relevance) == 1:
@@ -315,14 +304,3 @@ def _name(value: Any, names: Mapping[int, str] | Sequence[str] | None) -> str:
         except (KeyError, IndexError) as error:
             raise InputError(f"class_names has no entry for class {value}") from error
     return html.escape(str(value))
-
-
-def _record_class() -> Any:
-    try:
-        return importlib.import_module("captum.attr").visualization.VisualizationDataRecord
-    except ImportError as error:
-        raise ImportError(
-            f"Captum's visualization cannot be imported ({error}); install it with: "
-            "pip install matplotlib pillow",
-            name=error.name,
-        ) from error

@@ -18,14 +18,14 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from captum_lrp_tx.visualization.arrays import block_sums, map_of, scale_of
-from captum_lrp_tx.visualization.colours import INK, PAPER, colour_of, paint, shade, supports_colour
-from captum_lrp_tx.visualization.layout import wrapped
-from captum_lrp_tx.visualization.text import map_lines
+from captum_lrp_tx.visualization.colours import colour_of, paint, shade, supports_colour
+from captum_lrp_tx.visualization.text import map_lines, painted
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
-from captum_lrp_tx.visualization.wording import Scheme, cells, printable
+from captum_lrp_tx.visualization.wording import Scheme, cells, fitted, printable
 
 if TYPE_CHECKING:
     from captum_lrp_tx.visualization.arrays import FloatArray
@@ -89,27 +89,21 @@ class TextComparison:
 
     def lines(self, merge: bool = True) -> list[tuple[Strip, list[Piece], float]]:
         """Each strip with its boxes (none if nothing is drawn) and its scale."""
-        found: list[tuple[Strip, list[Piece], float]] = []
-        for strip in self.strips:
-            if not strip.is_drawn:
-                found.append((strip, [], 1.0))
-                continue
-            heatmap = TokenHeatmap(
-                self.tokens, strip.relevance, special=self.special, scheme=self.scheme
-            )
-            found.append((strip, heatmap.pieces(merge), heatmap.scale(merge)))
-        drawn = [(strip, pieces, scale) for strip, pieces, scale in found if strip.is_drawn]
-        scales = iter(
-            scales_of([s.signed for s, _, _ in drawn], [x for _, _, x in drawn], self.common_scale)
-        )
-        return [(s, pieces, next(scales) if s.is_drawn else 1.0) for s, pieces, _ in found]
+        maps = [self._heatmap(s.relevance) if s.is_drawn else None for s in self.strips]
+        signed = [strip.signed for strip in self.strips if strip.is_drawn]
+        own = [heatmap.scale(merge) for heatmap in maps if heatmap is not None]
+        scales = iter(scales_of(signed, own, self.common_scale))
+        return [
+            (strip, [], 1.0) if heatmap is None else (strip, heatmap.pieces(merge), next(scales))
+            for strip, heatmap in zip(self.strips, maps, strict=True)
+        ]
 
     def words(self, merge: bool = True) -> list[Piece]:
         """The boxes of the text alone."""
-        empty = [0.0] * len(self.tokens)
-        return TokenHeatmap(self.tokens, empty, special=self.special, scheme=self.scheme).pieces(
-            merge
-        )
+        return self._heatmap([0.0] * len(self.tokens)).pieces(merge)
+
+    def _heatmap(self, relevance: Any) -> TokenHeatmap:
+        return TokenHeatmap(self.tokens, relevance, special=self.special, scheme=self.scheme)
 
 
 def comparison_terminal(
@@ -143,36 +137,29 @@ def comparison_terminal(
         head = name + " "
         if not pieces:
             shown.append(f"{head}{_reason(strip)}")
-        for line in wrapped(pieces, max(width - left - 1, 8), cells, 1.0):
-            parts = []
-            for text, piece, space in line:
-                parts.append(paint(" ", PAPER, INK) if space else "")
-                parts.append(
-                    paint(text, *shade(piece.relevance, scale, strip.signed, piece.special))
-                )
-            shown.append(head + "".join(parts) + paint(" ", PAPER, INK))
+        for line in painted(pieces, max(width - left - 1, 8), scale, strip.signed):
+            shown.append(head + line)
             head = " " * left
-    return "\n".join([*shown, "", legend_of(comparison, True)])
+    return "\n".join([*shown, "", legend_of(comparison)])
 
 
-def legend_of(comparison: TextComparison, colour: bool) -> str:
+def legend_of(comparison: TextComparison) -> str:
     """What the colours mean, in one line."""
     own = "one scale for all" if comparison.common_scale else "each line on its own scale"
     kinds = {strip.signed for strip in comparison.strips if strip.is_drawn}
     parts = []
     if True in kinds:
-        bar = "".join(paint(" ", *colour_of(i / 5, 1.0)) for i in range(-5, 6)) if colour else ""
+        bar = "".join(paint(" ", *colour_of(i / 5, 1.0)) for i in range(-5, 6))
         parts.append(f"against {bar} for")
     if False in kinds:
-        bar = "".join(paint(" ", *shade(i / 5, 1.0, False)) for i in range(6)) if colour else ""
+        bar = "".join(paint(" ", *shade(i / 5, 1.0, False)) for i in range(6))
         parts.append(f"0 {bar} largest (no sign)")
     return "   ".join([*parts, own])
 
 
 def numbers_table(strips: Sequence[Strip]) -> str:
     """The numbers beside the strips, one line for each method."""
-    headings = [name for strip in strips for name, _ in strip.numbers]
-    headings = list(dict.fromkeys(headings))
+    headings = list(dict.fromkeys(name for strip in strips for name, _ in strip.numbers))
     names = _padded([strip.name for strip in strips])
     cell = {(i, key): text for i, s in enumerate(strips) for key, text in s.numbers}
     widths = {
@@ -215,17 +202,16 @@ def image_comparison_terminal(
     shown = [s for s in strips if s.is_drawn]
     maps = [_fitted(strip, panel if colour else panel // 2) for strip in shown]
     scales = scales_of([s.signed for s in shown], [scale_of(m) for m in maps], common_scale)
+    drawn = [
+        map_lines(values, scale, colour, strip.signed)
+        for values, scale, strip in zip(maps, scales, shown, strict=True)
+    ]
     blocks: list[str] = []
     for start in range(0, len(shown), across):
-        group = shown[start : start + across]
-        drawn = [
-            map_lines(maps[i], scales[i], colour, shown[i].signed)
-            for i in range(start, start + len(group))
-        ]
-        rows = ["  ".join(_fit(printable(s.name), panel) for s in group).rstrip()]
-        for i in range(max(map(len, drawn))):
-            across_row = [lines[i] if i < len(lines) else ("", 0) for lines in drawn]
-            rows.append("  ".join(t + " " * (panel - used) for t, used in across_row).rstrip())
+        group = slice(start, start + across)
+        rows = ["  ".join(_fit(printable(s.name), panel) for s in shown[group]).rstrip()]
+        for line in zip_longest(*drawn[group], fillvalue=("", 0)):
+            rows.append("  ".join(t + " " * (panel - used) for t, used in line).rstrip())
         blocks.append("\n".join(rows))
     blocks += [f"{printable(s.name)}: {_reason(s)}" for s in strips if not s.is_drawn]
     if not colour:
@@ -268,7 +254,7 @@ def _matrix(
 ) -> str:
     """A column for each word, a line for each method, broken into blocks that fit."""
     room = max(width - left, 8)
-    texts = [_fit(p.text, room - 1) if cells(p.text) >= room else p.text for p in words]
+    texts = [fitted(piece.text, room - 1) for piece in words]
     columns: list[list[str]] = []
     for strip, pieces, scale in lines:
         places, sign = decimals_for(scale), "+" if strip.signed else ""
@@ -318,8 +304,5 @@ def _padded(names: Sequence[str]) -> list[str]:
 
 
 def _fit(text: str, columns: int) -> str:
-    if cells(text) > columns:
-        while text and cells(text) > columns - 3:
-            text = text[:-1]
-        text += "..."
+    text = fitted(text, columns)
     return text + " " * (columns - cells(text))

@@ -174,10 +174,13 @@ def image_comparison_figure(
         x = side + column * (panel + gap)
         y = height - head - row * (tall + above + below) - above - tall
         axes = drawing.add_axes((x / width, y / height, panel / width, tall / height))
+        bare(axes)
         name = "input" if place == 0 else printable(strips[place - 1].name)
-        _frame(axes, name, GREY if place == 0 else "#1a1a1a")
+        colour = GREY if place == 0 else "#1a1a1a"
+        axes.set_title(name, fontsize=8, pad=3, color=colour, parse_math=False)
         if place == 0:
-            _draw_input(axes, pixels)
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto",
+                        extent=(0, wide, high, 0))  # fmt: skip
             continue
         strip, values, scale = strips[place - 1], maps[place - 1], scales[place - 1]
         if values is None:
@@ -194,24 +197,11 @@ def image_comparison_figure(
                      parse_math=False)  # fmt: skip
     foot = drawing.add_axes((0, 0, 1, 0.25 / height))
     foot.axis("off")
-    foot.set(xlim=(0, width * 72), ylim=(0, 18))
     kinds = {s.signed for s in strips if s.is_drawn}
     own = "one scale for all maps" if common_scale else "each map on its own scale, below it"
     _legend(foot, side * 72, 6, kinds, own, Ruler(["DejaVu Sans"], 7.0))
     foot.set(xlim=(0, width * 72), ylim=(0, 18))
     return drawing
-
-
-def _frame(axes: Any, name: str, colour: str) -> None:
-    """A thin frame with a name above."""
-    bare(axes)
-    axes.set_title(name, fontsize=8, pad=3, color=colour, parse_math=False)
-
-
-def _draw_input(axes: Any, pixels: Any) -> None:
-    high, wide = pixels.shape[:2]
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto",
-                extent=(0, wide, high, 0))  # fmt: skip
 
 
 def _draw_reason(axes: Any, reason: str, width: int, most: int) -> None:

@@ -85,20 +85,17 @@ def image_comparison_html(
 
 
 def _texts(comparison: TextComparison, merge: bool) -> list[list[Box]]:
-    found = []
-    for strip, pieces, scale in comparison.lines(merge):
-        sign = "+" if strip.signed else ""
-        found.append(
-            [
-                Box.of(
-                    piece,
-                    f"{piece.relevance:{sign}.4g}",
-                    shade(piece.relevance, scale, strip.signed, piece.special),
-                )
-                for piece in pieces
-            ]
-        )
-    return found
+    return [
+        [
+            Box.of(
+                piece,
+                f"{piece.relevance:{'+' if strip.signed else ''}.4g}",
+                shade(piece.relevance, scale, strip.signed, piece.special),
+            )
+            for piece in pieces
+        ]
+        for strip, pieces, scale in comparison.lines(merge)
+    ]
 
 
 def _rendered(title: str, facts: Sequence[tuple[str, str]], whole: bool, **values: Any) -> str:

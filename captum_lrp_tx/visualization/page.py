@@ -129,10 +129,10 @@ def figure_section(
     return Section(title, facts, render("image.html", picture=embedded(drawing), alt=alt))
 
 
-def embedded(drawing: Figure) -> str:
+def embedded(drawing: Figure, dpi: int = 200) -> str:
     """A figure as a PNG file in base64, for the source of an image."""
     picture = io.BytesIO()
-    drawing.savefig(picture, format="png", dpi=200)
+    drawing.savefig(picture, format="png", dpi=dpi)
     return base64.b64encode(picture.getvalue()).decode("ascii")
 
 

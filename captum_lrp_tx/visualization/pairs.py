@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_lrp_tx.packages import matplotlib
 from captum_lrp_tx.visualization.arrays import pixels_of
 from captum_lrp_tx.visualization.bidirectional import is_right_to_left, levels, visual_order
-from captum_lrp_tx.visualization.canvas import Ruler, new_figure, sheet
+from captum_lrp_tx.visualization.canvas import Ruler, headline, new_figure, sheet
 from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
 from captum_lrp_tx.visualization.glyphs import families
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
@@ -149,8 +149,7 @@ def image_pairs_figure(
     drawing = new_figure(width, height)
     axes = sheet(drawing, (0, width), (-height, 0))
     if title:
-        axes.text(0.1, -0.24, printable(title), fontsize=11, fontweight="bold",
-                  fontfamily=families(title), parse_math=False)  # fmt: skip
+        headline(drawing, 0.1 / width, 1 - 0.24 / height, title)
     centres: list[list[tuple[float, float]]] = []
     for image, (rows, columns), x in zip(images, grids, (0.1, 0.6 + panel), strict=True):
         high = panel * image.shape[0] / image.shape[1]

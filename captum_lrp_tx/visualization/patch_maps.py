@@ -74,6 +74,35 @@ def token_grid(relevance: Tensor, image_size: Size, patch_size: Size | None = No
     return relevance[:, count - rows * columns :].reshape(-1, rows, columns)
 
 
+def pixels_of_patches(
+    relevance: Tensor, image_size: tuple[int, int], patch_size: Size | None = None
+) -> tuple[Tensor, int]:
+    """The relevance of its patch at every pixel, 0 where no patch is, and how many a patch has.
+
+    Args:
+        relevance, image_size, patch_size: See :func:`token_grid`.
+
+    Returns:
+        2-element tuple of **relevance** (Tensor, ``(batch, height, width)``), **pixels** (int).
+
+    Raises:
+        InputError: The tokens fit no grid of patches on such an image.
+
+    Example::
+
+        >>> pixels_of_patches(torch.tensor([[5.0, 6.0]]), (3, 5), (2, 2))
+        (tensor([[[5., 5., 6., 6., 0.],
+                 [5., 5., 6., 6., 0.],
+                 [0., 0., 0., 0., 0.]]]), 4)
+    """
+    height, width = image_size
+    grid = token_grid(relevance, image_size, patch_size)
+    down, across = _pair(patch_size or (height // grid.shape[-2], width // grid.shape[-1]))
+    pixels = grid.repeat_interleave(down, -2).repeat_interleave(across, -1)
+    padding = (0, width - pixels.shape[-1], 0, height - pixels.shape[-2])
+    return torch.nn.functional.pad(pixels, padding), down * across
+
+
 def patch_heatmap(
     relevance: Tensor,
     images: Tensor | tuple[int, int],
@@ -111,13 +140,7 @@ def patch_heatmap(
         if patch_size is not None:
             values = _pooled(values, _pair(patch_size))
     elif values.dim() == 2:
-        grid = token_grid(values, (height, width), patch_size)
-        down, across = height // grid.shape[-2], width // grid.shape[-1]
-        if patch_size is not None:
-            down, across = _pair(patch_size)
-        values = grid.repeat_interleave(down, -2).repeat_interleave(across, -1)
-        padding = (0, width - values.shape[-1], 0, height - values.shape[-2])
-        values = torch.nn.functional.pad(values, padding)
+        values, _ = pixels_of_patches(values, (height, width), patch_size)
     else:
         raise InputError(
             f"relevance of shape {tuple(relevance.shape)} fits no images of {height} x {width}: "
@@ -228,7 +251,7 @@ def heatmap_figure(
     left, top, gap = (0.62 if titles else 0.06), 0.26, 0.05
     per_row = common in ("image", "all")
     right = 0.5 if per_row else 0.06
-    bottom = 0.06 if per_row else (0.36 if common == "method" else 0.06)
+    bottom = 0.36 if common == "method" else 0.06
     cell = (width - left - right - gap * (columns - 1)) / columns
     down = cell * images.shape[-2] / images.shape[-1]
     height = top + bottom + count * down + (count - 1) * gap

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from captum_lrp_tx.visualization.arrays import block_sums, map_of, scale_of
 from captum_lrp_tx.visualization.colours import INK, PAPER, colour_of, paint, shade, supports_colour
 from captum_lrp_tx.visualization.layout import wrapped
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
-from captum_lrp_tx.visualization.wording import cells, printable
+from captum_lrp_tx.visualization.wording import cells, fitted, printable
 
 if TYPE_CHECKING:
     from captum_lrp_tx.visualization.arrays import FloatArray
@@ -50,14 +50,28 @@ def terminal(
     if not (supports_colour() if colour is None else colour):
         return _interlinear(pieces, width)
     scale = heatmap.scale(merge)
-    lines = []
-    for line in wrapped(pieces, width - 1, cells, 1.0):
-        parts = []
-        for text, piece, space in line:
-            parts.append(paint(" ", PAPER, INK) if space else "")
-            parts.append(paint(text, *colour_of(piece.relevance, scale, piece.special)))
-        lines.append("".join(parts) + paint(" ", PAPER, INK))
-    return "\n".join([*lines, "", _legend(scale)])
+    return "\n".join([*painted(pieces, width - 1, scale), "", _legend(scale)])
+
+
+def painted(
+    pieces: Sequence[Piece], width: int, scale: float, signed: bool = True
+) -> Iterator[str]:
+    """The lines of a coloured text, one column wider than ``width`` at most.
+
+    Args:
+        pieces (sequence of Piece): The boxes.
+        width (int): Columns.
+        scale (float): Relevance at which colours saturate.
+        signed (bool): Which of the two scales of colours.
+    """
+    gap = paint(" ", PAPER, INK)
+    for line in wrapped(pieces, width, cells, 1.0):
+        parts = [
+            (gap if space else "")
+            + paint(text, *shade(piece.relevance, scale, signed, piece.special))
+            for text, piece, space in line
+        ]
+        yield "".join(parts) + gap
 
 
 def table(
@@ -79,13 +93,12 @@ def table(
     Returns:
         str: Aligned lines, the first with the names of the columns.
     """
-    texts = [_cut(p.text, 27) if cells(p.text) > 30 else p.text for p in heatmap.pieces(False)]
+    texts = [fitted(piece.text, 30) for piece in heatmap.pieces(False)]
     names = ["relevance", *(printable(name) for name, _ in columns)]
     widths = [max(9, len(name)) for name in names]
     left = max([5, *map(cells, texts)])
     largest = max(map(abs, heatmap.relevance), default=0) or 1.0
-    below = max((round(-r / largest * bar) for r in heatmap.relevance), default=0)
-    below = max(below, 0)
+    below = max([0, *(round(-r / largest * bar) for r in heatmap.relevance)])
     head = "  ".join(name.rjust(width) for name, width in zip(names, widths, strict=True))
     lines = [f"{'token':<{left}}  {head}"]
     for index, (text, value) in enumerate(zip(texts, heatmap.relevance, strict=True)):
@@ -119,11 +132,10 @@ def image_terminal(relevance: Any, width: int | None = None, colour: bool | None
     values = map_of(relevance)
     factor = math.ceil(values.shape[1] / (width if colour else width // 2))
     values = block_sums(values, factor)
-    lines = [line.rstrip() for line, _ in map_lines(values, scale_of(values), colour)]
-    if colour:
-        return "\n".join([*lines, "", _legend(scale_of(values))])
-    legend = f"for: # + .   against: = - ,   (above 2/3, 1/3, 1/9 of {scale_of(values):.3g})"
-    return "\n".join([*lines, "", legend])
+    scale = scale_of(values)
+    lines = [line.rstrip() for line, _ in map_lines(values, scale, colour)]
+    legend = f"for: # + .   against: = - ,   (above 2/3, 1/3, 1/9 of {scale:.3g})"
+    return "\n".join([*lines, "", _legend(scale) if colour else legend])
 
 
 def map_lines(
@@ -166,7 +178,7 @@ def _interlinear(pieces: Sequence[Piece], width: int) -> str:
     words = numbers = ""
     for piece in pieces:
         number = f"{piece.relevance:+.2f}"
-        text = piece.text if cells(piece.text) <= width - 2 else _cut(piece.text, width - 5)
+        text = fitted(piece.text, width - 2)
         column = max(cells(text), len(number))
         if words and cells(words) + 2 + column > width:
             rows.append((words, numbers))
@@ -176,13 +188,6 @@ def _interlinear(pieces: Sequence[Piece], width: int) -> str:
         numbers += gap + number.rjust(column)
     rows.append((words, numbers))
     return "\n\n".join(f"{a}\n{b}" for a, b in rows)
-
-
-def _cut(text: str, columns: int) -> str:
-    text = text[: columns + 1]
-    while cells(text) > columns:
-        text = text[:-1]
-    return text + "..."
 
 
 def _sign(value: float) -> str:

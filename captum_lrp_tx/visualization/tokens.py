@@ -31,6 +31,11 @@ _SPECIAL = re.compile(
 _BLANK = "\u2423"
 
 
+def looks_special(token: str) -> bool:
+    """Whether the name of a token is that of a special one, such as ``[CLS]``."""
+    return _SPECIAL.fullmatch(token) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """What is drawn as one box: a token, or a word made of several tokens.
@@ -112,7 +117,7 @@ class TokenHeatmap:
             raise ValueError("relevance has values that are not finite")
         special = self.special
         if special is None:
-            special = tuple(_SPECIAL.fullmatch(token) is not None for token in tokens)
+            special = tuple(map(looks_special, tokens))
         elif len(special) != len(tokens):
             raise ValueError(f"{len(tokens)} tokens, but {len(special)} entries of special")
         # the way round `frozen`, which the dataclass documentation gives for __post_init__

@@ -157,6 +157,16 @@ def printable(text: str) -> str:
     )
 
 
+def fitted(text: str, columns: int) -> str:
+    """A text that takes so many columns at most; three dots at its end if it was cut."""
+    if cells(text) <= columns:
+        return text
+    text = text[:columns]
+    while text and cells(text) > columns - 3:
+        text = text[:-1]
+    return text + "..."
+
+
 def cells(text: str) -> int:
     """Columns that a text takes in a terminal."""
     return sum(

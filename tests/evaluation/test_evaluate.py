@@ -25,6 +25,7 @@ from captum_lrp_tx.cli.reading import class_numbers, read_images, read_labels, r
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.evaluation import (
     MEASURES,
+    Examples,
     ImageExamples,
     ImageFiles,
     TextExamples,
@@ -35,7 +36,7 @@ from captum_lrp_tx.methods.registry import PAPER
 from captum_lrp_tx.metrics.bootstrap import paired_bootstrap
 from captum_lrp_tx.metrics.curves import activation_curve, deletion_curve, pruning_curve
 from captum_lrp_tx.metrics.eraser import sufficiency
-from captum_lrp_tx.metrics.masking import MaskTokens
+from captum_lrp_tx.metrics.masking import Masker, MaskTokens
 from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
 from captum_lrp_tx.models import digit_samples, digits, sentiment
 
@@ -121,6 +122,44 @@ def test_areas_of_sst2_are_those_of_a_straightforward_loop(shared):
         np.testing.assert_allclose(found[name].values("AUAC"), expected[:, 0], rtol=1e-4)
         np.testing.assert_allclose(found[name].values("AU-MSE"), expected[:, 1], rtol=1e-3)
         assert found[name].interval("AUAC").estimate == pytest.approx(expected[:, 0].mean())
+
+
+def test_sounds_in_a_mapping_have_a_baseline():
+    class Model(torch.nn.Linear):
+        def forward(self, input_values):
+            return super().forward(input_values)
+
+    torch.manual_seed(0)
+    model, waves = Model(6, 2).eval(), torch.randn(3, 6)
+
+    class Waves(Examples):
+        def __len__(self):
+            return 3
+
+        def inputs(self, rows):
+            return {"input_values": waves[list(rows)]}
+
+        def lengths(self):
+            return [6] * 3
+
+        def fingerprint(self):
+            return "waves"
+
+    class Silence(Masker):
+        def features(self, batch):
+            return torch.ones_like(batch.main, dtype=torch.bool)
+
+        def scores(self, attributions, batch):
+            return attributions
+
+        def masked(self, batch, hidden):
+            return batch.with_main(batch.main.masked_fill(hidden, 0.0))
+
+    found = evaluate(model, Waves(), ["IG"], masker=Silence(), metrics=["pruning"])
+    classes = model(waves).argmax(1)
+    expected = waves * model.weight[classes]
+    curve = pruning_curve(model, waves, expected, classes, masker=Silence())
+    torch.testing.assert_close(found["IG"].values("pruning"), curve.area)
 
 
 def test_every_metric_is_that_of_its_function(text):

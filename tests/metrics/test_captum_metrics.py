@@ -478,6 +478,15 @@ def test_relevance_of_patches_is_spread_in_equal_shares() -> None:
         spread_over_pixels(relevance, torch.randn(2, 16))
 
 
+def test_patches_that_do_not_fill_an_image_keep_to_their_own_pixels() -> None:
+    x = torch.zeros(1, 3, 10, 11)
+    spread = spread_over_pixels(torch.tensor([[9.0, 1.0, 2.0, 3.0, 4.0]]), x, patch_size=4)
+    expected = torch.zeros_like(x)
+    for value, row, column in ((1.0, 0, 0), (2.0, 0, 4), (3.0, 4, 0), (4.0, 4, 4)):
+        expected[:, :, row : row + 4, column : column + 4] = value / 48
+    close(spread, expected)
+
+
 # ---- the table ----------------------------------------------------------------------------------
 def test_scores_of_text_are_captums(untouched: Any) -> None:
     given = text()

@@ -3,8 +3,8 @@
 // Each method has the colour that it has in all figures, lighter on dark pages.
 const tone = (method) => `color-mix(in oklab, ${method.colour}, white var(--lift))`;
 
-function ticks(low, high, count = 5) {
-  const rough = (high - low) / count;
+function ticks(low, high) {
+  const rough = (high - low) / 5;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= rough * 0.999);
   const found = [];

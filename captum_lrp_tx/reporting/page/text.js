@@ -172,7 +172,7 @@ function textRows(example, cls) {
     onfocusout: hideTip,
     onclick: (event) => { const word = pointed(event); if (word) tell(word); },
     onkeydown: (event) => walkWords(event, tell),
-  }, headRow("Relevance"), el("tbody", {}, rows));
+  }, headRow(), el("tbody", {}, rows));
   return [table, legend(new Set(drawn.map((row) => row.method.signed)), scales), numbers(found)];
 }
 
@@ -202,9 +202,9 @@ function walkWords(event, tell) {
 
 const hasCurves = methods.some((method) => method.activation);
 
-function headRow(title) {
+function headRow() {
   const heads = ["Sum", "Left out", ...(hasCurves ? ["AUAC", "AU-MSE"] : [])];
-  return el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Method"), el("th", { scope: "col" }, title),
+  return el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Method"), el("th", { scope: "col" }, "Relevance"),
     heads.map((name) => el("th", { scope: "col", class: "n", title: MEANING[name] }, name))));
 }
 

@@ -68,7 +68,6 @@ class LayerConservation:
         at_output (float): Relevance that arrives at its outputs.
         at_input (float): Relevance that leaves through its inputs.
         absorbed (float): Relevance that additive constants inside it absorb.
-        error (float): ``at_output - at_input - absorbed``: lost or made up inside.
     """
 
     module: str

@@ -32,18 +32,14 @@ def by_number(target: Any, modules: Iterable[tuple[str, nn.Module]]) -> Any:
     if not isinstance(target, str):
         return target
     configs = (getattr(module, "config", None) for _, module in modules)
-    labels: dict[int, str] | None
-    labels = next((found for c in configs if (found := getattr(c, "id2label", None))), None)
-    if not labels:
+    config = next((c for c in configs if getattr(c, "id2label", None)), None)
+    if config is None:
         return target  # what reads the output says what a target can be
-    numbers = [int(i) for i, name in labels.items() if str(name).casefold() == target.casefold()]
-    if len(numbers) != 1:
-        known = ", ".join(f"{i} {name}" for i, name in list(labels.items())[:20])
-        raise TargetError(
-            f"The model has no class {target!r}; it has {known}. For tokens pass their ids: "
-            "tokenizer.convert_tokens_to_ids(token)."
-        )
-    return numbers[0]
+    try:
+        return class_number(target, labels_of(config, 1 + max(map(int, config.id2label))))
+    except TargetError as error:
+        hint = "for tokens pass their ids: tokenizer.convert_tokens_to_ids(token)"
+        raise TargetError(f"{error}; {hint}") from None
 
 
 def _has_name(target: list[Any]) -> bool:

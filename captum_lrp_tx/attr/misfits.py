@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -145,23 +145,26 @@ def _vocabulary(modules: list[nn.Module]) -> int | None:
     return max(tables) if len(tables) == 1 else None
 
 
-def most_tokens(modules: list[nn.Module]) -> int | None:
-    """The most tokens that a model has positions for, if there is a limit.
+def most_tokens(
+    modules: Iterable[nn.Module], tokenizer: Any = None, wanted: int | None = None
+) -> int | None:
+    """The most tokens that a model takes, if there is a limit.
 
     Args:
-        modules (list of Module): The model, and what is in it.
+        modules (iterable of Module): The model, and what is in it: how many positions there are.
+        tokenizer (PreTrainedTokenizerBase, optional): Of the model; may know a limit, too.
+        wanted (int, optional): The limit of a user.
     """
-    found = []
+    found = [getattr(tokenizer, "model_max_length", None), wanted]
     for module in modules:
         config = getattr(module, "config", None)
         config = getattr(config, "text_config", None) or config
         for name in ("max_position_embeddings", "n_positions"):
-            limit = getattr(config, name, None)
-            if isinstance(limit, int) and limit > 0:
-                found.append(limit)
+            found.append(getattr(config, name, None))
         for name, table in module.named_children():
             if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
                 first = table.padding_idx
                 if first is not None:  # its first rows are for padding
                     found.append(table.num_embeddings - first - 1)
-    return min(found, default=None)
+    # tokenizers without a limit name a number with thirty digits
+    return min((n for n in found if isinstance(n, int) and 0 < n < 10**9), default=None)

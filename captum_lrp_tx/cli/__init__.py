@@ -56,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["a charming and funny film", "--no-color"])  # doctest: +SKIP
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = os.environ.get(DEBUG_VARIABLE) == "1"
     _never_fail_to_encode()
     try:
         with _warnings_in_one_line():
@@ -74,15 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if debug:
+        if os.environ.get(DEBUG_VARIABLE) == "1":
             raise
-        expected = isinstance(error, (CaptumLRPError, ImportError, OSError))
-        text = " ".join(str(error).split()) or type(error).__name__
-        if expected:
-            _complain(text)
-        else:
-            hint = f"set {DEBUG_VARIABLE}=1 for the traceback"
-            _complain(f"unexpected {type(error).__name__}: {text[:300]} ({hint})")
+        kind = type(error).__name__
+        text = " ".join(str(error).split()) or kind
+        if not isinstance(error, (CaptumLRPError, ImportError, OSError)):
+            text = f"unexpected {kind}: {text[:300]} (set {DEBUG_VARIABLE}=1 for the traceback)"
+        _complain(text)
         return 1
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_lrp_tx.attr.class_names import labels_of
+from captum_lrp_tx.attr.misfits import most_tokens
 from captum_lrp_tx.cli.images import read_image
 from captum_lrp_tx.cli.models import Source, find, kind_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.reading import (
@@ -30,7 +31,6 @@ from captum_lrp_tx.metrics.curves import FRACTIONS, Fractions
 from captum_lrp_tx.metrics.masking import Masker, MaskTokens, RemoveTokens
 from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
 from captum_lrp_tx.packages import matplotlib
-from captum_lrp_tx.runs.subject import longest_text
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -81,14 +81,12 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
 def _texts(
     path: Path, arguments: argparse.Namespace, source: Source, config: Any, model: Any
 ) -> tuple[TextExamples, Masker]:
-    texts, labels = read_texts(path, note)
+    texts, labels = read_texts(path)
     tokenizer = load_tokenizer(source)
     numbers = None
     if labels is not None and arguments.target == "label":
         numbers = class_numbers(labels, labels_of(config, int(model.config.num_labels)))
-    longest = longest_text(tokenizer, config)
-    if arguments.max_length is not None:
-        longest = min(arguments.max_length, longest or arguments.max_length)
+    longest = most_tokens(model.modules(), tokenizer, arguments.max_length)
     with status("tokenizing"):
         examples = TextExamples(texts, tokenizer, numbers, longest)
     if arguments.mask_token == "remove":

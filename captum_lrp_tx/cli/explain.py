@@ -11,15 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from captum_lrp_tx.cli.models import Kind, find, kind_of, load_model, load_processor
-from captum_lrp_tx.cli.options import bias_of, composite_of, text_of
+from captum_lrp_tx.cli.options import check_outputs, composite_of, text_of, write
 from captum_lrp_tx.cli.sounds import read_sound
-from captum_lrp_tx.cli.status import note, status
+from captum_lrp_tx.cli.status import status
 from captum_lrp_tx.cli.subject import load, subject_of
 from captum_lrp_tx.explaining import Explanation, explain
 from captum_lrp_tx.explaining.images import check_file
 from captum_lrp_tx.explaining.saving import picture
-from captum_lrp_tx.explaining.showing import is_lossy, whole_page
-from captum_lrp_tx.files import check_writable, write_atomically
+from captum_lrp_tx.explaining.showing import is_lossy, map_of_picture, whole_page
 from captum_lrp_tx.packages import matplotlib
 from captum_lrp_tx.visualization import image_terminal, supports_colour, table, terminal
 
@@ -43,10 +42,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     text = None if kind == "sound" else text_of(parser, arguments, with_image=True)
     if text is None and arguments.positions:
         parser.error("--positions is for texts")
-    if arguments.html is not None:
-        check_writable(arguments.html, ".html", ".htm")
-    if arguments.png is not None:
-        check_writable(arguments.png, ".png")
+    check_outputs(arguments)
     if arguments.png is not None or (text is None and arguments.html is not None):
         with status("importing matplotlib"):
             matplotlib()
@@ -54,14 +50,12 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         explanation = explained(text, arguments, arguments.contrast)
     else:
         explanation = _explained_by_processor(text, kind, arguments)
-    colour = not arguments.no_color and supports_colour()
-    show = _show_sound if kind == "sound" else _show_image if text is None else _show_text
-    show(explanation, arguments, colour)
+    _show(explanation, arguments)
     if arguments.html is not None:
         page = whole_page([explanation], merge=not arguments.pieces)
-        _write(arguments.html, page.encode("utf-8", "replace"))
+        write(arguments.html, page.encode("utf-8", "replace"))
     if arguments.png is not None:
-        _write(arguments.png, picture(explanation, "png", merge=not arguments.pieces))
+        write(arguments.png, picture(explanation, "png", merge=not arguments.pieces))
     if arguments.audit:
         with status("auditing"):
             report = explanation.audit()
@@ -102,7 +96,7 @@ def _explained_by_processor(
     with status("explaining"):
         made = source.use("model", lambda: explain(
             model, processor, item, arguments.target, contrast=arguments.contrast,
-            rules=arguments.rules, bias=bias_of(arguments), epsilon=arguments.epsilon,
+            rules=arguments.rules, bias=arguments.bias, epsilon=arguments.epsilon,
         ))  # fmt: skip
     assert isinstance(made, Explanation)
     return made
@@ -130,42 +124,26 @@ def explained(
     with status("explaining"):
         made = explain(
             loaded.model, loaded.tokenizer, item, arguments.target, contrast=contrast,
-            rules=arguments.rules, bias=bias_of(arguments), epsilon=arguments.epsilon,
+            rules=arguments.rules, bias=arguments.bias, epsilon=arguments.epsilon,
             task=loaded.task,
         )  # fmt: skip
     assert isinstance(made, Explanation)
     return made
 
 
-def _show_text(explanation: Explanation, arguments: argparse.Namespace, colour: bool) -> None:
-    heatmap = explanation.heatmap()
-    _print_head(explanation)
-    print(f"\n{terminal(heatmap, colour=colour, merge=not arguments.pieces)}\n")
-    parts = explanation.embeddings if arguments.positions else {}
-    columns = [(name, parts[key].tolist()) for key, name in _short_names(parts).items()]
-    print(table(heatmap, columns, colour=colour))
-    if explanation.image_relevance is not None:
-        print(f"\n{image_terminal(explanation.image_relevance, colour=colour)}")
-    _print_sum(explanation)
-
-
-def _show_image(explanation: Explanation, _: argparse.Namespace, colour: bool) -> None:
-    _print_head(explanation)
-    print(f"\n{image_terminal(explanation.relevance, colour=colour)}")
-    _print_sum(explanation)
-
-
-def _show_sound(explanation: Explanation, *_: Any) -> None:
-    _print_head(explanation)
-    _print_sum(explanation)
-
-
-def _print_head(explanation: Explanation) -> None:
+def _show(explanation: Explanation, arguments: argparse.Namespace) -> None:
+    colour = not arguments.no_color and supports_colour()
     for name, text in explanation.facts()[:-1]:  # the sum comes last, below the table
         print(f"{name:<12}{text}")
-
-
-def _print_sum(explanation: Explanation) -> None:
+    if explanation.tokenized is not None:
+        heatmap = explanation.heatmap()
+        print(f"\n{terminal(heatmap, colour=colour, merge=not arguments.pieces)}\n")
+        parts = explanation.embeddings if arguments.positions else {}
+        columns = [(name, parts[key].tolist()) for key, name in _short_names(parts).items()]
+        print(table(heatmap, columns, colour=colour))
+    seen = None if explanation.audio is not None else map_of_picture(explanation)
+    if seen is not None:
+        print(f"\n{image_terminal(seen, colour=colour)}")
     explains = explanation.explains
     if "logit" in explains:  # the line at the top says of what
         explains = "difference of logits" if " minus that of " in explains else "logit"
@@ -197,8 +175,3 @@ def _short_names(parts: Mapping[str, Tensor]) -> dict[str, str]:
             names[key] = last
     taken = list(names.values())
     return {key: name if taken.count(name) == 1 else key for key, name in names.items()}
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_atomically(path, content)
-    note(f"wrote {path}")

@@ -12,15 +12,14 @@ import torch
 
 from captum_lrp_tx.attr.class_names import class_number, labels_of
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
-from captum_lrp_tx.cli.models import find, kind_of, load_model, load_tokenizer
-from captum_lrp_tx.cli.options import bias_of, composite_of
+from captum_lrp_tx.attr.misfits import most_tokens
+from captum_lrp_tx.cli.options import composite_of
 from captum_lrp_tx.cli.reading import class_numbers, read_texts
 from captum_lrp_tx.cli.status import note
-from captum_lrp_tx.cli.subject import TASKS
+from captum_lrp_tx.cli.subject import load
 from captum_lrp_tx.datasets import attribute_dataset
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.packages import pyarrow
-from captum_lrp_tx.runs.subject import longest_text
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -36,12 +35,11 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     pyarrow()  # complains before the work begins
     if arguments.workers < 0:
         parser.error("--workers must not be negative")
-    texts, labels = read_texts(arguments.data, note)
-    source = find(arguments.model, "sentiment")
-    kind, config = kind_of(source, ("text", "next token"))
-    tokenizer = load_tokenizer(source)
-    model = load_model(source, kind).to(_device())
-    names = [] if kind == "next token" else labels_of(config, int(model.config.num_labels))
+    texts, labels = read_texts(arguments.data)
+    loaded = load("", arguments.model)
+    source, tokenizer, model = loaded.source, loaded.tokenizer, loaded.model.to(_device())
+    is_classifier = loaded.kind == "text"
+    names = labels_of(loaded.config, int(model.config.num_labels)) if is_classifier else []
     target: Any = arguments.target
     if target == "label":
         if labels is None or not names:
@@ -51,13 +49,13 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         if not names:
             raise InputError("a language model is explained at its prediction: --target predicted")
         target = class_number(target, names)
-    known = [n for n in (longest_text(tokenizer, config), arguments.max_length) if n is not None]
     begun = time.perf_counter()
     found = attribute_dataset(
-        ConservativeLRP(model, composite_of(arguments, TASKS[kind]), bias=bias_of(arguments)),
+        ConservativeLRP(model, composite_of(arguments, loaded.task), bias=arguments.bias),
         texts[: arguments.limit], arguments.out, tokenizer=tokenizer, target=target,
-        max_length=min(known, default=None), token_budget=arguments.token_budget,
-        batches_per_shard=arguments.batches_per_file, workers=arguments.workers,
+        max_length=most_tokens(model.modules(), tokenizer, arguments.max_length),
+        token_budget=arguments.token_budget, batches_per_shard=arguments.batches_per_file,
+        workers=arguments.workers,
         model_name=Path(source.name).name or source.name, fresh=arguments.fresh,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":

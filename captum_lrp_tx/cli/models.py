@@ -7,13 +7,15 @@ import importlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from captum_lrp_tx.cli.adapters import CONFIGURATION, Adapter, attached, is_trained, read_adapter
 from captum_lrp_tx.cli.status import status
 from captum_lrp_tx.errors import CaptumLRPError, InputError, UnsupportedModelError
+from captum_lrp_tx.models import model_path
+from captum_lrp_tx.packages import needed
 
 Kind = Literal["text", "next token", "image", "text and image", "sound"]
 Loaded = TypeVar("Loaded")
@@ -63,12 +65,6 @@ class Source:
     is_local: bool
     adapter: Adapter | None = None
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments for every ``from_pretrained``."""
-        # code that comes with a model is never run, nor is the user asked whether to
-        return {"local_files_only": self.is_local, "trust_remote_code": False}
-
     def load(self, what: str, load: Callable[..., Loaded]) -> Loaded:
         """Calls a ``from_pretrained``, whose many exceptions become one.
 
@@ -84,7 +80,8 @@ class Source:
         """
         try:
             with status(f"loading the {what}"):
-                return load(self.name, **self.options)
+                # code that comes with a model is never run, nor is the user asked whether to
+                return load(self.name, local_files_only=self.is_local, trust_remote_code=False)
         except Exception as error:
             reason = _first_sentence(error)
             if self.is_local:
@@ -131,17 +128,14 @@ def transformers() -> Any:
     """The module transformers, told to keep quiet.
 
     Raises:
-        ImportError: If it is not installed, with the command that installs it.
+        MissingPackageError: If it is not installed.
     """
-    try:
-        with status("importing transformers"):
-            module = importlib.import_module("transformers")
-            module.AutoConfig  # noqa: B018 - names are imported when they are first used
-    except ImportError as error:
-        raise ImportError(
-            f"the command line needs transformers, which cannot be imported ({error}); install it "
-            'with: pip install "transformers>=4.48" safetensors tqdm'
-        ) from error
+    purpose = "the command line needs transformers"
+    hint = 'pip install "transformers>=4.48" safetensors tqdm'
+    with status("importing transformers"):
+        module = needed("transformers", purpose, hint)
+        # imports its parts when they are first used
+        needed("transformers.models.auto.configuration_auto", purpose, hint)
     module.utils.logging.set_verbosity_error()
     module.utils.logging.disable_progress_bar()
     return module
@@ -158,19 +152,13 @@ def find(name: str | None, shipped: str) -> Source:
         InputError: If there is no such folder and it cannot be a name on the Hub.
     """
     if name is None:
-        from captum_lrp_tx.models import model_path
-
-        try:
-            return Source(str(model_path(shipped)), True)
-        except ValueError as error:
-            raise InputError(f"{error}; name another model with --model") from error
+        return Source(str(model_path(shipped)), True)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             if (folder / CONFIGURATION).is_file():
                 adapter = read_adapter(folder)
-                below = find(adapter.base, shipped)
-                return Source(below.name, below.is_local, adapter)
+                return replace(find(adapter.base, shipped), adapter=adapter)
             raise InputError(
                 f"the folder {name} holds no model in Hugging Face format: no config.json"
             )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
+from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.explaining.tasks import task_of
+from captum_lrp_tx.files import check_writable, write_atomically
 from captum_lrp_tx.rules.composite import Composite
-from captum_lrp_tx.rules.rule import Bias
 
 
 def composite_of(arguments: argparse.Namespace, task: str = "sequence classification") -> Composite:
@@ -18,15 +20,41 @@ def composite_of(arguments: argparse.Namespace, task: str = "sequence classifica
     Raises:
         RuleError: If ``--epsilon`` is given with a preset in which it has no effect.
     """
-    named = arguments.rules or task_of(None, None, task).rules(bias_of(arguments))
+    named = arguments.rules or task_of(None, None, task).rules(arguments.bias)
     composite = Composite(base=named)
     return composite if arguments.epsilon is None else composite.with_epsilon(arguments.epsilon)
 
 
-def bias_of(arguments: argparse.Namespace) -> Bias:
-    """The treatment of biases that the options name."""
-    bias: Bias = arguments.bias
-    return bias
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Complains about ``--html`` and ``--png`` before the work is done.
+
+    Raises:
+        InputError: If such a file cannot be written.
+    """
+    if arguments.html is not None:
+        check_writable(arguments.html, ".html", ".htm")
+    if arguments.png is not None:
+        check_writable(arguments.png, ".png")
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file, and says so."""
+    write_atomically(path, content)
+    note(f"wrote {path}")
+
+
+def first(items: Any, limit: int | None, most: int, what: str) -> Any:
+    """The first of many; says so where no limit was asked for.
+
+    Args:
+        items (sequence or Tensor): All of them.
+        limit (int, optional): How many were asked for.
+        most (int): How many it is otherwise.
+        what (str): What they are, for the message.
+    """
+    if limit is None and len(items) > most:
+        note(f"the first {most} {what} of {len(items)}; --limit N takes more")
+    return items[: limit or most]
 
 
 def text_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.attr.class_names import class_number, no_class
-from captum_lrp_tx.cli.tables import read_table
+from captum_lrp_tx.cli.tables import read_content, read_table
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.explaining.images import image_shape
 
@@ -22,21 +22,16 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-def read_texts(
-    file: Path, tell: Callable[[str], None] | None = None
-) -> tuple[list[str], list[str] | None]:
+def read_texts(file: Path) -> tuple[list[str], list[str] | None]:
     """Texts and, where there are any, their labels as they are written.
 
     Args:
         file (Path): See :func:`captum_lrp_tx.cli.tables.read_table`.
-        tell (callable, optional): Told which columns of a table were read.
 
     Raises:
         InputError: The file cannot be read, or holds no text, or a line lacks its label.
     """
     table = read_table(file)
-    if tell is not None and table.column:
-        tell(table.told())
     texts = [text for _, text, _ in table.rows]
     if not table.label:
         return texts, None
@@ -142,12 +137,7 @@ def read_lines(file: Path) -> list[str]:
     Raises:
         InputError: The file cannot be read.
     """
-    try:
-        content = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise InputError(f"cannot read {file}: {why}") from error
-    return [line.strip() for line in content.rstrip("\n").split("\n")]
+    return [line.strip() for line in read_content(file).rstrip("\n").split("\n")]
 
 
 def class_numbers(labels: Sequence[str], names: Sequence[str]) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.attr.class_names import labels_of
+from captum_lrp_tx.attr.misfits import most_tokens
 from captum_lrp_tx.cli.arguments.report import LIMIT
 from captum_lrp_tx.cli.images import read_image
 from captum_lrp_tx.cli.models import Source, find, kind_of, load_model, load_tokenizer
+from captum_lrp_tx.cli.options import first
 from captum_lrp_tx.cli.reading import (
     check_shape,
     image_files,
@@ -27,8 +29,8 @@ from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.cli.tables import read_table
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.files import check_writable
+from captum_lrp_tx.models import digit_samples
 from captum_lrp_tx.reporting import Report, report
-from captum_lrp_tx.runs.subject import longest_text
 from captum_lrp_tx.visualization.wording import printable
 
 #: Without a file: sentences of our own, plain ones and some that are hard for a small model.
@@ -60,7 +62,7 @@ class _Data:
 
     name: str
     inputs: list[str] | Tensor
-    labels: Sequence[str | None] | None = field(default=None)
+    labels: Sequence[str | None] | None = None
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -85,20 +87,19 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         raise UnsupportedModelError(
             f"{source.name} predicts tokens; a report is for classifiers. Use explain or compare."
         )
-    limit = arguments.limit or LIMIT
     tokenizer = None
     if is_text:
         tokenizer = load_tokenizer(source)
-        data = _texts(arguments.file, limit, arguments.limit is None)
+        data = _texts(arguments.file, arguments.limit)
     else:
-        data = _images(arguments.images, limit, arguments.limit is None, source, config)
+        data = _images(arguments.images, arguments.limit, source, config)
     if arguments.labels is not None:
         file: Path = arguments.labels
         labels = read_labels(file) if is_array(file) else [x or None for x in read_lines(file)]
         data = _Data(data.name, data.inputs, labels[: len(data.inputs)])
-    if tokenizer is not None:
-        data = _short_enough(data, tokenizer, config)
     model = load_model(source, kind)
+    if tokenizer is not None:
+        data = _short_enough(data, tokenizer, model)
     model_name = Path(source.name).name if source.is_local else source.name
     made = report(
         model, data.inputs, tokenizer=tokenizer, labels=_labels(data, config),
@@ -112,31 +113,22 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _texts(file: Path | None, limit: int, tell: bool) -> _Data:
+def _texts(file: Path | None, limit: int | None) -> _Data:
     if file is None:
-        known = _SENTENCES[:limit]
+        known = first(_SENTENCES, limit, LIMIT, "texts")
         return _Data("example sentences", [text for text, _ in known], [name for _, name in known])
     table = read_table(file)
-    if table.column:
-        note(table.told())
-    texts = [text for _, text, _ in table.rows]
-    labels = [label or None for _, _, label in table.rows] if table.label else None
-    if tell and len(texts) > limit:
-        note(f"the first {limit} texts of {len(texts)}; --limit N takes more")
-    return _Data(file.name, texts[:limit], None if labels is None else labels[:limit])
+    rows = first(table.rows, limit, LIMIT, "texts")
+    labels = [label or None for _, _, label in rows] if table.label else None
+    return _Data(file.name, [text for _, text, _ in rows], labels)
 
 
-def _images(path: Path | None, limit: int, tell: bool, source: Source, config: Any) -> _Data:
+def _images(path: Path | None, limit: int | None, source: Source, config: Any) -> _Data:
     if path is None:
-        from captum_lrp_tx.models import digit_samples
-
-        images, classes = digit_samples()
-        return _Data("sample digits", images[:limit], [str(c) for c in classes.tolist()][:limit])
+        images, classes = (first(x, limit, LIMIT, "digits") for x in digit_samples())
+        return _Data("sample digits", images, [str(c) for c in classes.tolist()])
     if path.is_dir():
-        files = image_files(path)
-        if tell and len(files) > limit:
-            note(f"the first {limit} images of {len(files)}; --limit N takes more")
-        files = files[:limit]
+        files = first(image_files(path), limit, LIMIT, "images")
         named = [None if file.parent == path else file.parent.name for file in files]
         images = torch.cat([read_image(file, source, config) for file in files])
         return _Data(path.name, images, named if any(named) else None)
@@ -146,14 +138,12 @@ def _images(path: Path | None, limit: int, tell: bool, source: Source, config: A
         return _Data(path.name, read_image(path, source, config))
     images = read_images(path)
     check_shape(images, path, config)
-    if tell and len(images) > limit:
-        note(f"the first {limit} images of {len(images)}; --limit N takes more")
-    return _Data(path.name, images[:limit])
+    return _Data(path.name, first(images, limit, LIMIT, "images"))
 
 
-def _short_enough(data: _Data, tokenizer: Any, config: Any) -> _Data:
+def _short_enough(data: _Data, tokenizer: Any, model: Any) -> _Data:
     """Without the texts that the model cannot take."""
-    limit = longest_text(tokenizer, config)
+    limit = most_tokens(model.modules(), tokenizer)
     if limit is None or isinstance(data.inputs, Tensor):
         return data
     lengths = [len(ids) for ids in tokenizer(data.inputs, verbose=False)["input_ids"]]

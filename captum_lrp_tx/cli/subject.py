@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captum_lrp_tx.attr.targets import TargetType
 from captum_lrp_tx.cli.images import read_image
 from captum_lrp_tx.cli.models import Kind, Source, find, kind_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.status import status
-from captum_lrp_tx.explaining import Tokens, cases_of
+from captum_lrp_tx.explaining import cases_of
+from captum_lrp_tx.explaining.tasks import Case, Choice
 from captum_lrp_tx.explaining.texts import Reader, encode
 
 #: What models do, as :func:`captum_lrp_tx.explain` calls it.
@@ -46,7 +46,7 @@ class Loaded:
         return TASKS[self.kind]
 
     def input(self, text: str | None, arguments: argparse.Namespace) -> Any:
-        """The encoded text, or the pixels of ``arguments.image`` where there is none.
+        """The text, once its tokenizer has read it; without one ``arguments.image`` as pixels.
 
         Raises:
             InputError: If it cannot be read or does not fit.
@@ -63,24 +63,14 @@ class Subject:
     """One prediction.
 
     Attributes:
-        model (nn.Module): In evaluation mode.
-        inputs (mapping or Tensor): A tokenizer's encoding, or pixels.
-        target (int or tuple of int): Of ``attribute``.
-        prediction (str): Name of the predicted class.
-        probability (float, optional): Of the predicted class; None for a model with one output.
-        explained (str): Name of the explained class.
+        case (Case): The model and its input.
+        choice (Choice): What it predicts, and which output is explained.
         score (float): The explained output.
-        tokens (Tokens, optional): Of a text.
     """
 
-    model: Any
-    inputs: Any
-    target: TargetType
-    prediction: str
-    probability: float | None
-    explained: str
+    case: Case
+    choice: Choice
     score: float
-    tokens: Tokens | None = None
 
 
 def load(text: str | None, name: str | None) -> Loaded:
@@ -132,10 +122,5 @@ def subject_of(loaded: Loaded, item: Any, target: str | None) -> Subject:
         TargetError: If there is no such class or token.
     """
     with status("running the model"):
-        cases = cases_of(loaded.model, loaded.tokenizer, item, target, loaded.task)
-        case = next(iter(cases))
-        choice, score = case.run()
-    return Subject(
-        loaded.model, case.inputs, choice.target, choice.prediction, choice.probability,
-        choice.name, score, case.tokens,
-    )  # fmt: skip
+        case = next(cases_of(loaded.model, loaded.tokenizer, item, target, loaded.task))
+        return Subject(case, *case.run())

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.errors import InputError
 
 _TEXT_COLUMNS = ("sentence", "text", "review")
@@ -37,7 +38,7 @@ class Table:
 
 
 def read_table(file: Path) -> Table:
-    """Reads a file of texts.
+    """Reads a file of texts; says which columns of a table it took.
 
     Args:
         file (Path): ``.csv``: with a column ``sentence``, ``text`` or ``review``, and maybe
@@ -47,12 +48,7 @@ def read_table(file: Path) -> Table:
     Raises:
         InputError: If the file cannot be read, or holds no text.
     """
-    try:
-        content = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise InputError(f"cannot read {file}: {why}") from error
-    lines = list(_lines(content, file))
+    lines = list(_lines(read_content(file), file))
     names = [name.strip() for name in lines[0][1]] if lines else []
     folded = [name.casefold() for name in names]
     column = next((folded.index(name) for name in _TEXT_COLUMNS if name in folded), None)
@@ -75,7 +71,22 @@ def read_table(file: Path) -> Table:
         )
     if column is None:
         return Table(rows)
-    return Table(rows, names[column], "" if place is None else names[place])
+    table = Table(rows, names[column], "" if place is None else names[place])
+    note(table.told())
+    return table
+
+
+def read_content(file: Path) -> str:
+    """What is in a text file.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise InputError(f"cannot read {file}: {why}") from error
 
 
 def _field(fields: list[str], place: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
@@ -321,9 +321,6 @@ class Explanations(Sequence[Explanation]):
         if isinstance(index, slice):
             return Explanations(self._items[index])
         return self._items[index]
-
-    def __iter__(self) -> Iterator[Explanation]:
-        return iter(self._items)
 
     def to_frame(self) -> pd.DataFrame:
         """All tables of :meth:`Explanation.to_frame`, with a column ``example`` in front.

@@ -134,7 +134,7 @@ def explain(
     explainer("lrp" if rules is None else rules)  # complains before anything is read
     reader = Reader(model, processor, truncation, max_length)
     items, several = _items(inputs, reader)
-    wishes = _wishes(target, len(items), several, Wish(None, contrast, answer, hops))
+    wishes = _wishes(target, len(items), Wish(None, contrast, answer, hops))
     if isinstance(processor, nn.Module):
         raise InputError("the second argument is a model; write explain(model, tokenizer, text)")
     made: list[Explanation] = []
@@ -256,7 +256,7 @@ def _row(inputs: Mapping[str, Any], index: int, count: int) -> dict[str, Any]:
     }
 
 
-def _wishes(target: Any, count: int, several: bool, wish: Wish) -> list[Wish]:
+def _wishes(target: Any, count: int, wish: Wish) -> list[Wish]:
     """What is wanted of each input."""
     if wish.hops is not None and wish.answer is None:
         raise InputError("hops= goes with answer=: how many tokens to generate, or a text")
@@ -269,8 +269,6 @@ def _wishes(target: Any, count: int, several: bool, wish: Wish) -> list[Wish]:
             )
     else:
         targets = [target] * count
-    if not several and isinstance(target, list) and count == 1:
-        targets = [target[0]]
     return [replace(wish, target=one) for one in targets]
 
 

@@ -101,7 +101,7 @@ def _places(tokens: Tokens, named: list[tuple[str, str]]) -> list[tuple[str, str
                 "as the model reads it (explanation.text)"
             )
         last = (part, start + len(wanted))
-        found.append((name, part, *(start, last[1])))
+        found.append((name, part, start, last[1]))
     return found
 
 

@@ -25,6 +25,7 @@ from captum_lrp_tx.visualization.page import (
     sections,
     text_section,
 )
+from captum_lrp_tx.visualization.tokens import Piece
 from captum_lrp_tx.visualization.wording import printable
 
 if TYPE_CHECKING:
@@ -44,9 +45,7 @@ def words_of(tokens: Tokens, values: Sequence[float]) -> list[Word]:
         tokens (Tokens): The tokens.
         values (sequence of float): Relevance of each token.
     """
-    plain = TokenHeatmap(tokens.names, values, special=tokens.special, scheme=tokens.scheme).pieces(
-        merge=False
-    )
+    plain = _single(tokens)
     words = []
     for members in tokens.words:
         spans = [span for i in members if (span := tokens.spans[i]) is not None]
@@ -62,6 +61,13 @@ def words_of(tokens: Tokens, values: Sequence[float]) -> list[Word]:
     return words
 
 
+def _single(tokens: Tokens) -> list[Piece]:
+    """Each token by itself, with the space that its own mark tells."""
+    nothing = [0.0] * len(tokens)
+    heatmap = TokenHeatmap(tokens.names, nothing, special=tokens.special, scheme=tokens.scheme)
+    return heatmap.pieces(merge=False)
+
+
 def _joined(tokens: Tokens, members: Sequence[int], texts: Sequence[str]) -> str:
     """A word of which no place is known, from the names of its tokens."""
     if len(members) == 1:
@@ -75,35 +81,27 @@ def _joined(tokens: Tokens, members: Sequence[int], texts: Sequence[str]) -> str
 
 def heatmap(explanation: Explanation, tokens: Tokens) -> TokenHeatmap:
     """A text as a heat map."""
-    values = explanation.relevance.double().tolist()
-    drawn = []
-    before: Word | None = None
-    for word in words_of(tokens, values):
-        drawn.append((word.text, _has_space(tokens, before, word), word.tokens))
-        before = word
+    values, plain = explanation.relevance.double().tolist(), _single(tokens)
+    words = words_of(tokens, values)
+    drawn = [
+        (word.text, _has_space(tokens, before, word, plain), word.tokens)
+        for before, word in zip([None, *words], words)
+    ]
     return TokenHeatmap(
         tokens.names, values, title=f"Relevance for {explanation.target}", special=tokens.special,
         scheme=tokens.scheme, words=drawn, told=facts(explanation),
     )  # fmt: skip
 
 
-def _has_space(tokens: Tokens, before: Word | None, word: Word) -> bool:
+def _has_space(tokens: Tokens, before: Word | None, word: Word, plain: Sequence[Piece]) -> bool:
     """Whether a word is to be drawn with a space before it."""
     if before is None or before.part != word.part:
         return True
     if word.start is None or before.end is None:
         if word.start is None and before.end is None and not tokens.special[word.tokens[0]]:
-            return _marked(tokens, word.tokens[0])
+            return plain[word.tokens[0]].space
         return True
     return any(char.isspace() for char in tokens.texts[word.part][before.end : word.start])
-
-
-def _marked(tokens: Tokens, index: int) -> bool:
-    """Whether a token's own mark says that a space precedes it."""
-    heatmap = TokenHeatmap(
-        tokens.names, [0.0] * len(tokens), special=tokens.special, scheme=tokens.scheme
-    )
-    return heatmap.pieces(merge=False)[index].space
 
 
 def facts(explanation: Explanation) -> list[tuple[str, str]]:
@@ -148,12 +146,10 @@ def plot(explanation: Explanation, **options: Any) -> Figure:
     return image_figure(explanation.image, explanation.relevance, **options)
 
 
-def terminal_text(explanation: Explanation, colour: bool | None = None) -> str:
+def terminal_text(explanation: Explanation) -> str:
     """An explanation for a terminal, in colours if it has them."""
-    colour = supports_colour() if colour is None else colour
-    told = facts(explanation)
-    head = "\n".join(f"{name:<12}{text}" for name, text in told)
-    shown = [head]
+    colour = supports_colour()
+    shown = ["\n".join(f"{name:<12}{text}" for name, text in facts(explanation))]
     if explanation.tokenized is not None:
         shown.append(terminal(heatmap(explanation, explanation.tokenized), colour=colour))
     if (seen := map_of_picture(explanation)) is not None:

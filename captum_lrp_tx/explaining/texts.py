@@ -74,12 +74,7 @@ class Reader:
     def limit(self) -> int | None:
         """The most tokens that the model takes, if there is a limit."""
         modules = getattr(self.model, "modules", tuple)
-        found = [
-            self.max_length if self.truncation else None,
-            getattr(self.tokenizer, "model_max_length", None),
-            most_tokens(list(modules())),
-        ]
-        return min((n for n in found if isinstance(n, int) and n > 0), default=None)
+        return most_tokens(modules(), self.tokenizer, self.max_length if self.truncation else None)
 
 
 @dataclass(frozen=True)
@@ -160,8 +155,8 @@ def _from_texts(texts: dict[str, str], reader: Reader, **more: Any) -> Encoded:
     ids = inputs["input_ids"]
     if not ids.numel():
         raise InputError("the tokenizer made no token of the text")
-    tokens = tokens_of_text(encoding, 0, ids[0].tolist(), tokenizer, texts)
-    warnings = [*_of_unknown(ids[0], tokens, tokenizer)]
+    tokens = tokens_of_text(encoding, ids[0].tolist(), tokenizer, texts)
+    warnings = _of_unknown(ids[0], tokens, tokenizer)
     if reader.truncation:
         full = len(tokenizer(*texts.values(), verbose=False, **more)["input_ids"])
         if full > ids.shape[1]:
@@ -195,7 +190,7 @@ def _from_ids(item: Any, reader: Reader) -> Encoded:
         raise InputError(f"token ids of one text have the shape (1, tokens), not {(*ids.shape,)}")
     _check_length(ids.shape[1], reader)
     tokens = tokens_of_ids(ids[0].tolist(), reader.tokenizer)
-    warnings = [*_of_unknown(ids[0], tokens, reader.tokenizer)]
+    warnings = _of_unknown(ids[0], tokens, reader.tokenizer)
     pad = getattr(reader.tokenizer, "pad_token_id", None)
     end = getattr(reader.tokenizer, "eos_token_id", None)
     padding = 0 if pad is None or pad == end else int((ids == pad).sum())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
-from captum_lrp_tx.visualization.wording import Scheme, in_word, scheme_of, special_ids
+from captum_lrp_tx.visualization.wording import Scheme, in_word
 
 #: Where a token or a word stands in its text: text[start:end]; None for what the tokenizer added.
 Span = tuple[int, int]
@@ -77,40 +77,33 @@ def tokens_of_ids(ids: Sequence[int], tokenizer: Any, part: str = "text") -> Tok
         tokenizer: A tokenizer of transformers; without one the tokens are called by their ids.
         part (str): What the text is called.
     """
+    count, nothing = len(ids), [0.0] * len(ids)
     if tokenizer is None:
-        names, hidden = [str(i) for i in ids], set()
+        heatmap = TokenHeatmap([*map(str, ids)], nothing, special=[False] * count, scheme="words")
     else:
-        names = [str(token) for token in tokenizer.convert_ids_to_tokens(list(ids))]
-        hidden = special_ids(tokenizer)
-    scheme: Scheme = "words" if tokenizer is None else scheme_of(tokenizer)
-    special = tuple(i in hidden for i in ids)
-    heatmap = TokenHeatmap(names, [0.0] * len(names), special=special, scheme=scheme)
+        heatmap = TokenHeatmap.from_ids(tokenizer, ids, nothing)
     return Tokens(
-        tuple(names), special, (part,) * len(names), (None,) * len(names),
-        tuple(piece.tokens for piece in heatmap.pieces()), {}, scheme,
+        tuple(heatmap.tokens), tuple(heatmap.special or ()), (part,) * count, (None,) * count,
+        tuple(piece.tokens for piece in heatmap.pieces()), {}, heatmap.scheme,
     )  # fmt: skip
 
 
 def tokens_of_text(
-    encoding: Any, row: int, ids: Sequence[int], tokenizer: Any, texts: dict[str, str]
+    encoding: Any, ids: Sequence[int], tokenizer: Any, texts: dict[str, str]
 ) -> Tokens:
     """Tokens of a text, with the words and places that a fast tokenizer knows.
 
     Args:
-        encoding (BatchEncoding): What the tokenizer returned.
-        row (int): Which row of it.
-        ids (sequence of int): Token ids of the row.
+        encoding (BatchEncoding): What the tokenizer returned for it.
+        ids (sequence of int): Token ids.
         tokenizer: A tokenizer of transformers.
         texts (dict of str to str): The original texts, by the name of the part.
     """
-    first = next(iter(texts))
-    plain = tokens_of_ids(ids, tokenizer, first)
-    if not getattr(encoding, "is_fast", False):
-        return Tokens(
-            plain.names, plain.special, plain.parts, plain.spans, plain.words, texts, plain.scheme
-        )
-    known = encoding.encodings[row]
     labels = list(texts)
+    plain = replace(tokens_of_ids(ids, tokenizer, labels[0]), texts=texts)
+    if not getattr(encoding, "is_fast", False):
+        return plain
+    known = encoding.encodings[0]
     parts = tuple("" if i is None else labels[i] for i in known.sequence_ids)
     spans = tuple(
         _trimmed(texts[part], (int(start), int(end))) if part else None
@@ -120,7 +113,7 @@ def tokens_of_text(
         bool(part) and not special for part, special in zip(parts, plain.special, strict=True)
     ]
     words = _grouped(known.word_ids, parts, spans, inside, texts)
-    return Tokens(plain.names, plain.special, parts, spans, words, texts, plain.scheme)
+    return replace(plain, parts=parts, spans=spans, words=words)
 
 
 def _trimmed(text: str, span: Span) -> Span:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from captum_lrp_tx.attr.conservative import AttributionInputs
 from captum_lrp_tx.attr.mappings import inputs_of
+from captum_lrp_tx.attr.misfits import most_tokens
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.model.modules import find_modules
-from captum_lrp_tx.runs.subject import device_of, longest_text
+from captum_lrp_tx.runs.subject import device_of
 from captum_lrp_tx.visualization.tokens import looks_special
 from captum_lrp_tx.visualization.wording import special_ids
 
@@ -151,8 +152,7 @@ def _from_texts(texts: list[Any], model: Any, tokenizer: Any) -> Samples:
     columns = list(zip(*texts, strict=True)) if pairs[0] else [texts]
     encoded = tokenizer(*map(list, columns))
     names = list(encoded)
-    first = next((module for _, module in find_modules(model)), None)
-    limit = longest_text(tokenizer, getattr(first, "config", None))
+    limit = most_tokens([module for _, module in find_modules(model)], tokenizer)
     device = device_of(model)
     hidden = special_ids(tokenizer)
     items = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,17 +109,9 @@ _KINDS = (
 )
 
 
-class _Tokenize:
-    """Collates texts into lists of ids; a class, so that worker processes can be sent it."""
-
-    def __init__(self, tokenizer: Any, max_length: int | None) -> None:
-        self._tokenizer = tokenizer
-        self._options: dict[str, Any] = {"padding": False}
-        if max_length is not None:
-            self._options.update(truncation=True, max_length=max_length)
-
-    def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
-        return dict(self._tokenizer(texts, **self._options))
+def _ids(tokenizer: Any, options: dict[str, Any], texts: list[str]) -> dict[str, list[list[int]]]:
+    """Lists of ids, one for each text; no method, so that worker processes can be sent it."""
+    return dict(tokenizer(texts, padding=False, **options))
 
 
 def _tokenized(
@@ -126,14 +119,12 @@ def _tokenized(
 ) -> list[Example]:
     if tokenizer is None:
         raise InputError("texts need the tokenizer of the model: pass tokenizer=")
+    cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
     chunks: Any = DataLoader(
         texts,  # type: ignore[arg-type]  # any sequence will do
-        batch_size=_CHUNK, num_workers=workers, collate_fn=_Tokenize(tokenizer, max_length),
+        batch_size=_CHUNK, num_workers=workers, collate_fn=partial(_ids, tokenizer, cut),
     )  # fmt: skip
-    examples: list[Example] = []
-    for chunk in chunks:
-        examples.extend(_rows(chunk))
-    return examples
+    return [row for chunk in chunks for row in _rows(chunk)]
 
 
 def _rows(columns: Mapping[str, Sequence[Sequence[int]]]) -> list[Example]:

@@ -71,13 +71,3 @@ def placed(inputs: Any, device: torch.device | None) -> Any:
     if isinstance(inputs, Tensor):
         return inputs.to(device)
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-
-
-def longest_text(tokenizer: Any, config: Any) -> int | None:
-    """How many tokens a model takes at most, if its tokenizer or its configuration says so."""
-    found = [
-        getattr(tokenizer, "model_max_length", None),
-        getattr(config, "max_position_embeddings", None),
-    ]
-    # tokenizers without a limit name a number with thirty digits
-    return min((n for n in found if isinstance(n, int) and 0 < n < 10**9), default=None)

@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 import transformers
 
 import captum_lrp_tx as lrp
+from captum_lrp_tx.attr.misfits import most_tokens
 from captum_lrp_tx.cli import main
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.models import digits, sentiment
@@ -111,6 +112,11 @@ def test_other_tables_of_positions(kind: str) -> None:
     with pytest.raises(InputError, match="9 tokens, but the model has positions for 8"):
         explainer.attribute(torch.full((1, 9), 5), target=target)
     assert explainer.attribute(torch.full((1, 8), 5), target=target).shape == (1, 8)
+    # RoBERTa keeps two of its ten positions for padding; some tokenizers know no limit
+    unlimited = SimpleNamespace(model_max_length=10**30)
+    assert most_tokens(model.modules(), unlimited) == most_tokens(model.modules()) == 8
+    assert most_tokens(model.modules(), unlimited, wanted=5) == 5
+    assert most_tokens([nn.ReLU()], unlimited) is None
 
 
 def test_dimensions_that_are_missing(model: Any) -> None:

@@ -25,7 +25,7 @@ from captum_lrp_tx import (
     compare,
 )
 from captum_lrp_tx.cli import main
-from captum_lrp_tx.cli.compare import read_texts
+from captum_lrp_tx.cli.tables import read_table
 from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, TargetError
 from captum_lrp_tx.methods import METHODS, choose_methods, find_method
 from captum_lrp_tx.methods import run as run_method
@@ -691,16 +691,16 @@ def test_many_texts(run, tmp_path):
 def test_texts_of_files(tmp_path):
     path = tmp_path / "lines"
     path.write_text("one\n\n two \nthree", encoding="utf-8")
-    assert read_texts(path, 2) == ([(1, "one"), (3, "two")], 1)
+    assert read_table(path).rows == [(1, "one", ""), (3, "two", ""), (4, "three", "")]
     path.write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="holds no text"):
-        read_texts(path, 2)
+        read_table(path)
     path.write_text("a\tb\n1\t2\n", encoding="utf-8")
     with pytest.raises(InputError, match='without a column "sentence"'):
-        read_texts(path, 2)
+        read_table(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="no UTF-8 text"):
-        read_texts(path, 2)
+        read_table(path)
 
 
 @pytest.mark.parametrize(

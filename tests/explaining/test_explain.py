@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 pytest.importorskip("transformers")
 
@@ -281,6 +282,20 @@ def test_too_long_texts_are_cut_only_if_told(model: Any, tokenizer: Any) -> None
     short = lrp.explain(model, tokenizer, text, truncation=True, max_length=8)
     assert len(short) == 8 and "got 8" in short.warnings[0]
     assert not lrp.explain(model, tokenizer, FILM, truncation=True).warnings
+
+
+def test_nothing_is_cut_where_there_is_no_limit(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "model_max_length", 10**30)  # as tokenizers without a limit say
+    table, head = nn.Embedding(tokenizer.vocab_size, 4), nn.Linear(4, 2)
+
+    def model(input_ids: Tensor) -> Tensor:
+        scores: Tensor = head(table(input_ids).mean(1))
+        return scores
+
+    made = lrp.explain(model, tokenizer, FILM, truncation=True)
+    assert not made.warnings and len(made) == len(lrp.explain(model, tokenizer, FILM))
 
 
 def test_unknown_tokens_are_said(model: Any, tokenizer: Any) -> None:

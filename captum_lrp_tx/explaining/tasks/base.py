@@ -209,15 +209,19 @@ def choose(
     target: TargetType = (*place, index) if place else index
     name, explains = names.name(index), f"logit of {names.name(index)}"
     if wish.contrast is not False:
-        other = _other(scores, index, wish.contrast, names)
+        other = rival(scores, index, wish.contrast, names)
         target = Contrast(target, (*place, other) if place else other)
         name = f"{name} rather than {names.name(other)}"
         explains += f" minus that of {names.name(other)}"
     return Choice(target, name, explains + where, names.name(predicted), probability)
 
 
-def _other(scores: Tensor, index: int, contrast: bool | int | str, names: Names) -> int:
-    """What an output is contrasted with: the best of the others, or the one that is named."""
+def rival(scores: Tensor, index: int, contrast: bool | int | str, names: Names) -> int:
+    """What an output is contrasted with: the best of the others, or the one that is named.
+
+    Raises:
+        TargetError: If there is no such output.
+    """
     if contrast is not True:
         other = names.index(contrast, scores)
         if other == index:
@@ -249,11 +253,16 @@ class Chosen(Target):
         return select_target(output, self.choice.target).reshape(len(output))
 
 
-def only_text(tokens: Tokens) -> Arrange:
-    """The relevance of the only text."""
+def of_texts(tokens: Tokens, *keys: str) -> Arrange:
+    """The relevance of texts, one behind the other; of the only one unless their inputs are named.
+
+    Args:
+        tokens (Tokens): Of all of them.
+        *keys (str): What the model calls their ids.
+    """
 
     def arrange(relevances: Mapping[str, Tensor], _: Choice) -> tuple[Tokens, Tensor]:
-        return tokens, relevances["input_ids"][0]
+        return tokens, torch.cat([relevances[key][0] for key in keys or ("input_ids",)])
 
     return arrange
 

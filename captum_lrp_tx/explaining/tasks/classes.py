@@ -19,7 +19,7 @@ from captum_lrp_tx.explaining.tasks.base import (
     Task,
     Wish,
     choose,
-    only_text,
+    of_texts,
     refuse_answer,
 )
 from captum_lrp_tx.explaining.texts import Reader, encode
@@ -81,7 +81,7 @@ class SequenceClassification(Task):
         for one in each_class(wish, reader.config):
             yield Case(
                 self.name, reader.model, encoded.inputs, class_choice(one, reader.config),
-                only_text(encoded.tokens), warnings=encoded.warnings, tokens=encoded.tokens,
+                of_texts(encoded.tokens), warnings=encoded.warnings, tokens=encoded.tokens,
             )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ class TokenClassification(Task):
             one = wish if number is None else replace(wish, target=number)
             yield Case(
                 self.name, reader.model, encoded.inputs,
-                _label_of_word(one, reader.config, tokens, words), only_text(tokens),
+                _label_of_word(one, reader.config, tokens, words), of_texts(tokens),
                 warnings=encoded.warnings, tokens=encoded.tokens,
             )  # fmt: skip
 

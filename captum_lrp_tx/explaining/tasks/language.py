@@ -21,11 +21,11 @@ from captum_lrp_tx.explaining.tasks.base import (
     Wish,
     Written,
     choose,
-    only_text,
+    of_texts,
     refuse_answer,
 )
 from captum_lrp_tx.explaining.texts import Encoded, Reader, encode
-from captum_lrp_tx.explaining.words import Tokens, tokens_of_ids
+from captum_lrp_tx.explaining.words import tokens_of_ids
 from captum_lrp_tx.rules.rule import Bias
 
 #: The longest answer of a model that reads one text and writes another, unless told otherwise.
@@ -62,7 +62,7 @@ class NextToken(Task):
         if wish.answer is None:
             yield Case(
                 self.name, reader.model, encoded.inputs,
-                token_choice(wish, reader.tokenizer, encoded.last()), only_text(encoded.tokens),
+                token_choice(wish, reader.tokenizer, encoded.last()), of_texts(encoded.tokens),
                 warnings=encoded.warnings, tokens=encoded.tokens,
             )  # fmt: skip
             return
@@ -85,7 +85,7 @@ class NextToken(Task):
                     _token_of(wish, token), reader.tokenizer, prompt.shape[1] + count - 1,
                     f" as token {count + 1} of the answer",
                 ),
-                only_text(encoded.tokens + written if before else encoded.tokens),
+                of_texts(encoded.tokens + written if before else encoded.tokens),
                 warnings=encoded.warnings, tokens=encoded.tokens,
             )  # fmt: skip
 
@@ -115,7 +115,7 @@ class NextToken(Task):
         written = tokens_of_ids(answer, reader.tokenizer, "answer")
         return Case(
             self.name, reader.model, inputs, lambda _: Choice(target, text, explains),
-            only_text(encoded.tokens + written), warnings=encoded.warnings,
+            of_texts(encoded.tokens + written), warnings=encoded.warnings,
             tokens=encoded.tokens + written, written=Written(start, _hops(wish.hops)),
         )  # fmt: skip
 
@@ -150,7 +150,7 @@ class MaskedToken(Task):
             where = "" if len(places) == 1 else f" at mask {number + 1} of {len(places)}"
             yield Case(
                 self.name, reader.model, encoded.inputs,
-                token_choice(wish, reader.tokenizer, place, where), only_text(encoded.tokens),
+                token_choice(wish, reader.tokenizer, place, where), of_texts(encoded.tokens),
                 warnings=encoded.warnings, tokens=encoded.tokens,
             )  # fmt: skip
 
@@ -182,7 +182,7 @@ class SequenceToSequence(Task):
                 token_choice(
                     wanted, reader.tokenizer, len(ids) - 1, f" as token {count + 1} of the answer"
                 ),
-                _both(encoded.tokens, written),
+                of_texts(encoded.tokens + written, "input_ids", "decoder_input_ids"),
                 warnings=encoded.warnings, tokens=encoded.tokens,
             )  # fmt: skip
 
@@ -255,16 +255,6 @@ def _hops(wished: int | str | None) -> int | None:
     if isinstance(wished, int) and not isinstance(wished, bool) and wished >= 0:
         return wished
     raise TargetError(f"hops must be a number of hops, 0 or more, or 'all', not {wished!r}")
-
-
-def _both(source: Tokens, written: Tokens) -> Callable[..., tuple[Tokens, Tensor]]:
-    """The relevance of what was read, and then of what was written so far."""
-
-    def arrange(relevances: Mapping[str, Tensor], _: Choice) -> tuple[Tokens, Tensor]:
-        parts = [relevances["input_ids"][0], relevances["decoder_input_ids"][0]]
-        return source + written, torch.cat(parts)
-
-    return arrange
 
 
 def _token_of(wish: Wish, token: int) -> Wish:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from captum_lrp_tx.attr.bilrp import pooled
 from captum_lrp_tx.errors import InputError, OutputError, TargetError
-from captum_lrp_tx.explaining.tasks.base import Case, Choice, Task, Wish, refuse_answer
+from captum_lrp_tx.explaining.tasks.base import Case, Choice, Task, Wish, of_texts, refuse_answer
 from captum_lrp_tx.explaining.texts import Reader, encode, is_pair
 from captum_lrp_tx.explaining.words import Tokens
 
@@ -65,8 +65,10 @@ class Similarity(Task):
             a, b = (_embedding(model, _part(given, part)) for part in ("first", "second"))
             return cosine(a, b)
 
+        tokens = _named(first.tokens, "first") + _named(second.tokens, "second")
         yield Case(
-            self.name, forward, inputs, whole, _arranged(first.tokens, second.tokens),
+            self.name, forward, inputs, whole,
+            of_texts(tokens, "first_input_ids", "second_input_ids"),
             warnings=tuple(dict.fromkeys(first.warnings + second.warnings)),
         )  # fmt: skip
 
@@ -88,18 +90,7 @@ def _embedding(model: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:
     return pooled(states, "mean", inputs.get("attention_mask"))
 
 
-def _arranged(first: Tokens, second: Tokens) -> Callable[..., tuple[Tokens, Tensor]]:
-    def named(tokens: Tokens, part: str) -> Tokens:
-        texts = dict.fromkeys([part], "".join(tokens.texts.values()))
-        parts = tuple(part if p else "" for p in tokens.parts)
-        return Tokens(
-            tokens.names, tokens.special, parts, tokens.spans, tokens.words, texts, tokens.scheme
-        )
-
-    both = named(first, "first") + named(second, "second")
-
-    def arrange(relevances: Mapping[str, Tensor], _: Choice) -> tuple[Tokens, Tensor]:
-        parts = [relevances["first_input_ids"][0], relevances["second_input_ids"][0]]
-        return both, torch.cat(parts)
-
-    return arrange
+def _named(tokens: Tokens, part: str) -> Tokens:
+    """The tokens of a text that is one of two."""
+    parts = tuple(part if p else "" for p in tokens.parts)
+    return replace(tokens, parts=parts, texts={part: "".join(tokens.texts.values())})

@@ -15,7 +15,7 @@ from captum_lrp_tx.explaining.tasks.base import (
     Choice,
     Task,
     Wish,
-    only_text,
+    of_texts,
     refuse_answer,
 )
 from captum_lrp_tx.explaining.texts import Reader, encode, is_pair
@@ -55,7 +55,7 @@ class QuestionAnswering(Task):
             return _answer(output[0], wish.target, tokens, inside)
 
         yield Case(
-            self.name, forward, encoded.inputs, of, only_text(tokens), warnings=encoded.warnings
+            self.name, forward, encoded.inputs, of, of_texts(tokens), warnings=encoded.warnings
         )
 
 

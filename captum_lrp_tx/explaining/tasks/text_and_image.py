@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_lrp_tx.errors import InputError, OutputError
 from captum_lrp_tx.explaining.images import pixels_of
-from captum_lrp_tx.explaining.tasks.base import Case, Task, Wish, only_text, refuse_answer
+from captum_lrp_tx.explaining.tasks.base import Case, Task, Wish, of_texts, refuse_answer
 from captum_lrp_tx.explaining.tasks.classes import class_choice, each_class
 from captum_lrp_tx.explaining.tasks.similarity import cosine, refuse_wishes, whole
 from captum_lrp_tx.explaining.texts import Encoded, Reader, encode
@@ -37,7 +37,7 @@ class TextImageSimilarity(Task):
             return cosine(text, image)
 
         yield Case(
-            self.name, forward, inputs, whole, only_text(encoded.tokens),
+            self.name, forward, inputs, whole, of_texts(encoded.tokens),
             inputs["pixel_values"][0], warnings,
         )  # fmt: skip
 
@@ -55,7 +55,7 @@ class TextImageClassification(Task):
         for one in each_class(wish, reader.config):
             yield Case(
                 self.name, reader.model, inputs, class_choice(one, reader.config, several),
-                only_text(encoded.tokens), inputs["pixel_values"][0], warnings,
+                of_texts(encoded.tokens), inputs["pixel_values"][0], warnings,
             )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from captum_lrp_tx.explaining.tasks.base import (
     choose,
     only_image,
     refuse_answer,
+    rival,
 )
 from captum_lrp_tx.explaining.tasks.classes import class_choice, each_class
 from captum_lrp_tx.explaining.texts import Reader
@@ -223,7 +224,7 @@ def _region_choice(wish: Wish, config: Any, size: tuple[int, int]) -> Callable[[
         explains = f"logit of {name}"
         target: Target = _InRegion(index, region)
         if wish.contrast is not False:
-            other = _rival(output[0][:, region].sum(-1), index, wish.contrast, names)
+            other = rival(output[0][:, region].sum(-1), index, wish.contrast, names)
             target = Contrast(target, _InRegion(other, region))
             name += f" rather than {names.name(other)}"
             explains += f" minus that of {names.name(other)}"
@@ -231,15 +232,6 @@ def _region_choice(wish: Wish, config: Any, size: tuple[int, int]) -> Callable[[
         return Choice(target, name, explains, predicted)
 
     return of
-
-
-def _rival(scores: Tensor, index: int, contrast: bool | int | str, names: ClassNames) -> int:
-    """The class that another one is contrasted with."""
-    choice = choose(scores, Wish(index, contrast), names)
-    assert isinstance(choice.target, Contrast)
-    other = choice.target.parts[1]
-    assert isinstance(other, int)
-    return other
 
 
 def _region(mask: Any, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:

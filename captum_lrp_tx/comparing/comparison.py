@@ -18,6 +18,12 @@ from captum_lrp_tx.visualization.comparison import (
     image_comparison_terminal,
     numbers_table,
 )
+from captum_lrp_tx.visualization.comparison_figure import (
+    comparison_figure,
+    image_comparison_figure,
+)
+from captum_lrp_tx.visualization.comparison_page import comparison_html, image_comparison_html
+from captum_lrp_tx.visualization.glyphs import quiet_about_glyphs
 from captum_lrp_tx.visualization.wording import Scheme
 
 if TYPE_CHECKING:
@@ -166,11 +172,6 @@ class Comparison:
             whole (bool): A document, or a part for another page, such as a notebook.
             options: See :meth:`drawing`.
         """
-        from captum_lrp_tx.visualization.comparison_page import (
-            comparison_html,
-            image_comparison_html,
-        )
-
         if self.image is not None:
             return image_comparison_html(
                 self.image, self.strips(), whole=whole, **self._image(options)
@@ -188,11 +189,6 @@ class Comparison:
             merge (bool): Join word-pieces.
             options: See :meth:`drawing`.
         """
-        from captum_lrp_tx.visualization.comparison_figure import (
-            comparison_figure,
-            image_comparison_figure,
-        )
-
         if self.image is not None:
             return image_comparison_figure(
                 self.image, self.strips(), width=width, **self._image(options)
@@ -207,8 +203,6 @@ class Comparison:
             dpi (int): Dots per inch.
             options: See :meth:`figure`.
         """
-        from captum_lrp_tx.visualization.glyphs import quiet_about_glyphs
-
         drawing = self.figure(**options)
         with quiet_about_glyphs():
             drawing.savefig(path, format="png", dpi=dpi)

@@ -53,15 +53,18 @@ def curves_figure(
         top=1 - (head + 0.25) / height, wspace=0.42 if len(measures) < 3 else 0.5,
     )  # fmt: skip
     drawn = styles([method.name for method in methods])
+    most = max(len(method.rows) for method in methods)
     for axes, measure in zip(grid, measures, strict=True):
         for method in methods:
             curve = method.measured[measure.name]
             assert isinstance(curve, Curve)
             x, y = mean_curve(curve)
             colour, dashes, thickness = drawn[method.name]
+            count = len(method.rows)
             axes.plot(
                 x.numpy() * 100, y.numpy(), color=colour, linestyle=dashes, linewidth=thickness,
-                label=_label(method.name, len(method.rows), methods), zorder=2 + thickness,
+                label=method.name + (f" (n = {count})" if count < most else ""),
+                zorder=2 + thickness,
             )  # fmt: skip
         better = "higher" if measure.higher else "lower"
         axes.set_title(f"{measure.title}: {better} is better", fontsize=9)
@@ -88,8 +91,3 @@ def _quiet(axes: Any) -> None:
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color("#a0a0a0")
         spine.set_linewidth(0.7)
-
-
-def _label(name: str, count: int, methods: list[Any]) -> str:
-    most = max(len(method.rows) for method in methods)
-    return name if count == most else f"{name} (n = {count})"

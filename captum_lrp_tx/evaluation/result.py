@@ -243,12 +243,11 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
 
 
-def mean_curve(curve: Curve, points: int = 101) -> tuple[Tensor, Tensor]:
+def mean_curve(curve: Curve) -> tuple[Tensor, Tensor]:
     """Fractions and the mean of all examples there, for a drawing.
 
     Args:
-        curve (Curve): Of several examples.
-        points (int): How many, if every example has steps of its own.
+        curve (Curve): Of several examples; at each per cent if each has steps of its own.
 
     Example::
 
@@ -258,5 +257,5 @@ def mean_curve(curve: Curve, points: int = 101) -> tuple[Tensor, Tensor]:
     """
     if curve.fractions.dim() == 1:
         return curve.fractions, curve.values.mean(0)
-    grid = torch.linspace(0, 1, points, dtype=torch.float64)
+    grid = torch.linspace(0, 1, 101, dtype=torch.float64)
     return grid, curve.at(grid).mean(0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from types import TracebackType
 from typing import Any
 
 import captum
@@ -39,12 +38,7 @@ class Registration:
     def __enter__(self) -> Registration:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: Any) -> None:
         _remove(self._added)
 
     def __repr__(self) -> str:

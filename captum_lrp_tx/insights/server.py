@@ -10,7 +10,6 @@ import webbrowser
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from types import TracebackType
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -95,19 +94,14 @@ class PageServer:
             if self._lock.acquire(timeout=10):
                 self._lock.release()
         self._server.server_close()
-        self._registration.__exit__(None, None, None)
+        self._registration.__exit__()
 
     def __enter__(self) -> PageServer:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: Any) -> None:
         self.close()
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:

@@ -237,8 +237,7 @@ class Perturbation:
             raise NonFiniteError(
                 "the model's output is NaN or infinite for some of the masked inputs"
             )
-        found: Tensor = result[where].reshape(examples, steps)
-        return found
+        return result[where].reshape(examples, steps)
 
     @torch.inference_mode()
     def _outputs(

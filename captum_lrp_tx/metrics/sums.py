@@ -22,6 +22,7 @@ from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.blocks import transformer_blocks
 from captum_lrp_tx.metrics.masking import MaskTokens
 from captum_lrp_tx.metrics.perturbation import logit
+from captum_lrp_tx.metrics.sums_figure import conservation_figure
 from captum_lrp_tx.metrics.targets import split_target, target_classes, target_outputs
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.rule import Bias
@@ -138,8 +139,6 @@ class Conservation:
         Args:
             options: See :func:`~captum_lrp_tx.metrics.conservation_figure`.
         """
-        from captum_lrp_tx.metrics.sums_figure import conservation_figure
-
         return conservation_figure(self, **options)
 
     def png(self, path: Any, *, dpi: int = 200, **options: Any) -> None:

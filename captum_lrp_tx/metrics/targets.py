@@ -71,8 +71,7 @@ def target_outputs(outputs: Tensor, position: Position | None, rows: Tensor) -> 
         examples = torch.arange(len(rows), device=outputs.device)
         indices = (examples, *torch.tensor(named, device=outputs.device).unbind(1))
         try:
-            found: Tensor = outputs[indices]
-            return found
+            return outputs[indices]
         except IndexError as error:
             raise TargetError(f"the target is out of range: {error}") from error
     if outputs.dim() == 1:

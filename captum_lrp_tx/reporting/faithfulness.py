@@ -43,7 +43,6 @@ class Faithfulness:
         tokenizer: Any,
         value: float | None = None,
     ) -> None:
-        self._model = model
         self._samples = samples
         self._predictions = predictions
         self._parts: list[tuple[list[int], Perturbation]] = []
@@ -57,8 +56,10 @@ class Faithfulness:
             try:
                 # runs the model on the whole and on the masked inputs, once for all methods
                 self._parts = [
-                    (rows, self._perturbation(rows, masker)) for rows in self._portions()
-                ]
+                    (rows, Perturbation(
+                        model, _padded(samples, rows), predictions[rows], masker=masker
+                    )) for rows in self._portions()
+                ]  # fmt: skip
                 for _, part in self._parts:
                     _ = part.blank
             except (CaptumLRPError, RuntimeError) as error:
@@ -103,10 +104,6 @@ class Faithfulness:
         if self._samples.kind == "image" or all("attention_mask" in i.others for i in items):
             return [list(range(len(items)))]
         return self._samples.groups()
-
-    def _perturbation(self, rows: list[int], masker: Masker) -> Perturbation:
-        inputs = _padded(self._samples, rows)
-        return Perturbation(self._model, inputs, self._predictions[rows], masker=masker)
 
     def _relevance(self, method: Explanations, rows: list[int]) -> Tensor:
         """Relevance for the predicted class, as the masker takes it."""

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Union
 
 from torch import Tensor
 
@@ -174,7 +173,7 @@ class Report:
             'style="width:100%;height:40rem;border:1px solid #8884"></iframe>'
         )
 
-    def save(self, path: Union[str, os.PathLike[str]] = "report.html") -> Path:
+    def save(self, path: str | os.PathLike[str] = "report.html") -> Path:
         """Writes :meth:`html` to a file, complete or not at all.
 
         Args:

@@ -24,6 +24,7 @@ from captum_lrp_tx.metrics.captum_arguments import embedded_inputs, explanation,
 from captum_lrp_tx.metrics.captum_perturbations import RandomMasking, UniformNoise
 from captum_lrp_tx.metrics.captum_table import CaptumScore, CaptumScores
 from captum_lrp_tx.metrics.masking import Masker
+from captum_lrp_tx.metrics.targets import target_outputs
 
 #: The rules of Ali et al. 2022 one by one and together, and Integrated Gradients.
 RULES_AND_IG: tuple[str, ...] = ("GI", "LRP(AH)", "LRP(LN)", "LRP(AH+LN)", "LRP", "IG")
@@ -291,12 +292,9 @@ def _chunks(
         if targets is None:
             with torch.no_grad():
                 output = batch.call(model)
-            if output.dim() > 2:
-                raise TargetError(
-                    f"the output has the shape {tuple(output.shape)}: give a tuple as target, e.g. "
-                    f"target={(0,) * (output.dim() - 1)}"
-                )
-            own = [None] * len(rows) if output.dim() < 2 else output.argmax(1).tolist()
+            own = [None] * len(rows)
+            if output.dim() > 1:
+                own = target_outputs(output, None, rows).argmax(1).tolist()
         else:
             own = [targets[i] for i in rows.tolist()]
         yield _Chunk(model, batch, masker, own)

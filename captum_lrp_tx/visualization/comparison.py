@@ -90,12 +90,11 @@ class TextComparison:
     def lines(self, merge: bool = True) -> list[tuple[Strip, list[Piece], float]]:
         """Each strip with its boxes (none if nothing is drawn) and its scale."""
         maps = [self._heatmap(s.relevance) if s.is_drawn else None for s in self.strips]
-        signed = [strip.signed for strip in self.strips if strip.is_drawn]
-        own = [heatmap.scale(merge) for heatmap in maps if heatmap is not None]
-        scales = iter(scales_of(signed, own, self.common_scale))
+        own = [0.0 if heatmap is None else heatmap.scale(merge) for heatmap in maps]
+        scales = scales_of([strip.signed for strip in self.strips], own, self.common_scale)
         return [
-            (strip, [], 1.0) if heatmap is None else (strip, heatmap.pieces(merge), next(scales))
-            for strip, heatmap in zip(self.strips, maps, strict=True)
+            (strip, [], 1.0) if heatmap is None else (strip, heatmap.pieces(merge), scale)
+            for strip, heatmap, scale in zip(self.strips, maps, scales, strict=True)
         ]
 
     def words(self, merge: bool = True) -> list[Piece]:

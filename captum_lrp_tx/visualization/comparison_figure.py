@@ -150,10 +150,8 @@ def image_comparison_figure(
     """
     pixels = pixels_of(image)
     maps = [map_of(s.relevance) if s.is_drawn else None for s in strips]
-    scales = [1.0 if m is None else scale_of(m, percentile) for m in maps]
-    drawn = [i for i, values in enumerate(maps) if values is not None]
-    found = scales_of([strips[i].signed for i in drawn], [scales[i] for i in drawn], common_scale)
-    scales = [found[drawn.index(i)] if i in drawn else 1.0 for i in range(len(strips))]
+    own = [0.0 if m is None else scale_of(m, percentile) for m in maps]
+    scales = scales_of([strip.signed for strip in strips], own, common_scale)
     count = len(strips) + 1
     columns = columns or min(count, max(1, round(width / 1.1)))
     if count > columns:  # as even as possible
@@ -198,8 +196,8 @@ def image_comparison_figure(
     foot = drawing.add_axes((0, 0, 1, 0.25 / height))
     foot.axis("off")
     kinds = {s.signed for s in strips if s.is_drawn}
-    own = "one scale for all maps" if common_scale else "each map on its own scale, below it"
-    _legend(foot, side * 72, 6, kinds, own, Ruler(["DejaVu Sans"], 7.0))
+    said = "one scale for all maps" if common_scale else "each map on its own scale, below it"
+    _legend(foot, side * 72, 6, kinds, said, Ruler(["DejaVu Sans"], 7.0))
     foot.set(xlim=(0, width * 72), ylim=(0, 18))
     return drawing
 

@@ -29,15 +29,7 @@ def _take_folder(arguments: argparse.Namespace) -> None:
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    """Prints the audit of one prediction.
-
-    Args:
-        parser (ArgumentParser): For error messages.
-        arguments (Namespace): What it parsed.
-
-    Returns:
-        int: Exit status.
-    """
+    """Prints the audit of one prediction."""
     _take_folder(arguments)
     text = text_of(parser, arguments)
     explanation = explained(text, arguments)

@@ -24,15 +24,7 @@ from captum_lrp_tx.visualization.wording import Scheme, printable
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    """Compares methods on what the arguments name.
-
-    Args:
-        parser (ArgumentParser): For error messages.
-        arguments (Namespace): What it parsed.
-
-    Returns:
-        int: Exit status.
-    """
+    """Compares methods on what the arguments name."""
     if arguments.file is not None:
         if arguments.text or arguments.image is not None:
             parser.error("give one of TEXT, --image and --file")

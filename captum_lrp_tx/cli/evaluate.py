@@ -34,15 +34,7 @@ from captum_lrp_tx.packages import matplotlib
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    """Evaluates what the arguments name.
-
-    Args:
-        parser (ArgumentParser): For error messages.
-        arguments (Namespace): What it parsed.
-
-    Returns:
-        int: Exit status.
-    """
+    """Evaluates what the arguments name."""
     matplotlib()
     reference = _reference(arguments)
     path: Path = arguments.data

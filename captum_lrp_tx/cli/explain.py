@@ -24,15 +24,7 @@ from captum_lrp_tx.visualization import image_terminal, supports_colour, table, 
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    """Explains what the arguments name.
-
-    Args:
-        parser (ArgumentParser): For error messages.
-        arguments (Namespace): What it parsed.
-
-    Returns:
-        int: Exit status.
-    """
+    """Explains what the arguments name."""
     is_alone = not arguments.text and arguments.image is None and arguments.audio is None
     if is_alone and isinstance(arguments.contrast, str):
         parser.error(

@@ -23,15 +23,7 @@ from captum_lrp_tx.packages import pyarrow
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    """Explains what the arguments name.
-
-    Args:
-        parser (ArgumentParser): For error messages.
-        arguments (Namespace): What it parsed.
-
-    Returns:
-        int: Exit status.
-    """
+    """Explains what the arguments name."""
     pyarrow()  # complains before the work begins
     if arguments.workers < 0:
         parser.error("--workers must not be negative")

@@ -37,13 +37,6 @@ REVIEWS: tuple[tuple[str, int], ...] = (
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Serves the pages until interrupted.
 
-    Args:
-        parser (ArgumentParser): For error messages.
-        arguments (Namespace): What it parsed.
-
-    Returns:
-        int: Exit status.
-
     Raises:
         MissingPackageError: This Captum has no Insights, or its server misses a package.
         InputError: The port is taken.

@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_lrp_tx.attr.class_names import class_number, no_class
 from captum_lrp_tx.cli.tables import read_content, read_table
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.explaining.images import image_shape
+from captum_lrp_tx.explaining.images import image_shape, scaled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy")
@@ -70,19 +70,8 @@ def read_images(file: Path) -> Tensor:
             f"{file} has the shape {array.shape}; images have (n, height, width) or (n, channels, "
             "height, width) with 1 or 3 channels"
         )
-    is_integer = np.issubdtype(array.dtype, np.integer)
     values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    low, high = float(values.min()), float(values.max())
-    if not (low >= -1e4 and high <= 1e4):
-        raise InputError(f"{file} has values that are not finite or far out of range")
-    if low < 0 and not is_integer:  # as a model takes it
-        return values
-    if low < 0 or high > 255:
-        raise InputError(
-            f"{file} has values from {low:g} to {high:g}: give values from 0 to 255, or floats "
-            "from 0 to 1 or -1 to 1"
-        )
-    return (values / (255 if is_integer or high > 1 else 1) - 0.5) / 0.5
+    return scaled(values, np.issubdtype(array.dtype, np.integer), str(file))
 
 
 def check_shape(images: Tensor, file: Path, config: Any) -> None:

@@ -66,15 +66,7 @@ class _Data:
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    """Explains what the arguments name and writes the page.
-
-    Args:
-        parser (ArgumentParser): For error messages.
-        arguments (Namespace): What it parsed.
-
-    Returns:
-        int: Exit status.
-    """
+    """Explains what the arguments name and writes the page."""
     if sum((arguments.file is not None, arguments.images is not None, arguments.digits)) > 1:
         parser.error("give one of --file, --images and --digits")
     if arguments.labels is not None and arguments.images is None and arguments.file is None:

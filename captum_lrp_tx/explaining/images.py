@@ -77,7 +77,8 @@ def picture_pixels(picture: Any, processor: Any, config: Any) -> tuple[Tensor, l
         notes.append(f"the image is scaled from {old_width} x {old_height} to {width} x {height}")
         picture = picture.resize((width, height))
     values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return _scaled(values.view(height, width, channels).permute(2, 0, 1).float() / 255), notes
+    pixels = values.view(1, height, width, channels).permute(0, 3, 1, 2).float()
+    return scaled(pixels, True, "the image"), notes
 
 
 def image_shape(config: Any) -> tuple[int, int, int]:
@@ -202,16 +203,28 @@ def array_pixels(loaded: Any, name: str, config: Any) -> Tensor:
         raise InputError(
             f"{name} has the shape {shape}, but the model takes ({channels}, {height}, {width})"
         )
-    is_integer = not values.is_floating_point()
-    values = values.float()
+    return scaled(values.unsqueeze(0).float(), not values.is_floating_point(), name)
+
+
+def scaled(values: Tensor, is_integer: bool, name: str) -> Tensor:
+    """Pixels from 0 to 255, 0 to 1 or -1 to 1, as far as can be told from them, to -1 to 1.
+
+    Args:
+        values (Tensor): Of any shape.
+        is_integer (bool): Whether they were stored as whole numbers.
+        name (str): For messages.
+
+    Raises:
+        InputError: If they are none of these.
+    """
     low, high = float(values.min()), float(values.max())
-    if not low >= -1e4 or not high <= 1e4:
+    if not (low >= -1e4 and high <= 1e4):
         raise InputError(f"{name} has values that are not finite or far out of range")
-    if low < 0:  # as the model takes it
-        return values.unsqueeze(0)
-    return _scaled(values / 255 if is_integer or high > 1 else values)
-
-
-def _scaled(values: Tensor) -> Tensor:
-    """From 0..1 to -1..1, with a dimension for the example."""
-    return ((values - 0.5) / 0.5).unsqueeze(0)
+    if low < 0 and not is_integer:  # as a model takes it
+        return values
+    if low < 0 or high > 255:
+        raise InputError(
+            f"{name} has values from {low:g} to {high:g}: give values from 0 to 255, or floats "
+            "from 0 to 1 or -1 to 1"
+        )
+    return (values / (255 if is_integer or high > 1 else 1) - 0.5) / 0.5

@@ -119,9 +119,7 @@ def tokens_of_text(
 def _trimmed(text: str, span: Span) -> Span:
     """Without the space before a word, which byte-level tokenizers count to the word."""
     start, end = span
-    while start < end and text[start].isspace():
-        start += 1
-    return start, end
+    return end - len(text[start:end].lstrip()), end
 
 
 def _grouped(
@@ -136,15 +134,16 @@ def _grouped(
     Tokenizers without a splitter (Llama) call the whole text a word, and those that split at spaces
     a whole Chinese sentence: such words are taken apart at spaces, signs and characters.
     """
-    whole: set[tuple[str, int | None]] = set()
     reach: dict[tuple[str, int | None], Span] = {}
     for number, part, span in zip(word_ids, parts, spans, strict=True):
         if span is not None and span[0] < span[1]:
             low, high = reach.get((part, number), span)
             reach[part, number] = (min(low, span[0]), max(high, span[1]))
-    for (part, number), (low, high) in reach.items():
-        if any(char.isspace() for char in texts[part][low:high]):
-            whole.add((part, number))
+    whole = {
+        (part, number)
+        for (part, number), (low, high) in reach.items()
+        if any(char.isspace() for char in texts[part][low:high])
+    }
     groups: list[list[int]] = []
     for i, number in enumerate(word_ids):
         together = (

@@ -519,6 +519,8 @@ def test_unreadable_images(fails, vision_model, tmp_path):
     assert "has the shape (3, 5), but the model takes (1, 8, 8)" in message("shape.npy")
     np.save(tmp_path / "nan.npy", np.full((8, 8), np.nan))
     assert "not finite" in message("nan.npy")
+    np.save(tmp_path / "deep.npy", np.full((8, 8), 4095))  # twelve bits, not eight
+    assert "deep.npy has values from 4095 to 4095: give values from 0" in message("deep.npy")
     np.save(tmp_path / "names.npy", np.array(["a"]))
     assert "as an array" in message("names.npy")
 

@@ -94,9 +94,8 @@ def task_of(model: Any, item: Any, name: str | None = None) -> Task:
 
 
 def _named(name: str) -> Task:
-    kinds = {task.name: task for _, task in _TASKS}
     others: tuple[type[Task], ...] = (SequenceToSequence, Similarity, TextImageSimilarity)
-    kinds.update({task.name: task for task in others})
+    kinds = {task.name: task for task in (*(task for _, task in _TASKS), *others)}
     if name not in kinds:
         raise InputError(f"there is no task {name!r}; there are: {', '.join(kinds)}")
     return kinds[name]()

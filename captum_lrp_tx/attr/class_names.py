@@ -35,11 +35,12 @@ def by_number(target: Any, modules: Iterable[tuple[str, nn.Module]]) -> Any:
     config = next((c for c in configs if getattr(c, "id2label", None)), None)
     if config is None:
         return target  # what reads the output says what a target can be
-    try:
-        return class_number(target, labels_of(config, 1 + max(map(int, config.id2label))))
-    except TargetError as error:
+    names = labels_of(config, 1 + max(map(int, config.id2label)))
+    number = _named(target, names)
+    if number is None:  # also for "1", which may be meant as a token
         hint = "for tokens pass their ids: tokenizer.convert_tokens_to_ids(token)"
-        raise TargetError(f"{error}; {hint}") from None
+        raise TargetError(f"{no_class(target, names)}; {hint}")
+    return number
 
 
 def _has_name(target: list[Any]) -> bool:
@@ -74,16 +75,23 @@ def class_number(wanted: object, names: Sequence[str]) -> int:
     """
     number = wanted
     if isinstance(wanted, str):
-        for same in (str, str.casefold):
-            fits = [i for i, name in enumerate(names) if same(name) == same(wanted)]
-            if len(fits) == 1:
-                return fits[0]
-        number = int(wanted) if wanted.isdecimal() else None
+        number = _named(wanted, names)
+        if number is None and wanted.isdecimal():
+            number = int(wanted)
     elif not isinstance(wanted, bool) and hasattr(wanted, "__index__"):
         number = wanted.__index__()  # of NumPy and torch too
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(names):
         return number
     raise no_class(wanted, names)
+
+
+def _named(wanted: str, names: Sequence[str]) -> int | None:
+    """The only class of this name, as it is written or else in any case."""
+    for same in (str, str.casefold):
+        fits = [i for i, name in enumerate(names) if same(name) == same(wanted)]
+        if len(fits) == 1:
+            return fits[0]
+    return None
 
 
 def no_class(wanted: object, names: Sequence[str]) -> TargetError:

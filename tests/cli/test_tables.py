@@ -77,6 +77,8 @@ def test_names_of_classes_are_targets() -> None:
     assert named.output == explainability(model, inputs, 1, file=None).output
     with pytest.raises(TargetError, match=r"no class 'fine'.*1 positive; for tokens"):
         lrp.attribute(inputs, "fine")
+    with pytest.raises(TargetError, match="no class '1'"):  # it may be meant as a token
+        lrp.attribute(inputs, "1")
     with pytest.raises(TargetError, match="does not fit the output"):
         ConservativeLRP(torch.nn.Linear(2, 2)).attribute(torch.ones(1, 2), "a")
 

@@ -20,7 +20,7 @@ def composite_of(arguments: argparse.Namespace, task: str = "sequence classifica
     Raises:
         RuleError: If ``--epsilon`` is given with a preset in which it has no effect.
     """
-    named = arguments.rules or task_of(None, None, task).rules(arguments.bias)
+    named = arguments.rules or task_of(None, None, task).rules
     composite = Composite(base=named)
     return composite if arguments.epsilon is None else composite.with_epsilon(arguments.epsilon)
 

@@ -97,7 +97,7 @@ def explain(
         rules (str or Composite, optional): See :class:`~captum_lrp_tx.ConservativeLRP`. Unless
             given ``"language-ah"`` for the next token of a text, in which the first token, on which
             language models park attention, has relevance that is no reason under ``"lrp"``; and
-            ``"lrp"`` for all else, and where ``bias`` is to be spread over the tokens.
+            ``"lrp"`` for all else.
         bias (str): See :class:`~captum_lrp_tx.ConservativeLRP`.
         epsilon (float, optional): See :class:`~captum_lrp_tx.ConservativeLRP`.
         truncation (bool or str): Cut texts that are too long, as tokenizers do it; without it they
@@ -141,7 +141,7 @@ def explain(
     for number, (item, wish) in enumerate(zip(items, wishes, strict=True)):
         try:
             found = task_of(model, item, task)
-            named = found.rules(bias) if rules is None else rules
+            named = found.rules if rules is None else rules
             for case in found.cases(item, reader, wish):
                 made.append(_explained(case, explainer(named), named, strict))
         except CaptumLRPError as error:

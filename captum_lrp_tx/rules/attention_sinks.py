@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_lrp_tx.propagation.autograd.functions import safe_ratio
 from captum_lrp_tx.propagation.autograd.pattern_product import (
     BLOCK_ENTRIES,
     additive,
@@ -26,8 +27,10 @@ from captum_lrp_tx.propagation.recognition.contracted import contraction_of
 _HIDDEN = -1e4
 
 
-def taken_from_sinks(patterns: Iterable[Tensor], values: Tensor, share: float) -> Tensor | None:
-    """What the queries of causal attention take from their sinks, linear in the values.
+def sinks_of(
+    patterns: Iterable[Tensor], share: float, only_beside_others: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Which keys are sinks.
 
     A key is a sink of a query if it has ``share`` or more of the attention of the head in the mean
     over this query and those before it. The first sees itself only, has no choice and is not
@@ -36,16 +39,15 @@ def taken_from_sinks(patterns: Iterable[Tensor], values: Tensor, share: float) -
     Args:
         patterns (iterable of Tensor): The pattern ``(..., heads, queries, keys)``, whole or in
             blocks of rows from the first to the last.
-        values (Tensor): ``(..., heads, keys, channels)``; one head may be for all.
         share (float): Of the attention of a head.
+        only_beside_others (bool): Whether queries that look at nothing else have no sink.
 
-    Returns:
-        Tensor or None: ``(..., heads, queries, channels)``; ``None`` if no query has a sink.
+    Yields:
+        tuple: Each block, and whether its keys are sinks, of the same shape.
     """
-    parts: list[Tensor] = []
     total: Tensor | float = 0.0
     count: Tensor | float = 0.0
-    row, is_any = 0, False
+    row = 0
     for pattern in patterns:
         seen = pattern > 0  # padding on the left looks at nothing, or at what is behind it
         has_choice = seen.tril(row - 1).any(-1) & ~seen.triu(row + 1).any(-1)
@@ -53,12 +55,54 @@ def taken_from_sinks(patterns: Iterable[Tensor], values: Tensor, share: float) -
         sums = (pattern * counted).cumsum(-2) + total
         counts = counted.cumsum(-2) + count
         is_sink = sums >= share * counts.clamp(min=1.0)
+        if only_beside_others:
+            others = pattern.masked_fill(is_sink, 0.0).sum(-1, keepdim=True)
+            is_sink = is_sink & (others >= torch.finfo(others.dtype).tiny)
+        yield pattern, is_sink
+        total, count = sums[..., -1:, :], counts[..., -1:, :]
+        row += pattern.shape[-2]
+
+
+def taken_from_sinks(blocks: Iterable[tuple[Tensor, Tensor]], values: Tensor) -> Tensor | None:
+    """What the queries of causal attention take from their sinks, linear in the values.
+
+    Args:
+        blocks (iterable of (Tensor, Tensor)): Of :func:`sinks_of`.
+        values (Tensor): ``(..., heads, keys, channels)``; one head may be for all.
+
+    Returns:
+        Tensor or None: ``(..., heads, queries, channels)``; ``None`` if no query has a sink.
+    """
+    parts: list[Tensor] = []
+    is_any = False
+    for pattern, is_sink in blocks:
         keys = is_sink.flatten(0, -2).any(0).nonzero().squeeze(-1)
         weights = (pattern * is_sink)[..., keys].to(values.dtype)
         parts.append(weights @ values.index_select(-2, keys))
-        total, count = sums[..., -1:, :], counts[..., -1:, :]
-        row, is_any = row + pattern.shape[-2], is_any or len(keys) > 0
+        is_any = is_any or len(keys) > 0
     return torch.cat(parts, -2) if is_any else None
+
+
+def handed_to_others(blocks: Iterable[tuple[Tensor, Tensor]], relevance: Tensor) -> Tensor:
+    """Relevance of every query to the keys that it looks at beside its sinks, as its attention.
+
+    Args:
+        blocks (iterable of (Tensor, Tensor)): Of :func:`sinks_of`.
+        relevance (Tensor): ``(..., heads, queries, 1)``; zero where a query has no sink.
+
+    Returns:
+        Tensor: ``(..., heads, keys, 1)``, with the sum of ``relevance``.
+    """
+    total: Tensor | float = 0.0
+    row = 0
+    for pattern, is_sink in blocks:
+        others = pattern.masked_fill(is_sink, 0.0)
+        shares = safe_ratio(others, others.sum(-1, keepdim=True))
+        rows = relevance.narrow(-2, row, pattern.shape[-2])
+        total = total + shares.transpose(-2, -1) @ rows
+        row += pattern.shape[-2]
+    assert isinstance(total, Tensor)  # there is at least one block
+    return total
 
 
 @torch.no_grad()

@@ -1,38 +1,51 @@
-"""The values of attention sinks are constants."""
+"""The relevance of attention sinks, given to the other keys or absorbed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from numbers import Real
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from captum_lrp_tx.errors import RuleError
-from captum_lrp_tx.propagation.autograd.functions import ScaleGradient, WithValue
+from captum_lrp_tx.propagation.autograd.copies import kept
+from captum_lrp_tx.propagation.autograd.functions import HandedOver, ScaleGradient, WithValue
 from captum_lrp_tx.propagation.autograd.pattern_product import heads_of
 from captum_lrp_tx.propagation.autograd.uniform_attention import shares
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct
 from captum_lrp_tx.propagation.state.scope import current
 from captum_lrp_tx.rules.attention import AHRule, UniformAttentionRule
 from captum_lrp_tx.rules.attention_sinks import (
+    handed_to_others,
     is_causal_call,
     laid_out,
     patterns_of_call,
+    sinks_of,
     taken_from_sinks,
 )
 from captum_lrp_tx.rules.rule import Rule
 
+#: What happens to the relevance of attention sinks.
+Sink = Literal["distribute", "absorb"]
+
 
 @dataclass(frozen=True)
 class SinkRule(Rule):
-    """Another rule for attention, under which what a head takes from its sink is a constant.
+    """Another rule for attention, under which sinks keep nothing of what heads take from them.
 
     A sink of a query is a key that has ``share`` or more of the attention of a head in the mean
     over this query and those before it (the first sees itself only, has no choice and is not
     counted). Its values add much the same whatever the text says: the sink, mostly the first token,
-    would be given relevance that is no reason. It is absorbed like that of a bias, and booked by
-    the name of the attention module. Nothing else changes: relevance and named constants add up
-    where they did under the inner rule.
+    would be given relevance that is no reason. What a query would give to its sinks
+
+    * is distributed over the other keys that the query looks at, in proportion to its attention,
+      and in each of them over its values, in proportion to their squares (a query that looks at
+      nothing else has no sink); or
+    * is absorbed like the relevance of a bias, and booked by the name of the attention module.
+
+    Nothing else changes: relevance and named constants add up where they did under the inner rule.
 
     What comes later has no say in it: a position in a longer text is explained as at the end of its
     prefix. Sinks are looked for in the causal attention of decoders over a whole text, fused or
@@ -43,9 +56,11 @@ class SinkRule(Rule):
     Args:
         rule (Rule): ``AHRule()`` or ``UniformAttentionRule()``.
         share (float): Of the attention of a head, above 0 and at most 1.
+        sink (str): ``"distribute"`` or ``"absorb"``. So that sinks keep what they have, use the
+            inner rule alone.
 
     Raises:
-        RuleError: Another rule, or a share out of range.
+        RuleError: Another rule, a share out of range, or another ``sink``.
 
     Example::
 
@@ -56,6 +71,7 @@ class SinkRule(Rule):
 
     rule: Rule
     share: float = 0.5
+    sink: Sink = "distribute"
     kinds = frozenset({Kind.ATTENTION})
 
     def __post_init__(self) -> None:
@@ -65,6 +81,8 @@ class SinkRule(Rule):
             )
         if not isinstance(self.share, Real) or not 0 < float(self.share) <= 1:
             raise RuleError(f"share must be a number above 0 and at most 1, not {self.share!r}.")
+        if self.sink not in get_args(Sink):
+            raise RuleError(f"sink must be one of {get_args(Sink)}, not {self.sink!r}.")
 
     @property
     def covers_softmax(self) -> bool:
@@ -77,9 +95,9 @@ class SinkRule(Rule):
             found = laid_out(operation)
             if found is None or not found.values.requires_grad:
                 return result
-            taken = taken_from_sinks([found.pattern], found.values, self.share)
             part = 1.0 / len(operation.operands)
-            return self._held(result, None if taken is None else found.restored(taken), part)
+            pattern = kept(found.pattern) if self.sink == "distribute" else found.pattern
+            return self._held(result, lambda: (pattern,), found.values, part, found.restored)
         query, key, value, mask = (
             operation.query, operation.key, operation.value_, operation.mask
         )  # fmt: skip
@@ -88,23 +106,46 @@ class SinkRule(Rule):
         part = shares(
             query.requires_grad, key.requires_grad, True, mask is not None and mask.requires_grad
         )[2]
-        taken = taken_from_sinks(patterns_of_call(operation), heads_of(query, value), self.share)
-        return self._held(result, taken, part)
+        if self.sink == "distribute":  # the backward pass looks at the pattern again
+            again = None if mask is None else kept(mask)
+            operation = replace(operation, query=kept(query), key=kept(key), mask=again)
+        values = heads_of(query, value)
+        return self._held(result, lambda: patterns_of_call(operation), values, part)
 
-    def _held(self, result: Tensor, taken: Tensor | None, part: float) -> Tensor:
-        """The result without the relevance that goes to sinks, booked if there is a ledger.
+    def _held(
+        self,
+        result: Tensor,
+        patterns: Callable[[], Iterable[Tensor]],
+        values: Tensor,
+        part: float,
+        restored: Callable[[Tensor], Tensor] = lambda taken: taken,
+    ) -> Tensor:
+        """The result, of whose relevance sinks have none.
 
         Args:
             result (Tensor): Under the inner rule.
-            taken (Tensor, optional): What queries take from their sinks; ``None`` if there is none.
+            patterns (callable): Gives the pattern in blocks of rows.
+            values (Tensor): ``(..., heads, keys, channels)``; one head may be for all.
             part (float): Of the relevance that values have if the pattern has some.
+            restored (callable): From the axes of ``values`` to those of the result.
         """
         part = part if self.covers_softmax else 1.0
+        spreads = self.sink == "distribute"
+
+        def blocks() -> Iterator[tuple[Tensor, Tensor]]:
+            return sinks_of(patterns(), self.share, only_beside_others=spreads)
+
+        taken = taken_from_sinks(blocks(), values)
         if taken is None:
             return result
-        held = WithValue.call(result.detach(), result - ScaleGradient.call(taken, part))
+        rest = result - ScaleGradient.call(restored(taken), part)
+        if spreads:
+            each = values.expand(*taken.shape[:-2], *values.shape[-2:])
+            handed = HandedOver.call(taken.detach(), each, lambda r: handed_to_others(blocks(), r))
+            rest = rest + ScaleGradient.call(restored(handed), part)
+        held = WithValue.call(result.detach(), rest)
         scope = current()
-        if scope is not None and scope.ledger is not None:
+        if scope is not None and scope.ledger is not None and not spreads:
             module = scope.module
-            scope.ledger.absorb(held, part * taken, f"{module}: attention sink", module)
+            scope.ledger.absorb(held, part * restored(taken), f"{module}: attention sink", module)
         return held

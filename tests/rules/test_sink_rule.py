@@ -1,4 +1,4 @@
-"""Attention sinks as constants, against loops over a frozen pattern and finite differences."""
+"""Attention sinks, absorbed and distributed, against loops over a frozen pattern and finite differences."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def make(how: str) -> Heads:
 def test_against_loops(how: str) -> None:
     model, (q, k, v) = make(how), drawn()
     weight = model.read.weight.detach().view(HEADS, TOKENS, WIDTH)
-    got = ConservativeLRP(model, Composite({"": SinkRule(AHRule())}, base="lrp"))
+    got = ConservativeLRP(model, Composite({"": SinkRule(AHRule(), sink="absorb")}, base="lrp"))
     relevance = got.attribute((q, k, v), target=0)[2]
     held = 0.0
     for h in range(HEADS):
@@ -95,9 +95,49 @@ def test_against_loops(how: str) -> None:
     assert abs(report.conservation_error) < 1e-8
 
 
+@pytest.mark.parametrize("how", ["fused", "product", "einsum"])
+def test_distributed_against_loops(how: str) -> None:
+    model, (q, k, v) = make(how), drawn()
+    weight = model.read.weight.detach().view(HEADS, TOKENS, WIDTH)
+    rules = Composite({"": SinkRule(AHRule())}, base="lrp")
+    relevance = ConservativeLRP(model, rules).attribute((q, k, v), target=0)[2]
+    for h in range(HEADS):
+        p = pattern_of(q, k, h)
+        expected = torch.zeros(TOKENS, WIDTH, dtype=torch.float64)
+        handed = [0.0] * TOKENS
+        for i in range(TOKENS):
+            others = [j for j in range(i + 1) if not is_sink(p, i, j)]
+            for j in range(i + 1):
+                value = p[i][j] * v[0, h, j] * weight[h, i]
+                if j in others:
+                    expected[j] += value
+                    continue
+                for other in others:
+                    share = p[i][other] / sum(p[i][n] for n in others)
+                    handed[other] += share * float(value.sum())
+        for j in range(TOKENS):
+            squares = v[0, h, j] ** 2
+            expected[j] += handed[j] * squares / squares.sum()
+        torch.testing.assert_close(relevance[0, h], expected, rtol=1e-6, atol=1e-9)
+        assert any(handed) or h == 1
+    report = audit.explainability(model, (q, k, v), 0, rules=rules, file=None)
+    assert not report.absorbed
+    assert float(relevance.sum()) == pytest.approx(report.output, rel=1e-9)
+
+
+def test_a_query_that_sees_nothing_but_sinks_keeps_them() -> None:
+    model, (q, k, v) = make("fused"), drawn()
+    k[0, 0, 0] *= 1e4  # the others have an attention of zero
+    given = [
+        ConservativeLRP(model, Composite({"": rule}, base="lrp")).attribute((q, k, v), target=0)[2]
+        for rule in (AHRule(), SinkRule(AHRule()))
+    ]
+    assert torch.equal(given[0][:, 0], given[1][:, 0])
+
+
 def test_against_finite_differences_of_the_frozen_function() -> None:
     model, (q, k, v) = make("fused"), drawn()
-    rules = Composite({"": SinkRule(AHRule())}, base="lrp")
+    rules = Composite({"": SinkRule(AHRule(), sink="absorb")}, base="lrp")
     relevance = ConservativeLRP(model, rules).attribute((q, k, v), target=0)[2]
     pattern = torch.tensor([[pattern_of(q, k, h) for h in range(HEADS)]], dtype=torch.float64)
 
@@ -125,7 +165,7 @@ def test_everything_else_is_the_inner_rule_and_adds_up(how: str, inner: Any) -> 
     model, inputs = make(how), drawn()
     base = Composite({"": inner}, base="lrp")
     plain = ConservativeLRP(model, base).attribute(inputs, target=0)
-    rules = Composite({"": SinkRule(inner)}, base="lrp")
+    rules = Composite({"": SinkRule(inner, sink="absorb")}, base="lrp")
     got = ConservativeLRP(model, rules).attribute(inputs, target=0)
     for a, b in zip(plain[:2], got[:2]):  # queries and keys
         torch.testing.assert_close(a, b)
@@ -156,10 +196,13 @@ SHARED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("sink", ["absorb", "distribute"])
 @pytest.mark.parametrize("inner", [AHRule(), UniformAttentionRule()])
 @pytest.mark.parametrize("heads", [HEADS, TOKENS])
 @pytest.mark.parametrize("how", sorted(SHARED.keys() - {"repeated"}))
-def test_every_order_of_axes_has_the_same_sinks(how: str, heads: int, inner: Any) -> None:
+def test_every_order_of_axes_has_the_same_sinks(
+    how: str, heads: int, inner: Any, sink: Any
+) -> None:
     torch.manual_seed(heads)
     scores = torch.randn(2, heads, TOKENS, TOKENS, dtype=torch.float64)
     scores[:, 0, :, 0] += 3.0
@@ -176,7 +219,7 @@ def test_every_order_of_axes_has_the_same_sinks(how: str, heads: int, inner: Any
             pattern = scores.masked_fill(~seen, -torch.inf).softmax(-1)
             return self.mixed(pattern, values).flatten(1) @ weight
 
-    rules = Composite({"": SinkRule(inner)}, base="lrp")
+    rules = Composite({"": SinkRule(inner, sink=sink)}, base="lrp")
     plain = ConservativeLRP(Model(how), Composite({"": inner}, base="lrp"))
     got, expected = (
         ConservativeLRP(Model(spelling), rules).attribute((scores, values))
@@ -193,7 +236,7 @@ def test_the_forward_result_is_untouched() -> None:
         seen: list[Tensor] = []
         model.register_forward_hook(lambda *a, seen=seen: seen.append(a[2].detach().clone()))
         expected = model(*inputs)
-        rules = Composite({"": SinkRule(AHRule())}, base="lrp")
+        rules = Composite({"": SinkRule(AHRule(), sink="absorb")}, base="lrp")
         ConservativeLRP(model, rules).attribute(inputs, target=0)
         assert torch.equal(seen[-1], expected)
 
@@ -202,14 +245,16 @@ def test_the_forward_result_is_untouched() -> None:
 def test_a_query_without_a_choice_makes_no_sink(how: str) -> None:
     model, (q, k, v) = make(how), drawn()
     # heads look evenly at what they see: of the queries with a choice no key has more than a half
-    rules = Composite({"": SinkRule(AHRule(), share=0.51)}, base="lrp")
+    rules = Composite({"": SinkRule(AHRule(), share=0.51, sink="absorb")}, base="lrp")
     report = audit.explainability(model, (0 * q, k, v), 0, rules=rules, file=None)
     assert not report.absorbed
 
 
-def test_blocks_of_rows_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sink", ["absorb", "distribute"])
+def test_blocks_of_rows_are_the_whole(monkeypatch: pytest.MonkeyPatch, sink: Any) -> None:
     model, inputs = make("fused"), drawn()
-    lrp = ConservativeLRP(model, Composite({"": SinkRule(UniformAttentionRule())}, base="lrp"))
+    rule = SinkRule(UniformAttentionRule(), sink=sink)
+    lrp = ConservativeLRP(model, Composite({"": rule}, base="lrp"))
     whole = lrp.attribute(inputs, target=0)
     monkeypatch.setattr("captum_lrp_tx.rules.attention_sinks.BLOCK_ENTRIES", 2 * HEADS * TOKENS)
     for a, b in zip(whole, lrp.attribute(inputs, target=0), strict=True):
@@ -272,21 +317,28 @@ def llama(implementation: str) -> Any:
 
 
 RULES = Composite(
-    {"": ByDepthRule(SinkRule(UniformAttentionRule(), 0.4), SinkRule(AHRule(), 0.4))},
+    {
+        "": ByDepthRule(
+            SinkRule(UniformAttentionRule(), 0.4, "absorb"), SinkRule(AHRule(), 0.4, "absorb")
+        )
+    },
     base="attnlrp",
 )
+SPREAD = Composite({"": SinkRule(AHRule(), 0.4)}, base="lrp")
 
 
+@pytest.mark.parametrize("rules", [RULES, SPREAD], ids=["absorb", "distribute"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_language_models_with_padding(implementation: str, side: str) -> None:
+def test_language_models_with_padding(implementation: str, side: str, rules: Composite) -> None:
     model = llama(implementation)
-    lrp = ConservativeLRP(model, RULES)
+    lrp = ConservativeLRP(model, rules)
     text = torch.tensor([[3, 9, 4, 7, 21, 11]])
     alone = lrp.attribute(text, target=(-1, 5))
-    report = audit.explainability(model, text, target=(-1, 5), rules=RULES, file=None)
+    report = audit.explainability(model, text, target=(-1, 5), rules=rules, file=None)
     assert abs(report.conservation_error) < 1e-4 * abs(report.output) and report.is_covered
-    assert any(name.endswith("attention sink") for name in report.absorbed)
+    has_booked = any(name.endswith("attention sink") for name in report.absorbed)
+    assert has_booked == (rules is RULES)
     padding = torch.zeros(1, 3, dtype=torch.long)
     parts = (padding, text) if side == "left" else (text, padding)
     mask = torch.cat([torch.full_like(p, i == (side == "left")) for i, p in enumerate(parts)], 1)
@@ -298,9 +350,10 @@ def test_language_models_with_padding(implementation: str, side: str) -> None:
     torch.testing.assert_close(kept, alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max()))
 
 
+@pytest.mark.parametrize("rules", [RULES, SPREAD], ids=["absorb", "distribute"])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_what_comes_later_changes_nothing(implementation: str) -> None:
-    lrp = ConservativeLRP(llama(implementation), RULES)
+def test_what_comes_later_changes_nothing(implementation: str, rules: Composite) -> None:
+    lrp = ConservativeLRP(llama(implementation), rules)
     text = torch.tensor([[3, 9, 4, 7, 21, 11, 8, 8, 2], [5, 6, 4, 4, 12, 13, 1, 7, 9]])
     for length in range(2, text.shape[1]):
         whole = lrp.attribute(text, target=(length - 1, 5))
@@ -312,12 +365,21 @@ def test_what_comes_later_changes_nothing(implementation: str) -> None:
         torch.testing.assert_close(prefix, one, rtol=1e-3, atol=1e-4 * scale)
 
 
+def test_many_targets_of_distributed_sinks_are_those_of_one() -> None:
+    lrp = ConservativeLRP(llama("sdpa"), SPREAD)
+    text = torch.tensor([[3, 9, 4, 7, 21, 11]])
+    targets = [(-1, 5), (-1, 6), (4, 2)]
+    for target, found in zip(targets, lrp.attribute_targets(text, targets), strict=True):
+        torch.testing.assert_close(found, lrp.attribute(text, target=target), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ((LNRule(),), "SinkRule takes AHRule"),
         ((AHRule(), 0.0), "share must be"),
         ((AHRule(), 1.5), "share must be"),
+        ((AHRule(), 0.5, "keep"), "sink must be"),
     ],
 )
 def test_refusals(arguments: Any, message: str) -> None:

@@ -10,7 +10,7 @@ from captum_lrp_tx.cli.arguments.names import METHODS, PRESETS, SELECTIONS
 from captum_lrp_tx.errors import InputError
 
 #: As the function ``explain`` chooses them.
-_BY_TASK = "lrp; language-ah for next tokens, unless biases are distributed"
+_BY_TASK = "lrp; language-ah for next tokens"
 _BIAS_HELP = {
     "absorb": "biases keep their relevance (default)",
     "distribute": "it is spread over the inputs, so that these sum to the logit",

@@ -17,7 +17,6 @@ from captum_lrp_tx.explaining.names import Names
 from captum_lrp_tx.explaining.texts import Reader
 from captum_lrp_tx.explaining.words import Tokens
 from captum_lrp_tx.propagation.model.outputs import output_tensor
-from captum_lrp_tx.rules.rule import Bias
 
 #: What is explained, as a user writes it: a name, a number, or a target of ``attribute``.
 Wanted = Any
@@ -126,17 +125,11 @@ class Task(ABC):
 
     Attributes:
         name (str): In words.
+        rules (str): The preset that explains it unless another is named.
     """
 
     name: str
-
-    def rules(self, bias: Bias) -> str:
-        """The preset that explains it unless another is named.
-
-        Args:
-            bias (str): How biases are treated.
-        """
-        return "lrp"
+    rules = "lrp"
 
     @abstractmethod
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:

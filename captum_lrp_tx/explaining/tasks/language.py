@@ -26,7 +26,6 @@ from captum_lrp_tx.explaining.tasks.base import (
 )
 from captum_lrp_tx.explaining.texts import Encoded, Reader, encode
 from captum_lrp_tx.explaining.words import tokens_of_ids
-from captum_lrp_tx.rules.rule import Bias
 
 #: The longest answer of a model that reads one text and writes another, unless told otherwise.
 _ANSWER = 20
@@ -49,13 +48,7 @@ class NextToken(Task):
     """The next token of a text, or each token of an answer."""
 
     name = "next token"
-
-    def rules(self, bias: Bias) -> str:
-        """``"language-ah"``, by the evidence of ``experiments/language_models``.
-
-        Its constants keep what attention sinks have, so ``"lrp"`` where all is to be spread.
-        """
-        return "lrp" if bias == "distribute" else "language-ah"
+    rules = "language-ah"  # by the evidence of experiments/language_models
 
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
         encoded = encode(item, reader)

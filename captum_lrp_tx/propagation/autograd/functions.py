@@ -216,6 +216,35 @@ class SpreadBias(RuleFunction):
         return grad[0], ctx.distribute(x, relevance), None, None, None
 
 
+def spread_last(x: Tensor, relevance: Tensor) -> Tensor:
+    """Bias relevance of a token to its features, in proportion to their squares."""
+    wide = x.float() if x.dtype in LOW_PRECISION else x  # squares exceed the range of float16
+    total = relevance.to(wide.dtype).sum(-1, keepdim=True)
+    size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return (wide * safe_ratio(total, size.square())).to(x.dtype)
+
+
+class HandedOver(RuleFunction):
+    """``y``, whose relevance goes to the vectors of ``x``, in each as their squares.
+
+    ``shares(relevance)`` makes of that of the vectors of ``y``, ``(..., 1)``, that of ``x``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, shares: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(y, kept(x))
+        ctx.shares = shares
+        return y.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad: Any) -> Any:
+        y, x = ctx.saved_tensors
+        wide = torch.promote_types(y.dtype, torch.float32)
+        relevance = (y.to(wide) * grad[0].to(wide)).sum(-1, keepdim=True)
+        return None, spread_last(x, ctx.shares(relevance)), None
+
+
 def relevance_of_bias(grad: Tensor, bias: Tensor, by_row: bool) -> Tensor:
     """Relevance of a bias at every output; of a row of them the sum, where that is asked for."""
     if by_row and bias.dim() == 1 and grad.dim() > 1 and grad.dtype not in LOW_PRECISION:

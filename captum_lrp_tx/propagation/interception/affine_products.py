@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.autograd.functions import WithValue
+from captum_lrp_tx.propagation.autograd.functions import WithValue, spread_last
 from captum_lrp_tx.propagation.interception import lookups
 from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
 from captum_lrp_tx.propagation.interception.constant_weights import apply_linear
 from captum_lrp_tx.propagation.interception.contractions import product_with_summand
-from captum_lrp_tx.propagation.interception.spreading import spread_last, spread_through
+from captum_lrp_tx.propagation.interception.spreading import spread_through
 from captum_lrp_tx.propagation.operations import LinearMap
 
 if TYPE_CHECKING:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.autograd.functions import Combine, LinearValue, WithValue, safe_ratio
+from captum_lrp_tx.propagation.autograd.functions import (
+    Combine,
+    LinearValue,
+    WithValue,
+    safe_ratio,
+    spread_last,
+)
 from captum_lrp_tx.propagation.autograd.pattern_product import LOW_PRECISION
 from captum_lrp_tx.propagation.autograd.rows import product_of_rows
 from captum_lrp_tx.propagation.interception.biases import Step, composed, of_zeros
@@ -30,7 +36,7 @@ from captum_lrp_tx.propagation.interception.quantised import (
     drawn,
     is_wrapped,
 )
-from captum_lrp_tx.propagation.interception.spreading import spread_last, spread_through
+from captum_lrp_tx.propagation.interception.spreading import spread_through
 from captum_lrp_tx.propagation.operations import Kind, LinearMap
 
 if TYPE_CHECKING:

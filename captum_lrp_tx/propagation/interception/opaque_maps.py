@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.propagation.autograd.functions import LinearValue
+from captum_lrp_tx.propagation.autograd.functions import LinearValue, spread_last
 from captum_lrp_tx.propagation.autograd.rows import is_packed
 from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.hygiene.hooks import Hooks
 from captum_lrp_tx.propagation.interception import quantised
 from captum_lrp_tx.propagation.interception.constant_weights import apply_linear
 from captum_lrp_tx.propagation.interception.linear_maps import fold_last
-from captum_lrp_tx.propagation.interception.spreading import spread_last
 from captum_lrp_tx.propagation.interception.underived import has_no_derivative
 from captum_lrp_tx.propagation.judging.coverage import is_ours, made_since
 from captum_lrp_tx.propagation.state.scope import next_sequence_number, suspended

@@ -13,14 +13,6 @@ from captum_lrp_tx.propagation.autograd.pattern_product import LOW_PRECISION
 from captum_lrp_tx.propagation.operations import connections
 
 
-def spread_last(x: Tensor, relevance: Tensor) -> Tensor:
-    """Bias relevance of a token to its features, in proportion to their squares."""
-    wide = x.float() if x.dtype in LOW_PRECISION else x  # squares exceed the range of float16
-    total = relevance.to(wide.dtype).sum(-1, keepdim=True)
-    size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    return (wide * safe_ratio(total, size.square())).to(x.dtype)
-
-
 def spread_through(
     apply: Callable[[Tensor, Tensor], Tensor], weight: Tensor
 ) -> Callable[[Tensor, Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""Attention sinks, absorbed and distributed, against loops over a frozen pattern and finite differences."""
+"""Attention sinks against loops over a frozen pattern and finite differences."""
 
 from __future__ import annotations
 
@@ -316,14 +316,8 @@ def llama(implementation: str) -> Any:
     return model
 
 
-RULES = Composite(
-    {
-        "": ByDepthRule(
-            SinkRule(UniformAttentionRule(), 0.4, "absorb"), SinkRule(AHRule(), 0.4, "absorb")
-        )
-    },
-    base="attnlrp",
-)
+LOWER = SinkRule(UniformAttentionRule(), 0.4, "absorb")
+RULES = Composite({"": ByDepthRule(LOWER, SinkRule(AHRule(), 0.4, "absorb"))}, base="attnlrp")
 SPREAD = Composite({"": SinkRule(AHRule(), 0.4)}, base="lrp")
 
 

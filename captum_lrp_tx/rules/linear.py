@@ -18,11 +18,11 @@ from captum_lrp_tx.propagation.autograd.functions import (
     Combine,
     Flatten,
     SignedPart,
-    SpreadBias,
     Stabilize,
     Substitute,
     safe_ratio,
 )
+from captum_lrp_tx.propagation.autograd.handing_over import SpreadBias
 from captum_lrp_tx.propagation.autograd.signed import Signed, Silent, Way
 from captum_lrp_tx.propagation.operations import Kind, LinearMap
 from captum_lrp_tx.rules.rule import Bias, Rule, check_bias, check_number

@@ -8,12 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.autograd.functions import (
-    ConstantNormalizer,
-    SpreadBias,
-    Substitute,
-    safe_ratio,
-)
+from captum_lrp_tx.propagation.autograd.functions import ConstantNormalizer, Substitute, safe_ratio
+from captum_lrp_tx.propagation.autograd.handing_over import SpreadBias
 from captum_lrp_tx.propagation.operations import FusedNorm, Kind, NormalizerProduct
 from captum_lrp_tx.rules.rule import Bias, Rule, check_bias
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from captum_lrp_tx.errors import RuleError
 from captum_lrp_tx.propagation.autograd.copies import kept
-from captum_lrp_tx.propagation.autograd.functions import HandedOver, ScaleGradient, WithValue
+from captum_lrp_tx.propagation.autograd.functions import ScaleGradient, WithValue
+from captum_lrp_tx.propagation.autograd.handing_over import HandedOver
 from captum_lrp_tx.propagation.autograd.pattern_product import heads_of
 from captum_lrp_tx.propagation.autograd.uniform_attention import shares
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct

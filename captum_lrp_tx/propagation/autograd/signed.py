@@ -21,11 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from captum_lrp_tx.propagation.autograd.copies import kept
-from captum_lrp_tx.propagation.autograd.functions import (
-    RuleFunction,
-    relevance_of_bias,
-    share_of_way,
-)
+from captum_lrp_tx.propagation.autograd.functions import RuleFunction, share_of_way
+from captum_lrp_tx.propagation.autograd.handing_over import relevance_of_bias
 from captum_lrp_tx.propagation.autograd.rows import rows_with_entries
 from captum_lrp_tx.propagation.operations import LinearMap
 

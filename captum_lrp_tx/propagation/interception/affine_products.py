@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.autograd.functions import WithValue, spread_last
+from captum_lrp_tx.propagation.autograd.functions import WithValue
+from captum_lrp_tx.propagation.autograd.handing_over import spread_last
 from captum_lrp_tx.propagation.interception import lookups
 from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends

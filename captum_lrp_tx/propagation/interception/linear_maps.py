@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.propagation.autograd.functions import (
-    Combine,
-    LinearValue,
-    WithValue,
-    safe_ratio,
-    spread_last,
-)
+from captum_lrp_tx.propagation.autograd.functions import Combine, LinearValue, WithValue, safe_ratio
+from captum_lrp_tx.propagation.autograd.handing_over import spread_last
 from captum_lrp_tx.propagation.autograd.pattern_product import LOW_PRECISION
 from captum_lrp_tx.propagation.autograd.rows import product_of_rows
 from captum_lrp_tx.propagation.interception.biases import Step, composed, of_zeros

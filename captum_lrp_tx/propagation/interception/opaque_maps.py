@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.propagation.autograd.functions import LinearValue, spread_last
+from captum_lrp_tx.propagation.autograd.functions import LinearValue
+from captum_lrp_tx.propagation.autograd.handing_over import spread_last
 from captum_lrp_tx.propagation.autograd.rows import is_packed
 from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.hygiene.hooks import Hooks

@@ -14,7 +14,6 @@ from captum_lrp_tx.runs.padding import as_they_were, is_alike, padded_batch
 
 pytest.importorskip("pyarrow", exc_type=ImportError)
 
-pytestmark = pytest.mark.captum
 
 LENGTHS = (4, 2, 3, 2, 4)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from captum_lrp_tx import ConservativeLRP
 
-pytestmark = [pytest.mark.core, pytest.mark.captum]
+pytestmark = pytest.mark.core
 
 TOKENS, WIDTH, CLASSES = 5, 6, 3
 

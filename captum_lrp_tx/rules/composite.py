@@ -142,9 +142,16 @@ class Composite:
 
     def with_bias(self, bias: Bias) -> Composite:
         """A copy in which rules that leave their bias handling open use this one."""
+        return self._with_each(lambda rule: rule.with_bias(bias))
+
+    def absorbing(self) -> Composite:
+        """A copy of rules that hand relevance to no other places than it comes from."""
+        return self._with_each(lambda rule: rule.absorbing())
+
+    def _with_each(self, change: Callable[[Rule], Rule]) -> Composite:
         copy = Composite(base=self)
-        copy._base = {kind: rule.with_bias(bias) for kind, rule in self._base.items()}
-        copy._entries = [(k, tuple(r.with_bias(bias) for r in v)) for k, v in self._entries]
+        copy._base = {kind: change(rule) for kind, rule in self._base.items()}
+        copy._entries = [(key, tuple(map(change, rules))) for key, rules in self._entries]
         return copy
 
     def with_epsilon(self, epsilon: float) -> Composite:

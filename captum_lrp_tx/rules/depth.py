@@ -73,6 +73,9 @@ class ByDepthRule(Rule):
     def with_bias(self, bias: Bias) -> ByDepthRule:
         return replace(self, lower=self.lower.with_bias(bias), upper=self.upper.with_bias(bias))
 
+    def absorbing(self) -> ByDepthRule:
+        return replace(self, lower=self.lower.absorbing(), upper=self.upper.absorbing())
+
 
 def at_depth(rule: Rule, depth: float | None) -> Rule:
     """The rule that holds at a depth: itself, unless it goes by depth."""

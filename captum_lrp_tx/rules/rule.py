@@ -61,6 +61,13 @@ class Rule(PropagationRule):
             return cast(RuleT, replace(cast(Any, self), bias=bias))
         return self
 
+    def absorbing(self: RuleT) -> RuleT:
+        """The same rule without relevance that is handed to other places than it comes from.
+
+        For estimates from differences of inputs, of which it is no part.
+        """
+        return self
+
 
 def check_bias(bias: Any) -> None:
     """Raise :class:`RuleError` unless ``bias`` is a known way to treat biases (or ``None``)."""

@@ -90,6 +90,9 @@ class SinkRule(Rule):
         """Whether relevance goes through the softmax."""
         return isinstance(self.rule, UniformAttentionRule)
 
+    def absorbing(self) -> SinkRule:
+        return replace(self, sink="absorb")
+
     def propagate(self, operation: PatternProduct | FusedAttention) -> Tensor:
         result = self.rule.propagate(operation)
         if isinstance(operation, PatternProduct):

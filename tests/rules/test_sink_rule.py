@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_lrp_tx import Composite, ConservativeLRP, audit
+from captum_lrp_tx import Composite, ConservativeLRP, RelevancePatching, audit
 from captum_lrp_tx.errors import RuleError
 from captum_lrp_tx.rules import AHRule, ByDepthRule, LNRule, SinkRule, UniformAttentionRule
 
@@ -365,6 +365,28 @@ def test_many_targets_of_distributed_sinks_are_those_of_one() -> None:
     targets = [(-1, 5), (-1, 6), (4, 2)]
     for target, found in zip(targets, lrp.attribute_targets(text, targets), strict=True):
         torch.testing.assert_close(found, lrp.attribute(text, target=target), rtol=1e-4, atol=1e-6)
+
+
+def test_estimates_of_patching_have_nothing_handed_over() -> None:
+    model = llama("sdpa")
+    text, other = torch.tensor([[3, 9, 4, 7, 21, 11]]), torch.tensor([[3, 9, 5, 7, 21, 11]])
+    absorbs = Composite({"": ByDepthRule(LOWER, SinkRule(AHRule(), 0.4, "absorb"))}, base="lrp")
+    hands_on = Composite(
+        {"": ByDepthRule(SinkRule(UniformAttentionRule(), 0.4), SinkRule(AHRule(), 0.4))},
+        base="lrp",
+    )
+    one, same = (
+        RelevancePatching(model, rules).attribute(text, other, (-1, 5))
+        for rules in (hands_on, absorbs)
+    )
+    assert any(part.effect.any() for part in one.parts)
+    for part, expected in zip(one.parts, same.parts, strict=True):
+        assert torch.equal(part.effect, expected.effect)
+    relevance, kept = (
+        ConservativeLRP(model, rules).attribute(text, target=(-1, 5))
+        for rules in (hands_on, absorbs)
+    )
+    assert not torch.allclose(relevance, kept)
 
 
 @pytest.mark.parametrize(

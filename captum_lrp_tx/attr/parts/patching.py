@@ -115,8 +115,9 @@ class RelevancePatching(PartMethod):
         neurons: bool = False,
         epsilon: float | None = None,
     ) -> None:
-        # the share of a bias belongs to no difference of activations, so nothing is distributed
-        PartMethod.__init__(self, model, rules, bias="absorb", epsilon=epsilon)
+        # what biases or sinks hand to others belongs to no difference of activations
+        own = Composite(base=rules).absorbing()
+        PartMethod.__init__(self, model, own, bias="absorb", epsilon=epsilon)
         self.neurons = neurons
 
     @log_usage()  # type: ignore[untyped-decorator]

@@ -17,7 +17,6 @@ from experiments.patching.measured import Patching, kept
 from experiments.patching.methods import METHODS
 from language_models import language_model
 
-
 ITEM = Item("cats", (1, 5, 6, 7, 8), (1, 5, 9, 7, 8), (2,), 3, 4, "the «cat|mat» sat on")
 
 

@@ -19,7 +19,6 @@ from captum_lrp_tx.errors import InputError, TargetError, UnsupportedModelError
 from explanations import SMALL, alike, conserved
 from explanations import tokenizer as tokenizer
 
-
 PIXELS = torch.linspace(-1, 1, 3 * 32 * 32).sin().reshape(1, 3, 32, 32)
 LABELS = {0: "road", 1: "sky", 2: "tree"}
 

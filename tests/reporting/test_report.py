@@ -28,7 +28,6 @@ from captum_lrp_tx.reporting import report
 from captum_lrp_tx.reporting.page import embedded
 from captum_lrp_tx.reporting.payload import MAP_SIDE, floats, shown_map
 
-
 # two of one length, so that a batch is made of them; one with word-pieces
 TEXTS = ["a charming film", "an unwatchable mess of cliches", "a dreadful film"]
 LABELS = ["positive", "negative", "positive"]

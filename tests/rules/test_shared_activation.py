@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from captum_lrp_tx import Composite, ConservativeLRP, audit
 from captum_lrp_tx.rules import GateRule, SharedActivationRule, UniformRule
 
-
 WIDTH = 5
 
 

@@ -19,7 +19,6 @@ from captum_lrp_tx.metrics.targets import split_target, target_outputs
 from captum_lrp_tx.reporting.samples import read_samples
 from captum_lrp_tx.runs.subject import device_of
 
-
 IDS = torch.tensor([[5, 6, 0], [7, 8, 9]])
 MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])
 

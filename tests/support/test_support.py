@@ -11,7 +11,6 @@ from captum_lrp_tx import supported
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.support import STATUSES
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -16,7 +16,6 @@ from torch.nn.utils import parametrizations, spectral_norm
 from captum_lrp_tx import ConservativeLRP, LayerConservativeLRP, audit
 from captum_lrp_tx.errors import CaptumLRPWarning
 
-
 Untouched = Callable[[nn.Module], Any]
 
 

@@ -14,7 +14,6 @@ from captum_lrp_tx import ConservativeGI, ConservativeLRP, audit
 from closeness import close_to_largest
 from families.common import Case, check
 
-
 WIDTH = zoo.WIDTH
 
 

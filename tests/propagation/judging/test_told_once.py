@@ -18,7 +18,6 @@ from captum_lrp_tx.attr import conservative
 from captum_lrp_tx.attr.targets import Target
 from captum_lrp_tx.errors import UncoveredOperationWarning
 
-
 Explained = Callable[..., Any]
 
 

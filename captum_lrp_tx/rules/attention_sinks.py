@@ -27,82 +27,101 @@ from captum_lrp_tx.propagation.recognition.contracted import contraction_of
 _HIDDEN = -1e4
 
 
+@dataclass(frozen=True)
+class Sinks:
+    """What queries see of the keys that are a sink of some query, and of all others.
+
+    Attributes:
+        keys (Tensor): Which of the keys these are, shape ``(sinks,)``.
+        weights (Tensor): ``(..., heads, queries, sinks)``: of the pattern, zero where a key is no
+            sink of a query.
+        rest (Tensor): The same, zero where it is one.
+        others (Tensor): ``(..., heads, queries, 1)``: attention of all keys that are no sink of it.
+    """
+
+    keys: Tensor
+    weights: Tensor
+    rest: Tensor
+    others: Tensor
+
+    def taken(self, values: Tensor) -> Tensor:
+        """What queries take from their sinks, linear in the values.
+
+        Args:
+            values (Tensor): ``(..., heads, keys, channels)``; one head may be for all.
+
+        Returns:
+            Tensor: ``(..., heads, queries, channels)``.
+        """
+        return self.weights.to(values.dtype) @ values.index_select(-2, self.keys)
+
+    def handed_on(self, relevance: Tensor, through: Callable[[Tensor], Tensor]) -> Tensor:
+        """Relevance of queries to the keys that they look at beside sinks, as their attention.
+
+        Args:
+            relevance (Tensor): ``(..., heads, queries, 1)``; zero where a query has no sink.
+            through (callable): The transposed pattern times such a tensor.
+
+        Returns:
+            Tensor: ``(..., heads, keys, 1)``, with the sum of ``relevance``.
+        """
+        shares = safe_ratio(relevance, self.others.to(relevance.dtype))
+        of_all = through(shares)
+        numbers = torch.arange(of_all.shape[-2], device=self.keys.device)
+        places = (numbers.unsqueeze(-1) == self.keys).to(shares.dtype)
+        of_sinks = places @ (self.rest.to(shares.dtype).transpose(-2, -1) @ shares)
+        return torch.where(places.any(-1, keepdim=True), of_sinks, of_all.to(shares.dtype))
+
+
+@torch.no_grad()
 def sinks_of(
-    patterns: Iterable[Tensor], share: float, only_beside_others: bool = False
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Which keys are sinks.
+    patterns: Callable[[], Iterable[Tensor]], share: float, only_beside_others: bool = False
+) -> Sinks | None:
+    """The sinks of causal attention.
 
     A key is a sink of a query if it has ``share`` or more of the attention of the head in the mean
     over this query and those before it. The first sees itself only, has no choice and is not
     counted, nor is padding.
 
     Args:
-        patterns (iterable of Tensor): The pattern ``(..., heads, queries, keys)``, whole or in
-            blocks of rows from the first to the last.
+        patterns (callable): Gives the pattern ``(..., heads, queries, keys)``, whole or in blocks
+            of rows from the first to the last; called twice.
         share (float): Of the attention of a head.
         only_beside_others (bool): Whether queries that look at nothing else have no sink.
 
-    Yields:
-        tuple: Each block, and whether its keys are sinks, of the same shape.
+    Returns:
+        Sinks or None: ``None`` if no query has a sink.
     """
+    counted, is_any = [], torch.tensor(False)
     total: Tensor | float = 0.0
     count: Tensor | float = 0.0
     row = 0
-    for pattern in patterns:
+    for pattern in patterns():
         seen = pattern > 0  # padding on the left looks at nothing, or at what is behind it
         has_choice = seen.tril(row - 1).any(-1) & ~seen.triu(row + 1).any(-1)
-        counted = has_choice.to(pattern.dtype).unsqueeze(-1)
-        sums = (pattern * counted).cumsum(-2) + total
-        counts = counted.cumsum(-2) + count
+        counted.append(has_choice.to(pattern.dtype).unsqueeze(-1))
+        sums = (pattern * counted[-1]).cumsum(-2) + total
+        counts = counted[-1].cumsum(-2) + count
         is_sink = sums >= share * counts.clamp(min=1.0)
-        if only_beside_others:
-            others = pattern.masked_fill(is_sink, 0.0).sum(-1, keepdim=True)
-            is_sink = is_sink & (others >= torch.finfo(others.dtype).tiny)
-        yield pattern, is_sink
+        is_any = is_any.to(pattern.device) | is_sink.flatten(0, -2).any(0)
         total, count = sums[..., -1:, :], counts[..., -1:, :]
         row += pattern.shape[-2]
-
-
-def taken_from_sinks(blocks: Iterable[tuple[Tensor, Tensor]], values: Tensor) -> Tensor | None:
-    """What the queries of causal attention take from their sinks, linear in the values.
-
-    Args:
-        blocks (iterable of (Tensor, Tensor)): Of :func:`sinks_of`.
-        values (Tensor): ``(..., heads, keys, channels)``; one head may be for all.
-
-    Returns:
-        Tensor or None: ``(..., heads, queries, channels)``; ``None`` if no query has a sink.
-    """
-    parts: list[Tensor] = []
-    is_any = False
-    for pattern, is_sink in blocks:
-        keys = is_sink.flatten(0, -2).any(0).nonzero().squeeze(-1)
-        weights = (pattern * is_sink)[..., keys].to(values.dtype)
-        parts.append(weights @ values.index_select(-2, keys))
-        is_any = is_any or len(keys) > 0
-    return torch.cat(parts, -2) if is_any else None
-
-
-def handed_to_others(blocks: Iterable[tuple[Tensor, Tensor]], relevance: Tensor) -> Tensor:
-    """Relevance of every query to the keys that it looks at beside its sinks, as its attention.
-
-    Args:
-        blocks (iterable of (Tensor, Tensor)): Of :func:`sinks_of`.
-        relevance (Tensor): ``(..., heads, queries, 1)``; zero where a query has no sink.
-
-    Returns:
-        Tensor: ``(..., heads, keys, 1)``, with the sum of ``relevance``.
-    """
-    total: Tensor | float = 0.0
-    row = 0
-    for pattern, is_sink in blocks:
-        others = pattern.masked_fill(is_sink, 0.0)
-        shares = safe_ratio(others, others.sum(-1, keepdim=True))
-        rows = relevance.narrow(-2, row, pattern.shape[-2])
-        total = total + shares.transpose(-2, -1) @ rows
-        row += pattern.shape[-2]
-    assert isinstance(total, Tensor)  # there is at least one block
-    return total
+    keys = is_any.nonzero().squeeze(-1)
+    if not len(keys):
+        return None
+    # few columns from here on
+    blocks = [
+        (pattern[..., keys], pattern.index_fill(-1, keys, 0.0).sum(-1, keepdim=True))
+        for pattern in patterns()
+    ]
+    columns, others = (torch.cat(parts, -2) for parts in zip(*blocks, strict=True))
+    is_counted = torch.cat(counted, -2)
+    counts = is_counted.cumsum(-2).clamp(min=1.0)
+    is_sink = (columns * is_counted).cumsum(-2) >= share * counts
+    others = others + columns.masked_fill(is_sink, 0.0).sum(-1, keepdim=True)
+    if only_beside_others:
+        is_sink = is_sink & (others >= torch.finfo(others.dtype).tiny)
+    return Sinks(keys, columns * is_sink, columns.masked_fill(is_sink, 0.0), others)
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Literal, get_args
@@ -13,18 +14,19 @@ from captum_lrp_tx.errors import RuleError
 from captum_lrp_tx.propagation.autograd.copies import kept
 from captum_lrp_tx.propagation.autograd.functions import ScaleGradient, WithValue
 from captum_lrp_tx.propagation.autograd.handing_over import HandedOver
-from captum_lrp_tx.propagation.autograd.pattern_product import heads_of
+from captum_lrp_tx.propagation.autograd.pattern_product import (
+    heads_of,
+    transposed_pattern_product,
+)
 from captum_lrp_tx.propagation.autograd.uniform_attention import shares
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct
 from captum_lrp_tx.propagation.state.scope import current
 from captum_lrp_tx.rules.attention import AHRule, UniformAttentionRule
 from captum_lrp_tx.rules.attention_sinks import (
-    handed_to_others,
     is_causal_call,
     laid_out,
     patterns_of_call,
     sinks_of,
-    taken_from_sinks,
 )
 from captum_lrp_tx.rules.rule import Rule
 
@@ -95,31 +97,43 @@ class SinkRule(Rule):
 
     def propagate(self, operation: PatternProduct | FusedAttention) -> Tensor:
         result = self.rule.propagate(operation)
+        spreads = self.sink == "distribute"  # the backward pass looks at the pattern again
         if isinstance(operation, PatternProduct):
             found = laid_out(operation)
             if found is None or not found.values.requires_grad:
                 return result
             part = 1.0 / len(operation.operands)
-            pattern = kept(found.pattern) if self.sink == "distribute" else found.pattern
-            return self._held(result, lambda: (pattern,), found.values, part, found.restored)
-        query, key, value, mask = (
-            operation.query, operation.key, operation.value_, operation.mask
-        )  # fmt: skip
-        if operation.dropout_p or not value.requires_grad or not is_causal_call(operation):
+            pattern = kept(found.pattern) if spreads else found.pattern
+            return self._held(
+                result, lambda: (pattern,), lambda x: pattern.to(x.dtype).transpose(-2, -1) @ x,
+                found.values, part, found.restored,
+            )  # fmt: skip
+        fused = operation
+        query, key, value, mask = fused.query, fused.key, fused.value_, fused.mask
+        if fused.dropout_p or not value.requires_grad or not is_causal_call(fused):
             return result
         part = shares(
             query.requires_grad, key.requires_grad, True, mask is not None and mask.requires_grad
         )[2]
-        if self.sink == "distribute":  # the backward pass looks at the pattern again
-            again = None if mask is None else kept(mask)
-            operation = replace(operation, query=kept(query), key=kept(key), mask=again)
-        values = heads_of(query, value)
-        return self._held(result, lambda: patterns_of_call(operation), values, part)
+        if spreads:
+            query, key, mask = kept(query), kept(key), None if mask is None else kept(mask)
+        blocks = list(itertools.islice(patterns_of_call(fused), 2))
+
+        def patterns() -> Iterable[Tensor]:  # a short text has one block
+            return blocks if len(blocks) == 1 else patterns_of_call(fused)
+
+        def through(x: Tensor) -> Tensor:
+            return transposed_pattern_product(
+                query, heads_of(query, key), x, mask, fused.is_causal, fused.scale, None
+            )
+
+        return self._held(result, patterns, through, heads_of(query, value), part)
 
     def _held(
         self,
         result: Tensor,
         patterns: Callable[[], Iterable[Tensor]],
+        through: Callable[[Tensor], Tensor],
         values: Tensor,
         part: float,
         restored: Callable[[Tensor], Tensor] = lambda taken: taken,
@@ -129,23 +143,23 @@ class SinkRule(Rule):
         Args:
             result (Tensor): Under the inner rule.
             patterns (callable): Gives the pattern in blocks of rows.
+            through (callable): The transposed pattern times its argument.
             values (Tensor): ``(..., heads, keys, channels)``; one head may be for all.
             part (float): Of the relevance that values have if the pattern has some.
             restored (callable): From the axes of ``values`` to those of the result.
         """
         part = part if self.covers_softmax else 1.0
         spreads = self.sink == "distribute"
-
-        def blocks() -> Iterator[tuple[Tensor, Tensor]]:
-            return sinks_of(patterns(), self.share, only_beside_others=spreads)
-
-        taken = taken_from_sinks(blocks(), values)
-        if taken is None:
+        sinks = sinks_of(patterns, self.share, only_beside_others=spreads)
+        if sinks is None:
             return result
+        taken = sinks.taken(values)
         rest = result - ScaleGradient.call(restored(taken), part)
         if spreads:
             each = values.expand(*taken.shape[:-2], *values.shape[-2:])
-            handed = HandedOver.call(taken.detach(), each, lambda r: handed_to_others(blocks(), r))
+            handed = HandedOver.call(
+                taken.detach(), each, lambda relevance: sinks.handed_on(relevance, through)
+            )
             rest = rest + ScaleGradient.call(restored(handed), part)
         held = WithValue.call(result.detach(), rest)
         scope = current()

@@ -79,6 +79,7 @@ def run(capsys):
     """Runs main() and gives its exit status, standard output and standard error."""
 
     def call(*arguments):
+        capsys.readouterr()  # what saving a model for the test has printed
         status = main([str(argument) for argument in arguments])
         return (status, *capsys.readouterr())
 

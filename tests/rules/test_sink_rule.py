@@ -367,6 +367,17 @@ def test_many_targets_of_distributed_sinks_are_those_of_one() -> None:
         torch.testing.assert_close(found, lrp.attribute(text, target=target), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_and_low_memory_hand_on_the_same(dtype: torch.dtype) -> None:
+    model, text = llama("sdpa"), torch.tensor([[3, 9, 4, 7, 21, 11, 8, 8, 2]])
+    expected = ConservativeLRP(model, SPREAD).attribute(text, target=(-1, 5))
+    low = ConservativeLRP(model, SPREAD, memory="low").attribute(text, target=(-1, 5))
+    assert torch.equal(low, expected)
+    half = ConservativeLRP(model.to(dtype), SPREAD).attribute(text, target=(-1, 5))
+    worst = float((half - expected).abs().max() / expected.abs().max())
+    assert worst < (0.1 if dtype == torch.bfloat16 else 0.02)
+
+
 def test_estimates_of_patching_have_nothing_handed_over() -> None:
     model = llama("sdpa")
     text, other = torch.tensor([[3, 9, 4, 7, 21, 11]]), torch.tensor([[3, 9, 5, 7, 21, 11]])

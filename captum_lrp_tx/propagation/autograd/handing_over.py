@@ -44,7 +44,7 @@ class SpreadBias(RuleFunction):
 
 
 def spread_last(x: Tensor, relevance: Tensor) -> Tensor:
-    """Bias relevance of a token to its features, in proportion to their squares."""
+    """Relevance of each vector to its entries, in proportion to their squares."""
     wide = x.float() if x.dtype in LOW_PRECISION else x  # squares exceed the range of float16
     total = relevance.to(wide.dtype).sum(-1, keepdim=True)
     size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)

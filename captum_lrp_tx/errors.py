@@ -73,6 +73,10 @@ class NoRuleAppliedWarning(CaptumLRPWarning):
     """No operation of the model matched any rule: the result equals gradient x input."""
 
 
+class HiddenSinksWarning(CaptumLRPWarning):
+    """Causal attention runs in parts, so that ``SinkRule`` cannot tell the sinks of its heads."""
+
+
 class LeftOutPatternWarning(CaptumLRPWarning):
     """A softmax that may be attention takes no part in a method that combines attention maps."""
 

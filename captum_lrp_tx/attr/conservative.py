@@ -22,6 +22,7 @@ from captum_lrp_tx.attr.targets import TargetType as TargetType
 from captum_lrp_tx.attr.targets import select_target as select_target
 from captum_lrp_tx.attr.told import TOLD, Subject, tell_once
 from captum_lrp_tx.errors import (
+    HiddenSinksWarning,
     InputError,
     NoRuleAppliedWarning,
     RepeatedLayerWarning,
@@ -307,6 +308,18 @@ class Conservative(CaptumMethod):
                 f"nothing {rule_set} {start}",
                 self._nothing_matched(start),
                 NoRuleAppliedWarning,
+            )
+        if scope.hides_sinks:
+            tell_once(
+                subject,
+                f"hidden sinks {rule_set}",
+                "Causal attention runs in parts (a query, a block of queries or a key at a time, "
+                "on a cache of earlier tokens) or in one product with more than values, where "
+                f"{rule_set} cannot tell attention sinks: they keep their relevance. Explain a "
+                "whole text without a cache, with attention that is fused or a product of pattern "
+                "and values (attn_implementation='sdpa' or 'eager' in transformers), or choose a "
+                "preset without sinks, lrp or attnlrp.",
+                HiddenSinksWarning,
             )
         if scope.mixes_examples:
             tell_once(

@@ -7,8 +7,10 @@ Language Models with Attention Sinks", ICLR 2024).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +23,15 @@ from captum_lrp_tx.propagation.autograd.pattern_product import (
     rows_of_pattern,
 )
 from captum_lrp_tx.propagation.operations import FusedAttention, PatternProduct
-from captum_lrp_tx.propagation.recognition.contracted import contraction_of
+from captum_lrp_tx.propagation.recognition.contracted import (
+    Contraction,
+    contraction_of,
+    equation_of,
+)
 
 #: What a mask adds to the score of a key that is not to be seen is below this.
-_HIDDEN = -1e4
+HIDDEN = -1e4
+_ENTRYWISE = frozenset("mul multiply __mul__ __rmul__".split())
 
 
 @dataclass(frozen=True)
@@ -44,16 +51,20 @@ class Sinks:
     rest: Tensor
     others: Tensor
 
-    def taken(self, values: Tensor) -> Tensor:
+    def taken(self, values: Tensor, by_key: bool = False) -> Tensor:
         """What queries take from their sinks, linear in the values.
 
         Args:
             values (Tensor): ``(..., heads, keys, channels)``; one head may be for all.
+            by_key (bool): Whether what is taken from each sink stays apart.
 
         Returns:
-            Tensor: ``(..., heads, queries, channels)``.
+            Tensor: ``(..., heads, queries, channels)``; by key the last is of sinks and channels.
         """
-        return self.weights.to(values.dtype) @ values.index_select(-2, self.keys)
+        weights, of_sinks = self.weights.to(values.dtype), values.index_select(-2, self.keys)
+        if by_key:
+            return (weights.unsqueeze(-1) * of_sinks.unsqueeze(-3)).flatten(-2)
+        return weights @ of_sinks
 
     def handed_on(self, relevance: Tensor, through: Callable[[Tensor], Tensor]) -> Tensor:
         """Relevance of queries to the keys that they look at beside sinks, as their attention.
@@ -152,16 +163,28 @@ class LaidOut:
     Attributes:
         pattern (Tensor): ``(..., queries, keys)``, without a graph.
         values (Tensor): ``(..., keys, channels)``; one head may be for all.
-        restored (callable): From ``(..., queries, channels)`` to the axes of the product.
+        by_key (bool): Whether the product is one entry by entry, which is summed later.
+        to_result (callable): From ``(..., queries, channels)``, with the keys between the two if
+            the product has them, to the axes of the product.
     """
 
     pattern: Tensor
     values: Tensor
-    restored: Callable[[Tensor], Tensor]
+    by_key: bool
+    to_result: Callable[[Tensor], Tensor]
+
+    def restored(self, taken: Tensor, sinks: Tensor) -> Tensor:
+        """What is taken from ``sinks``, as :meth:`Sinks.taken` has it, as a part of the product."""
+        if not self.by_key:
+            return self.to_result(taken)
+        entries = taken.reshape(*taken.shape[:-1], len(sinks), -1)
+        keys, channels = self.values.shape[-2], entries.shape[-1]
+        nothing = entries.new_zeros(*entries.shape[:-2], keys, channels)
+        return self.to_result(nothing.index_copy(-2, sinks, entries))
 
 
 def laid_out(operation: PatternProduct) -> LaidOut | None:
-    """A matrix product or einsum of one causal softmax with values, whatever its axes' order.
+    """A matrix product, einsum or product by entries of one causal softmax with values.
 
     The axis of the queries is the one along which the pattern is causal.
 
@@ -173,48 +196,66 @@ def laid_out(operation: PatternProduct) -> LaidOut | None:
     """
     if len(operation.patterns) != 1 or operation.rescales or operation.shares is not None:
         return None
-    how = contraction_of(operation.func, operation.args)
-    (weights,) = operation.patterns
+    args, how, shift = axes_of(operation)
+    weights = operation.patterns[0] + shift
     if how is None or len(how.operands) != 2 or weights not in how.operands:
         return None
     (place,) = how.operands.keys() - {weights}
     mine, theirs = how.operands[weights], how.operands[place]
     summed = (set(mine) | set(theirs)) - set(how.result)
-    if len(summed) != 1 or not summed <= set(mine) & set(theirs):
-        return None
     if len(set(mine)) < len(mine) or len(set(theirs)) < len(theirs):
         return None  # a diagonal
-    if any(operation.args[i].layout != torch.strided for i in how.operands):
+    if any(args[i].layout != torch.strided for i in how.operands):
         return None  # sparse
-    (key,) = summed
+    common = set(mine) & set(theirs)
+    if len(summed) > 1 or not summed <= common:
+        return None
     own = [c for c in mine if c not in theirs]
-    both = [c for c in how.result if c in mine and c in theirs]
     channels = [c for c in how.result if c not in mine]
-    for query in own:
+    for key, query in itertools.product(sorted(summed or common), own):
+        both = [c for c in how.result if c in common and c != key]
         heads = [c for c in own if c != query]
         order = [*both, *heads, query, key]
-        pattern = operation.args[weights].detach().permute([mine.index(c) for c in order])
-        if is_causal_pattern(pattern) and _sums_to_one(pattern):
+        pattern = args[weights].detach().permute([mine.index(c) for c in order])
+        if is_causal_pattern(pattern) and sums_to_one(pattern):
             break
     else:
         return None
-    values = operation.args[place].permute([theirs.index(c) for c in [*both, key, *channels]])
+    values = args[place].permute([theirs.index(c) for c in [*both, key, *channels]])
     sizes = values.shape[len(both) + 1 :]
     values = values.flatten(len(both) + 1) if channels else values.unsqueeze(-1)
     values = values[(slice(None),) * len(both) + (None,) * len(heads)]
-    made = [*both, *heads, query, *channels]
+    made = [*both, *heads, query, *([] if summed else [key]), *channels]
     back = [made.index(c) for c in how.result]
 
-    def restored(taken: Tensor) -> Tensor:
+    def to_result(taken: Tensor) -> Tensor:
         spread = taken.reshape(*taken.shape[:-1], *sizes) if channels else taken.squeeze(-1)
         return spread.permute(back)
 
-    return LaidOut(pattern, values, restored)
+    return LaidOut(pattern, values, not summed, to_result)
+
+
+def axes_of(operation: PatternProduct) -> tuple[Sequence[Any], Contraction | None, int]:
+    """How the axes of a product meet; a product by entries as an einsum.
+
+    Args:
+        operation (PatternProduct): Any.
+
+    Returns:
+        tuple: the arguments, their axes (``None`` if the call does not tell), and how much further
+        the operands stand in these arguments than in those of the operation.
+    """
+    args, how = operation.args, contraction_of(operation.func, operation.args)
+    if how is None and len(args) == 2 and getattr(operation.func, "__name__", "") in _ENTRYWISE:
+        written = equation_of(*args)
+        if written is not None:
+            return written, contraction_of(torch.einsum, written), 1
+    return args, how, 0
 
 
 @torch.no_grad()
-def _sums_to_one(pattern: Tensor) -> bool:
-    """Not so for what is no softmax's, or leaves something for nobody."""
+def sums_to_one(pattern: Tensor) -> bool:
+    """Whether the last query gives all its attention: not so without a softmax, or with a sink."""
     sums = pattern[..., -1, :].sum(-1)
     return torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
 
@@ -228,7 +269,7 @@ def is_causal_call(operation: FusedAttention) -> bool:
     mask = operation.mask
     if mask.shape[-2:] != (rows, columns):
         return False
-    return is_causal_pattern(additive(mask, torch.float32) > _HIDDEN)
+    return is_causal_pattern(additive(mask, torch.float32) > HIDDEN)
 
 
 @torch.no_grad()

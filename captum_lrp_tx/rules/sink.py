@@ -23,11 +23,13 @@ from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternPr
 from captum_lrp_tx.propagation.state.scope import current
 from captum_lrp_tx.rules.attention import AHRule, UniformAttentionRule
 from captum_lrp_tx.rules.attention_sinks import (
+    LaidOut,
     is_causal_call,
     laid_out,
     patterns_of_call,
     sinks_of,
 )
+from captum_lrp_tx.rules.hidden_sinks import note_if_hidden
 from captum_lrp_tx.rules.rule import Rule
 
 #: What happens to the relevance of attention sinks.
@@ -52,9 +54,10 @@ class SinkRule(Rule):
 
     What comes later has no say in it: a position in a longer text is explained as at the end of its
     prefix. Sinks are looked for in the causal attention of decoders over a whole text, fused or
-    spelled out as a matrix product or einsum of a pattern with values. Where attention is not
-    causal, is spelled in another way (entry by entry, in a loop), goes to a cache, or has dropout,
-    the inner rule acts alone.
+    spelled out as a matrix product, einsum or product by entries of a pattern with values. Where
+    attention is not causal or has dropout, the inner rule acts alone; so it does, with a
+    :class:`~captum_lrp_tx.errors.HiddenSinksWarning`, where a causal pattern is seen to be used in
+    parts: a query, a block of queries or a key at a time, or on a cache of earlier tokens.
 
     Args:
         rule (Rule): ``AHRule()`` or ``UniformAttentionRule()``.
@@ -100,17 +103,21 @@ class SinkRule(Rule):
         spreads = self.sink == "distribute"  # the backward pass looks at the pattern again
         if isinstance(operation, PatternProduct):
             found = laid_out(operation)
-            if found is None or not found.values.requires_grad:
+            if found is None:
+                note_if_hidden(operation, result)
+                return result
+            if not found.values.requires_grad:
                 return result
             part = 1.0 / len(operation.operands)
             pattern = kept(found.pattern) if spreads else found.pattern
             return self._held(
                 result, lambda: (pattern,), lambda x: pattern.to(x.dtype).transpose(-2, -1) @ x,
-                found.values, part, found.restored,
+                found.values, part, found,
             )  # fmt: skip
         fused = operation
         query, key, value, mask = fused.query, fused.key, fused.value_, fused.mask
         if fused.dropout_p or not value.requires_grad or not is_causal_call(fused):
+            note_if_hidden(fused, result)
             return result
         part = shares(
             query.requires_grad, key.requires_grad, True, mask is not None and mask.requires_grad
@@ -136,7 +143,7 @@ class SinkRule(Rule):
         through: Callable[[Tensor], Tensor],
         values: Tensor,
         part: float,
-        restored: Callable[[Tensor], Tensor] = lambda taken: taken,
+        product: LaidOut | None = None,
     ) -> Tensor:
         """The result, of whose relevance sinks have none.
 
@@ -146,14 +153,18 @@ class SinkRule(Rule):
             through (callable): The transposed pattern times its argument.
             values (Tensor): ``(..., heads, keys, channels)``; one head may be for all.
             part (float): Of the relevance that values have if the pattern has some.
-            restored (callable): From the axes of ``values`` to those of the result.
+            product (LaidOut, optional): Whose result it is, if that is laid out in another way.
         """
         part = part if self.covers_softmax else 1.0
         spreads = self.sink == "distribute"
         sinks = sinks_of(patterns, self.share, only_beside_others=spreads)
         if sinks is None:
             return result
-        taken = sinks.taken(values)
+        taken = sinks.taken(values, by_key=product is not None and product.by_key)
+
+        def restored(x: Tensor) -> Tensor:
+            return x if product is None else product.restored(x, sinks.keys)
+
         rest = result - ScaleGradient.call(restored(taken), part)
         if spreads:
             each = values.expand(*taken.shape[:-2], *values.shape[-2:])

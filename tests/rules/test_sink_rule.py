@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_lrp_tx import Composite, ConservativeLRP, RelevancePatching, audit
-from captum_lrp_tx.errors import RuleError
+from captum_lrp_tx.errors import HiddenSinksWarning, RuleError
 from captum_lrp_tx.rules import AHRule, ByDepthRule, LNRule, SinkRule, UniformAttentionRule
 
 HEADS, TOKENS, WIDTH = 2, 5, 3
@@ -37,6 +37,8 @@ class Heads(nn.Module):
             scores = (q @ k.mT / math.sqrt(WIDTH)).masked_fill(~seen, -torch.inf)
             if self.how == "einsum":
                 mixed = torch.einsum("bhij,bhjc->bhic", scores.softmax(-1), v)
+            elif self.how == "entries":
+                mixed = (scores.softmax(-1).unsqueeze(-1) * v.unsqueeze(2)).sum(3)
             else:
                 mixed = scores.softmax(-1) @ v
         return self.read(mixed.flatten(1))
@@ -71,7 +73,7 @@ def make(how: str) -> Heads:
     return Heads(how).double()
 
 
-@pytest.mark.parametrize("how", ["fused", "product", "einsum"])
+@pytest.mark.parametrize("how", ["fused", "product", "einsum", "entries"])
 def test_against_loops(how: str) -> None:
     model, (q, k, v) = make(how), drawn()
     weight = model.read.weight.detach().view(HEADS, TOKENS, WIDTH)
@@ -95,7 +97,7 @@ def test_against_loops(how: str) -> None:
     assert abs(report.conservation_error) < 1e-8
 
 
-@pytest.mark.parametrize("how", ["fused", "product", "einsum"])
+@pytest.mark.parametrize("how", ["fused", "product", "einsum", "entries"])
 def test_distributed_against_loops(how: str) -> None:
     model, (q, k, v) = make(how), drawn()
     weight = model.read.weight.detach().view(HEADS, TOKENS, WIDTH)
@@ -193,6 +195,11 @@ SHARED = {
     "added": lambda p, v: torch.baddbmm(
         torch.zeros_like(p @ v).flatten(0, 1), p.flatten(0, 1), v.expand_as(p @ v).flatten(0, 1),
         ).view_as(p @ v),
+    "by entries": lambda p, v: (p[..., None] * v[:, :, None]).sum(-2),
+    "by entries, values first": lambda p, v: (v.mT[:, :, None] * p[..., None, :]).sum(-1),
+    "by entries, keys first": lambda p, v: torch.mul(
+        p.permute(3, 0, 1, 2)[..., None], v[:, 0].transpose(0, 1)[:, :, None, None]).sum(0),
+    "by entries, einsum": lambda p, v: torch.einsum("bhij,bjc->bhijc", p, v[:, 0]).sum(3),
 }  # fmt: skip
 
 
@@ -299,6 +306,99 @@ def test_only_causal_attention_has_sinks(fused: bool, mask: Tensor | None, is_ca
         for rule in (AHRule(), SinkRule(AHRule()))
     ]
     assert torch.equal(given[0], given[1]) != is_causal
+
+
+def in_parts(how: str, scores: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of a few queries or keys at a time."""
+    seen = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
+    if how == "queries, growing":
+        rows = [scores[..., i : i + 1, : i + 1].softmax(-1) @ v[:, :, : i + 1]
+                for i in range(TOKENS)]  # fmt: skip
+        return torch.cat(rows, 2)
+    if how == "queries, fused":
+        one = torch.eye(TOKENS).to(v).expand(1, HEADS, -1, -1)
+        rows = [F.scaled_dot_product_attention(
+            scores[:, :, i : i + 1], one[:, :, : i + 1], v[:, :, : i + 1], scale=1.0,
+        ) for i in range(TOKENS)]  # fmt: skip
+        return torch.cat(rows, 2)
+    p = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    if how == "queries":
+        return torch.stack([p[:, :, i : i + 1] @ v for i in range(TOKENS)], 2).squeeze(3)
+    if how == "queries, einsum":
+        rows = [torch.einsum("bhj,bhjc->bhc", p[:, :, i], v) for i in range(TOKENS)]
+        return torch.stack(rows, 2)
+    if how == "blocks":
+        return torch.cat([p[:, :, :2] @ v, p[:, :, 2:] @ v], 2)
+    if how == "keys":
+        mixed = torch.zeros_like(v)
+        for j in range(TOKENS):
+            mixed = mixed + p[..., j : j + 1] * v[:, :, j : j + 1]
+        return mixed
+    if how == "sparse":
+        rows = [torch.sparse.mm(one.to_sparse(), other) for one, other in zip(p[0], v[0])]
+        return torch.stack(rows)[None]
+    return torch.einsum("bhij,bhjc,c->bhic", p, v, torch.ones(WIDTH).to(v))
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["queries", "queries, growing", "queries, fused", "queries, einsum", "blocks", "keys", "three",
+     "sparse"],
+)  # fmt: skip
+def test_sinks_that_cannot_be_told_are_warned_of(how: str) -> None:
+    class Model(nn.Module):
+        def forward(self, scores: Tensor, v: Tensor) -> Tensor:
+            return (in_parts(how, scores, v) * weight).flatten(1).sum(1)
+
+    torch.manual_seed(5)
+    weight = torch.randn(HEADS, TOKENS, WIDTH, dtype=torch.float64)
+    inputs = tuple(torch.randn(1, HEADS, TOKENS, n, dtype=torch.float64) for n in (TOKENS, WIDTH))
+    model = Model()
+    plain = ConservativeLRP(model, Composite({"": AHRule()}, base="lrp")).attribute(inputs)
+    with pytest.warns(HiddenSinksWarning, match="runs in parts"):
+        found = ConservativeLRP(model, SPREAD).attribute(inputs)
+    for a, b in zip(plain, found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_cache_is_warned_of_and_whole_texts_are_not(recwarn: Any) -> None:
+    model = llama("sdpa")
+    text = torch.tensor([[3, 9, 4, 7, 21, 11]])
+    for rows in (text, text[:, :1]):
+        ConservativeLRP(model, SPREAD).attribute(rows, target=(-1, 5))
+    assert not [w for w in recwarn if issubclass(w.category, HiddenSinksWarning)]
+    with torch.no_grad():
+        cache = model(text, use_cache=True).past_key_values
+    with pytest.warns(HiddenSinksWarning, match="on a cache of earlier tokens"):
+        ConservativeLRP(model, SPREAD).attribute(
+            {"input_ids": text[:, 3:], "past_key_values": cache}, target=(-1, 5)
+        )
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_that_is_not_causal_is_not_warned_of(implementation: str, recwarn: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=30, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4
+    )
+    t5 = transformers.T5ForConditionalGeneration(config).eval()
+    bert = transformers.BertForSequenceClassification(
+        transformers.BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=2,
+                                num_attention_heads=4, intermediate_size=24,
+                                attn_implementation=implementation)).eval()  # fmt: skip
+    text = torch.tensor([[3, 9, 4, 7, 21, 11], [5, 6, 4, 4, 0, 0]])
+    for side in (text, text.flip(1)):
+        batch = {"input_ids": side, "attention_mask": (side > 0).long()}
+        ConservativeLRP(bert, "language").attribute(batch, target=0)
+        ConservativeLRP(bert, "language").attribute({k: v[:1] for k, v in batch.items()}, target=0)
+        for length in (1, 3):
+            decoded = {**batch, "decoder_input_ids": text[:, :length]}
+            for rows in (decoded, {k: v[:1] for k, v in decoded.items()}):
+                if length == 1 and len(rows["input_ids"]) > 1:
+                    continue  # one query that does not see the padding: may be a loop
+                ConservativeLRP(t5, "language").attribute(rows, target=(-1, 5))
+    assert not [w for w in recwarn if issubclass(w.category, HiddenSinksWarning)]
 
 
 def llama(implementation: str) -> Any:

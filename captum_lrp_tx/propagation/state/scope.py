@@ -142,6 +142,10 @@ class Scope:
         self.gives_to_zero_inputs = False
         #: Modules that a rule leaves to the plain gradient on purpose.
         self.left_plain: set[str] = set()
+        #: Whether a rule that looks for attention sinks has seen parts of patterns only.
+        self.hides_sinks = False
+        #: How many keys attention of one query has seen, by module: a loop has several numbers.
+        self.keys_of_queries: dict[str, set[int]] = {}
         #: Whether rules held constant all that leads from the inputs to the output.
         self.holds_everything = False
         #: What tells passes apart that ran other operations, whatever the size of their inputs.

@@ -69,7 +69,7 @@ def is_sink(p: list[list[float]], i: int, j: int) -> bool:
 
 def skip_if_unknown(how: str) -> None:
     if not KNOWS_SHAPES and ("entries" in how or how == "keys"):
-        pytest.skip("before torch 2.5 no axis can be followed to a sum: told as a gap")
+        pytest.skip("before torch 2.5 no axis can be followed to a sum")
 
 
 def make(how: str) -> Heads:

@@ -14,9 +14,9 @@ import platform
 import time
 from pathlib import Path
 
-import scipy
 import torch
 import transformers
+from commits import made_with
 from torch import Tensor
 
 from captum_lrp_tx.attr.attention_alone import AttentionFlow, AttentionRollout
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    made = made_with("torch", "transformers", "scipy")
     lines = [
         "| tokens | layers | attention | forward (s) | forward + flow (s) |",
         "|---|---|---|---|---|",
@@ -69,8 +70,7 @@ def main() -> None:
             print(lines[-1], flush=True)
     lines += [
         "",
-        f"One example, one query row; {platform.machine()}, {options.threads} thread(s), Python "
-        f"{platform.python_version()}, torch {torch.__version__}, scipy {scipy.__version__}.",
+        f"One example, one query row; {platform.machine()}, {options.threads} thread(s), {made}.",
         "",
     ]
     options.output.write_text("\n".join(lines), encoding="utf-8")

@@ -1,7 +1,9 @@
-"""Which commit wrote a page."""
+"""Which commit and which versions wrote a page."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
 import subprocess
 from pathlib import Path
 
@@ -12,3 +14,9 @@ def commit() -> str:
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
+
+
+def made_with(*packages: str) -> str:
+    """The commit, Python's version and those of packages; asked before anything is measured."""
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    return ", ".join([f"commit {commit()}", f"Python {platform.python_version()}", *versions])

@@ -19,13 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import captum
 import numpy as np
 import torch
 import transformers
+from commits import made_with
 from tqdm import tqdm
 
-import captum_lrp_tx
 from captum_lrp_tx import audit, models
 
 METHODS: list[tuple[str, str, dict[str, Any]]] = [
@@ -93,6 +92,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
+    made = made_with("torch", "captum", "transformers")
     lines = [
         "| model | rules | left out | error | worst error |",
         "|---|---|---|---|---|",
@@ -111,11 +111,7 @@ def main() -> None:
                 f"| {errors.max():.0e} |"
             )
             print(lines[-1], flush=True)
-    versions = (
-        f"{options.count} examples a row; captum_lrp_tx {captum_lrp_tx.__version__}, torch "
-        f"{torch.__version__}, captum {captum.__version__}, transformers "
-        f"{transformers.__version__}, {platform.machine()}, float32, CPU."
-    )
+    versions = f"{options.count} examples a row, float32, CPU; {made}, {platform.machine()}."
     text = "\n".join([*lines, "", versions, ""])
     if options.output:
         options.output.write_text(text, encoding="utf-8")

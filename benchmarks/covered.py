@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import coverage
+from commits import made_with
 
 ROOT = Path(__file__).resolve().parents[1]
 #: What needs most of the time and runs nothing that others do not: the oracle's own tests, and
@@ -84,20 +83,17 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     parser.add_argument("pytest", nargs="*", help="arguments of pytest, after --")
     arguments = parser.parse_args()
+    made = made_with("coverage", "torch", "captum", "transformers")
     status = 0 if arguments.no_run else run(arguments.data, arguments.pytest)
     files = summaries([arguments.data, *arguments.also])
     for name, summary in sorted(files.items(), key=lambda item: item[1]["percent_covered"]):
         print(f"{summary['percent_covered']:6.1f} %  {name}")
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}"
-        for name in ("coverage", "torch", "captum", "transformers")
-    )
     text = "\n".join(
         [
             "# Lines and branches that the tests run",
             "",
             "`python benchmarks/covered.py --data ../coverage.data` "
-            f"({datetime.date.today()}, Python {platform.python_version()}, {versions}; "
+            f"({datetime.date.today()}, {made}; "
             f"and the data of {len(arguments.also)} further runs).",
             "",
             *table(files),

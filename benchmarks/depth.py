@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from commits import made_with
 from torch import Tensor, nn
 
 from captum_lrp_tx import audit
@@ -82,10 +83,11 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    made = made_with("torch")
     lines = [
         "# Conservation error by depth",
         "",
-        f"`python benchmarks/depth.py --seeds {arguments.seeds}` with torch {torch.__version__}: "
+        f"`python benchmarks/depth.py --seeds {arguments.seeds}` ({made}): "
         "|output - relevance of inputs and constants| / |output| of random transformers under "
         f"`lrp`, median (largest) of {arguments.seeds} models, each with norms before and behind "
         "the sums, biases absorbed and distributed. In float64 what is left is the epsilon (1e-9) "

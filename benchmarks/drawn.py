@@ -16,13 +16,12 @@ counted.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import multiprocessing
 import os
 import sys
 from pathlib import Path
 
-from commits import commit
+from commits import made_with
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT)]
@@ -52,7 +51,7 @@ def main() -> None:
         return
     found: list[str] = []
     refused = undetermined = 0
-    made_at = commit()
+    made = made_with("torch", "captum")
     seeds = range(options.first, options.first + options.rounds)
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         judged = pool.imap(_judged, seeds, chunksize=20)
@@ -65,11 +64,10 @@ def main() -> None:
             if i % 500 == 0:
                 print(f"{i} models, {len(found)} faults", file=sys.stderr, flush=True)
     total = (options.rounds - undetermined) * EXPLANATIONS
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "captum"))
     REPORT.write_text(
         "# Models drawn from the table of spellings\n\n"
         "Written by `python benchmarks/drawn.py "
-        f"--rounds {options.rounds} --first {options.first}` at {made_at} ({versions}).\n\n"
+        f"--rounds {options.rounds} --first {options.first}` ({made}).\n\n"
         "| models | torch's own gradient depends on the spelling | explanations of the others "
         "| refused by name | silently wrong |\n|---|---|---|---|---|\n"
         f"| {options.rounds} | {undetermined} | {total} | {refused} | {len(found)} |\n"

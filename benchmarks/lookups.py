@@ -15,7 +15,6 @@ where the model runs in it.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import math
 import signal
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from commits import made_with
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -175,7 +175,7 @@ def judged(name: str) -> str:
         signal.alarm(0)
 
 
-def page(found: dict[str, str]) -> str:
+def page(found: dict[str, str], made: str) -> str:
     """The report."""
     errors = {k: float(v.split()[0]) for k, v in found.items() if v[0].isdigit()}
     others = [k for k in errors if "other" in found[k]]
@@ -184,10 +184,9 @@ def page(found: dict[str, str]) -> str:
     kinds = Counter(v.split(":")[0] for v in found.values())
     nothing = sum(v.startswith("nothing") for v in found.values())
     exact = len(errors) - len(others)
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "transformers"))
     lines = [
         "# Token ids against finite differences\n",
-        f"`python benchmarks/lookups.py` ({versions}). "
+        f"`python benchmarks/lookups.py` ({made}). "
         + " ".join((__doc__ or "").split("\n\n")[3].split()) + "\n",
         f"Of {len(found)} families {kinds['not built']} are not built and {kinds['no token ids']} "
         f"take no token ids; in {nothing} a norm right "
@@ -212,12 +211,13 @@ def main() -> int:
 
     signal.signal(signal.SIGALRM, late)
     torch.set_num_threads(1)
+    made = made_with("torch", "transformers")
     found: dict[str, str] = {}
     for name in arguments.only or huggingface.names():
         found[name] = judged(name)
         print(f"{name:<34} {found[name]}", flush=True)
     if not arguments.only:
-        REPORT.write_text(page(found), encoding="utf-8")
+        REPORT.write_text(page(found, made), encoding="utf-8")
         print(REPORT.read_text("utf-8"))
     return 0
 

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 import transformers
+from commits import made_with
 from torch import Tensor
 
-import captum_lrp_tx
 from captum_lrp_tx import ConservativeLRP
 
 PACKS: tuple[tuple[str, int | None], ...] = (
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    made = made_with("torch", "transformers")
     names = " | ".join(label if label[0].isalpha() else f"packs of {label}" for label, _ in PACKS)
     lines = [
         "Cost of each further target, as a share of one call of `attribute` (`ConservativeLRP`):",
@@ -127,9 +128,7 @@ def main() -> None:
     lines += [
         "",
         f"Random weights, float32; {platform.machine()}, {os.cpu_count()} cores, 1 thread, CPU "
-        f"time, median of {options.rounds} interleaved rounds; Python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, captum_lrp_tx "
-        f"{captum_lrp_tx.__version__}.",
+        f"time, median of {options.rounds} interleaved rounds; {made}.",
     ]  # fmt: skip
     options.output.write_text("\n".join(lines) + "\n")
 

@@ -22,13 +22,12 @@ import argparse
 import collections
 import datetime
 import difflib
-import importlib.metadata
 import json
-import platform
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from commits import made_with
 from mutant_runs import Runs
 from mutant_sources import Mutant, candidates
 from mutant_tests import Tests
@@ -125,22 +124,17 @@ class Trial:
                 raise SystemExit(f"expected that a mutant {expected}, it {ending} ({test})")
 
 
-def report(command: str, every: int, results: list[Result]) -> str:
+def report(command: str, every: int, results: list[Result], made: str) -> str:
     explained = json.loads(EXPLAINED.read_text()) if EXPLAINED.exists() else {}
     killed = [result for result in results if result.killed]
     interval = binomtest(len(killed), len(results)).proportion_ci(method="wilson")
     endings = collections.Counter(result.ending for result in results)
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}"
-        for name in ("cosmic-ray", "torch", "captum", "transformers")
-    )
     survivors = [result for result in results if not result.killed]
     return "\n".join(
         [
             "# Mutants",
             "",
-            f"`{command}` ({datetime.date.today()}, Python {platform.python_version()}, "
-            f"{versions}).",
+            f"`{command}` ({datetime.date.today()}, {made}).",
             "",
             f"cosmic-ray offers {every:,} mutants of `rules/` and `propagation/`. Of a random "
             f"sample of {len(results)} that change what is run, **{len(killed)} were killed: "
@@ -176,6 +170,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="try the survivors in it once more")
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
+    made = made_with("cosmic-ray", "torch", "captum", "transformers")
     tests = Tests.read(arguments.data, arguments.data.with_suffix(".log"), ROOT)
     done = {}
     if arguments.results is not None and arguments.results.exists():
@@ -211,7 +206,7 @@ def main() -> None:
     finally:
         runs.close()
     command = f"python benchmarks/mutants.py --sample {arguments.sample} --seed {arguments.seed}"
-    text = report(command, len(every), results)
+    text = report(command, len(every), results, made)
     if arguments.report is not None:
         arguments.report.write_text(text)
     print(text)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from commits import commit
+from commits import made_with
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -148,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="where the page is written, else it is printed")
     options = parser.parse_args()
-    made_at = commit()  # of what is measured, not of what is there when it ends
+    made = made_with("torch", "transformers")
     text = "\n".join(
         [
             "Operations of maps and edges of parts, as multiples of those of one explanation",
@@ -167,8 +167,7 @@ def main() -> None:
             "",
             f"Random weights; in the first table {WIDTH} features in the stream, calls that reach",
             "torch's dispatcher, and floating-point operations of matrix products and attention;",
-            f"torch {torch.__version__}, transformers {transformers.__version__},",
-            f"commit {made_at}.",
+            f"{made}.",
         ]
     )
     if options.output is None:

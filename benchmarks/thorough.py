@@ -5,7 +5,7 @@
 With ``CAPTUM_LRP_TX_THOROUGH=1`` the tests inject a fault at every place where one can happen, draw
 thousands of inputs and settings, and explain 2,000 times in a row without the garbage collector.
 This runs them and counts: places of faults and rounds as the tests record them, drawn inputs as
-hypothesis reports them.  Half an hour to an hour on one core; ``tests/helpers/stress.py`` is the
+hypothesis reports them.  Half an hour to an hour on one core; ``benchmarks/threads.py`` is the
 long run with threads.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import re
 import sys
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from commits import made_with
 
 ROOT = Path(__file__).resolve().parents[1]
 #: What a test records, and how it is called in the table.
@@ -85,13 +84,13 @@ def main() -> int:
     args = parser.parse_args()
     os.environ["CAPTUM_LRP_TX_THOROUGH"] = "1"
     os.chdir(ROOT)
+    made = made_with("torch", "captum", "transformers")
     counts, begun = Counts(), time.monotonic()
     chosen = args.pytest or ["-m", "thorough"]
     status = pytest.main(["-q", "--hypothesis-show-statistics", *chosen], plugins=[counts])
     text = (
         "# The long loops\n\n"
-        f"`python benchmarks/thorough.py`, torch {torch.__version__}, Python "
-        f"{platform.python_version()}, {os.cpu_count()} cores, "
+        f"`python benchmarks/thorough.py` ({made}), {os.cpu_count()} cores, "
         f"{(time.monotonic() - begun) / 60:.0f} minutes; exit status of pytest: {int(status)}.\n\n"
         f"{counts.table()}\n"
     )

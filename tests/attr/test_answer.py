@@ -75,9 +75,14 @@ def test_all_hops_solve_the_triangular_system(family: str, rules: str, greedy: b
     assert float((first - got)[:, :PROMPT].abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
-@pytest.mark.parametrize("rules", ["lrp", "attnlrp", "language"])
-@pytest.mark.parametrize("score", ["logit", "log-probability", "log-odds", None])
+@pytest.mark.parametrize(
+    "score, rules, family",
+    zip(
+        ["logit", "log-probability", "log-odds", None] * 3,
+        ["lrp", "attnlrp", "language"] * 4,
+        ["llama"] * 4 + ["gpt2"] * 4 + ["qwen2"] * 4,
+    ),
+)
 def test_relevance_and_named_constants_are_the_value_at_every_hop(
     family: str, rules: str, score: Any
 ) -> None:

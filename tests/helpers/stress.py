@@ -1,7 +1,7 @@
 """Eight threads on one model for many rounds: every result is that of one thread, bit for bit.
 
-``python tests/helpers/stress.py --rounds 400 --report benchmarks/stress.md`` is the long run; tests
-call :func:`run` with few rounds.  What the threads do at the same time, on the same modules:
+``benchmarks/threads.py`` is the long run; tests call :func:`run` with few rounds.  What the threads
+do at the same time, on the same modules:
 
 * explanations with different presets, composites, layers, the audit and attention maps, some with
   an explanation inside a hook of the user's;
@@ -12,20 +12,14 @@ call :func:`run` with few rounds.  What the threads do at the same time, on the 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import copy
-import gc
-import os
-import platform
-import resource
 import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -233,40 +227,3 @@ def _compare(name: str, job: Job, expected: list[Tensor]) -> list[str]:
     if len(found) != len(expected) or not all(map(torch.equal, found, expected)):
         return [f"{name}: another value"]
     return []
-
-
-def main() -> None:
-    """The long run, and a page about it."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=400)
-    parser.add_argument("--threads", type=int, default=THREADS)
-    parser.add_argument("--report", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    outcome = run(arguments.rounds, arguments.threads)
-    gc.collect()
-    lines = [
-        "# Threads",
-        "",
-        f"`python tests/helpers/stress.py --rounds {arguments.rounds} "
-        f"--threads {arguments.threads}` with torch {torch.__version__}, "
-        f"Python {platform.python_version()}, {os.cpu_count()} cores: "
-        f"{arguments.threads} threads on one model, {sum(outcome.counts.values()):,} results in "
-        f"{outcome.seconds:.0f} s, {len(outcome.wrong)} of them not equal (bit for bit) to the "
-        "result of a single thread. Peak memory of the process: "
-        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB.",
-        "",
-        "| what | results |",
-        "|---|---|",
-        *(f"| {name} | {count:,} |" for name, count in sorted(outcome.counts.items())),
-    ]
-    lines += ["", *(f"- {text}: {n}" for text, n in Counter(outcome.wrong).most_common(20))]
-    text = "\n".join(lines).rstrip() + "\n"
-    print(text)
-    if arguments.report is not None:
-        arguments.report.write_text(text)
-    raise SystemExit(bool(outcome.wrong))
-
-
-if __name__ == "__main__":
-    main()

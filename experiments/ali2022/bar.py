@@ -53,7 +53,7 @@ def verdicts(
             continue
         found[name] = {}
         for key, _, higher in METRICS:
-            difference = paired(result, key, BAR)[candidate]
+            difference = paired(result, key, BAR, only=[candidate])[candidate]
             found[name][key] = difference, verdict(difference, higher)
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def summary(evaluation: Evaluation, data: DataSet, target: str) -> dict[str, Any
 
 
 def paired(
-    result: dict[str, Any], key: str, other: str = REFERENCE
+    result: dict[str, Any], key: str, other: str = REFERENCE, only: Collection[str] | None = None
 ) -> dict[str, tuple[float, ...]]:
     """Each method minus another one on the same examples: estimate, low, high, p.
 
@@ -68,11 +68,12 @@ def paired(
         result (dict): Of :func:`summary`.
         key (str): The metric.
         other (str): The method to compare with.
+        only (collection of str, optional): The methods that are compared.
     """
     methods = result["methods"]
     found: dict[str, tuple[float, ...]] = {}
     for name, entry in methods.items():
-        if name == other or other not in methods:
+        if name == other or other not in methods or (only is not None and name not in only):
             continue
         first, second = (m[f"{key} of examples"] for m in (entry, methods[other]))
         count = min(len(first), len(second))

@@ -233,6 +233,5 @@ def _row(
         # embeddings, being blind to their scale: colours would make rounding errors look like more
         if float(values.abs().max()) <= ROUNDING * abs(output):
             note = "zero up to rounding"
-    return Row(
-        method.name, values, seconds, total, delta, note=note, signed=is_signed(method, [values])
-    )
+    signed = is_signed(method, [values], delta is not None)
+    return Row(method.name, values, seconds, total, delta, note=note, signed=signed)

@@ -37,8 +37,8 @@ class Method:
         options (mapping): Keyword arguments of the class.
         about (str): What it is, in one line.
         style (tuple, optional): Colour, dashes and width of its line in figures.
-        signed (bool, optional): Whether relevance can speak against the output; None to judge by
-            the values.
+        signed (bool, optional): Whether relevance can speak against the output; None if it is so
+            where relevance accounts for the output (``has_convergence_delta()``) or is negative.
         uses_target (bool): Whether relevance depends on the explained output.
         is_alone (bool): Whether examples must be explained one by one, since the random numbers of
             one depend on the others of its batch.

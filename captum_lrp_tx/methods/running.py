@@ -107,9 +107,17 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"[:300]
 
 
-def is_signed(method: Method, relevance: Iterable[Tensor]) -> bool:
-    """Whether relevance is drawn with its sign: negative values show, whatever was expected."""
-    return bool(method.signed) or any(bool((values < 0).any()) for values in relevance)
+def is_signed(method: Method, relevance: Iterable[Tensor], sums_up: bool) -> bool:
+    """Whether relevance is drawn with its sign: negative values show, whatever was expected.
+
+    Args:
+        method (Method): How it was made; not every one of a user's own says whether it has signs.
+        relevance (iterable of Tensor): Its values.
+        sums_up (bool): Whether it says what it leaves out of the output: what sums to a score has a
+            sign, even where nothing happens to speak against the score.
+    """
+    known = sums_up if method.signed is None else method.signed
+    return known or any(bool((values < 0).any()) for values in relevance)
 
 
 def refuse_if_none(errors: dict[str, str], asked: int) -> None:

@@ -82,7 +82,7 @@ def explain(
     kept = {key: value for key, value in relevance.items() if key[0] not in errors}
     seconds = time.perf_counter() - begun
     return Explanations(
-        method.name, method.about, is_signed(method, kept.values()), method.uses_target, kept,
+        method.name, method.about, is_signed(method, kept.values(), bool(deltas)), method.uses_target, kept,
         {key: sums[key] for key in kept}, {key: deltas[key] for key in kept if key in deltas},
         errors, _absorbed(model, method, samples, kept), seconds=seconds,
     )  # fmt: skip

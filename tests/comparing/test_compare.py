@@ -368,9 +368,27 @@ def test_works_under_inference_mode(text):
 def test_a_method_of_ones_own(text):
     rows = compare(*text[:2], 1, methods=["LRP", ("spread", lambda m: ConservativeLRP(
         m, bias="distribute"))])  # fmt: skip
-    assert rows["spread"].sum == pytest.approx(rows.output, abs=1e-3)
+    assert rows["spread"].sum == pytest.approx(rows.output, abs=1e-3) and rows["spread"].signed
     with pytest.raises(KeyError):
         rows["IG"]
+
+
+@pytest.mark.parametrize("sums_up", [True, False])
+@pytest.mark.parametrize("least", [0.0, -1.0])
+def test_what_sums_up_has_a_sign_even_if_nothing_is_negative(text, sums_up, least):
+    class Own:
+        def __init__(self, model):
+            pass
+
+        def has_convergence_delta(self):
+            return sums_up
+
+        def attribute(self, inputs, return_convergence_delta=False, **_):
+            relevance = torch.arange(inputs["input_ids"].numel())[None] + least
+            return (relevance, torch.zeros(1)) if return_convergence_delta else relevance
+
+    rows = compare(*text[:2], 1, methods=[("own", Own)])
+    assert rows["own"].signed == (sums_up or least < 0)
 
 
 def test_rounding_errors_are_not_drawn(everything):

@@ -81,8 +81,9 @@ def explain(
         advance(len(rows))
     kept = {key: value for key, value in relevance.items() if key[0] not in errors}
     seconds = time.perf_counter() - begun
+    signed = is_signed(method, kept.values(), bool(deltas))
     return Explanations(
-        method.name, method.about, is_signed(method, kept.values(), bool(deltas)), method.uses_target, kept,
+        method.name, method.about, signed, method.uses_target, kept,
         {key: sums[key] for key in kept}, {key: deltas[key] for key in kept if key in deltas},
         errors, _absorbed(model, method, samples, kept), seconds=seconds,
     )  # fmt: skip

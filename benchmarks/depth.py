@@ -90,8 +90,8 @@ def main() -> None:
         f"`python benchmarks/depth.py --seeds {arguments.seeds}` ({made}): "
         "|output - relevance of inputs and constants| / |output| of random transformers under "
         f"`lrp`, median (largest) of {arguments.seeds} models, each with norms before and behind "
-        "the sums, biases absorbed and distributed. In float64 what is left is the epsilon (1e-9) "
-        "of the linear rule; half precision includes the rounding of the model's own output.",
+        "the sums, biases absorbed and distributed. What is left is rounding; half precision "
+        "includes that of the model's own output.",
         "",
         "| layers | " + " | ".join(str(d)[6:] for d in DTYPES) + " |",
         "|---" * (len(DTYPES) + 1) + "|",

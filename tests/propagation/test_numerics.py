@@ -120,11 +120,13 @@ def test_half_precision_conserves(bias: Any, dtype: torch.dtype) -> None:
 
 # ---- depth --------------------------------------------------------------------------------------
 def _depth() -> Any:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "depth.py"
-    spec = importlib.util.spec_from_file_location("depth", path)
+    folder = Path(__file__).resolve().parents[2] / "benchmarks"
+    spec = importlib.util.spec_from_file_location("depth", folder / "depth.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))  # what it imports lies beside it
+        spec.loader.exec_module(module)
     return module
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.errors import UnsupportedModelError
 from captum_lrp_tx.propagation import graph
 from captum_lrp_tx.propagation.judging import obstacles
@@ -314,3 +315,27 @@ def test_failures_of_models_are_explained(message: str, what: str) -> None:
     told = obstacles.explained_failure(RuntimeError(message))
     assert isinstance(told, UnsupportedModelError) and what in str(told)
     assert obstacles.explained_failure(RuntimeError("out of memory")) is None
+
+
+@pytest.mark.parametrize("written", ["signal first", "gate first"])
+def test_an_activation_written_out_is_the_activation_in_either_order(written: str) -> None:
+    class Model(nn.Module):
+        def __init__(self, how: str) -> None:
+            super().__init__()
+            self.how = how
+            torch.manual_seed(1)
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            if self.how == "called":
+                return self.second(F.silu(h))
+            gate = torch.sigmoid(h)
+            return self.second(h * gate if self.how == "signal first" else gate * h)
+
+    x = torch.randn(3, 4)
+    for rules in ("lrp", "attnlrp", "lrp-gated"):
+        got, expected = (
+            ConservativeLRP(Model(how), rules).attribute(x, target=1) for how in (written, "called")
+        )
+        torch.testing.assert_close(got, expected)

@@ -90,6 +90,25 @@ def test_a_table_that_is_not_learned_is_a_constant() -> None:
     assert set(parts) == {"words"}
 
 
+def test_a_table_that_is_looked_up_twice_has_the_relevance_of_both() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(WORDS, WIDTH)
+            self.first, self.second = nn.Linear(WIDTH, 3), nn.Linear(WIDTH, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return (self.first(self.words(ids)) + self.second(self.words(ids)).tanh()).mean(1)
+
+    net, ids = Twice().eval(), torch.randint(0, WORDS, (2, TOKENS))
+    explainer = ConservativeLRP(net)
+    parts = explainer.attribute(ids, target=1, positions="separate")
+    assert set(parts) == {"words"}
+    torch.testing.assert_close(parts["words"], explainer.attribute(ids, target=1))
+    alone = ConservativeLRP(lambda x: net.first(x).mean(1)).attribute(net.words(ids), target=1)
+    assert not torch.allclose(parts["words"], alone.sum(-1))
+
+
 class Rotary(nn.Module):
     """One factor per position, looked up or sliced: no evidence in itself."""
 

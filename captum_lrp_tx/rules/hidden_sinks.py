@@ -39,27 +39,27 @@ def note_if_hidden(operation: PatternProduct | FusedAttention, result: Tensor) -
         if grad is None:
             return
         seen = scope.keys_of_queries.setdefault(module, set())
-        seen |= {keys} - {0}
+        seen |= {keys} - {0, 1}  # of one key there is no choice
         scope.hides_sinks |= is_hidden or len(seen) > 1
 
     result.register_hook(reached)  # type: ignore[no-untyped-call]
 
 
 def _is_part_of_call(operation: FusedAttention) -> tuple[bool, int]:
-    """Whether a part of a causal pattern shows; and the keys, if it is of one query."""
+    """Whether a part of a causal pattern shows; and how far one query sees, if it is of one."""
     rows, columns = operation.query.shape[-2], operation.key.shape[-2]
     if operation.dropout_p or rows == columns:
         return False, 0  # the explanation is random, and says so; or the attention is whole
-    mask = operation.mask
+    seen = None if operation.mask is None else additive(operation.mask, torch.float32) > HIDDEN
     if rows == 1:
-        return False, columns
-    if mask is None or mask.shape[-2:] != (rows, columns):
+        return False, columns if seen is None else _last_seen(seen)
+    if seen is None or seen.shape[-2:] != (rows, columns):
         return operation.is_causal, 0
-    return _is_staircase(additive(mask, torch.float32) > HIDDEN), 0
+    return _is_staircase(seen), 0
 
 
 def _is_part_of_product(operation: PatternProduct) -> tuple[bool, int]:
-    """The same."""
+    """The same of a product that is not laid out to tell sinks."""
     args, how, shift = axes_of(operation)
     for i in (place + shift for place in operation.patterns):
         pattern = args[i].detach().to_dense()
@@ -79,9 +79,7 @@ def _is_part_of_product(operation: PatternProduct) -> tuple[bool, int]:
             if part.shape[-2] != part.shape[-1] and _is_staircase(part):
                 return True, 0
         if keys and not own:  # one query
-            columns = seen.shape[keys[0]]
-            hides_last = not bool(seen.select(keys[0], -1).all())
-            return columns > 1 and hides_last, columns if columns > 1 else 0
+            return False, _last_seen(seen.movedim(keys[0], -1))
         if not keys and any(_starts_late(seen.movedim(query, -1)) for query in own):
             return True, 0  # one key
     return False, 0
@@ -91,6 +89,12 @@ def _ways_to_look(pattern: Tensor) -> Iterator[Tensor]:
     long = [axis for axis in range(pattern.dim()) if pattern.shape[axis] > 1]
     for query, key in itertools.permutations(long, 2):
         yield pattern.movedim((query, key), (-2, -1))
+
+
+def _last_seen(seen: Tensor) -> int:
+    """How many keys there are up to the last that is seen."""
+    places = torch.arange(1, seen.shape[-1] + 1, device=seen.device)
+    return int((seen * places).max())
 
 
 def _is_staircase(seen: Tensor) -> bool:

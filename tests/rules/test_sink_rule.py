@@ -403,9 +403,7 @@ def test_attention_that_is_not_causal_is_not_warned_of(implementation: str, recw
         ConservativeLRP(bert, "language").attribute({k: v[:1] for k, v in batch.items()}, target=0)
         for length in (1, 3):
             decoded = {**batch, "decoder_input_ids": text[:, :length]}
-            for rows in (decoded, {k: v[:1] for k, v in decoded.items()}):
-                if length == 1 and len(rows["input_ids"]) > 1:
-                    continue  # one query that does not see the padding: may be a loop
+            for rows in (decoded, {k: v[1:] for k, v in decoded.items()}):
                 ConservativeLRP(t5, "language").attribute(rows, target=(-1, 5))
     assert not [w for w in recwarn if issubclass(w.category, HiddenSinksWarning)]
 

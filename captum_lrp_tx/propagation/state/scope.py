@@ -144,7 +144,7 @@ class Scope:
         self.left_plain: set[str] = set()
         #: Whether a rule that looks for attention sinks has seen parts of patterns only.
         self.hides_sinks = False
-        #: How many keys attention of one query has seen, by module: a loop has several numbers.
+        #: How far attention of one query has seen, in keys, by module: a loop has several numbers.
         self.keys_of_queries: dict[str, set[int]] = {}
         #: Whether rules held constant all that leads from the inputs to the output.
         self.holds_everything = False

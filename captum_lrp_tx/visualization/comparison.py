@@ -278,8 +278,6 @@ def _matrix(
             elif start == 0:
                 rows.append(f"{name} {_reason(strip)}")
         blocks.append("\n".join(row.rstrip() for row in rows))
-        if stop == start:
-            break
         start = stop
     return "\n\n".join(blocks)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -257,6 +258,6 @@ def _legend(axes: Any, x: float, y: float, kinds: set[bool], note: str, measure:
 def _cut(text: str, width: float, measure: Ruler, factor: float) -> str:
     if measure(text) * factor <= width:
         return text
-    while text and measure(text + " ...") * factor > width:
-        text = text[:-1]
-    return text.rstrip() + " ..."
+    lengths = range(len(text))
+    fits = bisect_right(lengths, width, key=lambda end: measure(text[:end] + " ...") * factor)
+    return text[: max(fits - 1, 0)].rstrip() + " ..."

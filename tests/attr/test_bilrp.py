@@ -210,5 +210,7 @@ def test_pictures() -> None:
     assert len(drawing.axes[0].lines) == 5
     with pytest.raises(ValueError, match="shape"):
         pairs_figure(pairs, ["film"], ["a", "movie"])
+    with pytest.raises(ValueError, match="pairs has values that are not finite"):
+        pairs_figure(pairs / 0, ["[CLS]", "film"], ["a", "mov", "##ie"])
     with pytest.raises(ValueError, match="grid"):
         image_pairs_figure(torch.randn(5, 5), images[0], images[1])

@@ -488,6 +488,8 @@ def test_terminal_without_colours_has_a_column_for_each_word():
     assert shown[1].split() == ["GI", "+0.00", "+0.50", "+0.25"]
     assert shown[2].split() == ["A-Last", "0.10", "0.50", "0.40"]  # no sign
     assert shown[3].split(maxsplit=1) == ["<b>", "(no <attention>)"]
+    nothing = comparison_terminal(TextComparison([], [Strip("LRP", [])]), 80, False)
+    assert nothing.split(maxsplit=1) == ["LRP", "(no result)"]
     ends = [[m.end() for m in re.finditer(r"\S+", line)][-3:] for line in (shown[0], shown[1])]
     assert ends[0] == ends[1]
 
@@ -543,6 +545,29 @@ def test_html_is_escaped_and_self_contained():
     assert not re.search(r"https?://|src=|@import|url\(", page)
     assert page.count("<table>") == 2 and 'data-r="+0.5"' in page
     assert page.count("<tr>") == page.count("</tr>") == 10
+
+
+@pytest.mark.parametrize(
+    ("signed", "there", "missing"),
+    [(True, "for", "largest (no sign)"), (False, "largest (no sign)", "against")],
+)
+def test_legends_tell_only_the_colours_that_are_there(signed, there, missing):
+    pytest.importorskip("matplotlib")
+    long = "no attention " * 30
+    strips = [Strip("one", [0.5], signed=signed), Strip("other", error=long)]
+    compared = TextComparison(["film"], strips)
+    shown = ESCAPES.sub("", comparison_terminal(compared, 80, True)).splitlines()[-1]
+    drawing = comparison_figure(compared)
+    texts = [text.get_text() for axes in drawing.axes for text in axes.texts]
+    for said in (shown.split("  "), texts):
+        stripped = [part.strip() for part in said]
+        assert any(part.endswith(there) for part in stripped)
+        assert not any(part.endswith(missing) or part.startswith(missing) for part in stripped)
+    (reason,) = [t for axes in drawing.axes for t in axes.texts if "no att" in t.get_text()]
+    assert reason.get_text().endswith(" ...") and len(reason.get_text()) < len(long)
+    assert long.startswith(reason.get_text()[:-4])
+    box = reason.get_window_extent(drawing.canvas.get_renderer())
+    assert box.x1 <= drawing.bbox.x1  # within the picture
 
 
 def picture_of(drawing):

@@ -98,6 +98,9 @@ def test_special_tokens(special: Any, shown: list[str], colours: list[float]) ->
 
 
 def test_tokens_without_merging_embeddings_and_lists_of_tokens() -> None:
+    (alone,) = text_records(relevance(), inputs(), Tokenizer())
+    (packed,) = text_records((relevance(),), inputs(), Tokenizer())  # as Captum returns tuples
+    assert torch.equal(packed.word_attributions, alone.word_attributions)
     (record,) = text_records(relevance(), inputs(), Tokenizer(), merge=False)
     assert words(record) == ["[CLS]", "a", "charm", "ing", "film", "<3", "[SEP]"]
     wide = torch.stack([relevance() * 0.25, relevance() * 0.75], -1)
@@ -114,6 +117,8 @@ def test_padding_is_a_run_at_the_ends_only() -> None:
     ids = torch.tensor([[7, 0, 1, 7, 4, 6, 7, 7]])
     (record,) = text_records(torch.ones(1, 8), ids, Tokenizer())
     assert words(record) == ["[CLS]", "a", "[PAD]", "film", "[SEP]"]
+    (nothing,) = text_records(torch.ones(1, 2), ids[:, -2:], Tokenizer())
+    assert words(nothing) == ["[PAD]", "[PAD]"]  # else the record would be empty
 
 
 def test_predictions_targets_labels_and_deltas() -> None:
@@ -217,6 +222,8 @@ def test_mistakes_with_records_say_what_to_do() -> None:
         text_records(relevance(), inputs())
     with pytest.raises(InputError, match="of LRP has the shape"):
         text_records({"LRP": relevance()[:, :3]}, inputs(), Tokenizer())
+    with pytest.raises(InputError, match="relevance of LRP is no tensor but list"):
+        text_records({"LRP": relevance().tolist()}, inputs(), Tokenizer())  # type: ignore[dict-item]
     with pytest.raises(InputError, match="not finite"):
         text_records(relevance() / 0, inputs(), Tokenizer())
     with pytest.raises(InputError, match="special"):

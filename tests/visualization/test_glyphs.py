@@ -90,6 +90,41 @@ def test_characters_that_no_font_has_are_named() -> None:
         pairs_figure([[1.0]], ["电影"], ["film"])
 
 
+def test_the_first_fonts_that_have_the_rest_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    fonts = {"DejaVu Sans": "a", "One": "xa", "Two": "xy", "Three": "yz", "Four": "z"}
+    monkeypatch.setattr(glyphs, "_covered", lambda name: frozenset(fonts[name]))
+    monkeypatch.setattr(glyphs, "_installed", lambda: list(fonts)[1:])
+    found = glyphs._families.__wrapped__
+    assert found(frozenset("a \ufe0f")) == (("DejaVu Sans",), ())
+    assert found(frozenset("ax")) == (("DejaVu Sans", "One"), ())
+    assert found(frozenset("axyz?")) == (("DejaVu Sans", "One", "Two", "Three"), ("?",))
+
+
+def test_fonts_that_came_after_the_list_of_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib import font_manager
+
+    manager, new = font_manager.fontManager, tmp_path / "new.ttf"
+    mono = next(f.fname for f in manager.ttflist if f.name == "DejaVu Sans Mono")
+    new.write_bytes(Path(mono).read_bytes())
+    (tmp_path / "damaged.ttf").write_bytes(b"no font")
+    monkeypatch.setattr(
+        manager, "ttflist", [f for f in manager.ttflist if f.name != "DejaVu Sans Mono"]
+    )
+    monkeypatch.setattr(
+        font_manager, "findSystemFonts", lambda: [str(new), str(tmp_path / "damaged.ttf")]
+    )
+    names = glyphs._installed.__wrapped__()
+    assert "DejaVu Sans Mono" in names and "DejaVu Sans" in names
+    assert not any(name.startswith("Last Resort") for name in names)
+
+
+def test_a_font_that_is_gone_has_no_characters() -> None:
+    assert glyphs._covered("No Font of This Name") == frozenset()
+    assert frozenset("film") < glyphs._covered("DejaVu Sans")
+
+
 @pytest.mark.usefixtures("fonts")
 def test_texts_that_the_font_has_are_drawn_without_a_word() -> None:
     with warnings.catch_warnings():

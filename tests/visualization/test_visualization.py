@@ -14,6 +14,8 @@ import torch
 
 from captum_lrp_tx import visualization as viz
 from captum_lrp_tx.visualization import TokenHeatmap
+from captum_lrp_tx.visualization.circuits import Drawn, circuit_figure
+from captum_lrp_tx.visualization.parts import cells_figure
 
 pytestmark = pytest.mark.captum
 
@@ -373,6 +375,15 @@ def test_image_in_the_terminal():
     assert tuple(map(int, upper_left.groups()[3:6])) == viz.colour_of(1.0, 1.0)[0]
 
 
+def test_outlines_need_two_rows():
+    pytest.importorskip("matplotlib")
+    drawn = [
+        viz.image_figure(torch.eye(8)[:rows], torch.ones(rows, 8)).axes[1].collections
+        for rows in (1, 2)
+    ]
+    assert [len(contours) for contours in drawn] == [0, 1]
+
+
 def test_large_images_are_summed_to_fit():
     shown = viz.image_terminal(torch.ones(3, 224, 224), 60, True)
     assert max(len(ESCAPES.sub("", line)) for line in shown.splitlines()) <= 60
@@ -387,6 +398,79 @@ def test_image_page_holds_the_picture():
 
     data = re.search(r"data:image/png;base64,([^\"]+)", page).group(1)
     assert picture_of(base64.b64decode(data)).format == "PNG"
+
+
+def test_a_sound_stands_above_its_relevance_in_steps_of_time():
+    pytest.importorskip("matplotlib")
+    relevance = torch.linspace(-1, 2, 12)
+    drawing = viz.audio_figure(torch.ones(12), relevance.numpy(), seconds=6.0, steps=4, title="up")
+    upper, lower = drawing.axes
+    assert [bar.get_height() for bar in lower.patches] == pytest.approx(
+        relevance.reshape(4, 3).sum(1).tolist()
+    )
+    assert [bar.get_x() for bar in lower.patches] == [0.0, 1.5, 3.0, 4.5]
+    assert (lower.get_xlabel(), upper.get_xlim()) == ("seconds", (0.0, 6.0))
+    assert [text.get_text() for text in drawing.texts] == ["up"]
+
+
+def test_a_spectrogram_stands_above_its_relevance():
+    pytest.importorskip("matplotlib")
+    sound, relevance = torch.rand(4, 10), torch.zeros(4, 10)
+    relevance[1, 2], relevance[3, 9] = -2.0, 1.0
+    drawing = viz.audio_figure(sound, relevance, percentile=100)
+    upper, lower, bar = drawing.axes
+    assert upper.images[0].get_array().tolist() == sound.tolist()
+    assert lower.images[0].get_array().tolist() == relevance.tolist()
+    assert lower.images[0].get_clim() == (-2.0, 2.0) and lower.images[0].origin == "lower"
+    assert [label.get_text() for label in bar.get_yticklabels()] == ["\u22122", "0", "+2"]
+    assert lower.get_xlabel() == "frames" and lower.get_xlim() == (0.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("sound", "relevance", "reason"),
+    [
+        (torch.ones(4), torch.ones(5), r"of the same shape are needed, not \(4,\) and \(5,\)"),
+        (torch.ones(1, 2, 4), torch.ones(1, 2, 4), r"are needed, not \(1, 2, 4\)"),
+        (torch.ones(0), torch.ones(0), r"are needed, not \(0,\)"),
+        (torch.ones(4), torch.full((4,), math.inf), "the relevance has values that are not finite"),
+    ],
+)
+def test_what_is_no_sound_is_refused(sound, relevance, reason):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match=reason):
+        viz.audio_figure(sound, relevance)
+
+
+def test_cells_without_a_value_stay_empty():
+    colors = pytest.importorskip("matplotlib.colors")
+    drawing = cells_figure([[0.5, None, -1.0], [1.0]], ["0", "1"], ["0", "1", "MLP"])
+    drawn = drawing.axes[0].patches
+    expected = [viz.colour_of(value, 1.0)[0] for value in (0.5, -1.0, 1.0)]
+    assert [
+        tuple(round(255 * part) for part in colors.to_rgb(box.get_facecolor())) for box in drawn
+    ] == expected
+    places = [box.get_xy() for box in drawn]
+    assert places[0][0] == places[2][0] < places[1][0]  # the first column, and the third
+    assert places[0][1] == places[1][1] < places[2][1]  # the first row is below
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ([[1.0]], "a row of values for each name in rows, not longer than columns"),
+        ([[1.0], [1.0, 2.0, 3.0]], "a row of values for each name in rows"),
+        ([[1.0], [math.nan]], "values that are not finite"),
+    ],
+)
+def test_cells_that_do_not_fit_are_refused(values, reason):
+    with pytest.raises(ValueError, match=reason):
+        cells_figure(values, ["0", "1"], ["0", "1"])
+
+
+def test_a_circuit_of_infinite_relevance_is_refused():
+    nodes = [Drawn("input", "input", None, None), Drawn("output", "output", None, None)]
+    with pytest.raises(ValueError, match="values that are not finite"):
+        circuit_figure(nodes, [(0, 1, math.inf)])
 
 
 def test_missing_matplotlib_names_the_extra(monkeypatch):

@@ -160,18 +160,19 @@ def _moved(context: Context, call: Call, name: str, result: Any) -> Any:
     held = _held(traces, values)
     if not held:
         return result
-    lost = next((trace for trace in held if isinstance(trace, Lost)), None)
-    if lost is not None:
+    known = [trace for trace in held if isinstance(trace, Tensor)]
+    if len(known) < len(held):
+        lost = next(trace for trace in held if isinstance(trace, Lost))
         for tensor in tensors_in(args[0] if _is_inplace(call.func) else result):
             traces.note(tensor, lost)
         return result
     if name in _CASTS:
-        return _cast(context, traces, values[0], held[0], result)
+        return _cast(context, traces, values[0], known[0], result)
     if _is_inplace(call.func) and args:  # what is written is moved into the trace
         written = traces.target(args[0])
-        if isinstance(written, Tensor):
-            with torch.no_grad():
-                _replay(traces, call, places, first=written)
+        assert isinstance(written, Tensor)  # else it was among those that are held
+        with torch.no_grad():
+            _replay(traces, call, places, first=written)
         return result
     todo = [t for t in tensors_in(result) if traces.may_hold(t) and traces.of(t) is None]
     if not todo:  # views of the storages that the ids are in
@@ -181,20 +182,20 @@ def _moved(context: Context, call: Call, name: str, result: Any) -> Any:
     if "pack" in name:  # lengths come with them
         replayed = replayed[:1]
     for tensor, trace in zip(tensors_in(result), replayed, strict=False):
-        if any(tensor is t for t in todo) and tensor.shape == trace.shape:
+        # what is of no id need not be noted: it may be an expanded constant, as of a mesh
+        if any(tensor is t for t in todo) and tensor.shape == trace.shape and bool(trace.any()):
             traces.note(tensor, trace, is_one_hot)
     return result
 
 
-def _cast(context: Context, traces: Traces, source: Any, trace: Tensor | Lost, result: Any) -> Any:
+def _cast(context: Context, traces: Traces, source: Any, trace: Tensor, result: Any) -> Any:
     if not isinstance(result, Tensor) or traces.of(result) is not None:
         return result
     if not isinstance(source, Tensor) or result.shape != source.shape:
         return result
-    if isinstance(trace, Tensor):
-        trace = trace.to(result.device)
-        if result.is_floating_point() and traces.is_one_hot(source):
-            return context.inputs.look_up(result, trace, "one-hot rows", context)
+    trace = trace.to(result.device)
+    if result.is_floating_point() and traces.is_one_hot(source):
+        return context.inputs.look_up(result, trace, "one-hot rows", context)
     if result.dtype in INTEGERS or result.is_floating_point():
         traces.note(result, trace)
     return result

@@ -265,7 +265,8 @@ def embedding_bag(context: Context, call: Call) -> Any:
     ids, weight = given["input"], given["weight"]
     if not context.inputs.has_ids or not isinstance(result, Tensor) or not isinstance(ids, Tensor):
         return result
-    if ids.is_floating_point():  # the old order of arguments
+    swapped = ids.is_floating_point()  # the old order of arguments
+    if swapped:
         ids, weight = weight, ids
     trace = context.inputs.traces.of(ids)
     if trace is None or depends(weight):
@@ -273,7 +274,7 @@ def embedding_bag(context: Context, call: Call) -> Any:
     flat = ids.reshape(-1)
     read = weight[flat]
     rows = _read(
-        context, weight, _passed(call, 1, weight), ids, read,
+        context, weight, _passed(call, 0 if swapped else 1, weight), ids, read,
         lambda t: t.reshape(-1, 1).expand(read.shape),
     )  # fmt: skip
     bags = _bags(ids, given["offsets"], result.shape[0])
@@ -333,7 +334,6 @@ def with_added_rows(context: Context, call: Call) -> tuple[Call, Tensor | None]:
         if not tables or not other.is_floating_point():
             break
         trace = traces.rows(rows)
-        trace = traces.rows_behind(rows) if trace is None else trace
         if trace is None:
             break
         shape = torch.broadcast_shapes(trace.shape, other.shape)  # type: ignore[no-untyped-call]

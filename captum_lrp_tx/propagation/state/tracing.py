@@ -25,8 +25,6 @@ WAY_OUT = (
     "Use LayerConservativeGI or LayerConservativeLRP on the embedding module: it gives relevance "
     "to the rows that were looked up."
 )
-#: How many aliases of one tensor hooks may have made.
-_ALIASES = 8
 INTEGERS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
 
 
@@ -146,29 +144,10 @@ class Traces:
         found = getattr(x, _ROWS, None)
         return None if found is None or found[0] is not self else found[1]
 
-    def rows_behind(self, x: Tensor) -> Tensor | None:
-        """The same for an alias that hooks on modules have made of it."""
-        node: Any = x.grad_fn
-        for _ in range(_ALIASES):
-            if node is None:
-                return None
-            found = node.metadata.get(_ROWS)
-            if found is not None and found[0] is self and found[1].shape == x.shape:
-                trace: Tensor = found[1]
-                return trace
-            is_alias = node.name().startswith(("BackwardHookFunction", "ViewBackward", "Alias"))
-            if not is_alias or len(node.next_functions) != 1:
-                return None
-            node = node.next_functions[0][0]
-        return None
-
     def note_rows(self, x: Any, trace: Tensor | None) -> None:
         """Keep the trace of a sum of embedded tokens."""
         if isinstance(x, Tensor) and trace is not None:
             setattr(x, _ROWS, (self, trace))
-            node: Any = x.grad_fn
-            if node is not None and x.output_nr == 0:
-                node.metadata[_ROWS] = (self, trace)
 
     def forget_rows(self, x: Tensor) -> None:
         """What a tensor holds now is no sum of embedded tokens any more."""

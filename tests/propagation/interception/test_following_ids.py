@@ -81,6 +81,7 @@ def bigrams(ids: Tensor) -> Tensor:
     return torch.stack([ids[:, :-1], ids[:, 1:]], -1)
 
 
+ZERO = torch.zeros(1, dtype=torch.long)
 MOVES: dict[str, Callable[[Tensor], Tensor]] = {
     "view": lambda i: i.view(-1, 2, i.shape[-1] // 2),
     "reshape of a transposition": lambda i: i.t().reshape(-1),
@@ -136,6 +137,11 @@ MOVES: dict[str, Callable[[Tensor], Tensor]] = {
     )[0],
     "meshgrid": lambda i: torch.meshgrid(i[0], i[1], indexing="ij")[0],
     "modulo": lambda i: (i + VOCABULARY) % VOCABULARY,
+    "a mesh with a constant": lambda i: torch.meshgrid(i[0], i.new_zeros(3), indexing="ij")[0],
+    "masked by truth": lambda i: i * (i % 4).to(torch.bool),
+    "masked by vmap": lambda i: i.masked_fill(torch.vmap(lambda k: i + k > 14)(ZERO)[0], 5),
+    "chosen by ids": lambda i: i.gather(1, i % i.shape[1]),
+    "compared with a word": lambda i: i + VOCABULARY if i == "text" else i,
 }
 
 
@@ -156,6 +162,8 @@ def lookup(model: Plumbing, ids: Tensor, how: str) -> Tensor:
         return weight[ids.long()]
     if how == "indexing behind":
         return weight.T[:, ids.long()].movedim(0, -1)
+    if how == "indexing after an ellipsis":
+        return weight.T[..., ids.long()].movedim(0, -1)
     if how == "indexing in the middle":
         return weight[None][:, ids.long(), None][0, ..., 0, :]
     if how == "index_select":
@@ -171,6 +179,18 @@ def lookup(model: Plumbing, ids: Tensor, how: str) -> Tensor:
         hot = torch.zeros(*ids.shape, len(weight), dtype=weight.dtype)
         hot.scatter_(-1, ids.long().unsqueeze(-1), 1.0)
         return hot @ weight
+    if how == "scattered from ones and zeros":
+        places = torch.stack([ids.long(), torch.zeros_like(ids)], -1)  # zeros leave what is there
+        hot = torch.zeros(*ids.shape, len(weight), dtype=weight.dtype)
+        ones = torch.tensor([1.0, 0.0], dtype=weight.dtype).expand(places.shape)
+        return hot.scatter(-1, places.flip(-1), ones.flip(-1)) @ weight
+    if how == "scattered integers":
+        hot = torch.zeros(*ids.shape, len(weight), dtype=torch.long)
+        hot = hot.scatter(-1, ids.long().unsqueeze(-1), torch.ones_like(ids.long()).unsqueeze(-1))
+        return hot.to(weight.dtype) @ weight
+    if how == "one-hot rows in an einsum":
+        hot = F.one_hot(ids.long(), len(weight)).to(weight.dtype)
+        return torch.einsum("...v,vd->...d", hot * 2, weight / 2)
     if how == "identity":
         return torch.eye(len(weight), dtype=weight.dtype)[ids.long()] @ weight
     if how == "times the table":
@@ -189,6 +209,8 @@ def lookup(model: Plumbing, ids: Tensor, how: str) -> Tensor:
 LOOKUPS = [
     "module", "functional", "indexing", "indexing behind", "indexing in the middle", "index_select",
     "gather", "one-hot", "compared", "scattered", "identity", "times the table", "unique", "aten",
+    "scattered from ones and zeros", "scattered integers", "one-hot rows in an einsum",
+    "indexing after an ellipsis",
 ]  # fmt: skip
 
 
@@ -215,6 +237,20 @@ def test_a_lookup_without_gradients_counts() -> None:
     model, ids = Plumbing(lambda m, i: lookup(m, i, "without gradients")), distinct(2, 6)
     expected = ConservativeGI(Plumbing(lambda m, i: m.tables[0](i)), rules="gi").attribute(ids)
     torch.testing.assert_close(ConservativeGI(model, rules="gi").attribute(ids), expected)
+
+
+def test_a_lookup_without_gradients_in_what_was_computed_is_a_constant() -> None:
+    """Only the table's own rows are leaves: what comes out of a layer has lost its gradient."""
+
+    def run(m: Plumbing, ids: Tensor) -> Tensor:
+        computed = torch.tanh(m.tables[0](ids))
+        with torch.no_grad():
+            chosen = computed[ids % 2, ids % 6]
+        return torch.cat([chosen, m.tables[0](ids)])
+
+    ids = distinct(2, 6)
+    got = ConservativeGI(Plumbing(run), rules="gi").attribute(ids, strict=False)
+    torch.testing.assert_close(got, *by_rows(Plumbing(run), ids), rtol=1e-8, atol=1e-10)
 
 
 #: What takes any rectangle of ids to ids that are rows of one table.
@@ -344,10 +380,12 @@ def test_rows_added_to_a_token_count_for_it(how: str, batch: int, rules: str) ->
     torch.testing.assert_close(sum(parts.values()), got, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("watched", ["audit", "hook"])
+@pytest.mark.parametrize("watched", ["audit", "hook", "alias"])
 def test_positions_count_where_modules_are_watched(watched: str) -> None:
     model, ids = Text(ADDED["one row for the batch"]).float(), distinct(1, 5)
     expected = ConservativeLRP(model).attribute(ids, target=1)
+    if watched == "alias":
+        model.words.register_forward_hook(lambda _, __, rows: rows.view_as(rows))
     if watched == "audit":
         report = audit.explainability(model, ids, target=1, file=None)
         assert all(name.endswith("bias") for name in report.absorbed)
@@ -387,6 +425,12 @@ NOT_ADDED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "after a residual in place": after_a_residual_in_place,
     "after an activation in place": after_an_activation_in_place,
     "another text": lambda m, i: torch.cat([m.words(torch.full_like(i, 7)), m.words(i)], 1),
+    "as one-hot rows": lambda m, i: m.words(i) + F.one_hot(
+        all_places(i), 12
+    ).double() @ m.places.weight,
+    "a bag of other ids": lambda m, i: m.words(i) + F.embedding_bag(
+        torch.tensor([[0, 2]]), m.kinds.weight
+    ),
     "added later": lambda m, i: torch.tanh(m.mix(m.words(i))) + m.places(all_places(i)),
 }  # fmt: skip
 
@@ -484,7 +528,10 @@ def test_tables_of_single_numbers() -> None:
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-@pytest.mark.parametrize("shape", ["offsets", "rectangle", "last offset", "padding"])
+@pytest.mark.parametrize(
+    "shape", ["offsets", "rectangle", "last offset", "padding", "the table first"]
+)
+@pytest.mark.filterwarnings("ignore:Argument order of nn.functional.embedding_bag")
 def test_bags(mode: str, shape: str) -> None:
     options = {"padding_idx": RESERVED + 2} if shape == "padding" else {}
 
@@ -492,6 +539,8 @@ def test_bags(mode: str, shape: str) -> None:
         weight = m.tables[0].weight
         if shape == "rectangle":
             return F.embedding_bag(ids.view(3, 4), weight, mode=mode)
+        if shape == "the table first":  # the order of old
+            return F.embedding_bag(weight, ids, torch.tensor([0, 4]), mode=mode)
         offsets = torch.tensor([0, 2, 2, 7, *([12] if shape == "last offset" else [])])
         return F.embedding_bag(
             ids, weight, offsets, mode=mode, include_last_offset=shape == "last offset", **options
@@ -499,7 +548,9 @@ def test_bags(mode: str, shape: str) -> None:
 
     model, ids = Plumbing(run), distinct(12)
     check(model, ids)
-    got = ConservativeGI(model, rules="gi").attribute(ids)
+    explainer = ConservativeGI(model, rules="gi")
+    assert set(explainer.attribute(ids, positions="separate")) == {"tables.0"}
+    got = explainer.attribute(ids)
     assert model(ids).equal(model(ids)) and got.abs().sum() > 0
 
 
@@ -515,11 +566,29 @@ def test_bags_with_weights() -> None:
 
 
 # ---- what cannot be followed -------------------------------------------------------------------
+def sorted_into_sums(ids: Tensor) -> Tensor:
+    sums = ids.cumsum(1)
+    torch.sort(ids, dim=1, out=(sums, torch.empty_like(ids)))
+    return sums
+
+
 LOST: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "hashed pairs": (lambda i: (i[:, 1:] * 31 + i[:, :-1]) % VOCABULARY, "add"),
     "summed": (lambda i: i.cumsum(1) % VOCABULARY, "cumsum"),
     "sampled": (lambda i: torch.multinomial(i.float(), 3), "multinomial"),
     "distinct": (lambda i: i.unique(), "unique"),
+    "distinct, with their counts": (lambda i: i.unique(return_counts=True)[0], "unique"),
+    "summed and moved": (lambda i: i.cumsum(1).flip(1) % VOCABULARY, "cumsum"),
+    "summed and written": (lambda i: i.clone().copy_(i.cumsum(1)) % VOCABULARY, "cumsum"),
+    "written into sums": (sorted_into_sums, "cumsum"),
+    "the second": (lambda i: i.kthvalue(2, 1).values, "kthvalue"),
+    "exponents": (lambda i: torch.frexp(i.double())[1].long(), "frexp"),
+    "numbers of a list": (lambda i: torch.as_tensor(list(i[0])), "did not look them up"),
+    "bytes": (lambda i: i.view(torch.uint8).long(), r"view\(dtype\)"),
+    "one-hot rows of sums": (
+        lambda i: F.one_hot(i.cumsum(1) % VOCABULARY).argmax(-1),
+        "did not look them up",
+    ),
 }
 
 

@@ -18,6 +18,8 @@ def row_layout(shape: torch.Size, batch: int) -> Callable[[Tensor], Tensor]:
             before examples, unless there are as many of both.
         batch (int): Number of examples.
     """
+    if len(shape) == 1:  # one example without its dimension
+        return lambda x: x[None, None]
     if len(shape) == 3 and shape[0] != batch and shape[1] == batch:
         return lambda x: x.transpose(0, 1)
     if len(shape) == 2 and shape[0] != batch and shape[0] % batch == 0:

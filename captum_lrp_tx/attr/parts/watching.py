@@ -148,11 +148,6 @@ class _Watched(PropagationRule):
         """As the rule; the plain gradient does."""
         return self.rule is None or self.rule.covers_softmax
 
-    @property
-    def holds_gates(self) -> bool:
-        """As the rule."""
-        return self.rule is not None and self.rule.holds_gates
-
 
 @dataclass(eq=False)
 class Watcher:
@@ -308,7 +303,8 @@ class Watcher:
                 found.heads = _keep(result, shaped, self.masks.at_heads(found))
         if self.neurons and len(linear) == 1:
             read = self._linear[linear[0]]
-            if read.shape[:-1].numel() == stream.shape[:-1].numel():
+            is_stream = _number(root_of(read.grad_fn)) == root  # what passes by arrives there, too
+            if not is_stream and read.shape[:-1].numel() == stream.shape[:-1].numel():
                 as_stream = torch.Size((*stream.shape[:-1], read.shape[-1]))
                 found.neurons = _keep(
                     read, lambda x: rows(x.reshape(as_stream)), self.masks.at_neurons(found)

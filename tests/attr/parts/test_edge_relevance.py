@@ -16,7 +16,13 @@ from captum_lrp_tx import (
     PartGraph,
     PartRelevance,
 )
-from captum_lrp_tx.errors import InputError, UncoveredOperationError, UnsupportedModelError
+from captum_lrp_tx.errors import (
+    InputError,
+    NonFiniteError,
+    UncoveredOperationError,
+    UnreachedInputError,
+    UnsupportedModelError,
+)
 from parts import explained
 
 #: Four shapes: norms behind sums; RMS norms and gated MLPs; fused projections; images.
@@ -307,6 +313,101 @@ def test_picture() -> None:
     assert widths[-1] > widths[0]
     assert {t.get_text() for t in drawing.axes[0].texts} >= {"output", "next token"}
     assert len(whole.figure(0).axes[0].patches) == int((whole.edges[0] != 0).sum())
+
+
+LAYER = nn.Linear(4, 4).double()
+
+
+def residual(x: Tensor) -> Tensor:
+    return (x + LAYER(x)).flatten(1).sum(1)
+
+
+def flat_attention(x: Tensor) -> Tensor:
+    y = x.flatten(0, 1)
+    return residual(x + ((y @ y.mT).softmax(-1) @ y).view_as(x))
+
+
+def sum_of_two(x: Tensor, added: Tensor) -> Tensor:
+    return residual(x + added)
+
+
+def in_windows(x: Tensor) -> Tensor:
+    y = x.unflatten(1, (-1, 3)).flatten(0, 1)
+    return (y + LAYER(y)).reshape(len(x), -1).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("forward", "shapes", "error", "reason"),
+    [
+        (lambda x: residual(x).sum(), [(2, 4, 4)], InputError,
+         "are 2 examples and 1 outputs; edges need one output for each example. Explain one"),
+        (flat_attention, [(2, 4, 4)], InputError, "heads of single examples cannot be told"),
+        (in_windows, [(2, 6, 4)], InputError,
+         r"2 examples cannot be told apart in a tensor of shape \(4, 3, 4\); explain one at a"),
+        (sum_of_two, [(2, 4, 4), (4,)], InputError, r"apart in a tensor of shape \(1, 1, 4\)"),
+        (lambda x: residual(x).detach() + 0 * x.detach().sum(), [(2, 4, 4)], UnreachedInputError,
+         "output does not depend on the inputs, or the rules hold all .* there are no edges"),
+        (lambda x: residual(x * 0 + (x * 0).sqrt()), [(2, 4, 4)], NonFiniteError,
+         "relevance of some edge is NaN or infinite although the output is finite. Run the model"),
+    ],
+)  # fmt: skip
+def test_edges_that_cannot_be_told_are_refused(
+    forward: Any, shapes: Any, error: Any, reason: str
+) -> None:
+    inputs = tuple(torch.randn(shape).double() for shape in shapes)
+    with pytest.raises(error, match=reason):
+        EdgeRelevance(forward).attribute(inputs)
+
+
+@pytest.mark.parametrize(
+    ("forward", "shapes"),
+    [
+        (in_windows, [(1, 6, 4)]),
+        (sum_of_two, [(1, 4, 4), (4,)]),  # an input without examples
+        (lambda x: residual(x[None]).sum(), [(4,)]),
+    ],
+)
+def test_one_example_may_have_any_shape(forward: Any, shapes: Any) -> None:
+    inputs = tuple(torch.randn(shape).double() for shape in shapes)
+    graph = EdgeRelevance(forward).attribute(inputs)
+    ends = [i for i, node in enumerate(graph.nodes) if node.kind == "input"]
+    expected = ConservativeLRP(forward).attribute(inputs)
+    assert len(ends) == len(inputs)
+    for end, relevance in zip(ends, expected, strict=True):
+        torch.testing.assert_close(graph.written[0, end], relevance.sum())
+
+
+def test_token_ids_of_one_example_without_their_dimension() -> None:
+    table = nn.Embedding(9, 4).double()
+    ids = torch.tensor([[1, 2, 3]])
+    explainer = EdgeRelevance(lambda ids: residual(table(ids).view(1, 3, 4)))
+    torch.testing.assert_close(explainer.attribute(ids[0]).edges, explainer.attribute(ids).edges)
+
+
+class Doubled(torch.autograd.Function):
+    """Has a graph of its own, of a weight that the pass does not know."""
+
+    @staticmethod
+    def forward(_: Any, weight: Tensor) -> Tensor:
+        return weight * 2
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad * 2
+
+
+def test_an_output_that_comes_from_no_input_is_written_by_constants() -> None:
+    weight = torch.tensor([1.0, -3.0], requires_grad=True)
+
+    def forward(x: Tensor) -> Tensor:
+        assert len(residual(x)) == 2
+        return Doubled.apply(weight)
+
+    graph = EdgeRelevance(forward).attribute(torch.randn(2, 3, 4).double())
+    names = [node.name for node in graph.nodes]
+    written = graph.edges[:, names.index("constants in output")]
+    assert written[:, names.index("output")].tolist() == [2.0, -6.0]
+    assert int((graph.edges != 0).sum()) == 2  # the only edge of both examples
 
 
 def test_the_model_is_left_alone(untouched: Any) -> None:

@@ -132,3 +132,16 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(InputError, match=message):
             masked.attribute(inputs, target, through=through)
+
+
+def test_heads_and_neurons_that_cannot_be_told_are_refused() -> None:
+    layer = nn.Linear(4, 4)
+
+    def forward(x: Tensor) -> Tensor:
+        return (x + torch.einsum("...qk,...kd->...qd", layer(x @ x.mT).softmax(-1), x)).sum((1, 2))
+
+    x = torch.randn(2, 4, 4)
+    (part,) = PartRelevance(forward).attribute(x).parts
+    assert part.heads is None and [kind for kind, _, _ in part.units()] == ["attention", "stream"]
+    with pytest.raises(InputError, match="cannot be told; choose 'all' or 'stream'"):
+        MaskedLRP(forward).attribute(x, through={part.module: [0]})

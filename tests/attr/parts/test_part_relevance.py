@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 import zoo
 from captum_lrp_tx import Directions, LayerConservativeLRP, PartRelevance
-from captum_lrp_tx.errors import InputError, RuleError, UnsupportedModelError
+from captum_lrp_tx.errors import (
+    InputError,
+    RuleError,
+    UncoveredOperationWarning,
+    UnsupportedModelError,
+)
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.rules import Composite, Rule
 from parts import CASES, by_head, explained, readers
@@ -207,6 +212,8 @@ def test_directions() -> None:
         )
     with pytest.raises(InputError, match="matrix"):
         Directions(layer, decoder[0])
+    with pytest.raises(InputError, match=r"floating-point dtype, not torch\.int64"):
+        Directions(layer, decoder.long())
 
 
 def test_the_model_is_left_alone_and_the_inputs_are_explained(untouched: Any) -> None:
@@ -238,6 +245,113 @@ def test_table_and_picture() -> None:
     assert len(found.figure(by="token").axes[0].patches) == 4 * zoo.TOKENS
     with pytest.raises(InputError, match="by must be"):
         found.figure(by="neuron")  # type: ignore[arg-type]
+
+
+def test_a_branch_that_leads_nowhere_has_no_relevance() -> None:
+    used, unused = (
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)).double() for _ in range(2)
+    )
+
+    def forward(x: Tensor) -> Tensor:
+        y = x + used(x)
+        assert (y + unused(y)).shape == x.shape
+        return y.sum((1, 2))
+
+    x = torch.randn(2, 3, 4).double()
+    first, second = PartRelevance(forward, neurons=True).attribute(x).parts
+    torch.testing.assert_close(first.arriving, (x + used(x)).sum(2).detach())
+    assert second.neurons is not None
+    for relevance in (second.relevance, second.stream, second.neurons):
+        assert not relevance.any() and relevance.shape[:2] == (2, 3)
+
+
+def test_a_map_that_reads_the_stream_itself_has_no_neurons() -> None:
+    """What arrives there is that of the stream, too, which passes the branch by."""
+    layer, hidden = nn.Linear(4, 4).double(), nn.Linear(4, 4).double()
+    x = torch.randn(2, 3, 4).double()
+    (bare,) = PartRelevance(lambda x: (x + layer(x)).sum((1, 2)), neurons=True).attribute(x).parts
+    assert bare.neurons is None and [kind for kind, _, _ in bare.units()] == ["mlp", "stream"]
+
+    def forward(x: Tensor) -> Tensor:
+        return (x + layer(hidden(x))).sum((1, 2))
+
+    (part,) = PartRelevance(forward, neurons=True).attribute(x).parts
+    expected = (hidden(x) * layer.weight.sum(0)).detach()
+    torch.testing.assert_close(part.neurons, expected)
+
+
+def test_sums_that_are_one_branch_or_none() -> None:
+    """Two MLPs side by side are one branch; what is computed without a graph is a constant."""
+    one, two = nn.Linear(4, 4).double(), nn.Linear(4, 4).double()
+    x = torch.randn(2, 3, 4).double()
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            constant = two(x)
+        y = x + constant
+        return (y + (one(y) + two(y))).sum((1, 2))
+
+    with pytest.warns(UncoveredOperationWarning, match=r"cut off .*under torch\.no_grad"):
+        (part,) = PartRelevance(forward).attribute(x).parts
+    y = (x + two(x)).detach()
+    assert part.kind == "mlp"
+    torch.testing.assert_close(part.relevance, (one(y) + two(y)).sum(2).detach())
+    torch.testing.assert_close(part.stream, y.sum(2))
+
+
+def test_neurons_are_not_told_of_what_mixes_tokens() -> None:
+    mix = nn.Linear(3, 3).double()
+    x = torch.randn(2, 3, 4).double()
+    explainer = PartRelevance(lambda x: (x + mix(x.mT).mT).sum((1, 2)), neurons=True)
+    (part,) = explainer.attribute(x).parts
+    assert part.neurons is None and [kind for kind, _, _ in part.units()] == ["mlp", "stream"]
+    torch.testing.assert_close(part.relevance, mix(x.mT).sum(1).detach())
+
+
+def test_one_example_without_its_dimension() -> None:
+    layer, x = nn.Linear(4, 4).double(), torch.randn(4).double()
+    found = PartRelevance(lambda x: (x + layer(x)).sum(-1)).attribute(x)
+    (one,), (expected,) = found.parts, PartRelevance(lambda x: (x + layer(x)).sum(-1)).attribute(
+        x[None]
+    ).parts  # fmt: skip
+    torch.testing.assert_close(one.relevance, expected.relevance)
+    assert one.relevance.shape == (1, 1)
+
+
+def test_layers_of_mlps_only_have_a_row_each() -> None:
+    pytest.importorskip("matplotlib")
+    layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(x: Tensor) -> Tensor:
+        for layer in layers:
+            x = x + layer(x)
+        return x.sum((1, 2))
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(x)
+
+    drawing = PartRelevance(Model()).attribute(torch.randn(1, 3, 4)).figure()
+    texts = [text.get_text() for text in drawing.axes[0].texts]
+    assert texts == ["0", "1", "MLP"] and len(drawing.axes[0].patches) == 2
+
+
+def test_layers_with_directions_run_once() -> None:
+    layer, x = nn.Linear(4, 4), torch.randn(2, 3, 4)
+    directions = [Directions(layer, torch.eye(4))]
+
+    def without_graph(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = layer(x)
+        return (x + y).sum((1, 2))
+
+    for forward, times in ((lambda x: layer(layer(x)).sum((1, 2)), 2), (without_graph, 0)):
+        with pytest.raises(InputError, match=f"Linear ran {times} times.*runs once is needed"):
+            PartRelevance(forward, directions=directions).attribute(x)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -198,6 +198,31 @@ def test_table_and_picture() -> None:
     assert len(found.figure(by="token").axes[0].patches) == 4 * zoo.TOKENS
 
 
+def test_corrupted_inputs_may_come_with_arguments_of_their_own() -> None:
+    """Effects are exact: nothing but a sum is above the neurons."""
+    first, second = nn.Linear(4, 6).double(), nn.Linear(6, 4).double()
+
+    def forward(x: Tensor, scale: Tensor) -> Tensor:
+        return (x + second(first(x * scale).relu())).sum((1, 2))
+
+    x, y, half = torch.randn(2, 3, 4).double(), torch.randn(2, 3, 4).double(), torch.tensor(0.5)
+    method = RelevancePatching(forward, neurons=True)
+    found = method.attribute(x, y, None, torch.tensor(1.0), half)
+    differ = first(x).relu() - first(y * half).relu()
+    expected = (differ * second.weight.sum(0)).detach()
+    assert found.parts[0].neurons is not None
+    torch.testing.assert_close(found.parts[0].neurons, expected)
+    torch.testing.assert_close(found.parts[0].effect, expected.sum(2))
+    torch.testing.assert_close(found.corrupted_output, forward(y, half).detach())
+    for number, (kind, unit, effect) in enumerate(found.parts[0].units()):
+        assert (kind, unit) == ("neuron", number)
+        torch.testing.assert_close(effect, expected[..., number])
+    edges = method.attribute_edges(x, y, None, torch.tensor(1.0), half)
+    names = [node.name for node in edges.nodes]
+    effect = edges.edges[:, names.index("m0"), names.index("output")]
+    torch.testing.assert_close(effect, expected.sum((1, 2)))
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="residual"):
         RelevancePatching(nn.Linear(4, 2)).attribute(torch.randn(2, 4), torch.randn(2, 4), 1)

@@ -1,0 +1,151 @@
+"""Heads are the same however attention is written, and ``None`` where they cannot be told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_lrp_tx import PartRelevance
+from captum_lrp_tx.attr.parts.layouts import head_layout, row_layout
+from captum_lrp_tx.propagation.operations import PatternProduct
+
+HEADS, CHANNELS, WINDOW = 4, 3, 3
+
+#: Spellings of "pattern times values" of shapes (batch, heads, queries, keys) and (..., channels).
+SPELLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "matmul": lambda a, v: a @ v,
+    "bmm": lambda a, v: torch.bmm(a.flatten(0, 1), v.flatten(0, 1)).view_as(v),
+    "einsum": lambda a, v: torch.einsum("bhqk,bhkd->bhqd", a, v),
+    "einsum, tokens first": lambda a, v: torch.einsum(
+        "bhqk,bkhd->bqhd", a, v.transpose(1, 2)
+    ).transpose(1, 2),
+    "einsum, values first": lambda a, v: torch.einsum(
+        "bkhd, bhqk -> qbhd", v.transpose(1, 2), a
+    ).permute(1, 2, 0, 3),
+}
+#: Those from which nothing can be told.
+UNTOLD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "einsum, dots": lambda a, v: torch.einsum("...qk,...kd->...qd", a, v),
+    "values first": lambda a, v: (v.mT @ a.mT).mT,
+}
+
+
+class Block(nn.Module):
+    """Attention in windows of three tokens, written in one way or another."""
+
+    def __init__(self, mix: Callable[[Tensor, Tensor], Tensor], windows: str = "mask") -> None:
+        super().__init__()
+        self.mix, self.windows = mix, windows
+        width = HEADS * CHANNELS
+        self.into, self.out = nn.Linear(width, 3 * width).double(), nn.Linear(width, width).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.shape[1]
+        y, mask = self.into(x), torch.zeros(1, dtype=x.dtype)
+        if self.windows == "mask":
+            number = torch.arange(tokens) // WINDOW
+            mask = torch.zeros(tokens, tokens, dtype=x.dtype)
+            mask[number[:, None] != number] = -torch.inf
+        else:
+            y = y.unflatten(1, (-1, WINDOW))
+        if self.windows == "batch":
+            y = y.flatten(0, 1)
+        query, key, value = (t.unflatten(-1, (HEADS, -1)).transpose(-3, -2) for t in y.chunk(3, -1))
+        heads = self.mix((query @ key.mT + mask).softmax(-1), value)
+        written = self.out(heads.transpose(-3, -2).reshape(x.shape))
+        return (x + written).sum((1, 2))
+
+
+def heads_of(
+    mix: Callable[[Tensor, Tensor], Tensor], windows: str = "mask", examples: int = 2
+) -> Any:
+    torch.manual_seed(0)
+    block, x = Block(mix, windows), torch.randn(2, 6, HEADS * CHANNELS).double()
+    (part,) = PartRelevance(block).attribute(x[:examples]).parts
+    assert part.kind == "attention"
+    return part.heads
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_heads_do_not_depend_on_the_spelling(name: str, examples: int) -> None:
+    expected = heads_of(SPELLINGS["matmul"])[:examples]
+    torch.testing.assert_close(heads_of(SPELLINGS[name], examples=examples), expected)
+
+
+@pytest.mark.parametrize("windows", ["batch", "axis"])
+def test_windows_of_one_example_stand_behind_each_other(windows: str) -> None:
+    """As one attention in which a mask keeps the windows apart."""
+    expected = heads_of(SPELLINGS["matmul"])
+    torch.testing.assert_close(heads_of(SPELLINGS["matmul"], windows), expected)
+
+
+@pytest.mark.parametrize("name", UNTOLD)
+def test_heads_that_cannot_be_told_are_none(name: str) -> None:
+    assert heads_of(UNTOLD[name]) is None
+
+
+def product(equation: Any, *patterns: int) -> PatternProduct:
+    func = torch.einsum if isinstance(equation, str) else torch.matmul
+    return PatternProduct(func, (equation,), {}, patterns=patterns, operands=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("equation", "patterns", "shape"),
+    [
+        ("qk,kd", (1,), (2, 3)),  # no result is named
+        ("ak,kb,bd->ad", (1,), (2, 3)),  # of three factors
+        ("qk,kd->qd", (1, 2), (2, 3)),  # both weigh
+        ("pqk,kd->pqd", (1,), (2, 3, 4)),  # two axes of queries
+        ("abchqk,abchkd->abchqd", (1,), (1,) * 6),  # more axes than examples and heads
+        (None, (0, 1), (2, 3)),
+        (None, (0,), (3,)),
+        (None, (0,), (1,) * 6),
+    ],
+)
+def test_products_without_heads(equation: Any, patterns: Any, shape: tuple[int, ...]) -> None:
+    assert head_layout(product(equation, *patterns), torch.ones(shape), 2) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch", "expected"),
+    [
+        ((5, 3), 1, (1, 1, 5, 3)),  # one head of one example
+        ((8, 5, 3), 2, (2, 4, 5, 3)),
+        ((3, 5, 3), 2, (1, 3, 5, 3)),  # heads that all examples share
+        ((2, 4, 5, 3), 2, (2, 4, 5, 3)),
+        ((6, 4, 5, 3), 2, (2, 4, 15, 3)),
+        ((2, 3, 4, 5, 3), 2, (2, 4, 15, 3)),
+    ],
+)
+def test_shapes_of_heads(shape: Any, batch: int, expected: Any) -> None:
+    """Entries move only, and the channels of a token stay together."""
+    values = torch.arange(torch.Size(shape).numel()).view(shape)
+    shaped = head_layout(product(None, 0), values, batch)
+    assert shaped is not None and shaped(values).shape == expected
+    moved = {tuple(row) for row in shaped(values).flatten(0, -2).tolist()}
+    assert moved == {tuple(row) for row in values.flatten(0, -2).tolist()}
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch", "expected"),
+    [
+        ((4,), 1, (1, 1, 4)),
+        ((2, 4), 2, (2, 1, 4)),
+        ((6, 4), 2, (2, 3, 4)),
+        ((3, 2, 4), 2, (2, 3, 4)),
+        ((2, 3, 5, 4), 2, (2, 15, 4)),
+    ],
+)
+def test_shapes_of_streams(shape: Any, batch: int, expected: Any) -> None:
+    values = torch.arange(torch.Size(shape).numel()).view(shape)
+    rows = row_layout(values.shape, batch)(values)
+    assert rows.shape == expected
+    if shape == (3, 2, 4):  # tokens come first
+        assert torch.equal(rows[1, 2], values[2, 1])
+    else:
+        assert torch.equal(rows.flatten(), values.flatten())

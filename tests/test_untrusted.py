@@ -118,6 +118,7 @@ def test_nothing_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     saved(folder, transformers.BertForSequenceClassification(bert_config()), wordpiece())
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(trigger)))
+    capsys.readouterr()  # saving may have shown its progress
     assert main(["a film", "--model", str(folder)]) == 1
     error = capsys.readouterr().err
     assert "cannot load the model" in error and error.count("\n") == 1
@@ -153,6 +154,7 @@ def test_code_that_comes_with_a_model_is_not_run(
     config["model_type"] = "own"
     config["auto_map"] = {"AutoConfig": "own.C", "AutoModelForSequenceClassification": "own.M"}
     (tmp_path / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()  # saving may have shown its progress
     assert main(["a film", "--model", str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1 and not trigger.exists()
 

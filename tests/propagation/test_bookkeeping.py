@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from captum_lrp_tx import audit
 from captum_lrp_tx.propagation.autograd import compact
 from captum_lrp_tx.propagation.autograd.functions import (
     Stabilize,
@@ -23,6 +24,7 @@ from captum_lrp_tx.propagation.autograd.functions import (
 )
 from captum_lrp_tx.propagation.backward.packing import pack_size
 from captum_lrp_tx.propagation.backward.seeds import _rescale
+from captum_lrp_tx.propagation.recognition.degrees import Search
 from captum_lrp_tx.propagation.state.ledger import Ledger, encloses
 
 # ---- ledger -------------------------------------------------------------------------------------
@@ -56,6 +58,40 @@ def test_a_ledger_books_by_name_and_by_module() -> None:
     assert ledger.inside("a.b") == pytest.approx(amounts[1])
     assert ledger.inside("c") == pytest.approx(amounts[2])
     assert ledger.inside("") == pytest.approx(sum(expected.values()))
+
+
+class Deep(torch.nn.Module):
+    """Residual blocks, each of which subtracts a maximum that it has cut off."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            scores = block(x)
+            x = x + (scores - scores.amax(-1, keepdim=True).detach()).exp() * 1e-2
+        return x
+
+
+def test_what_is_looked_at_grows_with_the_depth_not_with_its_square(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every node of the graph once, also for what is cut off and what crosses modules."""
+    looked_at = [0]
+    edges = Search._edges
+
+    def counted(self: Search, node: Any) -> Any:
+        looked_at[0] += 1
+        return edges(self, node)
+
+    monkeypatch.setattr(Search, "_edges", counted)
+    counts = []
+    for blocks in (10, 20):
+        looked_at[0] = 0
+        audit.explainability(Deep(blocks), torch.randn(1, 3, 4), (0, 0), file=None)
+        counts.append(looked_at[0])
+    assert 0 < counts[1] <= 2.2 * counts[0]
 
 
 def test_an_infinity_behind_a_mask_takes_nothing() -> None:

@@ -47,10 +47,10 @@ class Context:
         self.constants = Constants(inputs, isolation, strangers)
         #: Linear maps whose bias may follow.
         self.maps = Maps()
-        #: What was computed from the inputs and has lost its gradient.
-        self.cuts = Cuts(scope)
         #: How tensors grow with what they were made of; norms are told by it.
         self.degrees = Degrees()
+        #: What was computed from the inputs and has lost its gradient.
+        self.cuts = Cuts(scope, self.degrees)
         #: Whether there was a softplus: no step size, no state space model.
         self.has_steps = False
         #: Whether a gated delta rule was seen: products are asked for its memory from then on.
@@ -78,7 +78,7 @@ class Context:
     def forget(self) -> None:
         """Let go of the graph: it leads to the context, and what was noted of it leads back."""
         self.maps.forget()
-        self.degrees = Degrees()
+        self.degrees = self.cuts.degrees = Degrees()
 
     def running(self) -> str:
         """The name of the innermost module that is running; asked rarely."""

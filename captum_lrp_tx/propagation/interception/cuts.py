@@ -20,6 +20,7 @@ from captum_lrp_tx.propagation import graph
 from captum_lrp_tx.propagation.interception.calls import Call, depends, tensors_in
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.propagation.recognition import axes, homogeneity, patterns
+from captum_lrp_tx.propagation.recognition.degrees import Degrees
 from captum_lrp_tx.propagation.state.scope import Scope
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ class Origin:
 class Cuts:
     """Follows values without a gradient through the calls of one forward pass."""
 
-    def __init__(self, scope: Scope) -> None:
-        self._scope = scope
+    def __init__(self, scope: Scope, degrees: Degrees) -> None:
+        self._scope, self.degrees = scope, degrees
         #: Whether there is anything to follow.
         self.any = False
         self._origins: MutableMapping[Tensor, Origin] = WeakIdKeyDictionary()
@@ -86,7 +87,9 @@ class Cuts:
             if known is not None:
                 return known
             if _is_computed(source) and source.is_floating_point():
-                return Origin(".data" if name == "data" else f"{name}()", _roles(source))
+                return Origin(
+                    ".data" if name == "data" else f"{name}()", _roles(source, self.degrees)
+                )
         return None
 
     def follow(self, origin: Origin | None, result: Any) -> None:
@@ -121,7 +124,9 @@ class Cuts:
         for t in tensors_in(arguments):
             if _is_computed(t) or t in self._origins:
                 self.any = True
-                origin = self._origins.get(t) or Origin("under torch.no_grad()", _roles(t))
+                origin = self._origins.get(t) or Origin(
+                    "under torch.no_grad()", _roles(t, self.degrees)
+                )
                 for made in tensors_in(result):
                     if made.is_floating_point():
                         self._origins[made] = Origin(origin.how, _after(name, origin.roles))
@@ -177,14 +182,14 @@ def _holds(arguments: Any, value: float) -> bool:
     return type(arguments) is float and arguments == value
 
 
-def _roles(source: Tensor) -> frozenset[str]:
+def _roles(source: Tensor, degrees: Degrees) -> frozenset[str]:
     """What a value is for that still knows where it comes from."""
     if not depends(source) or source.grad_fn is None:
         return frozenset()
     roles = set()
     if patterns.is_pattern(source):
         roles.add("pattern")
-    if homogeneity.is_statistic(source):
+    if homogeneity.is_statistic(source, degrees):
         roles.add("norm")
     if graph.gate_strength(source):
         roles.add("gate")

@@ -153,11 +153,11 @@ def moved(node: Node, output: int) -> tuple[Node, int]:
     return node, output
 
 
-def is_statistic(tensor: Tensor, degrees: Degrees | None = None) -> bool:
+def is_statistic(tensor: Tensor, degrees: Degrees) -> bool:
     """Whether a tensor is a norm, or one over a norm, of something; or a ratio of norms."""
     if tensor.grad_fn is None:
         return False
-    found = (degrees or Degrees()).shallow.degree(tensor.grad_fn, 0)
+    found = degrees.shallow.degree(tensor.grad_fn, 0)
     lengths = all(abs(abs(d) - 1) < 1e-3 for d in found.of.values())
     return found.is_nonlinear and found.is_reduced and lengths
 

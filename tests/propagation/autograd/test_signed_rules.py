@@ -134,6 +134,23 @@ def test_half_precision(dtype: torch.dtype, rule: Any) -> None:
     close([t.double() for t in got], want, 0.01 if dtype == torch.float16 else 0.06)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_that_cancel_in_half_precision(dtype: torch.dtype) -> None:
+    """All contributions but a small one are negative: the difference of two large sums is lost."""
+    x = torch.full((1, 9), 4.0, dtype=dtype)
+    x[0, 0] = 1.0
+    layer = nn.Linear(9, 1, bias=False).to(dtype)
+    with torch.no_grad():
+        layer.weight.fill_(-3.3125)
+        layer.weight[0, 0] = 0.03
+    readout = torch.ones(1, dtype=dtype)
+    output = float(layer.double()(x.double()))
+    for rule, share in ((ZPlusRule(), 1.0), (AlphaBetaRule(), 2.0)):
+        got, _ = explained(layer.to(dtype), x, rule, "absorb", readout)
+        # what is positive gets its share of the output by itself
+        assert float(got[0, 0]) == pytest.approx(share * output, rel=0.02)
+
+
 def test_magnitudes_beyond_the_range_of_half_precision() -> None:
     layer = nn.Linear(64, 2, bias=False).half()
     signs = torch.ones(64)

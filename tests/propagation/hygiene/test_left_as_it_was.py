@@ -53,6 +53,34 @@ class Caching(nn.Module):
         return y + self.inverse.sum()
 
 
+class Counting(nn.Module):
+    """Writes into a buffer, and an attribute says what is in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(4))
+        self.filled = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.cache.add_(1)
+        self.filled += 1
+        return x + self.cache + self.filled
+
+
+class Exchanging(nn.Module):
+    """Puts another tensor into the place of a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("last", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.last
+        self.last = self.last + 1
+        return y
+
+
 class Centering(nn.Module):
     """Moves a parameter of its own, as some codebooks do."""
 
@@ -76,6 +104,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(4, 4)),
     "spectral norm of old": lambda: spectral_norm(nn.Linear(4, 4)),
     "cache": Caching,
+    "counter": Counting,
+    "exchanged buffer": Exchanging,
     "centre": Centering,
 }  # fmt: skip
 

@@ -120,6 +120,60 @@ def test_a_bias_is_a_bias_in_every_spelling(spelling: str) -> None:
         assert sum(report.absorbed.values()) == pytest.approx(sum(written.absorbed.values()))
 
 
+CONVOLUTIONS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[int, ...]]] = {
+    # the function, its weights with the outputs first, and what comes in
+    "conv1d": (F.conv1d, (4, 3, 2), (2, 3, 5)),
+    "conv2d": (F.conv2d, (4, 3, 2, 2), (2, 3, 4, 3)),
+    "conv3d": (F.conv3d, (4, 2, 2, 1, 2), (2, 2, 3, 2, 3)),
+    "grouped": (lambda x, w, b=None: F.conv1d(x, w, b, groups=2), (4, 2, 2), (2, 4, 5)),
+    "transposed": (
+        lambda x, w, b=None: F.conv_transpose1d(x, w.transpose(0, 1), b), (4, 3, 2), (2, 3, 5)
+    ),
+    "transposed in groups": (
+        lambda x, w, b=None: F.conv_transpose1d(
+            x, w.unflatten(0, (2, 2)).permute(0, 2, 1, 3).flatten(0, 1), b, groups=2
+        ), (4, 3, 2), (2, 6, 5),
+    ),
+    "torch.convolution, transposed": (
+        lambda x, w, b=None: torch.convolution(
+            x, w.transpose(0, 1), b, [1], [0], [1], True, [0], 1
+        ), (4, 3, 2), (2, 3, 5),
+    ),
+}  # fmt: skip
+SIGNED = [rules.GammaRule(gamma=0.5), rules.AlphaBetaRule(), rules.GeneralizedGammaRule(gamma=0.5)]
+
+
+@pytest.mark.parametrize("rule", SIGNED, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_channels_that_are_scaled_after_a_convolution_are_its_own(name: str, rule: Any) -> None:
+    """Factors of both signs go into the weights, of which the rule takes the positive ones."""
+    convolution, weights, shape = CONVOLUTIONS[name]
+    draw = torch.Generator().manual_seed(3)
+    x, weight = (torch.randn(s, generator=draw, dtype=torch.float64) for s in (shape, weights))
+    scale = torch.tensor([0.5, -2.0, 1.5, -0.25], dtype=torch.float64)
+    shift = torch.randn(4, generator=draw, dtype=torch.float64)
+    aside = (-1, *(1,) * (len(shape) - 2))
+
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = convolution(x, weight) * scale.view(aside) + shift.view(aside)
+            return y.tanh().flatten(1).sum(1)
+
+    class Fused(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            own = weight * scale.view(-1, *(1,) * (weight.dim() - 1))
+            return convolution(x, own, shift).tanh().flatten(1).sum(1)
+
+    for bias in ("absorb", "distribute"):
+        got, want = (
+            ConservativeLRP(m, rules=Composite({nn.Module: rule}, base="lrp"), bias=bias).attribute(
+                x
+            )
+            for m in (Scaled(), Fused())
+        )
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
 PLACES = torch.randn(5, 4, dtype=torch.float64)
 SUMMANDS: dict[str, Callable[[Tensor], Tensor]] = {
     "matmul": lambda x: x @ W + PLACES[: x.shape[1]],

@@ -18,6 +18,7 @@ import quantised
 import zoo
 from captum_lrp_tx import ConservativeGI, ConservativeLRP, LayerConservativeLRP, audit, rules
 from captum_lrp_tx.errors import UncoveredOperationError, UnsupportedModelError
+from captum_lrp_tx.propagation.interception.quantised import claim
 
 WIDTH = 32
 PRESETS = "gi ah ln ah+ln lrp lrp-gamma mambalrp attnlrp attnlrp-gamma".split()
@@ -176,6 +177,35 @@ def test_what_is_no_linear_map_is_no_linear_map() -> None:
     model.down = quantised.BySquare(model.down)
     with pytest.raises(UncoveredOperationError, match="Squared in down"):
         ConservativeLRP(model).attribute(floats(), target=1, strict=True)
+
+
+class Off(torch.autograd.Function):
+    """A product with weights whose results are off by a share of their size, each its own way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, share: float) -> Tensor:
+        ctx.save_for_backward(weight)
+        y = x @ weight.T
+        noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=y.dtype)
+        noise[-1] = 0.0  # what zeros are mapped to is the bias
+        return y + share * y.square().mean().sqrt() * noise
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad @ ctx.saved_tensors[0], None, None
+
+
+@pytest.mark.parametrize("outputs", [2, 32, 512])
+def test_how_far_a_layer_may_be_off_does_not_depend_on_its_width(outputs: int) -> None:
+    """Its derivative is that of a product; codes of 8 bits are off by less than a percent."""
+    weight = torch.randn(outputs, WIDTH, generator=torch.Generator().manual_seed(0))
+    like = floats()[0]
+    for share in (0.0, 0.01, 0.02):
+        found = claim(lambda x, s=share: Off.apply(x, weight, s), like)
+        assert found is not None and found.has_derivative
+        torch.testing.assert_close(found.weight(), weight)
+    for share in (0.2, 0.5):
+        assert claim(lambda x, s=share: Off.apply(x, weight, s), like) is None
 
 
 def test_a_kernel_without_a_derivative_among_other_operations() -> None:

@@ -65,6 +65,39 @@ def test_the_factor_that_is_more_of_a_gate_is_a_constant(
 
 @pytest.mark.parametrize("gate", [*GATES["switch"], *GATES["bounded"], *GATES["self-gated"]])
 @pytest.mark.parametrize("preset", ["lrp", "lrp-gated"])
+def test_a_divisor_is_a_constant_whatever_it_divides(preset: str, gate: Any) -> None:
+    """Also where the numerator is more of a gate than the divisor."""
+    x, y = zoo.floats(N, WIDTH), zoo.floats(N, WIDTH).abs() + 0.5
+
+    class Model(torch.nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return (gate(a) / b).sum(1)
+
+    rules = Composite({Model: GateRule()}, base="gi")
+    of_gate, of_divisor = ConservativeGI(Model(), rules=rules).attribute((x, y))
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((gate(leaf) / y).sum(), leaf)
+    torch.testing.assert_close(of_gate, x * gradient, rtol=1e-4, atol=1e-6)
+    assert not of_divisor.any()
+
+
+def test_the_factors_of_a_matrix_product_share_it_whatever_they_are() -> None:
+    x, y = zoo.floats(N, 3, WIDTH), zoo.floats(N, WIDTH, 3)
+
+    class Model(torch.nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return (torch.sigmoid(a) @ b).sum((1, 2))
+
+    rules = Composite({Model: GateRule()}, base="gi")
+    got = ConservativeGI(Model(), rules=rules).attribute((x, y))
+    leaves = [t.clone().requires_grad_() for t in (x, y)]
+    plain = torch.autograd.grad((torch.sigmoid(leaves[0]) @ leaves[1]).sum(), leaves)
+    for one, leaf, gradient in zip(got, (x, y), plain, strict=True):
+        torch.testing.assert_close(one, leaf * gradient / 2, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("gate", [*GATES["switch"], *GATES["bounded"], *GATES["self-gated"]])
+@pytest.mark.parametrize("preset", ["lrp", "lrp-gated"])
 def test_gates_stay_gates_where_activations_have_a_rule(preset: str, gate: Any) -> None:
     """All relevance of a product is the signal's, although the rule replaced the activation.
 
@@ -111,6 +144,7 @@ LINEAR: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "complex": lambda x: torch.fft.rfft(x).real,
     "padding": lambda x: F.pad(x[:, None], (1, 1), mode="reflect"),
+    "weight of a lerp": lambda x: torch.lerp(torch.zeros(WIDTH), torch.linspace(1, 2, WIDTH), x),
     "unused deviation": lambda x: x - torch.std_mean(x, -1, keepdim=True)[1],
 }
 FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], str, set[str]]] = {
@@ -134,6 +168,12 @@ FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], str, set[str]]] = {
     ),
     "weights of a lerp": (
         lambda x: torch.lerp(x, x.flip(-1), x), "product of two", {"lrp", "attnlrp"}
+    ),
+    "weights of a lerp to a constant": (
+        lambda x: torch.lerp(x, torch.ones(WIDTH), x), "product of two", {"lrp", "attnlrp"}
+    ),
+    "weights of a lerp from a constant": (
+        lambda x: torch.lerp(torch.ones(WIDTH), x, x), "product of two", {"lrp", "attnlrp"}
     ),
     "system": (
         lambda x: torch.linalg.solve_triangular(

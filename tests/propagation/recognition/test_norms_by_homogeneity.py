@@ -97,6 +97,11 @@ OTHERS: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
     # what is no norm
     "activations by their sum": lambda x, n: (lambda p: p / (p.sum(-1, keepdim=True) + EPS))(
         F.relu(x)),
+    "by products of neighbours": lambda x, n: x.square() / (1e-3 + torch.matmul(
+        x[..., None, :], x.roll(1, -1)[..., None])[..., 0]),
+    "by products of neighbours, with a summand": lambda x, n: x.square() / torch.baddbmm(
+        torch.full((1,), 1e-3), x.flatten(0, 1)[:, None], x.roll(1, -1).flatten(0, 1)[..., None]
+    ).view(*x.shape[:2], 1),
     "by a signed sum": lambda x, n: x / x.sum(-1, keepdim=True),
     "multiplied": lambda x, n: x * x.norm(dim=-1, keepdim=True),
     "scaled back": lambda x, n: (x / n(x.std(1, keepdim=True))).tanh() * x.std(1, keepdim=True),

@@ -234,13 +234,35 @@ def test_a_sparse_pattern_is_one(name: str, preset: str) -> None:
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("preset", ["ah", "lrp"])
+def test_a_pattern_that_is_repeated_sums_to_one_along_the_same_axis(preset: str) -> None:
+    weight = torch.randn(WIDTH, WIDTH, dtype=torch.float64)
+
+    def forward(is_repeated: bool, x: Tensor) -> Tensor:
+        p = (x[0] @ weight @ x[0].mT / WIDTH).softmax(-1)
+        if is_repeated:  # for each example, and weighed entry by entry
+            p = p.expand(len(x), *p.shape)
+            return (p[..., None] * x[:, None]).sum(2).tanh().sum((1, 2))
+        return (p @ x).tanh().sum((1, 2))
+
+    x = torch.randn(BATCH, KEYS, WIDTH, dtype=torch.float64)
+    got, want = (
+        ConservativeLRP(functools.partial(forward, is_repeated), preset).attribute(x, strict=True)
+        for is_repeated in (True, False)
+    )
+    torch.testing.assert_close(got, want)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_weights_are_a_pattern_as_far_as_arithmetic_can_tell(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("keys", [2, 6])
+def test_weights_are_a_pattern_as_far_as_arithmetic_can_tell(dtype: torch.dtype, keys: int) -> None:
     """Large scores round their logarithmic sum; gates in half precision are no pattern by that."""
-    scores = (1000 * torch.randn(3, 6, dtype=torch.float64)).to(dtype).requires_grad_()
+    scores = (1000 * torch.randn(3, keys, dtype=torch.float64)).to(dtype).requires_grad_()
     weights = (scores - scores.logcumsumexp(-1)[..., -1:]).exp()
     patterns.mark_exponential(weights)
     assert patterns.is_pattern(weights)
     gates = torch.sigmoid(torch.randn(3, 6, dtype=dtype, requires_grad=True))
     assert not patterns.mark_if_ones(gates, None)
     assert not patterns.is_pattern(gates * 1)
+    saturated = torch.sigmoid(torch.full((3, 1), 60.0, dtype=dtype, requires_grad=True))
+    assert bool((saturated == 1).all()) and not patterns.mark_if_ones(saturated, None)

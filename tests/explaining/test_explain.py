@@ -19,6 +19,8 @@ import transformers
 import captum_lrp_tx as lrp
 from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.errors import InputError, TargetError
+from captum_lrp_tx.explaining.images import pixels_of
+from captum_lrp_tx.explaining.texts import for_the_model
 from captum_lrp_tx.models import digit_samples, digits, sentiment
 from explanations import alike
 
@@ -314,13 +316,30 @@ def test_warnings_about_the_numbers(model: Any, tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("inputs", "reason"),
     [("", "empty"), ([], "list of inputs is empty"), ([FILM, " "], "input 1: the text is empty"),
-     (3.5, "cannot explain float"), ([10**6], "the tokenizer is not that of the model"),
+     (3.5, "cannot explain float"),
+     ({"input_ids": ["a", "b"]}, "'input_ids' holds no numbers: list"),
+     ({"input_ids": [0.5, 1.5]}, "token ids are whole numbers, not torch.float32"),
+     ({"input_ids": torch.ones(1, 0).long()}, r"have the shape \(1, tokens\), not \(1, 0\)"),
+     ([10**6], "the tokenizer is not that of the model"),
      ({"attention_mask": [1]}, "cannot explain dict"),
      ([{"role": "user", "content": "hi"}], "chat template")],
 )  # fmt: skip
 def test_inputs_that_are_refused(inputs: Any, reason: str, model: Any, tokenizer: Any) -> None:
     with pytest.raises(InputError, match=reason):
         lrp.explain(model, tokenizer, inputs)
+
+
+def test_a_text_of_which_no_token_is_known() -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
+    bare = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    with pytest.raises(InputError, match="the tokenizer made no token of the text"):
+        lrp.explain(small_gpt(), bare, "xyz")
+
+
+def test_functions_without_a_signature_get_all_that_a_model_may_take() -> None:
+    made = {"input_ids": 1, "token_type_ids": 2, "offset_mapping": 3}
+    assert for_the_model(made, max) == {"input_ids": 1, "token_type_ids": 2}
+    assert for_the_model(made, lambda input_ids: input_ids) == {"input_ids": 1}
 
 
 def test_arguments_in_the_wrong_place(model: Any, tokenizer: Any) -> None:
@@ -357,6 +376,10 @@ def test_images_of_every_form(tmp_path: Path) -> None:
         made.words()
     with pytest.raises(InputError, match="there is no image"):
         lrp.explain(vision, None, "missing.png")
+    with pytest.raises(InputError, match="cannot explain float as an image: give a file, a pict"):
+        lrp.explain(vision, None, 0.5, task="image classification")
+    with pytest.raises(InputError, match=r"\(channels, height, width\), not \(28, 28\)"):
+        lrp.explain(vision, None, pixels[0, 0])
 
 
 def test_an_image_processor_is_used() -> None:
@@ -372,6 +395,20 @@ def test_an_image_processor_is_used() -> None:
     assert made.relevance.shape == (3, 8, 8) and not made.warnings
     inputs = processor(images=picture, return_tensors="pt")
     assert torch.equal(lrp.explain(vision, processor, inputs, "dog").relevance, made.relevance)
+    rows = torch.tensor([200, 30, 60], dtype=torch.uint8).expand(10, 20, 3)
+    for array in (rows, rows.permute(2, 0, 1), rows.numpy()):
+        assert torch.equal(lrp.explain(vision, processor, array, 1).relevance, made.relevance)
+    grey = [lrp.explain(vision, processor, image.new("L", (20, 10), 30), 1)]
+    for shape in ((10, 20), (10, 20, 1), (1, 10, 20)):
+        array = torch.full(shape, 30, dtype=torch.uint8)
+        grey.append(lrp.explain(vision, processor, array, 1, task="image classification"))
+    assert all(torch.equal(one.relevance, grey[0].relevance) for one in grey)
+    own = lrp.explain(vision, lambda picture: inputs["pixel_values"][0], picture, "dog")
+    assert torch.equal(own.relevance, made.relevance)
+    with pytest.raises(InputError, match="the image processor gives no tensor"):
+        lrp.explain(vision, lambda picture: "pixels", picture)
+    with pytest.raises(InputError, match=r"array of the shape \(2, 3, 4, 5\) is no image"):
+        pixels_of(torch.ones(2, 3, 4, 5, dtype=torch.uint8), processor, config)
     pipe = transformers.pipeline("image-classification", model=vision, image_processor=processor)
     assert torch.equal(lrp.explain(pipe, picture, target=1).relevance, made.relevance)
 
@@ -464,7 +501,9 @@ def test_comparisons_and_reports_in_a_notebook(model: Any, tokenizer: Any) -> No
     ("name", "content", "reason"),
     [("x.json", "{", "no JSON"), ("x.json", "[]", "no explanations"), ("x.txt", "", "read from"),
      ("x.json", json.dumps({"format": "captum_lrp_tx explanation 1", "explanations": [{}]}),
-      "no explanation"), ("x.parquet", "PAR", "no Parquet")],
+      "no explanation"), ("x.parquet", "PAR", "no Parquet"),
+     ("x.json", json.dumps({"format": "captum_lrp_tx explanation 1", "explanations": [3]}),
+      "x.json holds no explanations")],
 )  # fmt: skip
 def test_files_that_are_no_explanations(
     name: str, content: str, reason: str, tmp_path: Path
@@ -479,6 +518,33 @@ def test_files_that_are_no_explanations(
 
 
 # ---- language models --------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"relevance": [1.0] * 6, "shape": [6]}, "another number of tokens than of relevances"),
+        ({"words": [[0, 1], [1, 2, 3, 4, 5, 6]]}, "a token is in no word, or in several"),
+    ],
+)
+def test_files_that_contradict_themselves(
+    change: dict[str, Any], reason: str, model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.json"
+    lrp.explain(model, tokenizer, FILM).save(file)
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    stored["explanations"][0].update(change)
+    file.write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"x\.json holds no explanation \(ValueError: {reason}\)"):
+        lrp.Explanation.load(file)
+
+
+def test_parquet_files_of_others_are_no_explanations(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", exc_type=ImportError)
+    parquet = pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
+    parquet.write_table(arrow.table({"text": ["a film"]}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"x\.parquet holds no explanations, or those of another"):
+        lrp.Explanations.load(tmp_path / "x.parquet")
+
+
 def test_the_next_token() -> None:
     lm, fast = small_gpt(), byte_level()
     made = lrp.explain(lm, fast, "ab c", target="d")

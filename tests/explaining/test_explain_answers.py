@@ -80,6 +80,22 @@ def test_refusals(options: Any, message: str) -> None:
         of_answer(**options)
 
 
+def test_answers_go_on_behind_the_text() -> None:
+    padded = tokenizer()(PROMPT, padding="max_length", max_length=6, return_tensors="pt")
+    with pytest.raises(InputError, match="goes on behind the text; give it without padding"):
+        lrp.explain(language_model("llama"), tokenizer(), padded, answer=ANSWER)
+
+
+def test_models_that_answer_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = language_model("llama")
+    end = torch.tensor([[2, 0, 0]])
+    monkeypatch.setattr(
+        model, "generate", lambda input_ids, **_: torch.cat([input_ids, end], 1), raising=False
+    )
+    with pytest.raises(InputError, match="answered nothing: it predicts the end of the text"):
+        lrp.explain(model, tokenizer(), PROMPT, answer=3)
+
+
 def test_hops_need_an_answer() -> None:
     with pytest.raises(InputError, match="goes with answer="):
         lrp.explain(language_model("llama"), tokenizer(), PROMPT, hops=1)

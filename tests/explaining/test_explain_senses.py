@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ import transformers
 
 import captum_lrp_tx as lrp
 from captum_lrp_tx import ConservativeLRP
-from captum_lrp_tx.errors import InputError, TargetError, UnsupportedModelError
+from captum_lrp_tx.errors import InputError, OutputError, TargetError, UnsupportedModelError
 from explanations import SMALL, alike, conserved
 from explanations import tokenizer as tokenizer
 
@@ -77,12 +78,15 @@ def test_similarity_of_text_and_image(tokenizer: Any) -> None:
     assert (made.task, made.explains) == ("similarity of text and image", "cosine similarity")
     assert [w.text for w in made.words()] == ["a", "good", "film"]
     assert len(made.embeddings) == 2
+    assert torch.equal(lrp.explain(model, tokenizer, inputs).relevance, made.relevance)
     again = lrp.explain(model, tokenizer, (PIXELS, "a good film"))
     assert torch.equal(again.relevance, made.relevance)
     with pytest.raises(InputError, match=r"takes a text and an image: \(text, image\)"):
         lrp.explain(model, tokenizer, "a film")
     with pytest.raises(TargetError, match="one number"):
         lrp.explain(model, tokenizer, ("a film", PIXELS), target=0)
+    with pytest.raises(OutputError, match="gives no text_embeds and image_embeds to compare"):
+        lrp.explain(vilt(), tokenizer, ("a film", PIXELS), task="similarity of text and image")
 
 
 def test_texts_that_are_always_as_long_as_can_be(tokenizer: Any) -> None:
@@ -121,9 +125,10 @@ def test_questions_about_an_image(tokenizer: Any) -> None:
     encoding["pixel_mask"] = torch.ones(1, 32, 32, dtype=torch.long)
     conserved(lrp.explain(model, processor(tokenizer), encoding))
     # transformers 5 has no pipeline for such models any more
-    pipe: Any = SimpleNamespace(model=model, **vars(processor(tokenizer)))
-    piped = lrp.explain(pipe, ("is it good?", picture), target="no")
-    assert torch.allclose(piped.relevance, made.relevance, atol=1e-7)
+    for parts in (vars(processor(tokenizer)), {"processor": processor(tokenizer)}):
+        pipe: Any = SimpleNamespace(model=model, **parts)
+        piped = lrp.explain(pipe, ("is it good?", picture), target="no")
+        assert torch.allclose(piped.relevance, made.relevance, atol=1e-7)
 
 
 def test_whether_text_and_image_go_together(tokenizer: Any) -> None:
@@ -172,7 +177,10 @@ def test_sounds_as_samples() -> None:
     ("item", "reason"),
     [({"array": [0.1], "sampling_rate": 8000}, "8000 samples a second, but the model takes 16000"),
      ("song.wav", "soundfile.read"), (torch.zeros(2, 800), "of several channels take the mean"),
-     (torch.zeros(9, dtype=torch.int16), "32768"), ({"text": "a"}, "'array' and 'sampling_rate'")],
+     (torch.zeros(9, dtype=torch.int16), "32768"),
+     ({"input_values": torch.zeros(1, 1, 1, 5)}, r"shape \(1, samples\), .*not \(1, 1, 1, 5\)"),
+     ({"array": np.array(["up"]), "sampling_rate": 16000}, r"the audio holds no numbers \("),
+     ({"text": "a"}, "'array' and 'sampling_rate'")],
 )  # fmt: skip
 def test_sounds_that_are_refused(item: Any, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
@@ -268,6 +276,35 @@ def test_objects(build: Any) -> None:
         lrp.explain(model, None, PIXELS, target="dog")
 
 
+def test_detectors_without_a_class_for_nothing() -> None:
+    """All classes of such a model have names, and each its own probability."""
+    model = yolos()
+    model.config.id2label = {**LABELS, 3: "house"}
+    odds = model(PIXELS).logits[0].sigmoid()
+    made = lrp.explain(model, None, PIXELS, target="house")
+    conserved(made)
+    query = int(odds[:, 3].argmax())
+    assert made.explains.startswith(f"logit of house for query {query},")
+    assert made.probability == pytest.approx(odds[query].max().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "reason"),
+    [
+        ("object detection", (1, 3), r"shape \(1, 3\), not \(1, queries, classes\)"),
+        ("semantic segmentation", (1, 3), r"shape \(1, 3\), not \(1, classes, rows, columns\)"),
+    ],
+)
+def test_outputs_of_another_task(task: str, shape: tuple[int, ...], reason: str) -> None:
+    class Other(torch.nn.Module):
+        def forward(self, pixel_values: torch.Tensor) -> Any:
+            logits = pixel_values.sum().expand(shape)
+            return SimpleNamespace(logits=logits, pred_boxes=torch.ones(1, 3, 4))
+
+    with pytest.raises(OutputError, match=reason):
+        lrp.explain(Other().eval(), None, PIXELS, task=task)
+
+
 def test_every_object() -> None:
     model = yolos()
     if model(PIXELS).logits[0].softmax(-1)[:, :-1].max() < 0.5:
@@ -334,6 +371,8 @@ def test_regions() -> None:
     assert [e.target for e in many] == [LABELS[i] for i in present]
     with pytest.raises(InputError, match=r"shape \(3, 3\).*\(32, 32\).*\(8, 8\)"):
         lrp.explain(model, None, PIXELS, target=("sky", torch.ones(3, 3)))
+    with pytest.raises(TargetError, match="contrast= goes with the name or number of a class"):
+        lrp.explain(model, None, PIXELS, target=(1, 2, 3), contrast=True)
     with pytest.raises(TargetError, match="no pixel"):
         lrp.explain(model, None, PIXELS, target=("sky", torch.zeros(8, 8)))
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,13 @@ import transformers
 import captum_lrp_tx as lrp
 from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.attr.targets import Sum
-from captum_lrp_tx.errors import InputError, TargetError, UnsupportedModelError
+from captum_lrp_tx.errors import (
+    CaptumLRPError,
+    InputError,
+    OutputError,
+    TargetError,
+    UnsupportedModelError,
+)
 from explanations import SMALL, conserved
 from explanations import tokenizer as tokenizer
 
@@ -227,6 +234,174 @@ def test_a_task_that_the_class_does_not_tell(tokenizer: Any) -> None:
     made = lrp.explain(Wrapped().eval(), tokenizer, "a [MASK] film", "good", task="masked token")
     expected = lrp.explain(inner, tokenizer, "a [MASK] film", "good")
     assert torch.allclose(made.relevance, expected.relevance) and made.task == "masked token"
+
+
+def t5() -> Any:
+    config = transformers.T5Config(
+        vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=3,
+    )  # fmt: skip
+    return transformers.T5ForConditionalGeneration(config).eval()
+
+
+def one_score() -> Any:
+    return bert("ForSequenceClassification", num_labels=1)
+
+
+def by_words(score: Any) -> Any:
+    """A model of one's own, of the embedded words."""
+    table = torch.nn.Embedding(40, 3)
+
+    class Own(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor) -> Any:
+            return score(table(input_ids))
+
+    return Own().eval()
+
+
+PAIR = ("who made it?", "Anna made it.")
+ENDS = torch.tensor([2, 3])  # nothing but special tokens
+
+
+@pytest.mark.parametrize(
+    ("build", "item", "options", "error", "reason"),
+    [
+        (lambda: bert("ForQuestionAnswering"), PAIR, {"contrast": True}, TargetError,
+         "question answering has no contrast; explain one answer with target="),
+        (lambda: bert("ForQuestionAnswering"), PAIR, {"target": 3}, TargetError,
+         "target=3 is no answer; give words of the context, 'start' or 'end'"),
+        (lambda: bert("ForTokenClassification"), "Anna lives", {"target": 2}, TargetError,
+         "target=2 is no word; give its text, its number from 0 to 1, a pair"),
+        (lambda: bert("ForTokenClassification"), ENDS, {}, InputError, "the text has no words"),
+        (one_score, "a film", {"contrast": True}, TargetError,
+         "a single output; there is none to contrast it with"),
+        (one_score, "a film", {"target": (0,), "contrast": True}, TargetError,
+         "contrast= goes with the name or number of an output as target="),
+        (one_score, "a film", {"task": "next token"}, InputError,
+         r"the output has the shape \(1, 1\), not \(1, tokens, vocabulary\)"),
+        (one_score, ("a film", "it"), {"task": "similarity of two texts"}, OutputError,
+         "BertForSequenceClassification gives no last_hidden_state to make an embedding of"),
+        (lambda: bert("Model"), "a film", {"task": "next token", "answer": 2}, InputError,
+         r"cannot generate; give the answer as a text: answer='\.\.\.'"),
+        (lambda: by_words(lambda x: x), "a film", {}, OutputError,
+         r"the output has the shape \(1, 4, 3\), not \(examples, classes\); pass a function"),
+        (t5, "a film", {"hops": 1, "answer": "good"}, TargetError,
+         "an encoder-decoder writes another, whose tokens are explained one by one"),
+        (lambda: bert("ForMaskedLM"), "a [MASK]", {"target": "Anna lives"}, TargetError,
+         r"the target 'Anna lives' is not one token but 2 \('Anna' 'lives'\); name one of them"),
+    ],
+)  # fmt: skip
+def test_wishes_that_a_task_cannot_fulfil(
+    build: Any, item: Any, options: Any, error: Any, reason: str, tokenizer: Any
+) -> None:
+    model = build()
+    if "task" in options and hasattr(type(model), "generate") and "answer" in options:
+        model = torch.nn.Sequential(model)  # transformers 4 lets more models generate
+    with pytest.raises(error, match=reason):
+        lrp.explain(model, tokenizer, item, **options)
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "reason"),
+    [
+        (t5, {"answer": "good"}, "an answer in words needs the tokenizer of the model"),
+        (lambda: bert("ForMaskedLM"), {"task": "next token", "answer": "good"},
+         "an answer in words needs the tokenizer of the model"),
+        (lambda: bert("ForMaskedLM"), {"task": "next token", "target": "good"},
+         "the target 'good' needs a tokenizer; give the token's id instead"),
+    ],
+)  # fmt: skip
+def test_words_need_a_tokenizer(build: Any, options: Any, reason: str) -> None:
+    with pytest.raises(CaptumLRPError, match=reason):
+        lrp.explain(build(), None, torch.tensor([[2, 7, 3]]), **options)
+
+
+def test_tokens_that_no_text_becomes_are_named_as_the_vocabulary_has_them(tokenizer: Any) -> None:
+    model = bert("ForMaskedLM")
+    made = lrp.explain(model, tokenizer, "a [MASK]", target="##s")
+    logits = model(**tokenizer("a [MASK]", return_tensors="pt")).logits
+    assert made.value == pytest.approx(logits[0, 2, tokenizer.vocab["##s"]].item(), abs=1e-5)
+
+
+def test_answers_end_where_the_model_says_so(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, good = t5(), tokenizer.vocab["good"]
+    written = torch.tensor([[0, good, good, 0, 0]])
+    monkeypatch.setattr(model, "generate", lambda **_: written)
+    many = lrp.explain(model, tokenizer, "a film", answer=4)
+    assert [e.target for e in many] == ["'good'", "'good'"]
+    named = lrp.explain(model, tokenizer, "a film", target="bad")
+    assert isinstance(named, lrp.Explanation) and named.target == "'bad'"
+    inputs = tokenizer("a film", return_tensors="pt")
+    first = model(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
+        decoder_input_ids=torch.tensor([[0]]),
+    ).logits[0, 0]  # fmt: skip
+    assert named.value == pytest.approx(first[tokenizer.vocab["bad"]].item(), abs=1e-5)
+    monkeypatch.setattr(model, "generate", lambda **_: written[:, -2:])
+    with pytest.raises(InputError, match="answered nothing: it predicts the end of the text at on"):
+        lrp.explain(model, tokenizer, "a film", answer=2)
+
+
+def test_one_value_for_each_example_is_the_output(tokenizer: Any) -> None:
+    model = by_words(lambda x: x.sum((1, 2)))
+    made = lrp.explain(model, tokenizer, "a film")
+    inputs = tokenizer("a film", return_tensors="pt")
+    assert (made.target, made.explains) == ("the output", "output")
+    assert made.value == pytest.approx(model(inputs["input_ids"]).item(), abs=1e-5)
+
+
+class Slow:
+    """As a tokenizer that is not fast: it does not say where the tokens stand in the text."""
+
+    def __init__(self, fast: Any) -> None:
+        self._fast = fast
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fast, name)
+
+    def __call__(self, *texts: Any, **options: Any) -> dict[str, Any]:
+        return dict(self._fast(*texts, **options))
+
+
+def test_words_of_slow_tokenizers_are_put_together_from_their_tokens(tokenizer: Any) -> None:
+    model, slow = bert("ForTokenClassification"), Slow(tokenizer)
+    for word in ("plays", "film"):
+        made = lrp.explain(model, slow, "Anna plays the film", target=(word, 1))
+        expected = lrp.explain(model, tokenizer, "Anna plays the film", target=(word, 1))
+        assert torch.equal(made.relevance, expected.relevance)
+        assert made.explains == expected.explains
+        assert [(w.text, w.relevance) for w in made.words()] == [
+            (w.text, w.relevance) for w in expected.words()
+        ]
+        assert {w.start for w in made.words()} == {None}
+    with pytest.raises(InputError, match=r"needs a fast tokenizer \(use_fast=True\)"):
+        lrp.explain(bert("ForQuestionAnswering"), slow, PAIR)
+
+
+def test_choices_need_an_attention_mask(tokenizer: Any) -> None:
+    bare = copy.deepcopy(tokenizer)
+    bare.model_input_names = ["input_ids"]
+    with pytest.raises(InputError, match="gives no attention mask, so choices cannot be padded"):
+        lrp.explain(bert("ForMultipleChoice"), bare, ("who made it?", ["Anna", "a film"]))
+
+
+def test_sentence_transformers_embed_by_themselves(tokenizer: Any) -> None:
+    inner = bert("Model")
+
+    class Sentences(torch.nn.Module):
+        def encode(self) -> None: ...
+
+        def tokenize(self) -> None: ...
+
+        def forward(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+            return {"sentence_embedding": inner(**inputs).last_hidden_state.mean(1)}
+
+    made = lrp.explain(Sentences().eval(), tokenizer, ("a good film", "the film is good"))
+    expected = lrp.explain(inner, tokenizer, ("a good film", "the film is good"))
+    assert made.task == "similarity of two texts" and made.value == pytest.approx(expected.value)
+    torch.testing.assert_close(made.relevance, expected.relevance)
 
 
 def test_a_real_model_of_sentiment(shared: Any) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,11 +18,15 @@ pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
 from captum_lrp_tx import AttentionRollout, ConservativeLRP, audit, compare
-from captum_lrp_tx.cli import main
+from captum_lrp_tx.cli import explain_dataset, insights, main
+from captum_lrp_tx.cli.adapters import _WithoutPrompt, is_trained
+from captum_lrp_tx.cli.evaluate import _patches
+from captum_lrp_tx.cli.models import Source, find, kind_of, load_model
 from captum_lrp_tx.datasets import attribute_dataset, read_dataset
 from captum_lrp_tx.errors import InputError, OutputError, TargetError, UnsupportedModelError
 from captum_lrp_tx.files import check_writable
 from captum_lrp_tx.models import digit_samples, sentiment
+from language_models import language_model, tokenizer
 
 pytestmark = pytest.mark.captum
 
@@ -37,7 +44,32 @@ def test_explain_dataset_refuses(tmp_path: Path, capsys: Any) -> None:
     assert "must not be negative" in fails(capsys, *base, "--workers", -1, status=2)
     assert "'0' is no positive number" in fails(capsys, *base, "--limit", 0, status=2)
     assert "has no labels" in fails(capsys, *base, "--target", "label")
+    for part in (language_model("gpt2"), tokenizer()):
+        part.save_pretrained(tmp_path / "language")
+    told = fails(capsys, *base, "--target", "cat", "--model", tmp_path / "language")
+    assert "a language model is explained at its prediction: --target predicted" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_one_of_several_processes_tells_what_was_written(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
+    (tmp_path / "a.txt").write_text("a good film\n", encoding="utf-8")
+    base = ["explain-dataset", "--data", str(tmp_path / "a.txt"), "--out"]
+    assert main([*base, str(tmp_path / "first")]) == 0
+    assert "1 texts in 1 files in" in capsys.readouterr().err
+    found = SimpleNamespace(settings={"shards": 1})
+    monkeypatch.setattr(explain_dataset, "attribute_dataset", lambda *_, **__: found)
+    monkeypatch.setenv("RANK", "1")
+    assert main([*base, str(tmp_path / "second")]) == 0
+    assert "texts in" not in capsys.readouterr().err
+
+
+def test_processes_take_the_gpu_of_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert explain_dataset._device() == torch.device("cuda", 3)
 
 
 def test_outputs_of_a_data_set(tmp_path: Path) -> None:
@@ -130,6 +162,9 @@ def test_evaluate_refuses(tmp_path: Path, capsys: Any) -> None:
     assert "2 labels for 3 images" in fails(capsys, *base, "--labels", tmp_path / "two.npy")
     told = fails(capsys, *base, "--patch-size", 2)
     assert "only the model's own patches can be taken out" in told
+    assert "names no metric; the metrics are: " in fails(capsys, *base, "--metrics", ",", status=2)
+    with pytest.raises(UnsupportedModelError, match="how large its patches are; give --patch-size"):
+        _patches(Namespace(patch_size=None, mask_value=None), SimpleNamespace(), nn.Linear(1, 1))
 
 
 def test_evaluate_reads_classes_from_folders(tmp_path: Path, capsys: Any) -> None:
@@ -158,6 +193,98 @@ def test_compare_tells_what_it_leaves_out(tmp_path: Path, capsys: Any) -> None:
     file.write_text("word " * 600 + "\n", encoding="utf-8")
     assert main(command) == 1
     assert "has no text that the model can take" in capsys.readouterr().err
+
+
+# ---- insights -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (KeyboardInterrupt(), 0, "stopped"),
+        (OSError(errno.EADDRINUSE, "Address already in use"), 1,
+         "port 8080 cannot be used (Address already in use); choose another with --port"),
+        (OSError(errno.EACCES, "Permission denied"), 1, "cannot be used (Permission denied)"),
+    ],
+)  # fmt: skip
+def test_insights_end_in_one_line(
+    error: BaseException, status: int, told: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = []
+
+    def serve(pages: Any, port: int, *, open_browser: bool) -> None:
+        served.append((pages, port, open_browser))
+        raise error
+
+    monkeypatch.setattr(insights, "serve", serve)
+    monkeypatch.setattr(insights, "shipped_pages", lambda: {"a": 1})
+    monkeypatch.setattr(insights, "insights_module", lambda name: None)
+    assert main(["insights", "--port", "8080", "--no-browser"]) == status
+    assert served == [({"a": 1}, 8080, False)]
+    captured = capsys.readouterr()
+    assert told in (captured.err if status else captured.out).strip().splitlines()[-1]
+
+
+def test_other_failures_of_a_server_are_not_about_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    for name, value in (("serve", serve), ("shipped_pages", dict), ("insights_module", str)):
+        monkeypatch.setattr(insights, name, value)
+    with pytest.raises(OSError, match="broken"):
+        insights.run(ArgumentParser(), Namespace(port=0, no_browser=True))
+
+
+@pytest.mark.parametrize("port", ["65536", "-1", "http"])
+def test_ports_are_numbers(port: str, capsys: Any) -> None:
+    told = fails(capsys, "insights", f"--port={port}", status=2)
+    assert f"'{port}' is no port: a number from 0 to 65535" in told
+
+
+# ---- models -------------------------------------------------------------------------------------
+def test_names_without_a_folder_are_those_of_the_hub(capsys: Any) -> None:
+    source = find("someone/film-critic", "sentiment")
+    assert (source.name, source.is_local) == ("someone/film-critic", False)
+
+    def load(name: str, **options: Any) -> None:
+        assert (name, options["local_files_only"]) == ("someone/film-critic", False)
+        raise OSError("We are offline. Try again.")
+
+    reason = "no folder someone/film-critic, .*loaded from the Hugging Face Hub: We are offline$"
+    with pytest.raises(InputError, match=reason):
+        source.load("tokenizer", load)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "kind", "error", "reason"),
+    [
+        ("BertModel", "text", InputError, "must be a list of class names.*it is 'BertModel'"),
+        ([1], "text", InputError, r"must be a list of class names.*it is \[1\]"),
+        (None, "text and image", UnsupportedModelError, "which model of text and image it is"),
+        (["BertModel"], "text and image", UnsupportedModelError, "which model of text and image"),
+    ],
+)
+def test_configurations_that_do_not_say_what_the_model_is(
+    architectures: Any, kind: Any, error: Any, reason: str
+) -> None:
+    config = SimpleNamespace(architectures=architectures)
+
+    class Known(Source):
+        def load(self, what: str, load: Any) -> Any:
+            return config
+
+    source = Known("folder", True)
+    with pytest.raises(error, match=reason):
+        if kind == "text":
+            kind_of(source, ("text",))
+        else:
+            load_model(source, kind)
+
+
+def test_weights_that_an_adapter_brings_are_not_missing() -> None:
+    whole = SimpleNamespace(modules_to_save={"score"}, config=None)
+    for model in (whole, _WithoutPrompt(whole)):
+        assert is_trained("model.score.weight", model)
+        assert not is_trained("model.scores.weight", model)
+    assert not is_trained("score.weight", SimpleNamespace(modules_to_save=None))
 
 
 # ---- maps and audits ----------------------------------------------------------------------------

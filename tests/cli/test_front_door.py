@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from torch import nn
 pytest.importorskip("transformers")
 
 from captum_lrp_tx import ConservativeLRP
-from captum_lrp_tx.cli import main
-from captum_lrp_tx.errors import TargetError
+from captum_lrp_tx.cli import _warnings_in_one_line, main
+from captum_lrp_tx.cli.explain import _short_names
+from captum_lrp_tx.errors import CaptumLRPWarning, TargetError
 from captum_lrp_tx.models import model_path
 
 pytestmark = pytest.mark.captum
@@ -71,6 +74,39 @@ def test_a_folder_without_tokenizer_is_refused(folder: Path, capsys: Any) -> Non
     for file in folder.glob("tokenizer*"):
         file.unlink()
     assert "holds no tokenizer" in said(capsys, "a film", "--model", folder, status=1)
+
+
+def test_texts_that_are_no_text(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
+    assert said(capsys, "-", status=2) == "captum_lrp_tx: standard input is not utf-8 text\n"
+    told = said(capsys, "caf\udce9", status=2)  # as Python reads bytes that it cannot decode
+    assert told.startswith("captum_lrp_tx: the text is not UTF-8; check the encoding of the term")
+
+
+def test_warnings_are_the_users_where_python_was_told_of_them(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else only those of the package are shown."""
+    shown = []
+    for options in ([], ["always"]):
+        monkeypatch.setattr(sys, "warnoptions", options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            with _warnings_in_one_line():
+                warnings.warn("of\n another package", UserWarning, stacklevel=1)
+                warnings.warn("of this one", CaptumLRPWarning, stacklevel=1)
+        shown.append(capsys.readouterr().err.splitlines())
+    own, other = (f"captum_lrp_tx: warning: of {of}" for of in ("this one", "another package"))
+    assert shown == [[own], [other, own]]
+
+
+def test_parts_of_embeddings_are_called_by_what_they_mean() -> None:
+    words = torch.zeros(2)
+    names = ("bert.word_embeddings", "bert.position_embeddings", "bert.token_type_embeddings",
+             "visual.patches", "a.rows", "b.rows")  # fmt: skip
+    assert list(_short_names(dict.fromkeys(names, words)).values()) == [
+        "word", "position", "segment", "patches", "a.rows", "b.rows",
+    ]  # fmt: skip
 
 
 def test_names_of_files_that_say_something_else(tmp_path: Path, capsys: Any) -> None:

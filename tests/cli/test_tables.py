@@ -32,6 +32,9 @@ def test_csv_files_have_columns_and_quotes(tmp_path: Path) -> None:
     file.write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"without a column \"sentence\".*it has 'a', 'b'"):
         read_table(file)
+    file.write_text(f'text\nfine\n"{"film " * 30000}"\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"reviews\.csv is no CSV file: field larger .* in line 3"):
+        read_table(file)
     file.write_text("text\n", encoding="utf-8")
     with pytest.raises(InputError, match="holds no text"):
         read_table(file)

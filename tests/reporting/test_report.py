@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import importlib.util
+import io
 import json
 import math
 import os
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,12 +24,20 @@ pytest.importorskip("transformers")
 
 from captum_lrp_tx import ConservativeLRP, explain
 from captum_lrp_tx.cli import main
-from captum_lrp_tx.errors import CaptumLRPError, InputError, OutputError, TargetError
+from captum_lrp_tx.cli.report import _Data, _labels, _short_enough, _summary
+from captum_lrp_tx.errors import (
+    CaptumLRPError,
+    InputError,
+    NonFiniteError,
+    OutputError,
+    TargetError,
+)
 from captum_lrp_tx.methods import METHODS, find_method
 from captum_lrp_tx.models import digit_samples, digits, sentiment
 from captum_lrp_tx.reporting import report
 from captum_lrp_tx.reporting.page import embedded
-from captum_lrp_tx.reporting.payload import MAP_SIDE, floats, shown_map
+from captum_lrp_tx.reporting.payload import MAP_SIDE, _picture, floats, shown_map
+from captum_lrp_tx.visualization.arrays import pixels_of
 
 # two of one length, so that a batch is made of them; one with word-pieces
 TEXTS = ["a charming film", "an unwatchable mess of cliches", "a dreadful film"]
@@ -348,6 +359,7 @@ def test_labels_must_fit(text):
         ({"classes": ["neutral"]}, TargetError, "no class 'neutral'"),
         ({"classes": 0}, InputError, "classes must be a positive number"),
         ({"class_names": ["a"]}, InputError, "1 entries for 2 classes"),
+        ({"classes": "most"}, InputError, "classes must be 'all', a number or a list, not 'most'"),
         ({"baseline": 0.5}, InputError, "token id"),
         ({"batch_size": 0}, InputError, "batch_size"),
     ],
@@ -367,6 +379,10 @@ def test_inputs_of_other_kinds_are_refused(text):
         report(model, (torch.ones(1, 2), torch.ones(1, 2)))
     with pytest.raises(OutputError, match=r"not \(1, 3, 4, 4\)"):
         report(nn.Conv2d(3, 3, 1), torch.randn(1, 3, 4, 4))
+    images = torch.ones(3, 1, 2, 2)
+    images[1] = -1
+    with pytest.raises(NonFiniteError, match="output of example 1 is NaN or infinite; leave the e"):
+        report(lambda x: x.sqrt().flatten(1), images, methods=["Saliency"])
 
 
 # Methods that fail
@@ -417,9 +433,125 @@ def test_a_rollout_of_a_model_without_attention_gives_its_reason():
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     made = report(model, torch.randn(2, 1, 4, 4), methods=["Rollout", "Saliency"])
     assert "attention" in made.errors["Rollout"]
+    (row,) = [line for line in _summary(made).splitlines() if line.startswith("Rollout")]
+    assert row.split(maxsplit=1)[1] == made.errors["Rollout"]
+    with pytest.raises(KeyError, match="nothing"):
+        made["nothing"]
     # no patches to take out either, so they are set to a value
     assert made.masking.endswith("set to 0")
     assert made["Saliency"].activation is not None
+
+
+# Curves
+
+UNKNOWN = 1  # the id of the token that hides others
+
+
+class Words(nn.Module):
+    """A classifier of embedded words that may refuse texts with unknown ones."""
+
+    def __init__(self, check=lambda unknown, scores: scores):
+        super().__init__()
+        self.words, self.head, self.check = nn.Embedding(7100, 4), nn.Linear(4, 2), check
+
+    def forward(self, input_ids, attention_mask, token_type_ids=None, scale=None):
+        mask = attention_mask[..., None].float()
+        scores = self.head((self.words(input_ids) * mask).sum(1))
+        scores = scores if scale is None else scores * scale[:, None]
+        return self.check((input_ids == UNKNOWN).sum(1), scores)
+
+
+def refused(unknown, scores):
+    if unknown.any():
+        raise RuntimeError("no unknown\n words")
+    return scores
+
+
+def broken_by_some(unknown, scores):
+    return scores + torch.zeros_like(scores).masked_fill((unknown == 2)[:, None], math.inf)
+
+
+@pytest.mark.parametrize(
+    ("check", "reason"), [(refused, "no unknown words"), (broken_by_some, "NaN or infinit")]
+)
+def test_what_cannot_be_measured_says_why(text, check, reason):
+    tokenizer = text[1]
+    assert tokenizer.unk_token_id == UNKNOWN
+    made = report(Words(check), TEXTS, tokenizer=tokenizer, methods=["GI"])
+    method = made["GI"]
+    assert reason in method.unmeasured and "\n" not in method.unmeasured
+    assert method.activation is None and not method.error
+    assert _summary(made).splitlines()[-1] == f"no curves: {method.unmeasured}"
+
+
+def test_curves_without_an_attention_mask_are_those_with_one(text):
+    """Texts of one length go together then, so that nothing is padded."""
+    tokenizer, model = copy.deepcopy(text[1]), Words()
+    expected = report(model, TEXTS, tokenizer=tokenizer, methods=["GI"])["GI"]
+    tokenizer.model_input_names = ["input_ids"]
+
+    class Bare(nn.Module):
+        def forward(self, input_ids):
+            return model(input_ids, torch.ones_like(input_ids))
+
+    found = report(Bare(), TEXTS, tokenizer=tokenizer, methods=["GI"])["GI"]
+    torch.testing.assert_close(found.activation.values, expected.activation.values)
+    torch.testing.assert_close(found.pruning.values, expected.pruning.values)
+
+
+def test_what_belongs_to_a_text_as_a_whole_is_not_padded(text):
+    tokenizer, model = text[1], Words()
+    padded = {**tokenizer(TEXTS, padding=True, return_tensors="pt")}
+    padded.pop("token_type_ids", None)
+    padded["scale"] = torch.tensor([1, 2, 3])
+    made = report(model, padded, tokenizer=tokenizer, methods=["GI"])
+    whole = model(**padded).detach().softmax(1).max(1).values.double()
+    torch.testing.assert_close(made["GI"].activation.values[:, -1], whole)
+
+
+def test_without_a_tokenizer_padding_hides_tokens(text):
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    model = Words()
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    made = report(model, inputs, methods=["GI"], tokens=[["a"] * 3] * 2)
+    assert made.masking == "tokens replaced by token 0 (padding)"
+    hidden = model(torch.zeros_like(ids), inputs["attention_mask"]).detach().softmax(1)
+    predicted = [example.prediction for example in made.examples]
+    expected = hidden[range(2), predicted].double()
+    torch.testing.assert_close(made["GI"].activation.values[:, 0], expected)
+
+
+def test_labels_of_which_several_hold_have_their_own_probabilities():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    model.config = SimpleNamespace(problem_type="multi_label_classification", id2label=None)
+    images = torch.randn(2, 1, 2, 2)
+    made = report(model, images, methods=["Saliency"], faithfulness=False)
+    expected = model(images).detach().sigmoid()
+    torch.testing.assert_close(torch.stack([e.probabilities for e in made.examples]), expected)
+
+
+def test_a_token_as_baseline(text):
+    made = quick(text, methods=["IG"], baseline=5)
+    assert made.baseline == "token 5 in place of every token, special tokens as they are"
+    model, tokenizer = text
+    inputs = dict(tokenizer(TEXTS[0], return_tensors="pt"))
+    baseline = inputs["input_ids"].clone()
+    baseline[:, 1:-1] = 5
+    expected = find_method("IG").attribution(model, baseline=baseline).attribute(inputs, target=1)
+    close = {"rtol": 1e-3, "atol": 1e-5}
+    torch.testing.assert_close(made["IG"].relevance[0, 1], expected[0].float(), **close)
+
+
+def test_large_images_are_shown_with_fewer_pixels():
+    image = pytest.importorskip("PIL.Image")
+    blocks = torch.rand(3, 4, 300).mul(255).round() / 255
+    large = blocks.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    shown = _picture(large)
+    assert (shown["height"], shown["width"]) == (8, 600)  # as the model sees it
+    drawn = image.open(io.BytesIO(base64.b64decode(shown["src"].partition(",")[2])))
+    assert drawn.size == (300, 4)
+    expected = torch.from_numpy(pixels_of(blocks)).mul(255).round()
+    assert np.abs(np.asarray(drawn, dtype=float) - expected.numpy()).max() <= 1
 
 
 # The page
@@ -588,6 +720,25 @@ def test_however_images_are_stored_the_page_is_the_same(tmp_path, capsys, stored
         torch.testing.assert_close(decoded(example["output"]), logits, rtol=1e-4, atol=1e-4)
 
 
+def test_command_on_one_picture(tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image")
+    array = ((digit_samples()[0][8, 0] + 1) * 127.5).round().byte().numpy()
+    image.fromarray(array).save(tmp_path / "four.png")
+    options = ("--methods", "gi", "--no-faithfulness", "--html", tmp_path / "a.html")
+    status, out, _ = run(capsys, "--images", tmp_path / "four.png", *options)
+    assert status == 0 and out.startswith("1 images")
+    data = Page((tmp_path / "a.html").read_text(encoding="utf-8")).data
+    assert [e["prediction"] for e in data["examples"]] == [4]
+
+
+def test_labels_and_lengths_that_mean_nothing_to_the_model(capsys):
+    data = _Data("a", ["film " * 600, "film"], ["1", "0"])
+    assert _labels(data, SimpleNamespace(id2label={0: "score"})) is None
+    assert "the labels are left out: the model has one output" in capsys.readouterr().err
+    endless = SimpleNamespace(model_max_length=10**30)  # as tokenizers without a limit say
+    assert _short_enough(data, endless, nn.Linear(2, 2)) is data
+
+
 def test_command_tells_how_much_it_leaves_out(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("captum_lrp_tx.cli.report.LIMIT", 2)
     arguments = ("--methods", "random", "--no-faithfulness", "--html", tmp_path / "a.html")
@@ -628,12 +779,17 @@ def test_command_tells_how_much_it_leaves_out(tmp_path, capsys, monkeypatch):
         (["--images", "words.npy"], "words.npy holds <U1 values; images have numbers"),
         (["--images", "small.npy"], "small.npy has images of the shape (1, 3, 3), but the"),
         (["--images", "none.npy"], "none.npy has the shape (0, 1, 28, 28); images have"),
+        (["--model", "language"], "language predicts tokens; a report is for classifiers. Use"),
         (["--images", "huge.npy"], "huge.npy has values that are not finite or far out of range"),
     ],
 )
 def test_command_fails_in_one_line(tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "language").mkdir()
+    (tmp_path / "language" / "config.json").write_text(
+        '{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}'
+    )
     (tmp_path / "labels.txt").write_text("1\n")
     (tmp_path / "other.tsv").write_text("body\tlabel\na film\t1\n")
     (tmp_path / "heads.tsv").write_text("sentence\tlabel\n\t1\n")

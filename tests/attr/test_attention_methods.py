@@ -691,6 +691,69 @@ class Windows(nn.Module):
         return self.head((x + mixed.reshape(x.shape)).mean(1))
 
 
+class Staged(nn.Module):
+    """Tokens are pooled in pairs; attention acts before, or behind only."""
+
+    def __init__(self, before: bool, ids: bool) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 8) if ids else nn.Identity()
+        self.before, self.behind = Attend() if before else None, Attend()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.words(x)
+        if self.before is not None:
+            x = self.before(x, x)
+        x = x.unflatten(1, (-1, 2)).mean(2)
+        return self.behind(x, x).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "reason"),
+    [
+        (Staged(True, False), torch.randn(2, 6, 8), r"needs attention maps of one size.*\[3, 6\]"),
+        (Staged(False, True), torch.ones(2, 6).long(), "maps have 3 rows, the input has 6 tokens"),
+    ],
+)
+def test_maps_that_are_not_from_token_to_token_are_refused(
+    model: nn.Module, inputs: Tensor, reason: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        AttentionRollout(model).attribute(inputs)
+
+
+class Patches(nn.Module):
+    """Four patches without a class token; their mean is classified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(1, 8, 2, 2), nn.Linear(8, 3)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.patches(pixels).flatten(2).mT
+        return self.head((x + (x @ x.mT).softmax(-1) @ x).mean(1))
+
+
+def test_what_is_read_where_nothing_is_chosen(small: Small) -> None:
+    """The mean of the patches without a class token; one row if the target names none."""
+    pixels = torch.randn(2, 1, 4, 4)
+    model = zoo.randomise(Patches())
+    close(
+        AttentionRollout(model).attribute(pixels),
+        AttentionRollout(model, query="mean").attribute(pixels),
+    )
+    x = torch.randn(2, 5, 8)
+    each = lambda x: (x @ x.mT).softmax(-1) @ x  # noqa: E731
+    close(AttentionRollout(each).attribute(x), AttentionRollout(each, query="cls").attribute(x))
+    one = AttentionRollout(lambda ids: small(ids[None])).attribute(IDS[0])
+    close(one, AttentionRollout(small).attribute(IDS[:1])[0])
+
+
+def test_co_attention_of_equal_lengths_cannot_be_told_apart() -> None:
+    model: Any = zoo.randomise(CoAttention())
+    with pytest.raises(UnsupportedModelError, match=r"same number of tokens .* another length"):
+        GenericAttention(model).attribute((zoo.floats(2, 4, 8), zoo.floats(2, 4, 8)), target=1)
+
+
 @pytest.mark.parametrize(
     "method", [AttentionLast, AttentionRollout, GenericAttention, TransformerAttribution]
 )
@@ -751,6 +814,7 @@ def test_flow_where_a_middle_layer_is_the_bottleneck() -> None:
     generator = torch.Generator().manual_seed(0)
     layers = [(6 * torch.randn(6, 6, generator=generator)).softmax(-1) for _ in range(4)]
     capacities = [0.5 * a + 0.5 * eye(6) for a in layers]
+    close(maximum_flows(capacities[:1], 3), capacities[0][3].double(), atol=1e-8)  # one layer
     capacities[2] = capacities[2] * (torch.rand(6, 6, generator=generator) > 0.7)
     networkx = pytest.importorskip("networkx")
     for row in (0, 3):

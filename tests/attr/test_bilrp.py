@@ -194,8 +194,24 @@ def test_what_does_not_fit_is_refused() -> None:
         BiLRP(case.model, similarity="l2")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="pooling"):
         BiLRP(case.model, pooling="max")  # type: ignore[arg-type]
+    with pytest.raises(OutputError, match="returned tuple without a last_hidden_state of shape"):
+        BiLRP(lambda x: (x,), pooling="mean").attribute(torch.ones(1, 3), torch.ones(1, 3))
+    with pytest.raises(NonFiniteError, match="The features contain NaN or infinity"):
+        BiLRP(lambda x: x.sqrt()).attribute(-torch.ones(1, 3), torch.ones(1, 3))
     with pytest.raises(NonFiniteError, match="cosine"):
         BiLRP(lambda x: x * 0.0).attribute(torch.ones(1, 3), torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("how", ("first", lambda states: states[:, 0]))
+def test_other_poolings(how: Any) -> None:
+    """Of a linear model of the first token pairs are products of its features."""
+    layer = nn.Linear(4, 3, bias=False).double()
+    first, second = torch.randn(2, 1, 5, 4).double()
+    explainer = BiLRP(lambda x: layer(x), pooling=how, similarity="dot")
+    pairs = explainer.attribute(first, second)
+    expected = torch.zeros(5, 5).double()
+    expected[0, 0] = (layer(first[0, 0]) * layer(second[0, 0])).sum().detach()
+    torch.testing.assert_close(pairs[0], expected)
 
 
 def test_pictures() -> None:

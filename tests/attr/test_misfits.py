@@ -14,9 +14,10 @@ pytest.importorskip("transformers")
 import transformers
 
 import captum_lrp_tx as lrp
+from captum_lrp_tx.attr import told
 from captum_lrp_tx.attr.misfits import most_tokens
 from captum_lrp_tx.cli import main
-from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.errors import InputError, UncoveredOperationError
 from captum_lrp_tx.models import digits, sentiment
 
 pytestmark = pytest.mark.captum
@@ -186,6 +187,74 @@ def test_a_true_reason_or_none() -> None:
         with pytest.raises(RuntimeError, match="out of memory") as told:
             lrp.ConservativeLRP(Rotary()).attribute(given, target=0)
         assert not isinstance(told.value, InputError)
+
+
+def test_the_only_table_tells_the_vocabulary_if_the_model_does_not() -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(5, 3)
+
+        def get_input_embeddings(self) -> Any:
+            return nn.Identity()  # says nothing of how many there are
+
+        def forward(self, ids: Tensor) -> Tensor:
+            scores: Tensor = self.words(ids).mean(1)
+            return scores
+
+    with pytest.raises(InputError, match=r"id 9 at \(0, 1\).*from 0 to 4"):
+        lrp.ConservativeLRP(Other()).attribute(torch.tensor([[1, 9]]), target=1)
+
+
+def test_the_search_for_a_reason_does_not_hide_the_error() -> None:
+    class Broken(nn.Module):
+        def get_input_embeddings(self) -> Any:
+            raise KeyError("no table")
+
+        def forward(self, ids: Tensor) -> Tensor:
+            raise RuntimeError("the error itself")
+
+    with pytest.raises(RuntimeError, match="the error itself"):
+        lrp.ConservativeLRP(Broken()).attribute(torch.tensor([[1, 9]]), target=1)
+
+
+def test_positions_that_are_none(model: Any) -> None:
+    ids = torch.tensor([[2, 5, 3]])
+    with pytest.raises(InputError, match="positions must be 'sum' or 'separate', not 'words'"):
+        lrp.ConservativeLRP(model).attribute(ids, 1, positions="words")  # type: ignore[call-overload]
+    with pytest.raises(InputError, match="needs token ids as the only input; float inputs have on"):
+        lrp.ConservativeLRP(nn.Linear(3, 2)).attribute(torch.ones(1, 3), 1, positions="separate")
+
+
+def test_conventions_are_refused_where_only_papers_count() -> None:
+    """Linear attention is in none of them."""
+
+    def forward(x: Tensor) -> Tensor:
+        query, key = x.exp(), (x * 2).exp()
+        weights = query @ (key.mT @ x)
+        return (weights / (query @ key.sum(1, keepdim=True).mT)).sum((1, 2))
+
+    x = torch.randn(2, 3, 4)
+    explainer = lrp.ConservativeLRP(forward)
+    assert explainer.attribute(x, strict=True).shape == x.shape
+    reason = r"in none of the papers would act here: linear attention \(convention\) in the forward"
+    with pytest.raises(UncoveredOperationError, match=reason):
+        explainer.attribute(x, strict="papers")
+    plain = lrp.ConservativeLRP(nn.Linear(4, 2))
+    assert torch.equal(
+        plain.attribute(x[:, 0], 1, strict="papers"), plain.attribute(x[:, 0], 1, strict=True)
+    )
+
+
+def test_what_was_told_is_told_again_when_there_is_too_much_to_remember(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(told, "_MOST", 2)
+    layer = nn.Linear(1, 1)
+    known, subject = type(told.TOLD)(), told.Subject(layer, [("", layer)])
+    assert [known.first_time(subject, what) for what in "aabbca"] == [
+        True, False, True, False, True, True,
+    ]  # fmt: skip
 
 
 class OneText(nn.Module):

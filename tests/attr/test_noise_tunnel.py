@@ -164,6 +164,8 @@ def test_a_loader_gives_what_its_batches_give(batch_size: int) -> None:
         method.attribute(images[i : i + 1], target=int(labels[i])) for i in range(len(images))
     ])  # fmt: skip
     explainer = LoaderAttribution(method)
+    with pytest.raises(InputError, match="input_roles are for batches that are tuples or lists"):
+        explainer.attribute([images], input_roles=(0, 1), target=1)
     options = {"input_roles": (0, 1), "target": lambda batch: batch[1]}
     found = explainer.attribute(batches, **options)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

@@ -184,6 +184,11 @@ def test_class_index_prefers_exact_names():
     assert class_number("1", ["x", "y"]) == 1
     with pytest.raises(TargetError, match="0 A, 1 AA"):
         class_number("aaa", ["A", "AA"])
+    np = pytest.importorskip("numpy")
+    assert class_number(np.int64(1), ["x", "y"]) == 1
+    for wanted in (True, 1.0, None):
+        with pytest.raises(TargetError, match=f"no class {wanted}; the classes are: 0 x, 1 y"):
+            class_number(wanted, ["x", "y"])
     with pytest.raises(TargetError, match=r"\(30 classes\)"):
         class_number("-1", [f"c{i}" for i in range(30)])
 

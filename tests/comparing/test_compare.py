@@ -325,6 +325,41 @@ def test_ids_that_are_not_looked_up():
         TokenSaliency(OneHot()).attribute(torch.tensor([[1, 2]]), 1)
 
 
+class Lookups(nn.Module):
+    """Ids that are looked up in unusual ways; all tables are linear in what comes out."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.table, self.single = kind, nn.Embedding(5, 3), nn.Parameter(torch.randn(5))
+        self.wide = nn.Embedding(5, 4)
+
+    def forward(self, ids, more=None):
+        if self.kind == "two" and int(ids[0, 0]) == 0:
+            return self.wide(ids).mean(1)
+        if self.kind == "numbers":
+            return self.single[ids].sum(1, keepdim=True) * torch.tensor([2.0, -1.0])
+        return self.table(ids).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "reason"),
+    [
+        ("two", torch.tensor([[1, 2]]), "other things for the baseline.*give another baseline="),
+        ("plain", (torch.tensor([[1, 2]]), torch.tensor([[1, 2]])), "takes one input, not 2; pass"),
+    ],
+)
+def test_lookups_that_have_no_path_are_refused(kind, inputs, reason):
+    with pytest.raises(InputError, match=reason):
+        TokenIntegratedGradients(Lookups(kind), baseline=0).attribute(inputs, 1)
+
+
+def test_ids_that_look_up_one_number_each():
+    model, ids = Lookups("numbers"), torch.tensor([[1, 2, 1], [4, 3, 0]])
+    found = TokenIntegratedGradients(model, baseline=0).attribute(ids, target=1)
+    expected = -(model.single[ids] - model.single[0]).detach()
+    torch.testing.assert_close(found, expected)
+
+
 def test_pixels_go_to_captum_as_they_are(image):
     model, pixels = image
     rows = compare(model, pixels, methods=["IG", "Saliency", "LRP", "GI"])

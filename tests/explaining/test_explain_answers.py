@@ -46,6 +46,7 @@ def test_the_whole_answer_in_hops() -> None:
 def test_a_piece_of_the_answer_and_a_target() -> None:
     ids = ids_of(f"{PROMPT} {ANSWER}")
     weights = torch.tensor([[0.0, 1.0, 1.0, 0.0]])
+    assert repr(GeneratedTokens(ids, 4, weights)) == "GeneratedTokens(4:8)"
     model = lrp.AnswerLRP(language_model("llama"), "language-ah")
     expected = model.attribute(ids, GeneratedTokens(ids, 4, weights), start=4, hops=4)
     made = of_answer(4, target="the dog")

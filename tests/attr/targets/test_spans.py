@@ -35,6 +35,7 @@ def test_value_and_gradient_are_those_of_the_formula(score: Any, bounds: Any) ->
     ids = torch.randint(0, 7, (3, 5))
     span = Span(ids, *bounds, score=score)
     first, stop, _ = slice(*bounds).indices(5)
+    assert repr(span) == f"Span({first}:{stop} of 5 tokens, score={score!r})"
     got, expected = select_target(logits, span), by_hand(logits, ids, first, stop, score)
     torch.testing.assert_close(got, expected)
     for a, b in zip(*(torch.autograd.grad(t.sum(), logits)[0] for t in (got, expected))):

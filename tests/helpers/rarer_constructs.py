@@ -511,6 +511,22 @@ def loop_over_heads(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
     return torch.cat(outs, -1)
 
 
+def attention_by_linear(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    rows = zip(*qkv(w, x), strict=True)
+    return torch.stack([F.linear(p(F.linear(q, k).softmax(-1)), v.mT) for q, k, v in rows])
+
+
+def bias_of_the_data(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    shifted = [F.conv1d(z.mT[None], OUT[..., None], bias=z.mean(0))[0].mT for z in w.a(x)]
+    return torch.stack(shifted) + p(pattern(w, x)) @ x
+
+
+def diagonal_of_products(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    s = scores(w, x)
+    gate = torch.einsum("bii,bid->bid", s, torch.sigmoid(w.c(x)))
+    return gate + p(s.softmax(-1)) @ x
+
+
 def tensordot_attention(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
     return torch.stack([torch.tensordot(p((w.a(z) @ w.b(z).T).softmax(-1)), w.c(z), 1) for z in x])
 
@@ -705,6 +721,9 @@ RARER: dict[str, Callable[..., Tensor]] = {
         star_relu,
         loop_over_heads,
         tensordot_attention,
+        attention_by_linear,
+        bias_of_the_data,
+        diagonal_of_products,
         inplace_scores,
         inplace_softmax,
         out_argument,

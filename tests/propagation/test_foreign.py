@@ -27,6 +27,41 @@ def inputs() -> Tensor:
     return floats(BATCH, TOKENS, WIDTH)
 
 
+# ---- operations of extensions -------------------------------------------------------------------
+@pytest.fixture
+def halving() -> Iterator[Callable[..., Tensor]]:
+    """An operation that keeps its derivative to itself: its result has no gradient."""
+    with torch.library._scoped_library("captum_lrp_tx_tests", "FRAGMENT") as library:
+        library.define("halve(Tensor x, Tensor? y=None) -> Tensor")
+        library.impl("halve", lambda x, y=None: x.detach().float() / 2, "CompositeImplicitAutograd")
+        yield torch.ops.captum_lrp_tx_tests.halve
+
+
+@METHODS
+def test_an_operation_whose_result_has_lost_its_gradient_is_refused(
+    halving: Callable[..., Tensor], method: Any
+) -> None:
+    class Halving(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + halving(x)
+
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Halving(), nn.Flatten(1))
+    with pytest.raises(UnsupportedModelError, match=r"'1' runs captum_lrp_tx_tests::halve, which"):
+        method(model).attribute(inputs(), target=1)
+
+
+@METHODS
+def test_an_operation_on_constants_may_have_no_derivative(
+    halving: Callable[..., Tensor], method: Any
+) -> None:
+    scale = torch.linspace(1, 2, WIDTH)
+    got, want = (
+        method(lambda x, s=s: (x * s()).tanh().sum((1, 2))).attribute(inputs(), strict=False)
+        for s in (lambda: halving(scale), lambda: scale / 2)
+    )
+    torch.testing.assert_close(got, want)
+
+
 # ---- compiled and scripted functions inside a model ---------------------------------------------
 @METHODS
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

@@ -323,6 +323,7 @@ def _is_same_for_all_rows(
     rows = _rows_of(found)
     ones = torch.ones((), dtype=torch.float64, device=x.device).expand(x.shape)
     covered = _moved_back(ones, found.shape, views) != 0
+    constant = constant[(0,) * (constant.dim() - x.dim())] if constant.dim() > x.dim() else constant
     numbers = _moved_back(_numbered(constant).expand(x.shape), found.shape, views)
     least = numbers.masked_fill(~covered, math.inf).amin(rows)
     most = numbers.masked_fill(~covered, -math.inf).amax(rows)

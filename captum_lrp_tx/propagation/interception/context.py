@@ -50,7 +50,7 @@ class Context:
         #: How tensors grow with what they were made of; norms are told by it.
         self.degrees = Degrees()
         #: What was computed from the inputs and has lost its gradient.
-        self.cuts = Cuts(scope, self.degrees)
+        self.cuts = Cuts(scope, self.degrees, inputs)
         #: Whether there was a softplus: no step size, no state space model.
         self.has_steps = False
         #: Whether a gated delta rule was seen: products are asked for its memory from then on.

@@ -21,6 +21,7 @@ from captum_lrp_tx.propagation.interception.calls import Call, depends, tensors_
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.propagation.recognition import axes, homogeneity, patterns
 from captum_lrp_tx.propagation.recognition.degrees import Degrees
+from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.propagation.state.scope import Scope
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ class Origin:
 class Cuts:
     """Follows values without a gradient through the calls of one forward pass."""
 
-    def __init__(self, scope: Scope, degrees: Degrees) -> None:
-        self._scope, self.degrees = scope, degrees
+    def __init__(self, scope: Scope, degrees: Degrees, inputs: Inputs) -> None:
+        self._scope, self.degrees, self._inputs = scope, degrees, inputs
         #: Whether there is anything to follow.
         self.any = False
         self._origins: MutableMapping[Tensor, Origin] = WeakIdKeyDictionary()
@@ -86,11 +87,16 @@ class Cuts:
             known = self._origins.get(source) if self.any else None
             if known is not None:
                 return known
-            if _is_computed(source) and source.is_floating_point():
+            if self._is_computed(source) and source.is_floating_point():
                 return Origin(
                     ".data" if name == "data" else f"{name}()", _roles(source, self.degrees)
                 )
         return None
+
+    def _is_computed(self, x: Tensor) -> bool:
+        """Whether a value was computed in this pass, with gradients."""
+        node: graph.Node | None = x.grad_fn if x.requires_grad else None
+        return node is not None and node._sequence_nr() >= self._inputs.first_node
 
     def follow(self, origin: Origin | None, result: Any) -> None:
         """Afterwards: note the result."""
@@ -105,7 +111,7 @@ class Cuts:
         """Note numbers that were read out of what depends on the inputs."""
         if not isinstance(source, Tensor) or not source.is_floating_point():
             return
-        if not _is_computed(source) and source not in self._origins:
+        if not self._is_computed(source) and source not in self._origins:
             return
         self.any = True
         origin = Origin("as a Python number")
@@ -122,7 +128,7 @@ class Cuts:
         if name in _WITHOUT_VALUES:
             return
         for t in tensors_in(arguments):
-            if _is_computed(t) or t in self._origins:
+            if self._is_computed(t) or t in self._origins:
                 self.any = True
                 origin = self._origins.get(t) or Origin(
                     "under torch.no_grad()", _roles(t, self.degrees)
@@ -159,10 +165,6 @@ class Cuts:
                 self._origins[t] = Origin(lost[0].how, roles)
 
 
-def _is_computed(x: Tensor) -> bool:
-    return x.requires_grad and not x.is_leaf
-
-
 def _counted(context: Context, call: Call) -> Any:
     """The arguments of a call that relevance would go to: none of those that make a pattern."""
     rule, name = context.scope.rule(Kind.ATTENTION), call.name
@@ -184,8 +186,6 @@ def _holds(arguments: Any, value: float) -> bool:
 
 def _roles(source: Tensor, degrees: Degrees) -> frozenset[str]:
     """What a value is for that still knows where it comes from."""
-    if not depends(source) or source.grad_fn is None:
-        return frozenset()
     roles = set()
     if patterns.is_pattern(source):
         roles.add("pattern")

@@ -43,6 +43,17 @@ ROWS = {
     "einsum": lambda x: torch.einsum("nc,dc->nd", x, W),
     "einsum from the left": lambda x: torch.einsum("dc,nc->nd", W, x),
     "tensordot": lambda x: torch.tensordot(x, W, 1),
+    "addmm of old": lambda x: torch.addmm(0.5, B.expand(N, C), 2, x, W),
+    "multi_dot of constants": lambda x: x @ torch.linalg.multi_dot([W, SQUARE, W]),
+    "vecdot": lambda x: torch.linalg.vecdot(x, W[:N])[:, None],
+    "vecdot from the left": lambda x: torch.linalg.vecdot(W[:N], x, dim=0)[:, None],
+    "vecdot of constants": lambda x: x * torch.linalg.vecdot(W, SQUARE),
+    "cosines of constants": lambda x: x * F.cosine_similarity(W, SQUARE),
+    "glu of constants": lambda x: x * F.glu(torch.cat([W[0], SQUARE[0]])),
+    "sublists": lambda x: torch.einsum(x, [0, 1], W, [2, 1], [0, 2]),
+    "bag of constant rows": lambda x: F.embedding_bag(
+        torch.arange(C).expand(N, C), SQUARE, mode="sum", per_sample_weights=x
+    ),
     "baddbmm": lambda x: torch.baddbmm(B, x[:, None], W.expand(N, C, C))[:, 0],
     "baddbmm of a constant": lambda x: torch.baddbmm(
         x[:, None], W.expand(N, C, C)[:, :1], SQUARE.expand(N, C, C)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,8 @@ SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "rsub": lambda x: B - x @ (-W),
     "alpha": lambda x: torch.add(x @ W, B / 2, alpha=2),
     "alpha of the map": lambda x: torch.add(B, x @ W, alpha=1.0),
+    "a number": lambda x: (x @ W - 2.0) + (B + 2.0),
+    "more dimensions": lambda x: torch.cat([t @ W + B[None, None] for t in x]),
     "two constants": lambda x: x @ W + B / 2 + B / 2,
     "linear and a constant": lambda x: F.linear(x, W.T, B / 4) + B * 0.75,
     "einsum": lambda x: torch.einsum("btd,do->bto", x, W) + B,
@@ -118,6 +121,57 @@ def test_a_bias_is_a_bias_in_every_spelling(spelling: str) -> None:
         written = audit.explainability(plain, x, target=0, bias=bias, file=None)
         assert report.is_covered and abs(report.conservation_error) < 1e-6
         assert sum(report.absorbed.values()) == pytest.approx(sum(written.absorbed.values()))
+
+
+FACTORS = torch.tensor([[0.5], [-2.0], [1.5], [-1.0], [3.0]], dtype=torch.float64)
+NO_BIAS: dict[str, Callable[[Tensor], Tensor]] = {
+    # no weights make rows of their own sign of what is added to all rows
+    "rows scaled by both signs": lambda x: (x @ W) * FACTORS[: x.shape[1]] + B,
+    "spread out": lambda x: (x @ W).mean(1, keepdim=True) + PLACES,
+    "behind a quotient": lambda x: 1.0 / (x @ W) + B,
+    "a mask": lambda x: (x @ W + B.masked_fill(B < 0, -torch.inf)).sigmoid(),
+}
+
+
+@pytest.mark.parametrize("bias", ["absorb", "distribute"])
+@pytest.mark.parametrize("spelling", NO_BIAS)
+def test_constants_that_no_weights_have_as_their_bias_are_absorbed(
+    spelling: str, bias: Any
+) -> None:
+    """They get the relevance that is theirs, and the inputs the plain gradient."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 6, dtype=torch.float64, generator=draw)
+
+    def forward(given: Tensor) -> Tensor:
+        return NO_BIAS[spelling](given).sum((1, 2))
+
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(forward(leaf).sum(), leaf)
+    rule = Composite({nn.Module: rules.EpsilonRule(epsilon=0.0)}, base="gi")
+
+    class Model(nn.Module):
+        def forward(self, given: Tensor) -> Tensor:
+            return forward(given)
+
+    got = ConservativeLRP(Model(), rules=rule, bias=bias).attribute(x)
+    torch.testing.assert_close(got, x * gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("views, is_found", [(2, True), (98, True), (100, False)])
+def test_a_map_is_looked_for_behind_a_hundred_views(views: int, is_found: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 6, dtype=torch.float64, generator=draw)
+
+    def forward(count: int, given: Tensor) -> Tensor:
+        y = given @ W
+        for _ in range(count):
+            y = y.mT
+        return (y + B).sum((1, 2))
+
+    got = ConservativeLRP(functools.partial(forward, views), bias="distribute").attribute(x)
+    bias: Any = "distribute" if is_found else "absorb"
+    want = ConservativeLRP(functools.partial(forward, 0), bias=bias).attribute(x)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
 
 
 CONVOLUTIONS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[int, ...]]] = {

@@ -102,10 +102,12 @@ def test_the_plain_gradient_promises_nothing(cut: str) -> None:
     torch.testing.assert_close(got, x * gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("read", ["item", "float", "tolist"])
+@pytest.mark.parametrize("read", ["item", "float", "tolist", "nested tolist"])
 def test_numbers_read_out_of_the_inputs(read: str) -> None:
     def joined(m: nn.Module, x: Tensor, _: Cut) -> Tensor:
         mean = x.detach().abs().mean()
+        if read == "nested tolist":
+            return m.a(x) + x.abs().mean(-1, keepdim=True).tolist()[1][2][0]
         number = {"item": mean.item, "float": mean.__float__, "tolist": mean.tolist}[read]()
         return m.a(x) + number
 
@@ -133,6 +135,8 @@ def _shifted_softmax(m: nn.Module, x: Tensor, cut: Cut) -> Tensor:
     return weights / weights.sum(-1, keepdim=True) @ m.v(x)
 
 
+#: Made of a parameter before the pass.
+BEFORE = nn.Parameter(torch.eye(WIDTH)) * 2
 HARMLESS: dict[str, tuple[Joined, set[str]]] = {
     # what is computed, and the presets for which it is no loss
     "mask": (lambda m, x, cut: m.a(x) * (cut(x) > 0), set(PRESETS)),
@@ -170,6 +174,12 @@ HARMLESS: dict[str, tuple[Joined, set[str]]] = {
         )[:, 0, 0, :, None],
         {"lrp"},
     ),
+    "any divisor": (
+        lambda m, x, cut: m.a(x) / cut(2 + x.sin().square().mean(-1, keepdim=True)), {"lrp"}
+    ),
+    "weights that were computed before": (
+        lambda m, x, cut: m.a(x) @ cut(BEFORE), set(PRESETS),
+    ),
     "gate": (lambda m, x, cut: m.a(x) * cut(m.q(x).sigmoid()), {"lrp"}),
     "hard choice": (_straight_through_router, {"lrp"}),
 }  # fmt: skip
@@ -186,6 +196,17 @@ def test_what_the_rule_holds_constant_anyway_is_no_loss(name: str, cut: str) -> 
         )
         whole = ConservativeLRP(model_of(joined, lambda t: t), preset).attribute(x, target=1)
         torch.testing.assert_close(got, whole, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["ah", "ah+ln"])
+def test_places_where_values_are_read_are_no_pattern_without_a_rule_for_products(
+    preset: str,
+) -> None:
+    joined, _ = HARMLESS["places where values are read"]
+    with pytest.raises(UncoveredOperationError, match=r"grid_sample.*cut off"):
+        ConservativeLRP(model_of(joined, torch.detach), preset).attribute(
+            zoo.floats(N, TOKENS, WIDTH), target=1, strict=True
+        )
 
 
 @pytest.mark.parametrize("preset", ["ah", "ah+ln"])

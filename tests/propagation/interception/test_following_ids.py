@@ -525,6 +525,8 @@ def test_a_table_for_each_column() -> None:
 def test_tables_of_single_numbers() -> None:
     model = Plumbing(lambda m, i: m.tables[0].weight[:, 0][i] * 2 + m.tables[0].weight[i, 1])
     check(model, distinct(2, 4))
+    model = Plumbing(lambda m, i: torch.stack([m.tables[0].weight[k, 1] for k in i[0]]))
+    check(model, distinct(2, 4))
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])

@@ -18,7 +18,11 @@ import quantised
 import zoo
 from captum_lrp_tx import ConservativeGI, ConservativeLRP, LayerConservativeLRP, audit, rules
 from captum_lrp_tx.errors import UncoveredOperationError, UnsupportedModelError
-from captum_lrp_tx.propagation.interception.quantised import claim
+from captum_lrp_tx.propagation.interception.quantised import (
+    check_wrapped,
+    claim,
+    constant_weight,
+)
 
 WIDTH = 32
 PRESETS = "gi ah ln ah+ln lrp lrp-gamma mambalrp attnlrp attnlrp-gamma".split()
@@ -206,6 +210,122 @@ def test_how_far_a_layer_may_be_off_does_not_depend_on_its_width(outputs: int) -
         torch.testing.assert_close(found.weight(), weight)
     for share in (0.2, 0.5):
         assert claim(lambda x, s=share: Off.apply(x, weight, s), like) is None
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        torch.Tensor.reciprocal, lambda x: x.sum(-1), lambda x: (x @ torch.ones(WIDTH, 3)).int(),
+        torch.square, torch.abs, lambda x: x.detach().sin(),
+    ],
+    ids=["infinite at zero", "no rows", "codes", "square", "modulus", "sine, no derivative"],
+)  # fmt: skip
+def test_what_claims_to_be_a_linear_map_is_tried(run: Callable[[Tensor], Tensor]) -> None:
+    assert claim(run, floats()[0]) is None
+    scaled = claim(lambda x: x * 3.0 + 1.0, floats()[0])
+    assert scaled is not None
+    torch.testing.assert_close(scaled.weight(), 3.0 * torch.eye(WIDTH))
+    torch.testing.assert_close(scaled.constant, torch.ones(WIDTH))
+
+
+def test_a_call_with_a_wrapped_weight_is_tried() -> None:
+    weight, probe = torch.randn(4, WIDTH), floats()[0]
+
+    def check(share: float) -> None:
+        check_wrapped(
+            lambda x: Off.apply(x, weight, share), lambda x: x @ weight.T, probe, "up", "Codes"
+        )
+
+    check(0.0)
+    check(0.02)  # rounded, with the derivative of the product
+    with pytest.raises(UnsupportedModelError, match="by inf%"):
+        check(float("inf"))
+    with pytest.raises(UnsupportedModelError, match=r"'up' \(weight of class Codes\) differs"):
+        check(0.5)
+
+
+def test_weights_that_are_computed_anew_are_constants_if_parameters_alone_make_them() -> None:
+    parameter, given = nn.Parameter(torch.randn(3, 3)), torch.randn(3, 3, requires_grad=True)
+    assert constant_weight(parameter).grad_fn is None
+    assert not constant_weight(parameter.round() * 2).requires_grad
+    depending = parameter * given
+    assert constant_weight(depending) is depending
+
+
+def test_a_layer_that_is_called_twice_is_tried_once() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.up, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.tanh(self.up(F.relu(self.up(x))))).mean(1)
+
+    model, plain = pair(Twice, quantised.WEIGHT_ONLY["tensor"])
+    got = ConservativeLRP(model).attribute(floats(), target=1, strict=True)
+    agree(got, ConservativeLRP(plain).attribute(floats(), target=1))
+
+
+def test_a_kernel_without_a_derivative_whose_result_is_not_used() -> None:
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.coded = nn.LayerNorm(WIDTH), quantised.ByKernel(nn.Linear(WIDTH, WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.coded.forward(x)
+            return self.norm(x)[:, :, 0].sum(1)
+
+    model = Aside().eval()
+    got = ConservativeLRP(model).attribute(floats(), strict=True)
+    agree(got, ConservativeLRP(lambda x: model.norm(x)[:, :, 0].sum(1)).attribute(floats()))
+
+
+class WithCodedBias(quantised.ByKernel):
+    """Its bias is no tensor that it stores; others have the bias's shape, or none of its own."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.register_module("adapter", None)
+        self.register_buffer("half_bias", linear.bias.detach() / 2)
+        self.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 2 * self.half_bias
+
+
+@pytest.mark.parametrize("bias", ["absorb", "distribute"])
+def test_a_bias_that_is_no_tensor_of_the_layer(bias: Any) -> None:
+    model, plain = pair(mlp, lambda linear: (made := WithCodedBias(linear), made.weight()))
+    got = ConservativeLRP(model, bias=bias).attribute(floats(), target=1, strict=True)
+    agree(got, ConservativeLRP(plain, bias=bias).attribute(floats(), target=1))
+    reports = [
+        audit.explainability(m, floats(), target=1, bias=bias, file=None) for m in (model, plain)
+    ]
+    sums = [sum(report.absorbed.values()) for report in reports]
+    assert sums[0] == pytest.approx(sums[1], abs=1e-3)
+
+
+def test_a_layer_that_makes_codes_is_a_constant_of_what_they_multiply() -> None:
+    class Signs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("levels", torch.tensor([-1, 1], dtype=torch.int8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.levels[(x > 0).long()]
+
+    class Signed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.signs = Signs()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * self.signs(x)).sum((1, 2))
+
+    x = floats()
+    torch.testing.assert_close(ConservativeLRP(Signed()).attribute(x), x.abs())
 
 
 def test_a_kernel_without_a_derivative_among_other_operations() -> None:

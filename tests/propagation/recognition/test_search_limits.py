@@ -5,6 +5,7 @@ A model may be thousands of operations deep; what a factor is for is decided by 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,15 @@ from torch import Tensor, nn
 from captum_lrp_tx.propagation import graph
 from captum_lrp_tx.propagation.hygiene.arguments import fresh
 from captum_lrp_tx.propagation.model.modules import find_modules
-from captum_lrp_tx.propagation.recognition import delta_rule, patterns, recurrence, summaries
+from captum_lrp_tx.propagation.recognition import (
+    axes,
+    delta_rule,
+    patterns,
+    recurrence,
+    summaries,
+    undecided,
+)
+from captum_lrp_tx.propagation.recognition.degrees import Search
 
 
 def leaf() -> Tensor:
@@ -53,6 +62,20 @@ SEARCHES: dict[str, tuple[Callable[[Tensor], Any], Callable[[int], Tensor], int]
     "decay by a step size": (
         lambda t: recurrence.role(t) == "decay", lambda n: moved(F.softplus(leaf()), n).exp(), 400,
     ),
+    "weights by their sum": (
+        lambda t: patterns.is_own_quotient(t.grad_fn),
+        lambda n: (lambda w: w / added(w.sum(-1, keepdim=True), n))(leaf().exp()), 39,
+    ),
+    "power by a logarithm": (
+        lambda t: all(s.name != "Exp" for s in Search().degree(t.grad_fn, 0).of),
+        lambda n: moved(leaf().log(), n).exp(), 15,
+    ),
+    "axis made by parameters": (
+        lambda t: axes.origin(t, 1) is axes.Origin.PARAMETERS,
+        lambda n: added(leaf() @ torch.ones(3, 3), n), 399,
+    ),
+    "sums of values": (summaries.summaries_of, lambda n: moved(summary(), n), 399),
+    "undecided product": (undecided.found, lambda n: moved(in_two_ways()[0], n), 59),
     "sum of values": (summaries.is_weighed, lambda n: moved(summary(), n), 39),
 }  # fmt: skip
 
@@ -62,6 +85,25 @@ def summary() -> Tensor:
     result = args[0] @ args[1]
     summaries.summarize(result, args, torch.matmul, (0,))
     return result
+
+
+def in_two_ways() -> tuple[Tensor, list[Tensor], undecided.Weighed]:
+    """A product that may be three things, what it is under each, and its handle."""
+    meanings = [leaf() for _ in range(3)]
+    result = undecided.Undecided.call(meanings[0].detach(), *(m * 1 for m in meanings))
+    node: Any = result.grad_fn
+    weighed = undecided.Weighed(weakref.ref(node), None, (), lambda _: None)
+    undecided.remember(result, weighed)
+    return result, meanings, weighed
+
+
+def test_what_is_read_in_two_ways_is_neither() -> None:
+    for confirmed, chosen in (((), 0), ((1,), 1), ((2, 2), 2), ((1, 2), 0)):
+        result, meanings, weighed = in_two_ways()
+        for meaning in confirmed:
+            weighed.confirm(meaning)
+        grads = torch.autograd.grad(result.sum(), meanings, allow_unused=True)
+        assert [grad is not None for grad in grads] == [i == chosen for i in range(3)]
 
 
 def noted_value(tensor: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def scale(case: Any, rules: str, expected: Tensor) -> Tensor:
     """What 1e-5 is relative to; sums over a token that cancel exactly need that of their terms."""
     if case.kind == "tokens":
         parts = oracle.oracle_lookup_relevance(
-            case.forward, case.inputs[0], rules, case.select, double=True
+            case.forward, case.inputs[0], rules, case.select, double=True, trace=case.trace()
         )
         return torch.stack([p.abs().max() for p in parts]).max().float()
     return expected.abs().max().float()

@@ -63,8 +63,9 @@ def test_an_operation_on_constants_may_have_no_derivative(
 
 
 # ---- compiled and scripted functions inside a model ---------------------------------------------
-@METHODS
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(
+    "backend, method", [("eager", ConservativeGI), ("aot_eager", ConservativeLRP)]
+)
 def test_a_compiled_function_is_right_or_refused(backend: str, method: Any) -> None:
     """Modules that are compiled are refused before; functions inside a module show in the graph."""
     try:

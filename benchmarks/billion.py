@@ -1,0 +1,119 @@
+r"""What explanations of one billion parameters in bfloat16 cost: ``billion.md``.
+
+    python benchmarks/billion.py --output benchmarks/billion.md
+
+The model has the sizes of Llama 3.2 1B and random weights.  Ratios are those of medians of calls
+in turns, as in ``speed.py``.  The last table loads every layer from the disk when it is needed
+(``accelerate.disk_offload``) and compares the relevance with that of the model in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import accelerate
+import torch
+import transformers
+from captum.attr import InputXGradient
+from methods import FORWARD, REFERENCE, Method, low
+from speed import conditions
+from torch import Tensor, nn
+from turns import HEADS, rows, table
+from workloads import FromEmbeddings
+
+from captum_lrp_tx import ConservativeLRP
+
+#: Tokens, and turns.
+LENGTHS = ((256, 3), (2048, 1))
+PRESETS = ("lrp", "attnlrp")
+
+
+def llama() -> nn.Module:
+    """The sizes of Llama 3.2 1B: 16 layers, 2,048 wide, 32 query heads on 8."""
+    config = transformers.LlamaConfig(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8, vocab_size=128_256, tie_word_embeddings=True,
+        max_position_embeddings=4096, dtype=torch.bfloat16,
+    )  # fmt: skip
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    return model.eval().requires_grad_(False)
+
+
+def by_length(model: nn.Module) -> Iterator[list[str]]:
+    """Presets over gradient x input, for a short and a long text."""
+    last = FromEmbeddings(model, last=True)
+    for tokens, turns in LENGTHS:
+        x = model.get_input_embeddings()(_ids(model, tokens)).detach()  # type: ignore[operator]
+
+        def forward(x: Tensor = x) -> None:
+            with torch.no_grad():
+                last(x)
+
+        explainers = {REFERENCE: InputXGradient(last)}
+        explainers |= {preset: ConservativeLRP(last, preset) for preset in PRESETS}
+        explainers[low("lrp")] = ConservativeLRP(last, memory="low")
+        found = {FORWARD: Method(forward)}
+        for name, explainer in explainers.items():
+            found[name] = Method(functools.partial(explainer.attribute, x, target=0))
+        cells = [row.cells()[:6] for row in rows(found, {}, turns, time.perf_counter)]
+        count = f"{turns} turn{'s' * (turns > 1)}."
+        yield [f"## 1 x {tokens:,} tokens", "", count, "", *table(HEADS[:6], cells), ""]
+
+
+def from_disk(model: nn.Module, tokens: int = 256) -> list[str]:
+    """The model as transformers makes it, its cache included, in memory and on the disk."""
+    ids, target = _ids(model, tokens), (tokens - 1, 0)
+    kinds = {"lrp": {}, low("lrp"): {"memory": "low"}}
+    wanted, lines = {}, []
+    for where in ("in memory", "on the disk"):
+        with tempfile.TemporaryDirectory() as folder:
+            if where == "on the disk":
+                accelerate.disk_offload(model, folder, execution_device=torch.device("cpu"))
+            for name, options in kinds.items():
+                explainer = ConservativeLRP(model, **options)
+                explainer.attribute(ids, target=target)
+                start = time.perf_counter()
+                relevance = explainer.attribute(ids, target=target).float()
+                seconds = time.perf_counter() - start
+                expected = wanted.setdefault("lrp", relevance)
+                error = (relevance - expected).abs().max() / expected.abs().max()
+                lines.append([where, name, f"{seconds:.1f}", f"{float(error):.0e}"])
+    heads = ("weights", f"{tokens} token ids", "seconds", "greatest difference from the first row")
+    return ["## Weights on the disk", "", *table(heads, lines), ""]
+
+
+def _ids(model: nn.Module, tokens: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, model.config.vocab_size, (1, tokens), generator=generator)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    args.clock = "wall"
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    model = llama()
+    count = sum(p.numel() for p in model.parameters())
+    lines = [
+        "# One billion parameters in bfloat16", "", conditions(args), "",
+        f"{count / 1e9:.2f} billion parameters, {count * 2 / 2**20:,.0f} MiB; peaks are what comes "
+        "on top.", "",
+    ]  # fmt: skip
+    for made in itertools.chain(by_length(model), map(from_disk, [model])):
+        print("\n".join(made), flush=True)
+        lines += made
+        if args.output is not None:  # what there is, should the rest not come to an end
+            args.output.write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

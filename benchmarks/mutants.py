@@ -8,7 +8,9 @@ tries on each the tests that run its statement, quickest first, until one fails:
 - of the cases of a parametrized test the slowest, the one in the middle, and the quickest for one
   second;
 - for at most 20 seconds of recorded time, and at least one test;
-- of what survives that, every case, for at most 40 seconds.
+- of what survives that, every case, for at most 40 seconds;
+- of what survives that, every case in the folder of tests that mirrors the mutant's own folder, for
+  at most 60 seconds more: the slow tests that were written for it.
 
 A mutant is killed if a test fails that passes without it, if the package cannot be imported, or if
 the tests take five times as long as recorded and a minute more.  It survives if no test runs its
@@ -37,6 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 EXPLAINED = Path(__file__).with_name("mutants_explained.json")
 #: Seconds of tests that are tried first, then, and with every case of parametrized tests.
 LIMITS = (5.0, 20.0, 40.0)
+#: Seconds of the tests of the mutant's own folder after that.
+OWN_FOLDER = 60.0
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,21 @@ class Trial:
         return Result(**asdict(mutant), line=line, change=change, ending=ending, test=test)
 
     def ending(
-        self, file: str, plain: str, changed: str, line: int, limits: tuple[float, ...] = LIMITS
+        self,
+        file: str,
+        plain: str,
+        changed: str,
+        line: int,
+        limits: tuple[float, ...] = (*LIMITS, OWN_FOLDER),
     ) -> tuple[str, str | None]:
         tried: set[str] = set()
         for limit in limits:
             running = self.tests.running(file, plain, line) & self.existing
             if not running:
                 return "no test", None
+            if limit == OWN_FOLDER:
+                own = f"{Path('tests', *Path(file).parent.parts[1:])}/"
+                running = {test for test in running - tried if test.startswith(own)}
             chosen = [t for t in self.tests.chosen(running, limit, limit > 20) if t not in tried]
             tried |= set(chosen)
             while chosen:

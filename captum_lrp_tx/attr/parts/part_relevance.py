@@ -151,7 +151,8 @@ class PartRelevance(PartMethod):
 
     Args:
         model, rules, bias, epsilon: See :class:`~captum_lrp_tx.ConservativeLRP`.
-        neurons (bool): Also give the neurons of every MLP: what its last linear map reads.
+        neurons (bool): Also give the neurons of every MLP: what its last linear map reads, unless
+            that is the residual stream itself.
         directions (sequence of Directions): Also give directions in the outputs of layers.
 
     Raises:

@@ -88,7 +88,8 @@ class RelevancePatching(PartMethod):
 
     Args:
         model, rules, epsilon: See :class:`~captum_lrp_tx.ConservativeLRP`.
-        neurons (bool): Also give the neurons of every MLP: what its last linear map reads.
+        neurons (bool): Also give the neurons of every MLP: what its last linear map reads, unless
+            that is the residual stream itself.
 
     Raises:
         RuleError: unknown preset.

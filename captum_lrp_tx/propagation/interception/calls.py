@@ -104,6 +104,25 @@ def of_torch(call: Call) -> Call:
     return Call(getattr(home, name), call.args, kwargs, name, call.original or call)
 
 
+#: What functions of torch call their first and their second operand.
+_FIRST, _SECOND = ("input", "self"), ("other", "mat2", "vec", "tensor")
+#: What they take beside these.
+_BESIDE = frozenset("alpha rounding_mode out".split())
+
+
+def operands_first(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with the operands of a sum or product by position: ``matmul(p, other=v)``."""
+    operands = [k for k in (*_FIRST, *_SECOND) if k in kwargs]
+    names = (_FIRST, _SECOND)[len(args) :]
+    fits = len(operands) == len(names) and all(map(tuple.__contains__, names, operands))
+    if not fits or kwargs.keys() - _BESIDE - set(operands):
+        return args, kwargs
+    rest = {k: v for k, v in kwargs.items() if k in _BESIDE}
+    return (*args, *(kwargs[k] for k in operands)), rest
+
+
 def depends(x: Any) -> bool:
     """Whether a value is a tensor that depends on the explained inputs."""
     return isinstance(x, Tensor) and x.requires_grad

@@ -21,6 +21,7 @@ from captum_lrp_tx.propagation.interception.calls import (
     Call,
     depends,
     of_torch,
+    operands_first,
     tensors_in,
 )
 from captum_lrp_tx.propagation.interception.context import Context
@@ -101,6 +102,8 @@ class Interception(TorchFunctionMode):
             elif name in READING:
                 _read(context, name, args[0], result)
             return result
+        if kwargs:
+            args, kwargs = operands_first(args, kwargs)
         call, grad_enabled = Call(func, args, kwargs, name), _is_grad_enabled()
         if (
             not grad_enabled  # the model has decided that nothing propagates

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def _addition(context: Context, call: Call) -> Any:
     args = call.args
     if len(args) == 2 and isinstance(args[1], (int, float)) and not call.kwargs:
-        result = call.run()
+        biased = added_constant(context, call)  # of a linear map, as a tensor is
+        result = call.run() if biased is None else biased
         degrees.note_shift(result, args[1])
         return result
     initial = None if call.kwargs else _initial_state(context, args)

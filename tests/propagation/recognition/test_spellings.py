@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import spellings
 from captum_lrp_tx import ConservativeLRP, audit
@@ -80,6 +81,50 @@ def test_one_function_has_one_relevance(part: str, name: str, preset: str) -> No
         assert error > 1e-3, "equal by now: take it off the list"
     else:
         assert error < 1e-6
+
+
+class ByKeyword(TorchFunctionMode):
+    """Passes the second operand of every sum and product by keyword, or both."""
+
+    SECOND = {  # noqa: RUF012
+        "matmul": "other", "bmm": "mat2", "mul": "other", "div": "other", "truediv": "other",
+        "add": "other", "sub": "other",
+    }  # fmt: skip
+
+    def __init__(self, both: bool) -> None:
+        super().__init__()
+        self.both, self.count = both, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        called = getattr(func, "__name__", "")
+        name = called.strip("_")
+        is_inplace = called.endswith("_") and not called.endswith("__")
+        if name not in self.SECOND or len(args) != 2 or is_inplace:
+            return func(*args, **(kwargs or {}))
+        self.count += 1
+        function = getattr(torch, name.replace("truediv", "div"))
+        first = ((), {"input": args[0]}) if self.both else (args[:1], {})
+        return function(*first[0], **first[1], **{self.SECOND[name]: args[1]}, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("preset, both", [("ah+ln", False), ("lrp-gamma", False), ("lrp", True)])
+@pytest.mark.parametrize("part, name", ALL)
+def test_operands_by_keyword_are_the_same_operands(
+    part: str, name: str, preset: str, both: bool
+) -> None:
+    model = spellings.Model(spellings.PARTS[part][name]).eval()
+    mode = ByKeyword(both)
+
+    def forward(x: Tensor) -> Tensor:
+        with mode:
+            return model(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = ConservativeLRP(forward, preset).attribute(spellings.inputs(), target=1)
+    assert mode.count
+    expected = relevance(part, name, preset)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("preset", FROZEN)

@@ -38,7 +38,7 @@ from captum_lrp_tx.models import sentiment
 from captum_lrp_tx.runs.encoding import encode
 
 LONG = bool(os.environ.get("CAPTUM_LRP_TX_LONG"))
-COUNT = 2000 if LONG else 200
+COUNT = 2000 if LONG else 100
 WORDS = (
     "a charming and funny film the story drags on jokes fall flat not bad at all waste of time "
     "warm clever alive great actors two long hours , . unforgettable"

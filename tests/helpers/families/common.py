@@ -204,14 +204,14 @@ def _of_state_space(case: Case) -> Outcome | None:
 def in_turns(place: int, cases: int) -> list[tuple[str, ...]]:
     """The rule sets of each case of a family for the daily tests.
 
-    Of two attention implementations one runs under one rule set and one under the other, and the
-    next family the other way round; ``benchmarks/families.py``, which makes the shipped tables, and
-    tests with ``CAPTUM_LRP_TX_THOROUGH`` run both under both.
+    Of two attention implementations one runs, under one rule set, and the next families take the
+    other three turns; ``benchmarks/families.py``, which makes the shipped tables, and tests with
+    ``CAPTUM_LRP_TX_THOROUGH`` run both under both.
     """
-    if cases != 2 or "CAPTUM_LRP_TX_THOROUGH" in os.environ:
+    if "CAPTUM_LRP_TX_THOROUGH" in os.environ:
         return [PRESETS] * cases
-    first, second = PRESETS
-    return [(first,), (second,)] if place % 2 else [(second,), (first,)]
+    turn = (PRESETS[place % 2],)
+    return [turn if cases == 1 or (place // 2 + i) % 2 == 0 else () for i in range(cases)]
 
 
 def _outcomes(case: Case, presets: Sequence[str]) -> list[tuple[str, str, Outcome]]:

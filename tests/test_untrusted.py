@@ -27,7 +27,7 @@ from captum_lrp_tx.models import digit_samples, digits, sentiment
 from captum_lrp_tx.visualization import TokenHeatmap, html
 from tiny_models import bert_config, saved, wordpiece
 
-pytestmark = [pytest.mark.core, pytest.mark.captum]
+pytestmark = pytest.mark.core
 
 PACKAGE = Path(captum_lrp_tx.__file__).parent
 EVIL = [

@@ -41,8 +41,6 @@ from captum_lrp_tx.metrics.perturbation import Perturbation
 from captum_lrp_tx.metrics.sums import RULES, conservation
 from captum_lrp_tx.models import digit_samples, digits, sentiment
 
-pytestmark = pytest.mark.captum
-
 TEXTS = [
     "a charming and funny film", "a dull mess", "not bad at all", "it drags", "a waste of time",
     "warm , clever and alive", "the jokes fall flat", "a joy from beginning to end", "lifeless",

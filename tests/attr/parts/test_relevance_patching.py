@@ -15,8 +15,6 @@ from captum_lrp_tx import LayerConservativeLRP, RelevancePatching
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from parts import CASES, by_head, explained, readers
 
-pytestmark = pytest.mark.captum
-
 
 class Block(nn.Module):
     """Attention, and above it nothing that is not linear; parts are patched from ``patch``."""

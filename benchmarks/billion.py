@@ -4,7 +4,9 @@ r"""What explanations of one billion parameters in bfloat16 cost: ``billion.md``
 
 The model has the sizes of Llama 3.2 1B and random weights.  Ratios are those of medians of calls
 in turns, as in ``speed.py``.  The last table loads every layer from the disk when it is needed
-(``accelerate.disk_offload``) and compares the relevance with that of the model in memory.
+(``accelerate.disk_offload``) and compares the relevance with that of the model in memory.  Without
+instructions for bfloat16 (the page names what the processor has) a call takes minutes for a long
+text: ``--tokens 64`` is a short one.
 """
 
 from __future__ import annotations
@@ -29,8 +31,6 @@ from workloads import FromEmbeddings
 
 from captum_lrp_tx import ConservativeLRP
 
-#: Tokens, and turns.
-LENGTHS = ((256, 3), (2048, 1))
 PRESETS = ("lrp", "attnlrp")
 
 
@@ -45,10 +45,10 @@ def llama() -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def by_length(model: nn.Module) -> Iterator[list[str]]:
-    """Presets over gradient x input, for a short and a long text."""
+def by_length(model: nn.Module, lengths: list[int], turns: int) -> Iterator[list[str]]:
+    """Presets over gradient x input, for texts of these lengths."""
     last = FromEmbeddings(model, last=True)
-    for tokens, turns in LENGTHS:
+    for tokens in lengths:
         x = model.get_input_embeddings()(_ids(model, tokens)).detach()  # type: ignore[operator]
 
         def forward(x: Tensor = x) -> None:
@@ -66,7 +66,7 @@ def by_length(model: nn.Module) -> Iterator[list[str]]:
         yield [f"## 1 x {tokens:,} tokens", "", count, "", *table(HEADS[:6], cells), ""]
 
 
-def from_disk(model: nn.Module, tokens: int = 256) -> list[str]:
+def from_disk(model: nn.Module, tokens: int) -> list[str]:
     """The model as transformers makes it, its cache included, in memory and on the disk."""
     ids, target = _ids(model, tokens), (tokens - 1, 0)
     kinds = {"lrp": {}, low("lrp"): {"memory": "low"}}
@@ -96,6 +96,8 @@ def _ids(model: nn.Module, tokens: int) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 2048])
+    parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     args.clock = "wall"
@@ -106,9 +108,12 @@ def main() -> None:
     lines = [
         "# One billion parameters in bfloat16", "", conditions(args), "",
         f"{count / 1e9:.2f} billion parameters, {count * 2 / 2**20:,.0f} MiB; peaks are what comes "
-        "on top.", "",
+        f"on top. The processor has {torch.backends.cpu.get_cpu_capability()}.", "",
     ]  # fmt: skip
-    for made in itertools.chain(by_length(model), map(from_disk, [model])):
+    for made in itertools.chain(
+        by_length(model, args.tokens, args.turns),
+        (from_disk(model, tokens) for tokens in args.tokens[:1]),
+    ):
         print("\n".join(made), flush=True)
         lines += made
         if args.output is not None:  # what there is, should the rest not come to an end

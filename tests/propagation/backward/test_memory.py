@@ -360,6 +360,12 @@ def drifting(block: Any, x: Tensor) -> Tensor:
     return result
 
 
+def wavering(block: Any, x: Tensor) -> Tensor:
+    block.calls = getattr(block, "calls", 0) + 1
+    result: Tensor = (block.linear(x) * (1 + 1e-4 * block.calls)).tanh()
+    return result
+
+
 def shrinking(block: Any, x: Tensor) -> Tensor:
     block.calls = getattr(block, "calls", 0) + 1
     x = block.linear(x)
@@ -393,6 +399,7 @@ def failing(block: Any, x: Tensor) -> Tensor:
         (spoiling, UnsupportedModelError, "changed in place afterwards"),
         (changing, UnsupportedModelError, "second time"),
         (drifting, UnsupportedModelError, "second time"),
+        (wavering, UnsupportedModelError, "second time"),
         (shrinking, UnsupportedModelError, "second time"),
         (reshaping, UnsupportedModelError, "second time"),
         (failing, ValueError, "the second time"),

@@ -102,6 +102,8 @@ OTHERS: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
     "by products of neighbours, with a summand": lambda x, n: x.square() / torch.baddbmm(
         torch.full((1,), 1e-3), x.flatten(0, 1)[:, None], x.roll(1, -1).flatten(0, 1)[..., None]
     ).view(*x.shape[:2], 1),
+    "by squares and moduli": lambda x, n: x
+    / (x.square() + x.abs()).sum(-1, keepdim=True).sqrt(),
     "by a signed sum": lambda x, n: x / x.sum(-1, keepdim=True),
     "multiplied": lambda x, n: x * x.norm(dim=-1, keepdim=True),
     "scaled back": lambda x, n: (x / n(x.std(1, keepdim=True))).tanh() * x.std(1, keepdim=True),

@@ -339,3 +339,23 @@ def test_an_activation_written_out_is_the_activation_in_either_order(written: st
             ConservativeLRP(Model(how), rules).attribute(x, target=1) for how in (written, "called")
         )
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("rules", ["lrp", "lrp-gated", "attnlrp", "language"])
+def test_an_outer_product_that_is_summed_up_is_the_product_with_the_sum(rules: str) -> None:
+    """The axis that is summed belongs to the gates alone: nothing is weighed along it."""
+    values, gates, last = nn.Linear(6, 3), nn.Linear(6, 4), nn.Linear(3, 2)
+
+    def outer(x: Tensor) -> Tensor:
+        gate = torch.sigmoid(gates(x))
+        return last((values(x)[:, :, None] * gate[:, None, :]).sum(-1))
+
+    def with_the_sum(x: Tensor) -> Tensor:
+        return last(values(x) * torch.sigmoid(gates(x)).sum(-1, keepdim=True))
+
+    x = torch.randn(2, 6)
+    got, expected = (
+        ConservativeLRP(function, rules).attribute(x, target=1)
+        for function in (outer, with_the_sum)
+    )
+    torch.testing.assert_close(got, expected)

@@ -49,7 +49,7 @@ def by_length(model: nn.Module, lengths: list[int], turns: int) -> Iterator[list
     """Presets over gradient x input, for texts of these lengths."""
     last = FromEmbeddings(model, last=True)
     for tokens in lengths:
-        x = model.get_input_embeddings()(_ids(model, tokens)).detach()  # type: ignore[operator]
+        x = model.get_input_embeddings()(_ids(model, tokens)).detach()
 
         def forward(x: Tensor = x) -> None:
             with torch.no_grad():

@@ -38,6 +38,27 @@ def halving() -> Iterator[Callable[..., Tensor]]:
 
 
 @METHODS
+@pytest.mark.parametrize("name", ["scaled", "mul"])
+def test_an_operator_that_takes_its_operand_by_keyword_only_gets_it_so(
+    name: str, method: Any
+) -> None:
+    """Also if it is called like a product of torch."""
+    linear, factors = nn.Linear(WIDTH, WIDTH), torch.linspace(1, 2, WIDTH)
+    with torch.library._scoped_library("captum_lrp_tx_tests", "FRAGMENT") as library:
+        library.define(f"{name}(Tensor x, *, Tensor other) -> Tensor")
+        library.impl(name, lambda x, *, other: x * other, "CompositeImplicitAutograd")
+        operator = getattr(torch.ops.captum_lrp_tx_tests, name)
+        for called in (operator, operator.default):
+
+            def foreign(x: Tensor, called: Any = called) -> Tensor:
+                return called(linear(x), other=factors).flatten(1)
+
+            got = method(foreign).attribute(inputs(), target=1)
+            plain = method(lambda x: (linear(x) * factors).flatten(1))
+            torch.testing.assert_close(got, plain.attribute(inputs(), target=1))
+
+
+@METHODS
 def test_an_operation_whose_result_has_lost_its_gradient_is_refused(
     halving: Callable[..., Tensor], method: Any
 ) -> None:

@@ -97,23 +97,35 @@ def of_torch(call: Call) -> Call:
     overload = getattr(call.func, "_overloadname", "default")
     name: str = packet.__name__
     home = next((m for m in (torch, torch._C._nn) if hasattr(m, name)), None)
-    is_same = packet._qualified_op_name.startswith("aten::") and "out" not in overload
+    qualified: str = packet._qualified_op_name
+    if home is not None and not qualified.startswith("aten::"):  # of the same name only
+        return Call(call.func, call.args, call.kwargs, qualified, call.original or call)
+    is_same = qualified.startswith("aten::") and "out" not in overload
     if home is None or not is_same or "dtype" in overload:
         return Call(call.func, call.args, call.kwargs, call.func.__name__, call.original or call)
     kwargs = {"input" if k == "self" else k: v for k, v in call.kwargs.items()}
     return Call(getattr(home, name), call.args, kwargs, name, call.original or call)
 
 
-#: What functions of torch call their first and their second operand.
+#: Functions of torch that take their operands by position as well as by keyword.
+_OF_TWO = frozenset(
+    """add sub subtract rsub mul multiply div divide true_divide matmul mm bmm mv dot vdot inner
+    maximum minimum fmax fmin""".split()
+)
+#: What they call their first and their second operand.
 _FIRST, _SECOND = ("input", "self"), ("other", "mat2", "vec", "tensor")
 #: What they take beside these.
 _BESIDE = frozenset("alpha rounding_mode out".split())
 
 
 def operands_first(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments with the operands of a sum or product by position: ``matmul(p, other=v)``."""
+    packet = getattr(func, "overloadpacket", func)
+    is_torchs = getattr(packet, "_qualified_op_name", "aten::").startswith("aten::")
+    if not is_torchs or getattr(packet, "__name__", "").strip("_") not in _OF_TWO:
+        return args, kwargs  # operators of others may take operands by keyword only
     operands = [k for k in (*_FIRST, *_SECOND) if k in kwargs]
     names = (_FIRST, _SECOND)[len(args) :]
     fits = len(operands) == len(names) and all(map(tuple.__contains__, names, operands))

@@ -103,7 +103,7 @@ class Interception(TorchFunctionMode):
                 _read(context, name, args[0], result)
             return result
         if kwargs:
-            args, kwargs = operands_first(args, kwargs)
+            args, kwargs = operands_first(func, args, kwargs)
         call, grad_enabled = Call(func, args, kwargs, name), _is_grad_enabled()
         if (
             not grad_enabled  # the model has decided that nothing propagates

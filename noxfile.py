@@ -46,7 +46,7 @@ def versions(session: nox.Session, which: str) -> None:
     """
     if which == "lowest":
         _install(
-            session, "test", "torch==2.4.0", "captum==0.8.0", "transformers==4.48.0", "numpy<2"
+            session, "test", "torch==2.5.0", "captum==0.8.0", "transformers==4.48.0", "numpy<2"
         )
         _test(session, *_marked("core"), "-m", "core")
     elif which == "captum08":

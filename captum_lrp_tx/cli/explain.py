@@ -15,10 +15,12 @@ from captum_lrp_tx.cli.options import check_outputs, composite_of, text_of, writ
 from captum_lrp_tx.cli.sounds import read_sound
 from captum_lrp_tx.cli.status import status
 from captum_lrp_tx.cli.subject import load, subject_of
+from captum_lrp_tx.errors import TargetError
 from captum_lrp_tx.explaining import Explanation, explain
 from captum_lrp_tx.explaining.images import check_file
 from captum_lrp_tx.explaining.saving import picture
 from captum_lrp_tx.explaining.showing import is_lossy, map_of_picture, whole_page
+from captum_lrp_tx.explaining.tasks import ONE_AT_A_TIME
 from captum_lrp_tx.packages import matplotlib
 from captum_lrp_tx.visualization import image_terminal, supports_colour, table, terminal
 
@@ -90,7 +92,8 @@ def _explained_by_processor(
             model, processor, item, arguments.target, contrast=arguments.contrast,
             rules=arguments.rules, bias=arguments.bias, epsilon=arguments.epsilon,
         ))  # fmt: skip
-    assert isinstance(made, Explanation)
+    if not isinstance(made, Explanation):
+        raise TargetError(ONE_AT_A_TIME)
     return made
 
 

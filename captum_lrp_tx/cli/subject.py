@@ -10,7 +10,7 @@ from typing import Any
 from captum_lrp_tx.cli.images import read_image
 from captum_lrp_tx.cli.models import Kind, Source, find, kind_of, load_model, load_tokenizer
 from captum_lrp_tx.cli.status import status
-from captum_lrp_tx.explaining import cases_of
+from captum_lrp_tx.explaining import case_of
 from captum_lrp_tx.explaining.tasks import Case, Choice
 from captum_lrp_tx.explaining.texts import Reader, encode
 
@@ -122,5 +122,5 @@ def subject_of(loaded: Loaded, item: Any, target: str | None) -> Subject:
         TargetError: If there is no such class or token.
     """
     with status("running the model"):
-        case = next(cases_of(loaded.model, loaded.tokenizer, item, target, loaded.task))
+        case = case_of(loaded.model, loaded.tokenizer, item, target, loaded.task)
         return Subject(case, *case.run())

@@ -9,8 +9,8 @@ Example::
 """
 
 from captum_lrp_tx.explaining.explanation import Explanation, Explanations
-from captum_lrp_tx.explaining.run import cases_of, explain
+from captum_lrp_tx.explaining.run import case_of, explain
 from captum_lrp_tx.explaining.segments import Segment
 from captum_lrp_tx.explaining.words import Tokens, Word
 
-__all__ = ["Explanation", "Explanations", "Segment", "Tokens", "Word", "cases_of", "explain"]
+__all__ = ["Explanation", "Explanations", "Segment", "Tokens", "Word", "case_of", "explain"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +14,11 @@ from captum_lrp_tx.attr.answer import AnswerLRP
 from captum_lrp_tx.attr.conservative import Strict
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.audit import Report, explainability
-from captum_lrp_tx.errors import CaptumLRPError, InputError
+from captum_lrp_tx.errors import CaptumLRPError, InputError, TargetError
 from captum_lrp_tx.explaining.audio import AUDIO_INPUTS
 from captum_lrp_tx.explaining.explanation import Explanation, Explanations
 from captum_lrp_tx.explaining.showing import is_lossy
-from captum_lrp_tx.explaining.tasks import Case, Chosen, Wish, task_of
+from captum_lrp_tx.explaining.tasks import ONE_AT_A_TIME, Case, Chosen, Wish, task_of
 from captum_lrp_tx.explaining.texts import Reader, is_chat
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.rule import Bias
@@ -108,8 +108,9 @@ def explain(
         strict (bool or str): See :meth:`captum_lrp_tx.ConservativeLRP.attribute`.
 
     Returns:
-        Explanation or Explanations: One; or many, where there are many inputs, tokens of an
-        answer, masks, or ``target="all"``.
+        Explanation or Explanations: One; or a sequence for a list of inputs, for ``target="all"``
+        and for ``answer=`` without ``hops`` (also where it has one member), and for a text with
+        several masks.
 
     Raises:
         InputError: If the input does not fit the model.
@@ -138,29 +139,36 @@ def explain(
     if isinstance(processor, nn.Module):
         raise InputError("the second argument is a model; write explain(model, tokenizer, text)")
     made: list[Explanation] = []
+    are_many = several
     for number, (item, wish) in enumerate(zip(items, wishes, strict=True)):
         try:
             found = task_of(model, item, task)
             named = found.rules if rules is None else rules
+            several = several or found.asks_for_many(wish)
             for case in found.cases(item, reader, wish):
                 made.append(_explained(case, explainer(named), named, strict))
         except CaptumLRPError as error:
-            if several:
+            if are_many:
                 error.args = (f"input {number}: {error}", *error.args[1:])
             raise
     return made[0] if len(made) == 1 and not several else Explanations(made)
 
 
-def cases_of(
+def case_of(
     model: Any, processor: Any, inputs: Any, target: Any = None, task: str | None = None
-) -> Iterator[Case]:
+) -> Case:
     """What :func:`explain` would explain of one input, without explaining it.
 
     Args:
         model, processor, inputs, target, task: See :func:`explain`.
+
+    Raises:
+        TargetError: If the target stands for many outputs.
     """
-    reader = Reader(model, processor)
-    return task_of(model, inputs, task).cases(inputs, reader, Wish(target))
+    found = task_of(model, inputs, task)
+    if found.has_all and isinstance(target, str) and target == "all":
+        raise TargetError(ONE_AT_A_TIME)
+    return next(iter(found.cases(inputs, Reader(model, processor), Wish(target))))
 
 
 def _unpacked(model: Any, processor: Any, inputs: Any) -> tuple[Any, Any, Any]:

@@ -102,6 +102,10 @@ def _is_staircase(seen: Tensor) -> bool:
     rows, columns = seen.shape[-2:]
     if rows < 2 or columns < 2:
         return False
+    if rows > columns and rows % columns == 0:  # queries share their axis with heads
+        shapes = ((columns, -1, columns), (-1, columns, columns))
+        first, second = (seen.reshape(*seen.shape[:-2], *shape) for shape in shapes)
+        return _is_staircase(first.transpose(-3, -2)) or _is_staircase(second)
     places = torch.arange(1, columns + 1, device=seen.device)
     last = (seen * places).amax(-1)
     return bool((last.diff(dim=-1) == 1).all(-1).any())

@@ -391,7 +391,7 @@ def test_checkpointing_is_refused(part: str, reentrant: bool, model: Block, unto
 
 @pytest.mark.parametrize("caller", ["aaa", "torch.utils.checkpoint", "zzz"])
 def test_callers_that_are_checkpoints(caller: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(obstacles, "_top_hooks", None)  # as in torch 2.4
+    monkeypatch.setattr(obstacles, "_top_hooks", None)  # as in torch 2.5
     names = {"__name__": caller, "check": obstacles._is_checkpointed}
     exec("def call():\n    return check()", names)
     call: Any = names["call"]

@@ -462,6 +462,16 @@ def test_unknown_targets_list_the_valid_ones(fails, text_model, language_model):
     assert "ids go from 0 to 258" in fails(1, "a", "--model", language_model, "--target", "999")
 
 
+@pytest.mark.parametrize("command", ["explain", "audit", "compare"])
+def test_all_classes_at_once(fails, run, text_model, language_model, command):
+    err = fails(1, command, "x", "--model", text_model, "--target", "all")
+    assert "'all' stands for every output" in err and "one is explained at a time" in err
+    assert "AssertionError" not in err
+    if command == "explain":  # a word like any other where tokens are predicted
+        err = fails(1, command, "a", "--model", language_model, "--target", "all")
+        assert "not one token but" in err
+
+
 def test_epsilon_without_effect(fails, text_model):
     err = fails(1, "x", "--model", text_model, "--rules", "ah+ln", "--epsilon", "0.1")
     assert "no rule for linear layers" in err

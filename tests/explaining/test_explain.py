@@ -586,6 +586,8 @@ def test_each_token_of_an_answer() -> None:
     lrp_of_it = ConservativeLRP(lm, "language-ah")
     expected = lrp_of_it.attribute(ids, target=(5, fast("f")["input_ids"][0]))
     assert torch.allclose(many[2].relevance, expected[0], atol=1e-6)
+    (only,) = lrp.explain(lm, fast, "ab c", answer="d")  # a sequence, by what was asked
+    assert torch.equal(only.relevance, many[0].relevance)
     generated = lrp.explain(lm, fast, "ab c", answer=2, contrast=True)
     assert len(generated) == 2 and all(e.value >= 0 for e in generated)
     with pytest.raises(TargetError, match="either target= or answer="):

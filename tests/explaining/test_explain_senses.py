@@ -380,6 +380,8 @@ def test_regions() -> None:
     with pytest.raises(TargetError, match="predicted nowhere"):
         lrp.explain(model, None, PIXELS, target="sky")
     assert lrp.explain(model, None, PIXELS).prediction == "road in 100 % of the picture"
+    (only,) = lrp.explain(model, None, PIXELS, target="all")  # a sequence, by what was asked
+    assert only.target == "road"
 
 
 # ---- files and pictures -------------------------------------------------------------------------

@@ -331,6 +331,9 @@ def test_answers_end_where_the_model_says_so(
     monkeypatch.setattr(model, "generate", lambda **_: written)
     many = lrp.explain(model, tokenizer, "a film", answer=4)
     assert [e.target for e in many] == ["'good'", "'good'"]
+    monkeypatch.setattr(model, "generate", lambda **_: written[:, [0, 1, 3]])
+    (only,) = lrp.explain(model, tokenizer, "a film")  # a sequence, by what was asked
+    assert torch.equal(only.relevance, many[0].relevance)
     named = lrp.explain(model, tokenizer, "a film", target="bad")
     assert isinstance(named, lrp.Explanation) and named.target == "'bad'"
     inputs = tokenizer("a film", return_tensors="pt")

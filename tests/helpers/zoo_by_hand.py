@@ -298,6 +298,4 @@ for _option in _OPTIONS:
         "floats",
         _kernel,
         _option,
-        # Before 2.5 there was no enable_gqa, and a fully masked row gave NaN.
-        needs="torch 2.5" if _option.startswith(("gqa", "dead")) else None,
     )

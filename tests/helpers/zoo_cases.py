@@ -91,8 +91,6 @@ class Entry:
 
     def missing(self) -> str | None:
         """Why this case cannot be built here; None if it can."""
-        if self.needs == "torch 2.5":
-            return None if hasattr(torch, "_safe_softmax") else f"{self.name} needs {self.needs}"
         if self.needs is None or importlib.util.find_spec(self.needs) is not None:
             return None
         return f"{self.name} needs the package {self.needs}"

@@ -263,7 +263,7 @@ def test_a_layer_that_returns_no_tensor_is_named(untouched: Any) -> None:
 @pytest.mark.parametrize("told", [True, False])
 def test_checkpointing_is_refused(monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
     if not told:
-        monkeypatch.setattr(obstacles, "_top_hooks", None)  # as before torch 2.5
+        monkeypatch.setattr(obstacles, "_top_hooks", None)  # as in torch 2.5
     inner = nn.Linear(WIDTH, 1)
 
     def checkpointed(x: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from captum_lrp_tx import Composite, ConservativeLRP, RelevancePatching, audit
 from captum_lrp_tx.errors import HiddenSinksWarning, RuleError
-from captum_lrp_tx.propagation.recognition.axes import KNOWS_SHAPES
 from captum_lrp_tx.rules import AHRule, ByDepthRule, LNRule, SinkRule, UniformAttentionRule
 
 HEADS, TOKENS, WIDTH = 2, 5, 3
@@ -67,15 +66,7 @@ def is_sink(p: list[list[float]], i: int, j: int) -> bool:
     return i > 0 and sum(p[n][j] for n in range(1, i + 1)) / i >= 0.5
 
 
-def skip_if_unknown(how: str) -> None:
-    if not KNOWS_SHAPES and ("entries" in how or how == "keys"):
-        pytest.skip("before torch 2.5 no axis can be followed to a sum")
-
-
 def make(how: str) -> Heads:
-    if how == "shared" and not hasattr(torch, "_safe_softmax"):  # before torch 2.5
-        pytest.skip("this torch's fused attention shares no heads")
-    skip_if_unknown(how)
     torch.manual_seed(4)
     return Heads(how).double()
 
@@ -217,7 +208,6 @@ SHARED = {
 def test_every_order_of_axes_has_the_same_sinks(
     how: str, heads: int, inner: Any, sink: Any
 ) -> None:
-    skip_if_unknown(how)
     torch.manual_seed(heads)
     scores = torch.randn(2, heads, TOKENS, TOKENS, dtype=torch.float64)
     scores[:, 0, :, 0] += 3.0
@@ -342,6 +332,10 @@ def in_parts(how: str, scores: Tensor, v: Tensor) -> Tensor:
         for j in range(TOKENS):
             mixed = mixed + p[..., j : j + 1] * v[:, :, j : j + 1]
         return mixed
+    if how == "queries and heads":  # in one axis: values that heads share, as multi-query models
+        return (p.transpose(1, 2).flatten(1, 2) @ v[:, 0]).unflatten(1, (-1, HEADS)).transpose(1, 2)
+    if how == "heads and queries":
+        return (p.flatten(1, 2) @ v[:, 0]).unflatten(1, (HEADS, -1))
     if how == "sparse":
         rows = [torch.sparse.mm(one.to_sparse(), other) for one, other in zip(p[0], v[0])]
         return torch.stack(rows)[None]
@@ -351,14 +345,13 @@ def in_parts(how: str, scores: Tensor, v: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "how",
     ["queries", "queries, growing", "queries, fused", "queries, einsum", "blocks", "keys", "three",
-     "sparse"],
+     "queries and heads", "heads and queries", "sparse"],
 )  # fmt: skip
 def test_sinks_that_cannot_be_told_are_warned_of(how: str) -> None:
     class Model(nn.Module):
         def forward(self, scores: Tensor, v: Tensor) -> Tensor:
             return (in_parts(how, scores, v) * weight).flatten(1).sum(1)
 
-    skip_if_unknown(how)
     torch.manual_seed(5)
     weight = torch.randn(HEADS, TOKENS, WIDTH, dtype=torch.float64)
     inputs = tuple(torch.randn(1, HEADS, TOKENS, n, dtype=torch.float64) for n in (TOKENS, WIDTH))

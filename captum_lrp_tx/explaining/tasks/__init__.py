@@ -10,7 +10,7 @@ from torch import Tensor
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.explaining.audio import is_audio_model
 from captum_lrp_tx.explaining.tasks.audio import AudioClassification
-from captum_lrp_tx.explaining.tasks.base import Case, Choice, Chosen, Task, Wish
+from captum_lrp_tx.explaining.tasks.base import ONE_AT_A_TIME, Case, Choice, Chosen, Task, Wish
 from captum_lrp_tx.explaining.tasks.classes import (
     MultipleChoice,
     SequenceClassification,
@@ -29,7 +29,7 @@ from captum_lrp_tx.explaining.tasks.vision import (
     Segmentation,
 )
 
-__all__ = ["Case", "Choice", "Chosen", "Task", "Wish", "task_of"]
+__all__ = ["ONE_AT_A_TIME", "Case", "Choice", "Chosen", "Task", "Wish", "task_of"]
 
 #: By what the names of classes of transformers end in; the first that fits counts.
 _TASKS: tuple[tuple[str, type[Task]], ...] = (

@@ -17,6 +17,7 @@ class AudioClassification(Task):
     """Classes of a sound."""
 
     name = "audio classification"
+    has_all = True
 
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
         refuse_answer(self.name, wish)

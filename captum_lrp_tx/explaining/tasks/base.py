@@ -18,6 +18,11 @@ from captum_lrp_tx.explaining.texts import Reader
 from captum_lrp_tx.explaining.words import Tokens
 from captum_lrp_tx.propagation.model.outputs import output_tensor
 
+#: Why a wish for many outputs is refused where one is explained.
+ONE_AT_A_TIME = (
+    "'all' stands for every output of the model, and here one is explained at a time: give the "
+    "name or number of one, or call captum_lrp_tx.explain in Python, which explains every one"
+)
 #: What is explained, as a user writes it: a name, a number, or a target of ``attribute``.
 Wanted = Any
 
@@ -126,10 +131,12 @@ class Task(ABC):
     Attributes:
         name (str): In words.
         rules (str): The preset that explains it unless another is named.
+        has_all (bool): Whether ``target="all"`` stands for each of its outputs.
     """
 
     name: str
     rules = "lrp"
+    has_all = False
 
     @abstractmethod
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
@@ -144,6 +151,10 @@ class Task(ABC):
             InputError: If the input does not fit the task.
             TargetError: If there is no such output.
         """
+
+    def asks_for_many(self, wish: Wish) -> bool:
+        """Whether a sequence is the answer, however many outputs there turn out to be."""
+        return self.has_all and isinstance(wish.target, str) and wish.target == "all"
 
 
 def refuse_answer(task: str, wish: Wish) -> None:

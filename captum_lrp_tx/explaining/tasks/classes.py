@@ -74,6 +74,7 @@ class SequenceClassification(Task):
     """Classes, a score, or labels of a text or of a pair of texts (cross-encoders)."""
 
     name = "sequence classification"
+    has_all = True
 
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
         refuse_answer(self.name, wish)
@@ -89,6 +90,7 @@ class TokenClassification(Task):
     """The label of a word, or of every word."""
 
     name = "token classification"
+    has_all = True
 
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
         refuse_answer(self.name, wish)

@@ -50,6 +50,9 @@ class NextToken(Task):
     name = "next token"
     rules = "language-ah"  # by the evidence of experiments/language_models
 
+    def asks_for_many(self, wish: Wish) -> bool:
+        return wish.answer is not None and wish.hops is None
+
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
         encoded = encode(item, reader)
         if wish.answer is None:
@@ -152,6 +155,9 @@ class SequenceToSequence(Task):
     """Each token of the text that a model writes about another one."""
 
     name = "sequence to sequence"
+
+    def asks_for_many(self, wish: Wish) -> bool:
+        return wish.answer is not None or wish.target is None  # what the model writes
 
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
         if wish.hops is not None:

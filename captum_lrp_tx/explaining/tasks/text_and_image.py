@@ -46,6 +46,7 @@ class TextImageClassification(Task):
     """A class that a text and an image have together: the answer to a question (ViLT)."""
 
     name = "classification of text and image"
+    has_all = True
 
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
         refuse_answer(self.name, wish)

@@ -36,6 +36,7 @@ class ImageClassification(Task):
     """Classes of an image."""
 
     name = "image classification"
+    has_all = True
 
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
         refuse_answer(self.name, wish)
@@ -51,6 +52,7 @@ class ObjectDetection(Task):
     """The class of one of the objects that a model finds (DETR, YOLOS): of one query of it."""
 
     name = "object detection"
+    has_all = True
 
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
         refuse_answer(self.name, wish)
@@ -149,6 +151,7 @@ class Segmentation(Task):
     """The class of a region of the image: its logit, summed over the pixels of the region."""
 
     name = "semantic segmentation"
+    has_all = True
 
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
         refuse_answer(self.name, wish)

@@ -31,9 +31,6 @@ BLOCK_ENTRIES = 1 << 22
 SHORT = 64
 #: A log-sum-exp below this has swallowed digits of the scores: the row is hidden by a mask.
 _HIDDEN = -256.0
-#: Before torch 2.5 the kernel overlooks the strides of its mask, and rows that may attend to
-#: nothing are NaN.
-_IS_OLD_KERNEL = not hasattr(torch, "_safe_softmax")
 
 
 def attention_with_logsumexp(
@@ -198,11 +195,10 @@ def _swapped(
         queries = torch.cat([query * scale, column], -1)
         padded = torch.nn.functional.pad(grad, (0, 1))
         turned = additive(mask, query.dtype).transpose(-2, -1)
-        turned = turned.contiguous() if _IS_OLD_KERNEL else turned
+        # torch 2.5's kernel overlooks the strides of a matrix; what heads share stays shared
+        turned = turned[tuple(slice(None if s else 1) for s in turned.stride()[:-2])].contiguous()
         out, weight = kernel(keys, queries, padded, 0.0, False, attn_mask=turned, scale=1.0)
         out = out[..., :-1]
-    if _IS_OLD_KERNEL:  # columns that nothing attends to
-        weight = torch.where(weight.isnan(), -math.inf, weight)
     factor = weight.exp().unsqueeze(-1).to(out.dtype)
     result: Tensor = (out * factor).masked_fill_(factor == 0, 0.0)
     return result.flip(-2) if is_causal else result

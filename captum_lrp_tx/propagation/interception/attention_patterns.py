@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_lrp_tx.propagation.interception.calls import Call, depends
 from captum_lrp_tx.propagation.operations import Kind, PatternProduct, Product
-from captum_lrp_tx.propagation.recognition import axes, delta_rule, patterns, rescaling, summaries
+from captum_lrp_tx.propagation.recognition import delta_rule, patterns, rescaling, summaries
 from captum_lrp_tx.propagation.recognition.undecided import Undecided, Weighed, remember
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def exponentials_times_values(context: Context, plain: Tensor, call: Call) -> Te
     """A product that is attention if it is divided by the sum of its exponentials afterwards."""
     factors = tuple(i for i, a in enumerate(call.args) if depends(a))
     weights = [i for i in factors if rescaling.is_exponential(call.args[i])]
-    if len(factors) != 2 or len(weights) != 1 or not axes.KNOWS_SHAPES:
+    if len(factors) != 2 or len(weights) != 1:
         return plain
     operation = PatternProduct(*call.parts, patterns=tuple(weights), operands=factors)
     result, weighed = proposed(context, plain, [operation], "attention, divided by its row sums")

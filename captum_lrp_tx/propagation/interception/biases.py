@@ -5,8 +5,7 @@ a bias, whose rule is that of ``F.linear(x, W, b)``.  A constant is a bias if it
 rows that the same weights make; positions, or a residual stream that does not depend on the inputs,
 are summands of their own.  The last maps of a forward pass are remembered by their autograd node.
 A constant that meets one of them, with nothing between but views, casts and constant factors, is
-handed to the rule as the bias of that map.  Before torch 2.5 autograd did not show the shapes that
-this needs: there such constants are absorbed, and booked.
+handed to the rule as the bias of that map.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from captum_lrp_tx.propagation.graph import Node, node_name
 from captum_lrp_tx.propagation.interception.calls import Call, depends
 from captum_lrp_tx.propagation.interception.spreading import spread_through
 from captum_lrp_tx.propagation.operations import Kind, LinearMap
-from captum_lrp_tx.propagation.recognition.axes import KNOWS_SHAPES, signed
+from captum_lrp_tx.propagation.recognition.axes import signed
 from captum_lrp_tx.propagation.state.layers import LEAF
 from captum_lrp_tx.propagation.state.scope import TAP, tap
 
@@ -135,7 +134,7 @@ class Maps:
     def remember(self, output: Any, operation: LinearMap, module: str) -> None:
         """Keep a map whose result under the rule in force is ``output``."""
         node = output.grad_fn if isinstance(output, Tensor) else None
-        if node is None or not KNOWS_SHAPES:
+        if node is None:
             return
         made = operation.made
         size = operation.input.numel() + (0 if made is None else made.numel())

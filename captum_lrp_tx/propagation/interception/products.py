@@ -269,8 +269,6 @@ def _weighed_entries(context: Context, call: Call, product: Any) -> Any:
 def _linear_attention(context: Context, call: Call, product: Any) -> Any:
     """Keys times values, or a query that reads their sum, entry by entry."""
     args = call.args
-    if not axes.KNOWS_SHAPES:
-        return product
     reading = weighing.reading_of(args[0], args[1])
     if reading is not None:
         product = call.run() if product is None else product

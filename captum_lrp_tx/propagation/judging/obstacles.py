@@ -71,7 +71,7 @@ def _is_checkpointed() -> bool:
     if _top_hooks is not None:
         hooks = _top_hooks(True)
         return hooks is not None and getattr(hooks[0], "__module__", "") == _CHECKPOINT
-    frame = sys._getframe()  # torch before 2.5: look who called
+    frame = sys._getframe()  # torch 2.5: look who called
     while frame is not None:
         if frame.f_globals.get("__name__") == _CHECKPOINT:
             return True

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, edges, node_name, parents
@@ -34,10 +33,6 @@ _PICKS = frozenset("Select Unbind Split SplitWithSizes Slice Narrow UnsafeSplit 
 _LAID_OUT = frozenset("Im2Col Unfold GridSampler2D GridSampler3D Index AsStrided".split())
 #: Nodes looked at for one axis; what lies further back is the data.
 _MAX_NODES = 400
-
-
-#: Before torch 2.5 nodes do not tell the shapes of their results: no axis can be followed then.
-KNOWS_SHAPES = hasattr(torch.ones(1, requires_grad=True).exp().grad_fn, "_input_metadata")
 
 
 class Origin(Enum):
@@ -132,8 +127,6 @@ def origin(tensor: Tensor, axis: int, through_scores: bool = False) -> Origin:
 
 def of_node(node: Node, axis: int, through_scores: bool = False) -> Origin:
     """The same for the result of a node and an axis counted from the left."""
-    if not KNOWS_SHAPES:
-        return Origin.DATA
     seen: set[tuple[Node, int]] = set()
     todo = [(node, axis)]
     while todo:
@@ -240,7 +233,7 @@ def _taken(node: Node) -> set[tuple[Node, int]]:
     while todo and len(seen) < _MAX_NODES:
         one, output = todo.pop()
         before = parents(one)
-        if node_name(one) in _PICKS and before:
+        if node_name(one) in _PICKS and before and shape(one, output) != shape_before(one):
             axis = saved_axis(one, "dim", len(shape_before(one)))
             if axis is not None and of_node(before[0], axis) is not Origin.PARAMETERS:
                 picked = getattr(one, "_saved_index", None) or getattr(one, "_saved_start", None)

@@ -24,8 +24,6 @@ def is_divided_by_its_size(node: Node) -> bool:
     Args:
         node (Node): Of the plain quotient or product of two input-dependent tensors.
     """
-    if not axes.KNOWS_SHAPES:
-        return False
     first, second = node.next_functions
     if node_name(node) == "Div":
         return _has_degree(second, first, node._saved_other, node._saved_self, 1.0)

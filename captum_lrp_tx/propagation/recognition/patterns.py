@@ -186,7 +186,7 @@ def _pattern(node: Node, depth: int) -> Pattern | None:
         return Pattern(node, *marked)
     if is_softmax(name):
         (logits, *_) = parents(node)
-        axis = axes.saved_axis(node, "dim", len(axes.shape(node))) if axes.KNOWS_SHAPES else None
+        axis = axes.saved_axis(node, "dim", len(axes.shape(node)))
         return Pattern(node, axis, False, logits, axis)
     if name == "Exp":
         return _exponential(node)
@@ -239,7 +239,7 @@ def _may_make(node: Node) -> bool:
 def _moved(node: Node, edge: tuple[Node, int], depth: int) -> Pattern | None:
     """The pattern that was used, as the axes of this node have it."""
     found = _pattern(edge[0], depth - 1)
-    if found is None or found.axis is None or not axes.KNOWS_SHAPES:
+    if found is None or found.axis is None:
         return found
     old, new = axes.shape(*edge), axes.shape(node)
     name = node_name(node)
@@ -252,9 +252,8 @@ def _moved(node: Node, edge: tuple[Node, int], depth: int) -> Pattern | None:
 def _exponential(node: Node) -> Pattern | None:
     """``exp(log_softmax(s))`` and ``exp(s - logsumexp(s))``."""
     (before,) = parents(node)
-    dims = len(axes.shape(node)) if axes.KNOWS_SHAPES else 0
     if node_name(before) == "LogSoftmax":
-        axis = axes.saved_axis(before, "dim", dims) if dims else None
+        axis = axes.saved_axis(before, "dim", len(axes.shape(node)))
         return Pattern(node, axis, False, parents(before)[0], axis)
     operands = parents(before)
     if node_name(before) != "Sub" or len(operands) != 2:
@@ -262,10 +261,10 @@ def _exponential(node: Node) -> Pattern | None:
     scores, total = axes.moved(operands[0]), axes.moved(operands[1])
     if total is None or node_name(total) != "Logsumexp":
         return None
-    summed = axes.summed_axes(total, dims)
+    summed = axes.summed_axes(total, len(axes.shape(node)))
     if axes.moved(parents(total)[0]) is not scores or len(summed) != 1:
         return None
-    axis = min(summed) if dims else None
+    axis = min(summed)
     return Pattern(node, axis, False, operands[0], axis)
 
 
@@ -275,10 +274,10 @@ def _quotient(node: Node, name: str) -> Pattern | None:
     if first is None or second is None:
         return None
     for numerator, divisor in _divided(first, second, name == "Div"):
-        found = _own_sum(numerator, divisor)
-        if found is not None:
+        axis = _own_sum(numerator, divisor)
+        if axis is not None:
             logits = parents(_root(numerator))
-            return Pattern(node, *found, False, logits[0] if logits else None, *found)
+            return Pattern(node, axis, False, logits[0] if logits else None, axis)
     return None
 
 
@@ -303,7 +302,7 @@ def is_normalised(first: Tensor, second: Tensor, quotient: bool) -> bool:
     return any(_own_sum(*pair) is not None for pair in pairs)
 
 
-def _own_sum(numerator: Node, divisor: Node) -> tuple[int | None] | None:
+def _own_sum(numerator: Node, divisor: Node) -> int | None:
     """The axis along which a divisor sums the weights that it divides; None if it does not."""
     weights = _root(numerator)
     if not _makes_weights(weights, _GLANCE):
@@ -314,13 +313,11 @@ def _own_sum(numerator: Node, divisor: Node) -> tuple[int | None] | None:
             return None
         name, before = node_name(node), parents(node)
         if _is_sum(node, name) and len(before) == 1 and _root(before[0]) is weights:
-            if not axes.KNOWS_SHAPES:
-                return (None,)
             dims = len(axes.shape_before(node))
             if name in ("Sum", "Mean", "LinalgVectorNorm"):
                 summed = axes.summed_axes(node, dims)
-                return (min(summed),) if len(summed) == 1 else None
-            return (axes.saved_axis(node, "dim", dims) or 0,)
+                return min(summed) if len(summed) == 1 else None
+            return axes.saved_axis(node, "dim", dims) or 0
         if name not in _SAFEGUARDS or len(before) != 1:
             return None
         node = before[0]

@@ -107,8 +107,6 @@ def summaries_of(tensor: Tensor) -> list[tuple[Summary, list[Node]]]:
 
 def keys_at(summary: Summary, steps: list[Node], axis: int | None) -> int | None:
     """The meaning of a product under which this axis of it is the channels of its keys."""
-    if not axes.KNOWS_SHAPES:
-        return summary.keys[0][0] if summary.keys else None
     for meaning, node, there, place in summary.keys:
         if axes.of_node(node, there) is not Origin.PARAMETERS:
             continue

@@ -109,7 +109,7 @@ def found(tensor: Any) -> Weighed | None:
 
 def settle(result: Any) -> bool:
     """Whether a result sums what was undecided, which is then confirmed."""
-    node: Node | None = getattr(result, "grad_fn", None) if axes.KNOWS_SHAPES else None
+    node: Node | None = getattr(result, "grad_fn", None)
     for _ in range(3):  # a sum may have been reshaped by the same call
         if node is None:
             return False

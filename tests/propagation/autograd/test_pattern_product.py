@@ -19,10 +19,7 @@ from captum_lrp_tx.propagation.autograd.pattern_product import (
 
 pytestmark = pytest.mark.core
 
-_IS_OLD = not hasattr(torch, "_safe_softmax")
 MASKS = ("none", "causal", "keys", "keys expanded", "rows", "boolean rows", "per head", "dead rows")
-if _IS_OLD:  # before torch 2.5 such rows are NaN in the model itself
-    MASKS = MASKS[:-1]
 
 
 def make_mask(kind: str, batch: int, heads: int, rows: int, columns: int) -> Tensor | None:
@@ -107,7 +104,6 @@ def test_equals_the_pattern_written_out(
     assert logsumexp is not None
 
 
-@pytest.mark.skipif(_IS_OLD, reason="torch 2.4 has no enable_gqa")
 @pytest.mark.parametrize("value", [torch.finfo(torch.float32).min, -1e9, -1e4, -300.0, -math.inf])
 @pytest.mark.parametrize("kind", ["causal and padding", "padding", "one example", "per head"])
 @pytest.mark.parametrize("heads", [1, 4])
@@ -160,7 +156,6 @@ def test_fewer_heads_of_keys(causal: bool, heads: int) -> None:
         )
 
 
-@pytest.mark.skipif(_IS_OLD, reason="torch 2.4 has no enable_gqa")
 @pytest.mark.parametrize("kind", ["none", "causal", "keys", "rows", "boolean rows"])
 @pytest.mark.parametrize("heads", [1, 2, 3])
 def test_shared_heads_use_the_stock_kernel_too(

@@ -152,6 +152,28 @@ def test_a_model_that_uses_vmap_is_reported(model: Block, x: Tensor) -> None:
     close(gi, ConservativeGI(model, "gi").attribute(x, target=1))
 
 
+def test_writing_inside_of_vmap(x: Tensor) -> None:
+    """As anywhere else: what is written into is put back where it belongs to the model."""
+    memory = nn.BatchNorm1d(1).eval()
+
+    def written(row: Tensor) -> Tensor:
+        result = row * 2.0
+        result.mul_(3.0)
+        result[0] = result[1]
+        memory.running_mean.add_(1.0)  # for all examples at once
+        return result
+
+    def forward(inputs: Tensor) -> Tensor:
+        return torch.vmap(written)(inputs).flatten(1).sum(-1) + memory.running_mean
+
+    wrapped = torch.nn.ModuleDict({"memory": memory})
+    wrapped.forward = forward
+    expected = torch.autograd.functional.jacobian(lambda i: forward(i).sum(), x) * x
+    memory.running_mean.zero_()
+    close(ConservativeGI(wrapped, "gi").attribute(x), expected)
+    assert memory.running_mean == 0
+
+
 def test_an_ensemble_by_vmap_is_reported(x: Tensor) -> None:
     members = [Block().eval() for _ in range(2)]
     stacked, buffers = torch.func.stack_module_state(members)

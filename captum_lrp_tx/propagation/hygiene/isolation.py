@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch
 from torch.nn.utils import parametrize
 
 from captum_lrp_tx.propagation.hygiene.hooks import Hooks
@@ -128,6 +129,8 @@ class isolated:
 
 def _storage(tensor: Tensor) -> int | None:
     """What tells the memory of a tensor from others; None for layouts without one."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):  # inside torch.vmap
+        tensor = _functorch.get_unwrapped(tensor)
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
 
 

@@ -148,6 +148,8 @@ def test_a_model_that_uses_vmap_is_reported(model: Block, x: Tensor) -> None:
         ConservativeLRP(Vmapped(model)).attribute(x, target=1)
     with pytest.raises(UncoveredOperationError, match=r"NativeLayerNorm in inner\.norm"):
         ConservativeLRP(Vmapped(model)).attribute(x, target=1, strict=True)
+    with pytest.warns(UncoveredOperationWarning, match=r"torch\.vmap .* the whole batch"):
+        ConservativeLRP(Vmapped(nn.Linear(8, 2))).attribute(x[:, 0], target=1)
     gi = ConservativeGI(Vmapped(model), "gi").attribute(x, target=1)  # needs no rule
     close(gi, ConservativeGI(model, "gi").attribute(x, target=1))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch.overrides import TorchFunctionMode
 
 from captum_lrp_tx.propagation.interception import underived, writing
@@ -158,6 +159,8 @@ def _passed_on(context: Context, call: Call, grad_enabled: bool) -> Any:
         with torch.enable_grad():
             return follow(context, call, _handled(context, call))  # is_lookup: there are ids
     result = call.run()
+    if grad_enabled and isinstance(result, Tensor) and _functorch.is_batchedtensor(result):
+        context.scope.is_transformed |= _functorch.get_unwrapped(result).requires_grad
     context.cuts.without_gradients(call.name, (call.args, call.kwargs), result)
     return follow(context, call, result) if context.inputs.has_ids else result
 

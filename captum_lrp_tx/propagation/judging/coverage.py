@@ -168,7 +168,11 @@ def uncovered(
         report(operation, module, what, bool(base))
     for node in walk(roots):
         if node_name(node) == "AccumulateGrad" and isinstance(node.variable, nn.Parameter):
-            what = "a parameter was taken for an input-dependent tensor; please report this model"
+            what = (
+                "used inside torch.vmap or a transform of torch.func, where no rule acts; call the "
+                "model on the whole batch" if scope.is_transformed else
+                "a parameter was taken for an input-dependent tensor; please report this model"
+            )  # fmt: skip
             report(f"Parameter of shape {tuple(node.variable.shape)}", "", what, True)
     if scope.holds_everything:
         what = (

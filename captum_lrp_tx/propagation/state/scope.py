@@ -137,6 +137,8 @@ class Scope:
         self.random: set[str] = set()
         #: Whether a norm took its statistics over several examples.
         self.mixes_examples = False
+        #: Whether something inside a function transform (``torch.vmap``) depends on the inputs.
+        self.is_transformed = False
         #: Operations on values that lost their gradient, by name, module and what cut them off,
         #: and autograd's numbers of their nodes.
         self.cut: dict[tuple[str, str, str], set[int]] = {}

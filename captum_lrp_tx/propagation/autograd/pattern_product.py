@@ -195,7 +195,7 @@ def _swapped(
         queries = torch.cat([query * scale, column], -1)
         padded = torch.nn.functional.pad(grad, (0, 1))
         turned = additive(mask, query.dtype).transpose(-2, -1)
-        # torch 2.5's kernel overlooks the strides of a matrix; what heads share stays shared
+        # the kernel of torch 2.5 and 2.6 overlooks its strides; what heads share stays shared
         turned = turned[tuple(slice(None if s else 1) for s in turned.stride()[:-2])].contiguous()
         out, weight = kernel(keys, queries, padded, 0.0, False, attn_mask=turned, scale=1.0)
         out = out[..., :-1]

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.propagation.autograd import uniform_attention
@@ -73,7 +74,9 @@ def test_gradients_are_those_of_the_kernel_with_shares(
     (plain(*leaves, **kwargs) * readout).sum().backward()
     for g, leaf, share in zip(got, leaves, SHARES, strict=True):
         torch.testing.assert_close(g, leaf.detach() * leaf.grad * share, rtol=1e-4, atol=1e-5)
-    assert set(runs) == {"_by_kernel" if is_one_run else "_again"}
+    chosen = torch._fused_sdp_choice(query, key, value, enable_gqa=True)
+    if name != "shared heads" or chosen == SDPBackend.FLASH_ATTENTION.value:  # else: torch 2.5, 2.6
+        assert set(runs) == {"_by_kernel" if is_one_run else "_again"}
 
 
 @pytest.mark.parametrize("dependent", ["q", "k", "v", "qk", "qv", "kv", "qm", "qkv", "qkvm", "vm"])

@@ -14,6 +14,8 @@ from captum_lrp_tx import Composite, ConservativeLRP, RelevancePatching, audit
 from captum_lrp_tx.errors import HiddenSinksWarning, RuleError
 from captum_lrp_tx.rules import AHRule, ByDepthRule, LNRule, SinkRule, UniformAttentionRule
 
+pytestmark = pytest.mark.core
+
 HEADS, TOKENS, WIDTH = 2, 5, 3
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from captum_lrp_tx import Composite, ConservativeLRP, audit, rules
 
+pytestmark = pytest.mark.core
+
 WAYS = [
     {},
     {"epsilon": 0.1},

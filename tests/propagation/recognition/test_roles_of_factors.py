@@ -26,6 +26,8 @@ from captum_lrp_tx.propagation.recognition import (
 from captum_lrp_tx.propagation.recognition.axes import Origin
 from captum_lrp_tx.propagation.recognition.contracted import contraction_of
 
+pytestmark = pytest.mark.core
+
 N = 4
 
 

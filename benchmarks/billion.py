@@ -1,4 +1,4 @@
-r"""What explanations of one billion parameters in bfloat16 cost: ``billion.md``.
+r"""What explanations of one billion parameters cost: ``billion.md``.
 
     python benchmarks/billion.py --output benchmarks/billion.md
 
@@ -6,7 +6,7 @@ The model has the sizes of Llama 3.2 1B and random weights.  Ratios are those of
 in turns, as in ``speed.py``.  The last table loads every layer from the disk when it is needed
 (``accelerate.disk_offload``) and compares the relevance with that of the model in memory.  Without
 instructions for bfloat16 (the page names what the processor has) a call takes minutes for a long
-text: ``--tokens 64`` is a short one.
+text: ``--dtype float32 --tokens 64 256`` is what such a machine can do.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from captum_lrp_tx import ConservativeLRP
 PRESETS = ("lrp", "attnlrp")
 
 
-def llama() -> nn.Module:
+def llama(dtype: torch.dtype) -> nn.Module:
     """The sizes of Llama 3.2 1B: 16 layers, 2,048 wide, 32 query heads on 8."""
     config = transformers.LlamaConfig(
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
         num_key_value_heads=8, vocab_size=128_256, tie_word_embeddings=True,
-        max_position_embeddings=4096, dtype=torch.bfloat16,
+        max_position_embeddings=4096, dtype=dtype,
     )  # fmt: skip
-    model: nn.Module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     return model.eval().requires_grad_(False)
 
 
@@ -96,6 +96,7 @@ def _ids(model: nn.Module, tokens: int) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--tokens", type=int, nargs="+", default=[256, 2048])
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--output", type=Path)
@@ -103,11 +104,12 @@ def main() -> None:
     args.clock = "wall"
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = llama()
+    model = llama(getattr(torch, args.dtype))
     count = sum(p.numel() for p in model.parameters())
+    size = sum(p.nbytes for p in model.parameters())
     lines = [
-        "# One billion parameters in bfloat16", "", conditions(args), "",
-        f"{count / 1e9:.2f} billion parameters, {count * 2 / 2**20:,.0f} MiB; peaks are what comes "
+        f"# One billion parameters in {args.dtype}", "", conditions(args), "",
+        f"{count / 1e9:.2f} billion parameters, {size / 2**20:,.0f} MiB; peaks are what comes "
         f"on top. The processor has {torch.backends.cpu.get_cpu_capability()}.", "",
     ]  # fmt: skip
     for made in itertools.chain(

@@ -9,11 +9,12 @@ from pathlib import Path
 
 
 def commit() -> str:
-    """Short, with ``-dirty`` behind it where files were changed since."""
-    return subprocess.run(
+    """Short, with ``-dirty`` behind it where files were changed since; unknown without git."""
+    told = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
+        cwd=Path(__file__).parent, capture_output=True, text=True,
+    )  # fmt: skip
+    return told.stdout.strip() or "unknown"
 
 
 def made_with(*packages: str) -> str:

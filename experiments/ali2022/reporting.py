@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commits import commit
 from captum_lrp_tx.evaluation import Evaluation
 from captum_lrp_tx.metrics import Curve, paired_bootstrap
 from experiments.ali2022 import published
@@ -41,6 +42,7 @@ def summary(evaluation: Evaluation, data: DataSet, target: str) -> dict[str, Any
         "model": data.architecture,
         "target": target,
         "n": data.count,
+        "commit": commit(),
         **data.facts,
         "methods": {},
     }

@@ -195,7 +195,8 @@ def tables(options: argparse.Namespace) -> None:
         deep = {"depth": others["depth"]}
         parts += ["## Relevance taken at the input of a block\n"]
         parts += [reporting.table(deep, *metric) + "\n" for metric in reporting.METRICS]
-    parts += [_versions()]
+    measured = [data["commit"] for data in (*found.values(), *others.values()) if "commit" in data]
+    parts += [f"Measured at {' and '.join(sorted({*measured}))}; {_versions()}"]
     (options.out / "tables.md").write_text("\n".join(parts), encoding="utf-8")
     print("\n".join(parts))
     if found and is_stored:

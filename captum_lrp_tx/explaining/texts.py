@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from captum_lrp_tx.attr.misfits import most_tokens
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.explaining.words import Tokens, tokens_of_ids, tokens_of_text
+from captum_lrp_tx.runs.subject import device_of
 
 #: What tokenizers add for other purposes than to call the model.
 _NOT_FOR_THE_MODEL = (
@@ -59,17 +60,11 @@ class Reader:
         """The configuration of the model, or None."""
         return getattr(self.model, "config", None)
 
-    def device(self) -> torch.device | None:
-        """Where the model is."""
-        parameters = getattr(self.model, "parameters", None)
-        first: Tensor | None = None if parameters is None else next(parameters(), None)
-        return None if first is None else first.device
-
     def for_model(self, values: Tensor) -> Tensor:
         """Numbers where the model is, and in its precision."""
         parameters = getattr(self.model, "parameters", tuple)
         first = next((p for p in parameters() if p.is_floating_point()), None)
-        return values if first is None else values.to(first.device, first.dtype)
+        return values if first is None else values.to(device_of(self.model), first.dtype)
 
     def limit(self) -> int | None:
         """The most tokens that the model takes, if there is a limit."""
@@ -137,7 +132,7 @@ def encode(
     else:
         made = _from_ids(item, reader)
     _check_vocabulary(made.inputs["input_ids"], reader)
-    device = reader.device()
+    device = device_of(reader.model)
     return Encoded({k: v.to(device) for k, v in made.inputs.items()}, made.tokens, made.warnings)
 
 

@@ -14,6 +14,7 @@ from captum_lrp_tx.attr.token_gradients import padding_id
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.insights.registration import insights_module
 from captum_lrp_tx.propagation.model.outputs import output_tensor
+from captum_lrp_tx.runs.subject import device_of, placed
 
 
 class _Embeddings(TorchFunctionMode):
@@ -160,10 +161,10 @@ def text_page(
     names = _class_names(model, classes)
     _check_labels(len(texts), labels, len(names))
     embedded = EmbeddedTokens(model)
-    device = next(model.parameters()).device
+    device = device_of(model)
     batches = []
     for text, label in zip(texts, labels, strict=True):
-        encoded = tokenizer(text, return_tensors="pt").to(device)
+        encoded = placed(tokenizer(text, return_tensors="pt"), device)
         ids = encoded["input_ids"]
         mask = encoded.get("attention_mask", torch.ones_like(ids))
         batches.append(Batch(ids, torch.tensor([label]), mask))

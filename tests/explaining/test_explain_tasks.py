@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from captum_lrp_tx.errors import (
     TargetError,
     UnsupportedModelError,
 )
+from captum_lrp_tx.models import digit_samples, digits
 from explanations import SMALL, conserved
 from explanations import tokenizer as tokenizer
 
@@ -321,6 +323,29 @@ def test_tokens_that_no_text_becomes_are_named_as_the_vocabulary_has_them(tokeni
     made = lrp.explain(model, tokenizer, "a [MASK]", target="##s")
     logits = model(**tokenizer("a [MASK]", return_tensors="pt")).logits
     assert made.value == pytest.approx(logits[0, 2, tokenizer.vocab["##s"]].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("where", ["disk", "memory"])
+@pytest.mark.parametrize("what", ["text", "image", "choices"])
+def test_weights_that_are_elsewhere_until_they_are_needed(
+    where: str, what: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Such weights are on no device; the inputs go to where the model runs."""
+    accelerate = pytest.importorskip("accelerate")
+    model, processor, item = {
+        "text": (bert("ForSequenceClassification"), tokenizer, "the film is good"),
+        "image": (digits(), None, digit_samples()[0][:1]),
+        "choices": (bert("ForMultipleChoice"), tokenizer, ("who made it?", ["Anna", "a film"])),
+    }[what]
+    expected = lrp.explain(model, processor, item)
+    cpu = torch.device("cpu")
+    if where == "disk":
+        accelerate.disk_offload(model, tmp_path, execution_device=cpu)
+    else:
+        accelerate.cpu_offload(model, execution_device=cpu)
+    assert any(p.is_meta for p in model.parameters())
+    found = lrp.explain(model, processor, item)
+    assert torch.equal(found.relevance, expected.relevance) and found.value == expected.value
 
 
 def test_answers_end_where_the_model_says_so(

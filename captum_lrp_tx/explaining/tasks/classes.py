@@ -24,6 +24,7 @@ from captum_lrp_tx.explaining.tasks.base import (
 )
 from captum_lrp_tx.explaining.texts import Reader, encode
 from captum_lrp_tx.explaining.words import Tokens
+from captum_lrp_tx.runs.subject import device_of
 
 
 def class_choice(
@@ -186,7 +187,7 @@ class MultipleChoice(Task):
         )
         if "attention_mask" not in padded:
             raise InputError("the tokenizer gives no attention mask, so choices cannot be padded")
-        inputs = {key: value[None].to(reader.device()) for key, value in padded.items()}
+        inputs = {key: value[None].to(device_of(reader.model)) for key, value in padded.items()}
         mask = padded["attention_mask"].bool()
 
         def of(output: Tensor) -> Choice:

@@ -326,7 +326,8 @@ def select_target(output: Tensor, target: TargetType) -> Tensor:
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise TargetError(
             f"target={target!r} does not fit the output of shape {tuple(output.shape)} (first "
-            f"dimension: examples): {error}. Valid targets: {_KINDS}.{_hint(target)}"
+            f"dimension: examples): {str(error).rstrip('.')}. Valid targets: {_KINDS}."
+            f"{_hint(target)}"
         ) from error
     return selected
 

@@ -243,6 +243,8 @@ class Conservative(CaptumMethod):
         with told_misfits(forward, inputs, job.additional_args):
             results = propagate_targets(job, prepared, select, per_pass)
         scope = results[0].scope
+        if strict and scope.hides_sinks:  # only the backward pass knows whether it was reached
+            raise UncoveredOperationError(self._hidden_sinks("refused under strict"))
         if not job.trace and any(f.is_fault for f in findings):
             # the function went another way than before: once more, to name the modules
             findings.clear()
@@ -313,12 +315,7 @@ class Conservative(CaptumMethod):
             tell_once(
                 subject,
                 f"hidden sinks {rule_set}",
-                "Causal attention runs in parts (a query, a block of queries or a key at a time, "
-                "on a cache of earlier tokens) or in one product with more than values, where "
-                f"{rule_set} cannot tell attention sinks: they keep their relevance. Explain a "
-                "whole text without a cache, with attention that is fused or a product of pattern "
-                "and values (attn_implementation='sdpa' or 'eager' in transformers), or choose a "
-                "preset without sinks, lrp or attnlrp.",
+                self._hidden_sinks("they keep their relevance"),
                 HiddenSinksWarning,
             )
         if scope.mixes_examples:
@@ -338,6 +335,16 @@ class Conservative(CaptumMethod):
                 "random; call model.eval() first.",
                 TrainingModeWarning,
             )
+
+    def _hidden_sinks(self, consequence: str) -> str:
+        return (
+            "Causal attention runs in parts (a query, a block of queries or a key at a time, "
+            "on a cache of earlier tokens) or in one product with more than values, where "
+            f"{self.composite!r} cannot tell attention sinks: {consequence}. Explain a "
+            "whole text without a cache, with attention that is fused or a product of pattern "
+            "and values (attn_implementation='sdpa' or 'eager' in transformers), or choose a "
+            "preset without sinks, lrp or attnlrp."
+        )
 
     def _nothing_matched(self, start: str) -> str:
         kinds = ", ".join(sorted(kind.value for kind in self.composite.base))

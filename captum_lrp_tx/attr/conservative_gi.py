@@ -154,9 +154,9 @@ class ConservativeGI(Conservative, GradientAttribution):
             return_convergence_delta (bool): Also return output minus sum of relevance.
             verbose (bool): Print which rule acted where, as Captum's ``LRP`` does.
             strict (bool or "papers"): Raise instead of warning if a non-linear operation on the
-                path to the inputs has no rule, or if no rule acted at all; with ``"papers"`` also
-                for what is governed by a convention that is in none of the papers (linear
-                attention, say).
+                path to the inputs has no rule, if no rule acted at all, or if attention sinks
+                cannot be told that the rules would tell; with ``"papers"`` also for what is
+                governed by a convention that is in none of the papers (linear attention, say).
             positions (str): ``"sum"``, or ``"separate"`` for a dictionary with the relevance of
                 each embedding (word, position, segment, ...) of the token ids.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_lrp_tx import Composite, ConservativeLRP, RelevancePatching, audit
-from captum_lrp_tx.errors import HiddenSinksWarning, RuleError
+from captum_lrp_tx.errors import HiddenSinksWarning, RuleError, UncoveredOperationError
 from captum_lrp_tx.rules import AHRule, ByDepthRule, LNRule, SinkRule, UniformAttentionRule
 
 pytestmark = pytest.mark.core
@@ -361,6 +361,8 @@ def test_sinks_that_cannot_be_told_are_warned_of(how: str) -> None:
     plain = ConservativeLRP(model, Composite({"": AHRule()}, base="lrp")).attribute(inputs)
     with pytest.warns(HiddenSinksWarning, match="runs in parts"):
         found = ConservativeLRP(model, SPREAD).attribute(inputs)
+    with pytest.raises(UncoveredOperationError, match="cannot tell attention sinks: refused"):
+        ConservativeLRP(model, SPREAD).attribute(inputs, strict=True)
     for a, b in zip(plain, found, strict=True):
         torch.testing.assert_close(a, b)
 

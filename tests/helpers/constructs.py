@@ -324,6 +324,27 @@ CONSTRUCTS: dict[str, Callable[..., Tensor]] = {
         (x - x.median(-1, keepdim=True).values)
         / n(x.quantile(0.75, -1, keepdim=True) - x.quantile(0.25, -1, keepdim=True))
     ),
+    # the same by indices: autograd does not see that they tell the order
+    "range by gather": lambda w, x, p, n: (
+        (x - x.mean(-1, keepdim=True))
+        / n(x.gather(-1, x.argmax(-1, True)) - x.gather(-1, x.argmin(-1, keepdim=True)))
+    ),
+    "iqr by argsort": lambda w, x, p, n: (
+        lambda order: (
+            (x - x.mean(-1, keepdim=True))
+            / n(x.take_along_dim(order[..., 6:7], -1) - x.gather(-1, order.narrow(-1, 1, 1)))
+        )
+    )(x.argsort(-1)),
+    "iqr by indices": lambda w, x, p, n: (
+        lambda order: (
+            (x - x.mean(-1, keepdim=True))
+            / n(x[..., 0:1] * 0 + x.gather(-1, order[..., 6:7]) - x.gather(-1, order[..., 1:2]))
+        )
+    )(x.sort(-1).indices),
+    "iqr by kthvalue": lambda w, x, p, n: (
+        (x - x.mean(-1, keepdim=True))
+        / n(x.kthvalue(7, -1, keepdim=True).values - x.kthvalue(2, -1, keepdim=True).values)
+    ),
     "dyt": lambda w, x, p, n: torch.tanh(0.7 * x) * w.vector,
     "squash": lambda w, x, p, n: (lambda s2: s2 / (1 + s2) * x / n(s2.sqrt()))(
         x.square().sum(-1, keepdim=True)

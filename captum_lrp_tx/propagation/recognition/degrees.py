@@ -16,23 +16,27 @@ from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, mark_node, node_
 
 #: Keep the degree of their only input-dependent operand.
 _KEEP = KEEP_ENTRIES | frozenset(
-    """Abs Relu LeakyRelu Clamp ClampMin ClampMax Topk Sort Real Imag ViewAsReal
+    """Abs Relu LeakyRelu Clamp ClampMin ClampMax Topk Sort Kthvalue Mode Real Imag ViewAsReal
     ViewAsComplex DiagEmbed""".split()
 )
 #: Linear but for what they choose by sign or order: sums of these may be moduli
 #: (``relu(x) + relu(-x)``), their differences spreads (of quantiles).
-_PIECEWISE = frozenset("Relu LeakyRelu Clamp ClampMin ClampMax Where Sort Topk".split())
+_PIECEWISE = frozenset(
+    "Relu LeakyRelu Clamp ClampMin ClampMax Where Sort Topk Kthvalue Mode".split()
+)
+#: Where a node notes that it picked entries by their order.
+CHOSEN = "captum_lrp_tx.chosen_by_order"
 #: Add up operands of one degree, or choose among them.
 _SUMS = frozenset(
     "Add Sub Rsub Where Maximum Minimum Fmax Fmin Cat Stack Lerp Hypot".split()
 )  # of two sources: a source of its own
 _POOLED_EXTREMES = frozenset("MaxPool2DWithIndices MaxPool3DWithIndices AdaptiveMaxPool2D".split())
 _EXTREMES = _POOLED_EXTREMES | frozenset(
-    "Max Amax Min Amin Aminmax Cummax Median Maximum Hypot".split()
+    "Max Amax Min Amin Aminmax Cummax Median Nanmedian Maximum Hypot".split()
 )
 _REDUCTIONS = _POOLED_EXTREMES | frozenset(
-    """Sum Mean Cumsum Nansum Max Amax Min Amin Aminmax Median Cummax Trace IndexAdd ScatterAdd
-    ScatterReduce SegmentReduce""".split()
+    """Sum Mean Cumsum Nansum Max Amax Min Amin Aminmax Median Nanmedian Cummax Trace IndexAdd
+    ScatterAdd ScatterReduce SegmentReduce""".split()
 )
 _SPREADS = frozenset("Std Var StdMean VarMean LinalgVectorNorm Norm LinalgSvd".split())
 _POWERS = {"Sqrt": 0.5, "Rsqrt": -0.5, "Reciprocal": -1.0, "Sign": 0.0, "Sgn": 0.0}
@@ -254,8 +258,8 @@ class Search:
         if found is None:
             return Degree({Source.at(node): 1.0})
         if _SHIFT in node.metadata and found.is_nonlinear:
-            return found._replace(is_shifted=True)
-        return found
+            found = found._replace(is_shifted=True)
+        return found._replace(is_piecewise=True) if CHOSEN in node.metadata else found
 
     def _made(self, node: Node, output: int, before: list[Degree]) -> Degree | None:
         """The degree of a node by those of what it was made of; ``None`` for a source."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, is_softmax, node_name
 from captum_lrp_tx.propagation.recognition.degrees import (
+    CHOSEN,
     Degree,
     Degrees,
     Search,
@@ -145,7 +146,7 @@ def are_weights(factor: Tensor, statistic: Tensor, quotient: bool) -> bool:
 
 def moved(node: Node, output: int) -> tuple[Node, int]:
     """Where a tensor comes from, before it was viewed or cast."""
-    while node_name(node) in KEEP_ENTRIES:
+    while node_name(node) in KEEP_ENTRIES and CHOSEN not in node.metadata:
         edges = [(e, i) for e, i in node.next_functions if e is not None]
         if len(edges) != 1:
             break

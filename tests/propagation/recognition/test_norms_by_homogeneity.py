@@ -282,3 +282,21 @@ def test_what_is_known_of_a_graph_keeps_none_of_it() -> None:
     assert any(ref() is not None for ref in alive)
     del statistic
     assert alive and all(ref() is None for ref in alive)
+
+
+@pytest.mark.filterwarnings("ignore::captum_lrp_tx.errors.NoRuleAppliedWarning")
+@pytest.mark.parametrize("ordered", [True, False])
+def test_entries_are_a_spread_if_they_are_chosen_by_their_order(ordered: bool) -> None:
+    """Two entries at fixed places have the same graph and say nothing of the size."""
+    x = torch.randn(2, 3, 8, dtype=torch.float64).sort(-1).values
+    places = torch.arange(8).expand(2, 3, 8)
+
+    def model(x: Tensor, hold: bool = False) -> Tensor:
+        order = x.argsort(-1) if ordered else places
+        spread = x.gather(-1, order[..., 6:7]) - x.gather(-1, order[..., 1:2])
+        return (x / (spread.detach() if hold else spread)).square().flatten(1).sum(1)
+
+    found = ConservativeLRP(model, "ln").attribute(x)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(leaf, hold=ordered).sum(), leaf)
+    torch.testing.assert_close(found, x * gradient)

@@ -332,6 +332,8 @@ def _judge(node: Node, path: _Path, base: Mapping[Kind, Any]) -> tuple[str, bool
     edges = [e for e, _ in node.next_functions]
     live = [i for i, e in enumerate(edges) if e is not None and e in path.nodes]
     if name.startswith("ScaledDotProduct") or "EfficientAttention" in name:
+        if live == [2]:  # values under a pattern that is given
+            return None
         return "fused attention without a rule", full or Kind.ATTENTION in base
     told = foreign(name)
     if told is not None:

@@ -299,3 +299,20 @@ def test_findings_are_not_lost_when_the_explanation_is_strict() -> None:
         audit.explainability(lambda t: t.cos().sum(1), x, strict=True, file=None)
     with pytest.raises(UncoveredOperationError, match="Cos"):
         ConservativeLRP(lambda t: t.cos().sum(1)).attribute(x, strict=True)
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_kernel_is_linear_in_its_values(place: int) -> None:
+    """Called by its own name no rule sees it; under a pattern that is given none is needed."""
+    torch.manual_seed(0)
+    others = list(torch.randn(3, 1, 2, 4, 8))
+
+    def kernel(x: torch.Tensor) -> torch.Tensor:
+        given = [x if i == place else other for i, other in enumerate(others)]
+        mixed = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*given)[0]
+        return mixed.flatten(1).sum(1)
+
+    report = audit.explainability(kernel, torch.randn(1, 2, 4, 8), file=None)
+    assert report.is_covered == (place == 2)
+    if place == 2:
+        assert abs(report.conservation_error) <= 1e-5 * abs(report.output)

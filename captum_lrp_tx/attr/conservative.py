@@ -312,12 +312,8 @@ class Conservative(CaptumMethod):
                 NoRuleAppliedWarning,
             )
         if scope.hides_sinks:
-            tell_once(
-                subject,
-                f"hidden sinks {rule_set}",
-                self._hidden_sinks("they keep their relevance"),
-                HiddenSinksWarning,
-            )
+            told = self._hidden_sinks("they keep their relevance")
+            tell_once(subject, f"hidden sinks {rule_set}", told, HiddenSinksWarning)
         if scope.mixes_examples:
             tell_once(
                 subject,
@@ -340,10 +336,9 @@ class Conservative(CaptumMethod):
         return (
             "Causal attention runs in parts (a query, a block of queries or a key at a time, "
             "on a cache of earlier tokens) or in one product with more than values, where "
-            f"{self.composite!r} cannot tell attention sinks: {consequence}. Explain a "
-            "whole text without a cache, with attention that is fused or a product of pattern "
-            "and values (attn_implementation='sdpa' or 'eager' in transformers), or choose a "
-            "preset without sinks, lrp or attnlrp."
+            f"{self.composite!r} cannot tell attention sinks: {consequence}. Explain a whole text "
+            "without a cache, with attention that is fused or a product of pattern and values "
+            "(attn_implementation='sdpa' or 'eager'), or choose lrp or attnlrp, without sinks."
         )
 
     def _nothing_matched(self, start: str) -> str:

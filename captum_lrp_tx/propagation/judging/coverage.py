@@ -67,6 +67,9 @@ _AFFINE_IN: dict[str, set[int]] = {
     "LinalgSolveEx": {1}, "LinalgSolveTriangular": {1}, "LinalgLuSolve": {1},
     "TriangularSolve": {0}, "CholeskySolve": {0}, "Ormqr": {2}, "Copysign": {0}, "Ldexp": {0},
     "Xlogy": {0}, "SpecialXlog1Py": {0}, "Polar": {0}, "Lerp": {2},
+    **{f"ScaledDotProduct{kernel}": {2} for kernel in (  # values under a pattern that is given
+        "FlashAttention", "FlashAttentionForCpu", "EfficientAttention", "CudnnAttention",
+    )},
 }  # fmt: skip
 #: Reductions of several kinds: sum and mean are linear, amax and amin homogeneous.
 _REDUCING = frozenset({"ScatterReduce", "IndexReduce", "SegmentReduce", "SparseMmReduceImpl"})
@@ -331,15 +334,13 @@ def _judge(node: Node, path: _Path, base: Mapping[Kind, Any]) -> tuple[str, bool
         return "product of a recurrence whose coefficients cannot be told from its signal", True
     edges = [e for e, _ in node.next_functions]
     live = [i for i, e in enumerate(edges) if e is not None and e in path.nodes]
+    if name in _AFFINE_IN and _AFFINE_IN[name].issuperset(live):
+        return None
     if name.startswith("ScaledDotProduct") or "EfficientAttention" in name:
-        if live == [2]:  # values under a pattern that is given
-            return None
         return "fused attention without a rule", full or Kind.ATTENTION in base
     told = foreign(name)
     if told is not None:
         return told, bool(base)
-    if name in _AFFINE_IN and _AFFINE_IN[name].issuperset(live):
-        return None
     if name in _REDUCING and getattr(node, "_saved_reduce", "prod") != "prod":
         return None
     if getattr(node, "_saved_rounding_mode", None) is not None:

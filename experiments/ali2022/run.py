@@ -27,6 +27,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import captum
 import torch
@@ -195,12 +196,20 @@ def tables(options: argparse.Namespace) -> None:
         deep = {"depth": others["depth"]}
         parts += ["## Relevance taken at the input of a block\n"]
         parts += [reporting.table(deep, *metric) + "\n" for metric in reporting.METRICS]
-    measured = [data["commit"] for data in (*found.values(), *others.values()) if "commit" in data]
-    parts += [f"Measured at {' and '.join(sorted({*measured}))}; {_versions()}"]
+    parts += [f"{_measured([*found.values(), *others.values()])}; {_versions()}"]
     (options.out / "tables.md").write_text("\n".join(parts), encoding="utf-8")
     print("\n".join(parts))
     if found and is_stored:
         pages.write(pages.blocks(found, others))
+
+
+def _measured(every: Sequence[dict[str, Any]]) -> str:
+    """At which commits; results from before these were noted are named."""
+    commits = sorted({data["commit"] for data in every if "commit" in data})
+    earlier = [data["data set"] for data in every if "commit" not in data]
+    return f"Measured at {' and '.join(commits)}" + f", {' and '.join(earlier)} before" * bool(
+        earlier
+    )
 
 
 def _versions() -> str:

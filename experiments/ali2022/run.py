@@ -207,9 +207,8 @@ def _measured(every: Sequence[dict[str, Any]]) -> str:
     """At which commits; results from before these were noted are named."""
     commits = sorted({data["commit"] for data in every if "commit" in data})
     earlier = [data["data set"] for data in every if "commit" not in data]
-    return f"Measured at {' and '.join(commits)}" + f", {' and '.join(earlier)} before" * bool(
-        earlier
-    )
+    told = f"Measured at {' and '.join(commits)}"
+    return f"{told} (before commits were noted: {'; '.join(earlier)})" if earlier else told
 
 
 def _versions() -> str:

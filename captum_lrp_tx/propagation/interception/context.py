@@ -14,6 +14,7 @@ from captum_lrp_tx.propagation.hygiene.isolation import isolated
 from captum_lrp_tx.propagation.interception.biases import Maps
 from captum_lrp_tx.propagation.interception.constants import Constants
 from captum_lrp_tx.propagation.interception.cuts import Cuts
+from captum_lrp_tx.propagation.interception.ordering import Ordering
 from captum_lrp_tx.propagation.model.strangers import Strangers, running
 from captum_lrp_tx.propagation.operations import AbsorbFn, Kind, Operation
 from captum_lrp_tx.propagation.recognition import undecided
@@ -51,6 +52,8 @@ class Context:
         self.degrees = Degrees()
         #: What was computed from the inputs and has lost its gradient.
         self.cuts = Cuts(scope, self.degrees, inputs)
+        #: Indices that tell the order of what was computed from the inputs.
+        self.ordering = Ordering()
         #: Whether there was a softplus: no step size, no state space model.
         self.has_steps = False
         #: Whether a gated delta rule was seen: products are asked for its memory from then on.
@@ -73,6 +76,7 @@ class Context:
         inputs.stop_looking_up()
         context = Context(self.scope, inputs, self.name_of, self.isolation, self.strangers)
         context.constants, context.claims = self.constants.again(inputs), self.claims
+        context.ordering = self.ordering
         return context
 
     def forget(self) -> None:

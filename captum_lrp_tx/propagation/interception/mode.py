@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.overrides import TorchFunctionMode
 
-from captum_lrp_tx.propagation.interception import ordering, underived, writing
+from captum_lrp_tx.propagation.interception import underived, writing
 from captum_lrp_tx.propagation.interception.booking import Pending, keep_names
 from captum_lrp_tx.propagation.interception.calls import (
     OPERATORS,
@@ -197,7 +197,7 @@ def _handled(context: Context, made: Call) -> Any:
         underived.note(context, call, result)
     if written is not None:
         result = written.copy_(result)
-    ordering.note(call, result)
+    context.ordering.note(call, result)
     if not depends(result):
         constants.note(call, result)
     elif context.undecided:

@@ -6,9 +6,11 @@ spread of quantiles, which grows with what it divides, from two entries at fixed
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any
 
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_lrp_tx.propagation.graph import mark_node
 from captum_lrp_tx.propagation.interception.calls import Call, depends, tensors_in
@@ -22,25 +24,35 @@ _ORDERING = frozenset(
 _PICKING = frozenset("gather take_along_dim take index_select __getitem__".split())
 #: Pick inside, in some versions of torch without a trace.
 _QUANTILES = frozenset("quantile nanquantile".split())
-#: The attribute of indices that were computed from the inputs.
-_OF_INPUTS = "_captum_lrp_tx_order"
 
 
-def note(call: Call, result: Any) -> None:
-    """Remember of a call that it ordered values, moved such indices, or picked by them."""
-    name = call.name
-    if name in _QUANTILES:
-        mark_node(result, CHOSEN)
-    elif name in _PICKING and depends(result):
-        if any(map(_is_of_inputs, tensors_in((call.args[1:], call.kwargs)))):
+class Ordering:
+    """The indices of one forward pass that tell the order of values computed from the inputs."""
+
+    def __init__(self) -> None:
+        # not an attribute of the tensors: a buffer that such indices are copied into is the model's
+        self._indices: MutableMapping[Tensor, bool] = WeakIdKeyDictionary()
+
+    def note(self, call: Call, result: Any) -> None:
+        """Remember of a call that it ordered values, moved such indices, or picked by them."""
+        name = call.name
+        if name in _QUANTILES:
             mark_node(result, CHOSEN)
-    elif name in _ORDERING or not depends(result):
-        made = [t for t in tensors_in(result) if not t.is_floating_point() and not t.is_complex()]
-        given = tensors_in((call.args, call.kwargs)) if made else []
-        if any(map(depends, given) if name in _ORDERING else map(_is_of_inputs, given)):
-            for indices in made:
-                setattr(indices, _OF_INPUTS, True)
+        elif name in _ORDERING:
+            if any(map(depends, tensors_in((call.args, call.kwargs)))):
+                self._remember(result)
+        elif self._indices:
+            is_pick = name in _PICKING and depends(result)
+            if not is_pick and depends(result):
+                return
+            given = tensors_in((call.args[1:] if is_pick else call.args, call.kwargs))
+            if any(t in self._indices for t in given):
+                if is_pick:
+                    mark_node(result, CHOSEN)
+                else:
+                    self._remember(result)
 
-
-def _is_of_inputs(x: Tensor) -> bool:
-    return hasattr(x, _OF_INPUTS)
+    def _remember(self, result: Any) -> None:
+        for t in tensors_in(result):
+            if not t.is_floating_point() and not t.is_complex():
+                self._indices[t] = True

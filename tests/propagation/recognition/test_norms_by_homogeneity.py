@@ -300,3 +300,28 @@ def test_entries_are_a_spread_if_they_are_chosen_by_their_order(ordered: bool) -
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model(leaf, hold=ordered).sum(), leaf)
     torch.testing.assert_close(found, x * gradient)
+
+
+def test_a_buffer_that_held_an_order_is_not_marked_for_good() -> None:
+    """The next pass may keep what is in it: then its entries are at fixed places."""
+    x = torch.randn(2, 3, 8, dtype=torch.float64).sort(-1).values
+
+    class Keeping(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("order", torch.arange(8).expand(2, 3, 8).clone())
+            self.is_first = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.is_first:
+                self.order.copy_(x.argsort(-1))
+            spread = x.gather(-1, self.order[..., 6:7]) - x.gather(-1, self.order[..., 1:2])
+            return (x / spread).square().flatten(1).sum(1)
+
+    model = Keeping().eval()
+    first = ConservativeLRP(model, "ln").attribute(x)
+    model.is_first = False
+    with pytest.warns(NoRuleAppliedWarning):
+        second = ConservativeLRP(model, "ln").attribute(x)
+    torch.testing.assert_close(second, ConservativeGI(model, "gi").attribute(x))
+    assert not torch.allclose(first, second) and not vars(model.order)

@@ -210,7 +210,7 @@ class BiLRP(CaptumMethod):
         for i, (one, more) in enumerate(given):
             side = self._sides[i]
             toward = _weighted(side.forward_func, features[1 - i] / size[:, None])
-            explainer = ConservativeLRP(toward, side.composite)
+            explainer = ConservativeLRP(toward, side.composite, bias=side._bias or "absorb")
             found.append(_single(explainer.attribute(one, None, more, strict=strict)))
         return found[0], found[1]
 

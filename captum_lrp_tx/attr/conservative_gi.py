@@ -49,9 +49,11 @@ class ConservativeGI(Conservative, GradientAttribution):
             gradient x input, equal to Captum's ``InputXGradient``), ``"lrp"``, ``"lrp-gated"``,
             ``"lrp-gamma"``, ``"mambalrp"``, ``"attnlrp"``, ``"attnlrp-gamma"``, ``"language"``,
             ``"language-ah"``, or a :class:`~captum_lrp_tx.Composite`.
+        memory (str): ``"standard"``, or ``"low"``, which runs blocks twice to save memory.
 
     Raises:
         RuleError: unknown preset.
+        InputError: unknown ``memory``.
 
     Example::
 

@@ -18,9 +18,9 @@ class ConservativeLRP(ConservativeGI):
     Layer-wise relevance propagation with conservative rules for every part of a transformer.
 
     Attention heads by the AH-rule, norms by the LN-rule, activations by the identity rule, gates
-    as constants, linear and convolution layers by LRP-0, the epsilon rule without epsilon.  The
-    relevance of the inputs plus what biases and other additive constants absorb equals the
-    explained output.
+    as constants (in gated MLPs gate and signal get half each), linear and convolution layers by
+    LRP-0, the epsilon rule without epsilon.  The relevance of the inputs plus what biases and other
+    additive constants absorb equals the explained output.
 
     A rule set on a module by Captum's convention, ``module.rule = GammaRule(0.1)`` (Captum's rules
     or this package's), is honoured and stays where it is.
@@ -41,7 +41,7 @@ class ConservativeLRP(ConservativeGI):
         epsilon (float, optional): Stabiliser of the rule for linear layers. Without it
             presets have none (LRP-0): a modified gradient divides by no pre-activation, and so
             needs none. The gamma presets have 1e-9.
-        memory (str): ``"low"`` runs blocks twice to save memory, as in ``ConservativeGI``.
+        memory (str): See :class:`~captum_lrp_tx.ConservativeGI`.
 
     Raises:
         RuleError: unknown preset or bias, or a ``module.rule`` that cannot be used.

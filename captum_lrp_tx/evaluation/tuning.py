@@ -22,7 +22,7 @@ from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule
 from captum_lrp_tx.rules.rule import Bias, Rule
 from captum_lrp_tx.runs.subject import device_of, placed
 
-#: Gammas that are tried unless others are given; 0 is the epsilon rule.
+#: Gammas that are tried unless others are given; 0 is LRP-0.
 GAMMAS = (0.0, 0.01, 0.02, 0.05, 0.1)
 
 
@@ -156,7 +156,7 @@ def tune(
         model (nn.Module or callable): In evaluation mode and single precision.
         examples (Examples): A few, say 20 to 50.
         masker (Masker): What is hidden, and how.
-        gammas (sequence of float): What is tried; 0 is the epsilon rule.
+        gammas (sequence of float): What is tried; 0 is LRP-0.
         layers (mapping, optional): Names of modules by kind; :func:`linear_layers` unless given.
             Linear layers that are not named follow ``base``.
         base (str or Composite): Rules for everything else.
@@ -223,7 +223,7 @@ def composite_of(
 
     Args:
         layers (mapping): Names of modules by kind.
-        gammas (mapping): Gamma by kind; 0 is the epsilon rule.
+        gammas (mapping): Gamma by kind; 0 is LRP-0.
         base (str or Composite): What holds elsewhere.
     """
     return Composite(

@@ -134,7 +134,7 @@ def explain(
 
     explainer("lrp" if rules is None else rules)  # complains before anything is read
     reader = Reader(model, processor, truncation, max_length)
-    items, several = _items(inputs, reader)
+    items, several = _items(inputs)
     wishes = _wishes(target, len(items), Wish(None, contrast, answer, hops))
     if isinstance(processor, nn.Module):
         raise InputError("the second argument is a model; write explain(model, tokenizer, text)")
@@ -208,7 +208,7 @@ def _is_model(model: Any) -> bool:
     return isinstance(model, nn.Module) and not hasattr(model, "predict")
 
 
-def _items(inputs: Any, reader: Reader) -> tuple[list[Any], bool]:
+def _items(inputs: Any) -> tuple[list[Any], bool]:
     """The inputs one by one, and whether there can be many.
 
     A tuple is one input (a pair of texts), as is a list of messages or of numbers.

@@ -26,7 +26,8 @@ class StateSpaceRule(Rule):
     MambaLRP has two more rules, which are in this package anyway: SiLU by
     :class:`~captum_lrp_tx.rules.PassActivationRule` (section 4.1) and the multiplicative gate by
     halves, :class:`~captum_lrp_tx.rules.UniformRule` (section 4.3).  The preset ``"mambalrp"`` puts
-    them together (attention, as in Jamba, by the AH-rule); ``"lrp"`` treats the gate as a constant.
+    them together (attention, as in Jamba, by the AH-rule), and so does ``"lrp"``;
+    ``"lrp-gated"`` treats the gate as a constant.
 
     Source: Jafari et al., NeurIPS 2024 (MambaLRP), section 4.2.
     """

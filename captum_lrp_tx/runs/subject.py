@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.attr.captum_rules import translate
+from captum_lrp_tx.errors import InputError, RuleError
 from captum_lrp_tx.propagation.model.modules import find_modules
 
 
 def model_fingerprint(model: Callable[..., Any]) -> str:
-    """A hash of the weights of a model.
+    """A hash of the weights of a model and of the rules set on its modules (``module.rule``).
 
     Args:
         model (nn.Module or callable): A model, or a function that runs one.
@@ -26,6 +28,9 @@ def model_fingerprint(model: Callable[..., Any]) -> str:
     """
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, module in find_modules(model):
+        with suppress(RuleError):  # no rule for this package, which then says so itself
+            if rule := translate(vars(module).get("rule"), name):
+                digest.update(f"{name}.rule {rule!r}".encode())
         for key, value in [
             *module.named_parameters(recurse=False),
             *module.named_buffers(recurse=False),

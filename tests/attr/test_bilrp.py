@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import zoo
 from captum_lrp_tx import BiLRP, ConservativeLRP, audit
 from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError
+from captum_lrp_tx.rules import EpsilonRule
 from captum_lrp_tx.visualization import image_pairs_figure, pairs_figure
 
 CASES = (
@@ -112,6 +113,16 @@ def test_tokens_alone_add_up_where_biases_are_spread() -> None:
     torch.testing.assert_close(
         pairs.sum((1, 2)), torch.nn.functional.cosine_similarity(*mean).detach(), atol=1e-5, rtol=0
     )
+
+
+def test_biases_are_spread_under_rules_of_modules_too() -> None:
+    case, first, second = doubled("hf-BertForSequenceClassification-sdpa-padded")
+    case.model.bert.encoder.layer[0].intermediate.dense.rule = EpsilonRule()
+    explainer = BiLRP(case.model.bert, similarity="dot", pooling="mean")
+    pairs, delta = explainer.attribute(first, second, return_convergence_delta=True)
+    assert float(delta.abs().max()) < 1e-5
+    for one in explainer.attribute_each(first, second):
+        torch.testing.assert_close(one.sum(1), pairs.sum((1, 2)), rtol=1e-4, atol=1e-5)
 
 
 def test_the_constants_can_be_named() -> None:

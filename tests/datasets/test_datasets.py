@@ -35,6 +35,7 @@ from captum_lrp_tx.cli import main
 from captum_lrp_tx.datasets.batching import plan_batches, plan_shards
 from captum_lrp_tx.errors import InputError, MissingPackageError, TargetError
 from captum_lrp_tx.models import sentiment
+from captum_lrp_tx.rules import GammaRule
 from captum_lrp_tx.runs.encoding import encode
 
 LONG = bool(os.environ.get("CAPTUM_LRP_TX_LONG"))
@@ -385,6 +386,9 @@ def test_other_rules_or_weights_are_refused(model: Any, tmp_path: Path) -> None:
         attribute_dataset(ConservativeLRP(network), ["dull"], tmp_path, **options)
     fresh = attribute_dataset(ConservativeLRP(network), ["dull"], tmp_path, fresh=True, **options)
     assert len(fresh) == 1
+    network.classifier.rule = GammaRule(0.5)  # of the module, by Captum's convention
+    with pytest.raises(InputError, match="weights"):
+        attribute_dataset(ConservativeLRP(network), ["dull"], tmp_path, **options)
 
 
 def test_folders_of_before_are_told_what_to_do(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from captum_lrp_tx.metrics.eraser import sufficiency
 from captum_lrp_tx.metrics.masking import Masker, MaskTokens
 from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
 from captum_lrp_tx.models import digit_samples, digits, sentiment
+from captum_lrp_tx.rules import GammaRule
 
 TEXTS = [
     "a charming and funny film", "a dull mess", "not bad at all", "it drags", "a waste of time",
@@ -330,6 +331,10 @@ def test_results_of_another_evaluation_are_refused(text, tmp_path):
         evaluate(model, other, ["Random"], **options)
     with pytest.raises(InputError, match="model "):
         evaluate(lambda **k: model(**k).logits, examples, ["Random"], **options)
+    model.classifier.rule = GammaRule(0.5)
+    with pytest.raises(InputError, match="model "):
+        evaluate(model, examples, ["Random"], **options)
+    del model.classifier.rule
     fresh = evaluate(model, examples, ["Random"], **{**options, "seed": 1}, fresh=True)
     assert fresh["Random"].rows == (0, 1)
     assert json.loads((tmp_path / "_settings.json").read_text())["seed"] == 1

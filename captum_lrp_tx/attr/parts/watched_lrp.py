@@ -31,12 +31,13 @@ class WatchedLRP(ConservativeLRP):
     Args:
         model (nn.Module or callable): See :class:`~captum_lrp_tx.ConservativeLRP`.
         composite (Composite): Rules, their bias included.
+        bias (str): Of rules that modules have as ``module.rule``.
         masks (Masks): What of the gradients goes on.
         neurons (bool): Whether neurons of MLPs are seen, too.
 
     Example::
 
-        >>> watched = WatchedLRP(model, ConservativeLRP(model).composite)
+        >>> watched = WatchedLRP(model, ConservativeLRP(model).composite, "absorb")
         >>> result, prepared, watcher, _ = watched.run(inputs, target=1)
     """
 
@@ -44,10 +45,11 @@ class WatchedLRP(ConservativeLRP):
         self,
         model: Callable[..., Any],
         composite: Composite,
+        bias: Bias,
         masks: Masks | None = None,
         neurons: bool = False,
     ) -> None:
-        ConservativeLRP.__init__(self, model, composite)
+        ConservativeLRP.__init__(self, model, composite, bias=bias)
         self._masks = masks or Masks()
         self._neurons = neurons
         self._watcher: Watcher | None = None
@@ -144,9 +146,10 @@ class PartMethod(CaptumMethod):
     ) -> None:
         CaptumMethod.__init__(self, model)
         self.composite = ConservativeLRP(model, rules, bias=bias, epsilon=epsilon).composite
+        self._bias = bias
 
     def _watched(self, masks: Masks | None = None) -> WatchedLRP:
-        return WatchedLRP(self.forward_func, self.composite, masks, self.neurons)
+        return WatchedLRP(self.forward_func, self.composite, self._bias, masks, self.neurons)
 
 
 def _seeing(calls: list[Seen]) -> Callable[..., None]:

@@ -52,7 +52,7 @@ def _activation(context: Context, call: Call) -> Any:
     func, inplace = call.func, call.is_inplace or bool(kwargs.get("inplace"))
     if inplace:  # out of place first, then into the argument, so that aliases see the new value
         args = (x.clone(), *args[1:])
-        kwargs = {k: v for k, v in kwargs.items() if k != "inplace"}
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("inplace", "input")}
         if call.is_inplace:
             func = getattr(torch, bare, None) or getattr(F, bare)
     operation = Activation(func, args, kwargs, input=x, name=_ACTIVATIONS[bare])

@@ -43,11 +43,6 @@ if TYPE_CHECKING:
 def contraction(context: Context, call: Call) -> Any:
     """matmul, bmm, einsum, ...: a linear map, a pattern times values, or another product."""
     func, args, kwargs = call.parts
-    if kwargs:  # torch.matmul(input=..., other=...)
-        named = [kwargs[k] for k in ("input", "tensor1", "other", "mat2", "mat1") if k in kwargs]
-        if not args and len(named) == len(kwargs):
-            call = call.replaced(tuple(named))
-            func, args, kwargs = call.parts
     dependent = [i for i, a in enumerate(args) if depends(a)]
     if len(dependent) >= 2:
         return _dependent_contraction(context, call, dependent)

@@ -1,4 +1,4 @@
-"""Linear layers, convolutions and batch norm in eval context."""
+"""Linear layers, convolutions and batch norm in eval mode."""
 
 from __future__ import annotations
 
@@ -85,16 +85,13 @@ def _linear(context: Context, call: Call) -> Any:
     return apply_linear(context, operation)
 
 
-def _fold(
-    weight: Tensor, factor: Tensor, *, channel: int, output: int, groups: int | None
-) -> Tensor | None:
+def _fold(weight: Tensor, factor: Tensor, *, channel: int, groups: int | None) -> Tensor | None:
     """Weights times a factor for each output channel.
 
     Args:
         weight (Tensor): Of a linear layer or a convolution.
         factor (Tensor): Broadcasts against the results.
         channel (int): The dimension of the channels in the results, from the last.
-        output (int): The dimension of the weights that belongs to them.
         groups (int, optional): Of a transposed convolution, which keeps its outputs by group.
 
     Returns:
@@ -108,10 +105,10 @@ def _fold(
         factor = factor.view(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1)
         factor = factor.reshape(*weight.shape[:2], *(1,) * (weight.dim() - 2))
         return weight * factor
-    return weight * factor.view(-1, *(1,) * (weight.dim() - 1 - output))
+    return weight * factor.view(-1, *(1,) * (weight.dim() - 1))
 
 
-fold_last = functools.partial(_fold, channel=-1, output=0, groups=None)
+fold_last = functools.partial(_fold, channel=-1, groups=None)
 
 
 def _wrapped_linear(context: Context, call: Call, x: Tensor, weight: Tensor, bias: Any) -> Any:
@@ -185,7 +182,7 @@ def _convolution(context: Context, call: Call) -> Any:
         groups = groups if transposed else None
     elif "transpose" in call.name:
         groups = bind(("stride", "padding", "output_padding", "groups"), rest, more)[3] or 1
-    fold = functools.partial(_fold, channel=-spatial - 1, output=0, groups=groups)
+    fold = functools.partial(_fold, channel=-spatial - 1, groups=groups)
     operation = LinearMap(
         run, (x, weight, bias, *rest), more, context.absorber(bias),
         input=x, weight=weight,

@@ -160,7 +160,7 @@ def _cosine_similarity(context: Context, call: Call) -> Any:
             result: Tensor = (units[0] * units[1]).sum(dim)
         return result
 
-    return _spelled_out(context, call, spelled)
+    return _spelled_out(call, spelled)
 
 
 def _pairwise_distance(context: Context, call: Call) -> Any:
@@ -174,10 +174,10 @@ def _pairwise_distance(context: Context, call: Call) -> Any:
             )
         return result
 
-    return _spelled_out(context, call, spelled)
+    return _spelled_out(call, spelled)
 
 
-def _spelled_out(context: Context, call: Call, spelled: Callable[[torch.dtype], Tensor]) -> Any:
+def _spelled_out(call: Call, spelled: Callable[[torch.dtype], Tensor]) -> Any:
     """What a function does in calls of its own, with the value of the function to the last bit."""
     if not any(depends(x) for x in (*call.args, *call.kwargs.values())):
         return call.run()

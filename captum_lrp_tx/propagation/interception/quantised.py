@@ -33,7 +33,7 @@ DERIVATIVE = 2.0**-6
 #: Drawn rows of each kind.
 _ROWS = 4
 #: Ordinary tensors, which need no look.
-PLAIN = frozenset([Tensor, torch.nn.Parameter, getattr(torch.nn, "Buffer", Tensor)])
+PLAIN = frozenset([Tensor, torch.nn.Parameter])
 
 
 def is_wrapped(x: Any) -> bool:

@@ -16,7 +16,7 @@ from captum_lrp_tx.propagation.operations import connections
 def spread_through(
     apply: Callable[[Tensor, Tensor], Tensor], weight: Tensor
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The same for any linear map: every output place spreads over the inputs that it sees."""
+    """Through any linear map: every output place spreads over the inputs that it sees."""
 
     def spread(x: Tensor, relevance: Tensor) -> Tensor:
         dtype = torch.float32 if x.dtype in LOW_PRECISION else x.dtype

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from captum_lrp_tx import Directions, LayerConservativeLRP, PartRelevance
+from captum_lrp_tx import ConservativeLRP, Directions, LayerConservativeLRP, PartRelevance
 from captum_lrp_tx.errors import (
     InputError,
     RuleError,
@@ -17,7 +17,7 @@ from captum_lrp_tx.errors import (
     UnsupportedModelError,
 )
 from captum_lrp_tx.propagation.operations import Kind
-from captum_lrp_tx.rules import Composite, Rule
+from captum_lrp_tx.rules import Composite, EpsilonRule, Rule
 from parts import CASES, by_head, explained, readers
 
 
@@ -123,6 +123,16 @@ def test_parts_of_a_layer_add_up_to_what_enters_it(name: str, bias: Any) -> None
     last = found.parts[-1].arriving.sum(1)
     if bias == "distribute" and "Llama" in name:  # nothing but norms and the head above
         torch.testing.assert_close(last, found.output, rtol=1e-4, atol=1e-5)
+
+
+def test_biases_are_spread_under_rules_of_modules_too() -> None:
+    case = zoo.case("hf-BertForSequenceClassification-eager")
+    case.model.double()
+    inputs, target = explained(case)
+    case.model.bert.encoder.layer[0].intermediate.dense.rule = EpsilonRule()
+    plain = ConservativeLRP(case.model, bias="distribute").attribute(inputs, target)
+    found = PartRelevance(case.model, bias="distribute").attribute(inputs, target)
+    torch.testing.assert_close(found.attributions, plain)
 
 
 def test_encoder_decoder_and_plain_torch() -> None:

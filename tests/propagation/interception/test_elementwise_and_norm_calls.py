@@ -89,6 +89,11 @@ ACTIVATIONS: dict[str, tuple[Function, Function]] = {
     "F.threshold": (lambda x: F.threshold(x, 0.1, -0.7),) * 2,
     "F.prelu": (lambda x: F.prelu(x, torch.tensor([0.2])),) * 2,
     "by keyword": (lambda x: F.silu(input=x), F.silu),
+    "by keyword, in place": (lambda x: torch.tanh_(input=x * 1.5), scaled(torch.tanh)),
+    "clamp_ by keyword": (
+        lambda x: torch.clamp_(input=x * 1.5, min=-0.2, max=0.5),
+        scaled(lambda x: x.clamp(-0.2, 0.5)),
+    ),
     "x ** 2": (lambda x: x**2, torch.square),
     "x.pow(3)": (lambda x: x.pow(3), lambda x: x**3),
     "pow by keyword": (lambda x: torch.pow(x, exponent=2), torch.square),

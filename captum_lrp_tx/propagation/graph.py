@@ -27,6 +27,11 @@ KEEP_ENTRIES = frozenset(
     SparseCompressedTensor Coalesce Values""".split()
 )
 
+#: Put something else in the place of some entries.
+MASKS = frozenset("Where IndexPut CopySlices".split())
+#: Keep entries within bounds.
+BOUNDS = frozenset("Clamp ClampMin ClampMax Maximum Minimum".split())
+
 #: How strongly a factor looks like a gate: bounded functions first, then self-gated activations.
 _GATE_STRENGTH = {
     **dict.fromkeys("Softmax SafeSoftmax Sigmoid Hardsigmoid".split(), 3),

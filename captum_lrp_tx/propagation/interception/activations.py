@@ -33,7 +33,18 @@ _ACTIVATIONS = {
 }  # fmt: skip
 
 
+#: What is left of scores above a threshold may be weights (sparsemax).
+_BOUNDS = frozenset("relu clamp clip clamp_min threshold".split())
+
+
 def _activation(context: Context, call: Call) -> Any:
+    result = _activated(context, call)
+    if call.name in _BOUNDS and depends(result) and context.scope.rule(Kind.ATTENTION) is not None:
+        patterns.mark_bounded(result)
+    return result
+
+
+def _activated(context: Context, call: Call) -> Any:
     args, kwargs, name = call.args, call.kwargs, call.name
     x = args[0] if args else kwargs.get("input")
     rule = context.scope.rule(Kind.ACTIVATION)

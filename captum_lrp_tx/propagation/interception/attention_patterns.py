@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from captum_lrp_tx.propagation.graph import mark_node
 from captum_lrp_tx.propagation.interception.calls import Call, depends
 from captum_lrp_tx.propagation.operations import Kind, PatternProduct, Product
 from captum_lrp_tx.propagation.recognition import delta_rule, patterns, rescaling, summaries
+from captum_lrp_tx.propagation.recognition.entrywise import Weights
 from captum_lrp_tx.propagation.recognition.undecided import Undecided, Weighed, remember
 
 if TYPE_CHECKING:
@@ -98,6 +100,17 @@ def exponentials_times_values(context: Context, plain: Tensor, call: Call) -> Te
     result, weighed = proposed(context, plain, [operation], "attention, divided by its row sums")
     if weighed is not None:
         await_use(context, result, weighed)
+    return result
+
+
+def untold_unless_kept(context: Context, plain: Tensor, found: Weights) -> Tensor:
+    """A product with what may be weights: if it is summed along them, no rule knows how."""
+    told = plain * 1
+    mark_node(told, rescaling.UNTOLD)
+    result = Undecided.call(plain.detach(), plain, told)
+    node: Any = result.grad_fn
+    weighed = Weighed(weakref.ref(node), found.source, found.along, lambda _: None)
+    await_use(context, result, weighed)
     return result
 
 

@@ -54,6 +54,8 @@ def folded_product(
         operands = (trainable, value) if weight_first else (value, trainable)
 
         def back(grad: Tensor) -> Tensor:
+            if w.dim() == 1:  # no axis of its own in the result
+                return w[:, None] * grad[..., None, :] if weight_first else grad[..., None] * w
             return w.mT @ grad if weight_first else grad @ w.mT
 
         return LinearValue.call(i, functools.partial(func, *operands), back)

@@ -143,6 +143,13 @@ def _dependent_contraction(context: Context, call: Call, dependent: list[int]) -
     return result
 
 
+def _tensordot(context: Context, call: Call) -> Any:
+    first, second, dims = call.bind(("a", "b", "dims"))
+    if call.kwargs.get("out") is None and not isinstance(dims, Tensor):
+        call = call.replaced((first, second, 2 if dims is None else dims))
+    return contraction(context, call)
+
+
 def _solve(context: Context, call: Call) -> Any:
     """A triangular system of scores, as in the delta rule: the scores weigh the right-hand side."""
     matrix, right = call.bind(("A", "B"))
@@ -174,9 +181,8 @@ def _einsum(context: Context, call: Call) -> Any:
 
 
 HANDLERS: dict[str, Handler] = {
-    **by_name(
-        contraction, "matmul __matmul__ __rmatmul__ mm bmm mv dot inner tensordot _sparse_mm"
-    ),
+    **by_name(contraction, "matmul __matmul__ __rmatmul__ mm bmm mv dot inner _sparse_mm"),
+    **by_name(_tensordot, "tensordot"),
     **by_name(_solve, "linalg_solve_triangular solve_triangular"),
     **by_name(_einsum, "einsum"),
 }

@@ -16,6 +16,7 @@ from captum_lrp_tx.propagation.interception.attention_patterns import (
     keys_times_values,
     proposed,
     undecided,
+    untold_unless_kept,
     weighted_values,
 )
 from captum_lrp_tx.propagation.interception.booking import booked
@@ -94,15 +95,16 @@ def _recognised(context: Context, call: Call, quotient: bool) -> Any:
 def _sink(context: Context, call: Call, quotient: bool) -> Tensor | None:
     """What an attention head loses to its sink, or to the keys of other chunks."""
     args = call.args
-    if context.scope.rule(Kind.ATTENTION) is None or quotient:
+    if context.scope.rule(Kind.ATTENTION) is None:
         return None
     sinks = tuple(
-        i for i in (0, 1) if patterns.is_sink_gate(args[i]) and summaries.is_weighed(args[1 - i])
-    )
+        i for i in ((1,) if quotient else (0, 1))
+        if patterns.is_sink_gate(args[i].grad_fn) and summaries.is_weighed(args[1 - i])
+    )  # fmt: skip
     if len(sinks) != 1:
         return None
     context.scope.find("gate of an attention sink")
-    operation = PatternProduct(*call.parts, patterns=sinks, operands=(0, 1))
+    operation = PatternProduct(*call.parts, patterns=sinks, operands=(0, 1), rescales=quotient)
     return _tensor(context.apply(Kind.ATTENTION, operation))
 
 
@@ -256,12 +258,16 @@ def _weighed_entries(context: Context, call: Call, product: Any) -> Any:
         return _linear_attention(context, call, product)
     if product is None:
         product = call.run()
+    if found.is_untold:
+        return untold_unless_kept(context, product, found)
     operation = PatternProduct(*call.parts, patterns=(found.position,), operands=(0, 1))
     product, weighed = proposed(context, product, [operation], "softmax attention, entry by entry")
     if weighed is not None:
         weighed.along = found.along
         weighed.group = found.source
         weighed.values = args[1 - found.position]
+        if not patterns.is_pattern(args[found.position]):  # a divisor may follow
+            summaries.summarize(product, args, call.func, (found.position,)).weighed = weighed
         await_use(context, product, weighed)
     return product
 

@@ -28,6 +28,7 @@ from captum_lrp_tx.propagation.judging.obstacles import foreign
 from captum_lrp_tx.propagation.operations import Kind
 from captum_lrp_tx.propagation.recognition import axes, degrees, homogeneity
 from captum_lrp_tx.propagation.recognition.own_size import is_divided_by_its_size
+from captum_lrp_tx.propagation.recognition.patterns import is_sink_gate
 from captum_lrp_tx.propagation.recognition.recurrence import UNCLEAR, marked
 from captum_lrp_tx.propagation.recognition.rescaling import UNTOLD
 from captum_lrp_tx.propagation.recognition.weighing import SEEN, is_of_softmax
@@ -320,6 +321,10 @@ def _is_of_weights(norm: Node) -> bool:
     return source is not None and is_activation(source)
 
 
+def _is_of_pattern(weight: Node) -> bool:
+    return is_of_softmax(weight) or is_sink_gate(weight)
+
+
 #: What keeps a statistic one, before it divides.
 _ENTRYWISE = KEEP_ENTRIES | frozenset("Add Sqrt Clamp ClampMin Maximum Mul".split())
 
@@ -351,7 +356,7 @@ def _judge(node: Node, path: _Path, base: Mapping[Kind, Any]) -> tuple[str, bool
     if (name, live) in (("Div", [1]), ("Addcdiv", [2])):
         return "division by an input-dependent tensor", full
     if name == "Lerp" and 2 in live:
-        by_pattern = Kind.ATTENTION in base and is_of_softmax(node.next_functions[2][0])
+        by_pattern = Kind.ATTENTION in base and _is_of_pattern(node.next_functions[2][0])
         return "product of two input-dependent tensors", full or by_pattern
     if name == "LinalgSolveTriangular":
         return "system of input-dependent equations", full or Kind.ATTENTION in base

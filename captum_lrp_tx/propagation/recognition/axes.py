@@ -181,7 +181,7 @@ def _step(node: Node, axis: int, through_scores: bool) -> Origin | list[tuple[No
             several = [(b, axis) for b, i in edges(node) if name == "Cat" and shape(b, i)[axis] > 1]
             if several or len(before) == 1:
                 return several or Origin.DATA
-            return Origin.DATA if _are_parts(before) else None
+            return Origin.DATA if _are_parts(edges(node)) else None
         return [(b, axis - (name == "Stack" and axis > (joined or 0))) for b in before]
     nexts = []
     for parent, output in edges(node):
@@ -219,17 +219,17 @@ def _of_distances(
     return None if edge is None else [(edge, there)]
 
 
-def _are_parts(nodes: list[Node]) -> bool:
+def _are_parts(joined: list[tuple[Node, int]]) -> bool:
     """Whether what is joined was taken out of one tensor: steps of time, not experts."""
-    taken = [_taken(node) for node in nodes]
+    taken = [_taken(node, output) for node, output in joined]
     return all(taken) and len({frozenset(t) for t in taken}) > 1
 
 
-def _taken(node: Node) -> set[tuple[Node, int]]:
+def _taken(node: Node, output: int) -> set[tuple[Node, int]]:
     """The parts of the data that a tensor was computed from: of which node, and which part."""
     found: set[tuple[Node, int]] = set()
     seen: set[Node] = set()
-    todo = [(node, 0)]
+    todo = [(node, output)]
     while todo and len(seen) < _MAX_NODES:
         one, output = todo.pop()
         before = parents(one)

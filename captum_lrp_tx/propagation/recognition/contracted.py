@@ -116,6 +116,8 @@ def contraction_of(func: Any, args: Sequence[Any]) -> Contraction | None:
         given = string.ascii_uppercase[: args[0].dim() - 1]
         made = "k" * (args[1].dim() - 1)
         return Contraction({0: given + "j", 1: made + "j"}, given + made)
+    if name == "tensordot" and len(args) == 3:
+        return _over(args[0].dim(), args[1].dim(), args[2])
     if name == "inner":
         left = "ABCDEFGH"[: args[0].dim() - 1]
         right = "abcdefgh"[: args[1].dim() - 1]
@@ -130,6 +132,19 @@ def _of_matrices(args: Sequence[Any], left: int, right: int) -> Contraction:
     two = batch[len(batch) - max(second - 2, 0) :] + ("jk" if second > 1 else "j")
     result = batch + ("i" if first > 1 else "") + ("k" if second > 1 else "")
     return Contraction({left: one, right: two}, result)
+
+
+def _over(first: int, second: int, dims: Any) -> Contraction:
+    """Of ``tensordot``: how many axes of the two operands meet, or which."""
+    if isinstance(dims, int):
+        dims = (range(first - dims, first), range(dims))
+    one, two = (list(d) if not isinstance(d, int) else [d] for d in dims)
+    left, right = list(string.ascii_uppercase[:first]), list(string.ascii_lowercase[:second])
+    for i, j in zip(one, two, strict=True):
+        right[j] = left[i]
+    met = {left[i] for i in one}
+    result = [c for c in left + right if c not in met]
+    return Contraction({0: "".join(left), 1: "".join(right)}, "".join(result))
 
 
 def _of_equation(args: Sequence[Any], tensors: list[int]) -> Contraction | None:

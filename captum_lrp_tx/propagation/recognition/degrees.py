@@ -30,6 +30,7 @@ CHOSEN = "captum_lrp_tx.chosen_by_order"
 _SUMS = frozenset(
     "Add Sub Rsub Where Maximum Minimum Fmax Fmin Cat Stack Lerp Hypot".split()
 )  # of two sources: a source of its own
+_OF_TWO = frozenset("Maximum Minimum Fmax Fmin".split())
 _POOLED_EXTREMES = frozenset("MaxPool2DWithIndices MaxPool3DWithIndices AdaptiveMaxPool2D".split())
 _EXTREMES = _POOLED_EXTREMES | frozenset(
     "Max Amax Min Amin Aminmax Cummax Median Nanmedian Maximum Hypot".split()
@@ -274,8 +275,8 @@ class Search:
             reduced = before[0].is_reduced or power.is_sum
             found = _raised(before[0], power.exponent)
             return found._replace(is_nonlinear=True, is_reduced=reduced)
-        if len(before) == 1:
-            return self._of_one(node, name, output, before[0])
+        if len(before) == 1:  # the larger of something and a constant is bounded by that
+            return self._of_one(node, "ClampMin" if name in _OF_TWO else name, output, before[0])
         if name in _SUMS:
             return self._sum(before, name)
         if name in ("Mul", "Div"):

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
-from captum_lrp_tx.propagation.recognition import axes, patterns
+from captum_lrp_tx.propagation.recognition import axes, patterns, weighing
 from captum_lrp_tx.propagation.recognition.axes import Origin
+from captum_lrp_tx.propagation.recognition.summaries import leads_to
 
+_PICKS = frozenset("Select Unbind Slice Narrow Split SplitWithSizes".split())
 _MAX_DEPTH = 40
 
 
@@ -21,12 +23,14 @@ class Weights:
         position (int): 0 or 1.
         along (tuple of int): The axis that it sums to one along, in the product, counted from the
             right; none if this is one entry of it, several if the axis is not known.
-        source (Node, optional): The softmax.
+        source (Node, optional): The softmax; of what has no name, what one entry was taken of.
+        is_untold (bool): Whether a softmax made it in a way that no rule knows.
     """
 
     position: int
     along: tuple[int, ...]
     source: Node | None
+    is_untold: bool = False
 
 
 def weights(first: Tensor, second: Tensor) -> Weights | None:
@@ -35,7 +39,9 @@ def weights(first: Tensor, second: Tensor) -> Weights | None:
     Weights along an axis that only parameters have, on both sides, are a mixture of experts.
     """
     found = [patterns.pattern_of(first), patterns.pattern_of(second)]
-    if (found[0] is None) == (found[1] is None):
+    if found == [None, None]:
+        return _unnamed(first, second)
+    if None not in found:
         return None
     position = 0 if found[0] is not None else 1
     pattern, one, other = found[position], (first, second)[position], (second, first)[position]
@@ -56,6 +62,44 @@ def weights(first: Tensor, second: Tensor) -> Weights | None:
         return None  # one value spread out by weights: nothing is read
     made = axes.origin(other, axis, through_scores=True) if pattern.is_made_by_parameters else None
     return None if made is Origin.PARAMETERS else Weights(position, (axis,), pattern.source)
+
+
+def _unnamed(first: Tensor, second: Tensor) -> Weights | None:
+    """The same of factors that are no pattern by name."""
+    kinds = [_kind(first), _kind(second)]
+    if (kinds[0] is None) == (kinds[1] is None):
+        return None
+    position = 0 if kinds[0] is not None else 1
+    one, other, kind = (first, second)[position], (second, first)[position], kinds[position]
+    if _is_one_of_many(one):
+        return Weights(position, (), axes.moved(one), kind == "untold")
+    shared = range(-min(one.dim(), other.dim()), 0)
+    common = tuple(d for d in shared if one.shape[d] == other.shape[d] > 1)
+    if not common or one.shape == other.shape:
+        return None
+    return Weights(position, common, None, kind == "untold")
+
+
+def _kind(tensor: Tensor) -> str | None:
+    """What a factor may be: a function of patterns, activated scores, or more than these."""
+    if weighing.is_of_patterns(tensor, entry_by_entry=True):
+        return "patterns"
+    if leads_to(tensor, weighing.is_activated_score):
+        return "scores"
+    return "untold" if weighing.is_of_softmax(tensor.grad_fn) else None
+
+
+def _is_one_of_many(tensor: Tensor) -> bool:
+    """Whether a tensor was taken out of another along an axis of which this is one entry."""
+    node: Node | None = tensor.grad_fn
+    while node is not None and node_name(node) in KEEP_ENTRIES and len(parents(node)) == 1:
+        if node_name(node) in _PICKS:
+            old, new = axes.shape_before(node), axes.shape(node)
+            at = axes.saved_axis(node, "dim", len(old))
+            if at is not None and old[at] > 1 and (len(new) < len(old) or new[at] == 1):
+                return True
+        (node,) = parents(node)
+    return False
 
 
 def _is_part_of_data(tensor: Tensor) -> bool:

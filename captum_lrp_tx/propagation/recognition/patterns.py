@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.graph import (
+    BOUNDS,
     KEEP_ENTRIES,
+    MASKS,
     Node,
     edges,
     is_activation,
@@ -33,7 +35,7 @@ _GLANCE = 4
 #: Adding, scaling or joining patterns gives a pattern again.
 _COMBINED = frozenset({"Add", "Sub", "Mul", "Cat", "Where", "Rsub"})
 #: Between the weights and the sum that they are divided by.
-_SAFEGUARDS = KEEP_ENTRIES | frozenset("Add Clamp ClampMin Maximum".split())
+_SAFEGUARDS = KEEP_ENTRIES | BOUNDS | MASKS | {"Add"}
 _INVERSES = frozenset("Reciprocal Div Pow Exp".split())
 #: What sums weights; those by index are brought back to the entries by an index.
 _SUMS = frozenset("Sum Mean IndexAdd ScatterAdd ScatterReduce SegmentReduce IndexPut".split())
@@ -44,11 +46,17 @@ _OF_WEIGHTS = frozenset("Sqrt Pow Mul Sum Undecided".split())
 #: Views that lay entries out in another way, and those that take one entry of an axis.
 _LAID_OUT = frozenset("AsStrided Unfold Diagonal".split())
 _PICKS = frozenset("Select Unbind".split())
-_SCALED = KEEP_ENTRIES | frozenset({"Mul", "Add"})
-#: What a share goes through, or what is left of one by it (``1 - share``).
-_SHARES = KEEP_ENTRIES | {"Rsub"}
-#: What totals of several chunks are compared and joined by.
-_OF_TOTALS = frozenset("Add Sub Cat Stack Logaddexp Maximum Amax".split())
+_SCALED = KEEP_ENTRIES | MASKS | {"Mul", "Add"}
+#: What shares are made of others by: what is left of one is ``1 - share``.
+_SHARES = (
+    KEEP_ENTRIES | MASKS | BOUNDS
+    | frozenset("Add Sub Rsub Mul Div Reciprocal Cat Stack".split())
+)  # fmt: skip
+#: What totals of several chunks and sinks are compared and joined by.
+_OF_TOTALS = KEEP_ENTRIES | MASKS | BOUNDS | frozenset(
+    """Add Sub Rsub Cat Stack Logaddexp Logaddexp2 Amax Max Exp Log Log1P Softplus
+    LogSigmoid""".split()
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,14 @@ def mark_exponential(result: Tensor) -> None:
         mark_if_ones(result, operands[0], 4096)
 
 
+def mark_bounded(result: Tensor) -> None:
+    """Mark ``(s - t).clamp(min=0)`` as a pattern if it sums to one (sparsemax)."""
+    before = parents(result.grad_fn)
+    source = axes.moved(before[0]) if len(before) == 1 else None
+    if source is not None and node_name(source) == "Sub" and len(parents(source)) == 2:
+        mark_if_ones(result, parents(source)[0])
+
+
 def weights_in(dividend: Tensor, divisor: Tensor, quotient: bool) -> Node | None:
     """The activation that made a dividend, if the divisor was made of it, too.
 
@@ -194,6 +210,11 @@ def _pattern(node: Node, depth: int) -> Pattern | None:
         quotient = _quotient(node, name)
         if quotient is not None:
             return quotient
+        factors = edges(node)
+        if len(factors) == 2:  # what a sink leaves of a pattern is a pattern
+            for weights, gate in (factors, factors[::-1])[: 1 if name == "Div" else 2]:
+                if is_sink_gate(gate[0]):
+                    return _moved(node, weights, depth)
     if name == "Div":
         numerator = node.next_functions[0]
         return None if numerator[0] is None else _moved(node, numerator, depth)
@@ -250,7 +271,7 @@ def _moved(node: Node, edge: tuple[Node, int], depth: int) -> Pattern | None:
 
 
 def _exponential(node: Node) -> Pattern | None:
-    """``exp(log_softmax(s))`` and ``exp(s - logsumexp(s))``."""
+    """``exp(log_softmax(s))`` and ``exp(s - t)`` for the total ``t`` of ``s`` and of sinks."""
     (before,) = parents(node)
     if node_name(before) == "LogSoftmax":
         axis = axes.saved_axis(before, "dim", len(axes.shape(node)))
@@ -258,14 +279,31 @@ def _exponential(node: Node) -> Pattern | None:
     operands = parents(before)
     if node_name(before) != "Sub" or len(operands) != 2:
         return None
-    scores, total = axes.moved(operands[0]), axes.moved(operands[1])
-    if total is None or node_name(total) != "Logsumexp":
-        return None
-    summed = axes.summed_axes(total, len(axes.shape(node)))
-    if axes.moved(parents(total)[0]) is not scores or len(summed) != 1:
-        return None
-    axis = min(summed)
-    return Pattern(node, axis, False, operands[0], axis)
+    scores, (totals, is_total) = axes.moved(operands[0]), _totals(operands[1])
+    for total in totals if is_total else ():
+        summed = axes.summed_axes(total, len(axes.shape(node)))
+        if axes.moved(parents(total)[0]) is scores and len(summed) == 1:
+            axis = min(summed)
+            return Pattern(node, axis, False, operands[0], axis)
+    return None
+
+
+def _totals(root: Node) -> tuple[list[Node], bool]:
+    """The ``logsumexp`` that a node is made of, and whether it is made of nothing else."""
+    found: list[Node] = []
+    todo, seen = [root], set[Node]()
+    while todo and len(seen) < _MAX_NODES:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node_name(node) == "Logsumexp":
+            found.append(node)
+        elif node_name(node) in _OF_TOTALS and (before := parents(node)):
+            todo.extend(before)
+        else:
+            return found, False
+    return found, bool(found) and not todo
 
 
 def _quotient(node: Node, name: str) -> Pattern | None:
@@ -318,6 +356,8 @@ def _own_sum(numerator: Node, divisor: Node) -> int | None:
                 summed = axes.summed_axes(node, dims)
                 return min(summed) if len(summed) == 1 else None
             return axes.saved_axis(node, "dim", dims) or 0
+        if name == "Add" and len(before) == 2:  # the weight of a sink beside the sum
+            before = [one for one in before if not is_activation(_root(one))]
         if name not in _SAFEGUARDS or len(before) != 1:
             return None
         node = before[0]
@@ -332,6 +372,8 @@ def is_own_quotient(node: Node) -> bool:
 def _makes_weights(node: Node, depth: int) -> bool:
     """Whether a node makes weights: an activation, a pattern, or powers and products of such."""
     if is_activation(node) or _pattern(node, _MAX_DEPTH) is not None:
+        return True
+    if node_name(node) in ("Clamp", "ClampMin") and getattr(node, "_saved_min", None) == 0:
         return True
     before = parents(node)
     if depth == 0 or not before or node_name(node) not in _OF_WEIGHTS:
@@ -350,30 +392,24 @@ def _root(node: Node) -> Node:
     return node
 
 
-def is_sink_gate(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is ``sigmoid(logsumexp(scores) - sink)`` or ``exp(logsumexp - total)``.
+def is_sink_gate(node: Node | None) -> bool:
+    """Whether a node makes ``sigmoid(logsumexp(scores) - sink)``, ``exp(logsumexp - total)`` or so.
 
     It is what the pattern loses to an attention sink, or to the keys of other chunks, multiplied in
-    after the values: part of the pattern, not a gate of the values.
+    after the values or dividing them: part of the pattern, not a gate of the values.
     """
-    gate = tensor.grad_fn
-    for _ in range(_MAX_DEPTH):
-        if gate is None or node_name(gate) not in _SHARES or len(parents(gate)) != 1:
-            break
-        (gate,) = parents(gate)
-    if gate is None or node_name(gate) not in ("Sigmoid", "Exp"):
-        return False
-    todo, seen, has_total = parents(gate), set[Node](), False
+    todo, seen = [node], set[Node]()
     while todo and len(seen) < _MAX_NODES:
-        node = todo.pop()
-        name = node_name(node)
-        if node in seen:
-            continue
-        seen.add(node)
-        if name == "Logsumexp":
-            has_total = True
-        elif name in KEEP_ENTRIES or name in _OF_TOTALS:
-            todo.extend(parents(node))
-        else:
+        one = todo.pop()
+        if one is None:
             return False
-    return has_total
+        if one in seen:
+            continue
+        seen.add(one)
+        name, before = node_name(one), parents(one)
+        if name in ("Sigmoid", "Exp") and _totals(before[0])[1]:
+            continue
+        if name not in _SHARES or not before:
+            return False
+        todo.extend(before)
+    return not todo

@@ -8,15 +8,23 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, mark_node, node_name, parents
+from captum_lrp_tx.propagation.graph import (
+    BOUNDS,
+    KEEP_ENTRIES,
+    MASKS,
+    Node,
+    mark_node,
+    node_name,
+    parents,
+)
 from captum_lrp_tx.propagation.recognition import axes
 from captum_lrp_tx.propagation.recognition.axes import Origin
 from captum_lrp_tx.propagation.recognition.contracted import contraction_of
 from captum_lrp_tx.propagation.recognition.undecided import SUMMARY, Weighed
 
-_SCALED = KEEP_ENTRIES | {"Add", "Sub", "Mul", "Div"}
+_SCALED = KEEP_ENTRIES | MASKS | BOUNDS | {"Add", "Sub", "Mul", "Div"}
 #: What values summed with weights go through before a query reads them.
-KEPT = _SCALED | frozenset("Sum Mean Nansum Cumsum Cat Stack CopySlices Undecided".split())
+KEPT = _SCALED | frozenset("Sum Mean Nansum Cumsum Cat Stack Undecided".split())
 _MAX_DEPTH = 40
 _MAX_NODES = 400
 
@@ -72,11 +80,22 @@ def is_summary(node: Node) -> bool:
 
 
 def is_weighed(tensor: Tensor) -> bool:
-    """Whether a tensor is what an attention head has read: values weighed by a pattern."""
-    return leads_to(
-        tensor,
-        lambda node: is_summary(node) or node_name(node) in ("ConstantPattern", "UniformAttention"),
-    )
+    """Whether a tensor is made of what attention heads have read: values weighed by patterns."""
+    todo, seen = [tensor.grad_fn], set[Node]()
+    while todo and len(seen) < _MAX_NODES:
+        node: Any = todo.pop()
+        if node is None:
+            return False
+        if node in seen or is_summary(node):
+            continue
+        if node_name(node) in ("ConstantPattern", "UniformAttention"):
+            continue
+        seen.add(node)
+        before = parents(node)
+        if not before or node_name(node) not in KEPT:
+            return False
+        todo.extend(before)
+    return not todo
 
 
 def summaries_of(tensor: Tensor) -> list[tuple[Summary, list[Node]]]:

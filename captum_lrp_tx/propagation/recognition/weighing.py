@@ -28,10 +28,12 @@ from typing import Any
 from torch import Tensor
 
 from captum_lrp_tx.propagation.graph import (
+    BOUNDS,
+    KEEP_ENTRIES,
+    MASKS,
     Node,
     gate_strength,
     is_activation,
-    is_softmax,
     node_name,
     parents,
 )
@@ -51,8 +53,13 @@ from captum_lrp_tx.propagation.recognition.undecided import Weighed
 #: Where the node of a softmax notes that a product with it was seen.
 SEEN = "captum_lrp_tx.seen"
 #: Functions of single entries.
-_ENTRYWISE = frozenset("Pow Sqrt Rsqrt Log Exp Relu Clamp ClampMin Abs Rsub Topk Sort".split())
+_FUNCTIONS = frozenset("Pow Sqrt Rsqrt Log Exp Relu Abs Sigmoid Tanh Softplus Reciprocal".split())
+_ENTRYWISE = _FUNCTIONS | frozenset("Rsub Topk Sort Scatter ScatterAdd IndexAdd".split())
+_REDUCED = frozenset("Sum Mean Amax Amin Max Min Logsumexp Std Var LinalgVectorNorm".split())
+#: What joins scores, or shifts and scales them by something else that was computed.
+_OF_SCORES = KEEP_ENTRIES | MASKS | BOUNDS | frozenset("Add Sub Mul Div Cat Stack".split())
 _MAX_DEPTH = 40
+_MAX_SCORES = 40
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def weighing_of(func: Any, args: Sequence[Any], factors: Sequence[int]) -> Weigh
         return Weighing()
     scores = [
         i for i in factors
-        if leads_to(args[i], _is_activated_score) and _is_of_data(args[i], i, how)
+        if leads_to(args[i], is_activated_score) and _is_of_data(args[i], i, how)
     ]  # fmt: skip
     features = scores or [i for i in factors if i in found or gate_strength(args[i])]
     if len(features) == 2 and not _is_along_data(args, features, how):
@@ -121,25 +128,28 @@ def weighing_of(func: Any, args: Sequence[Any], factors: Sequence[int]) -> Weigh
     if len(scores) == 1:
         return Weighing((scores[0],), what="attention without a softmax (convention)")
     for i in factors:
-        if i not in found and how is not None and _is_of_data(args[i], i, how):
-            if _is_of_patterns(args[i]):
+        if i not in weights and how is not None and _is_of_data(args[i], i, how):
+            if i not in found and is_of_patterns(args[i]):
                 return Weighing((i,), what="function of attention patterns alone (convention)")
             if _sums_to_one(args[i], how.summed(i)):
                 return Weighing((i,), what="weights that sum to one, as their values tell")
-    if features and _is_along_data(args, features, how):
-        return Weighing(proposed=tuple(features))
     untold = any(
-        i not in found and gate_strength(args[i]) == 0 and is_of_softmax(args[i].grad_fn)
-        and _is_of_data(args[i], i, how)
+        i not in found and is_of_softmax(args[i].grad_fn) and _is_of_data(args[i], i, how)
         for i in factors
-    )  # fmt: skip
-    return Weighing(is_untold=untold)
+    )
+    proposed = tuple(features) if _is_along_data(args, features, how) else ()
+    return Weighing(proposed=proposed, is_untold=untold)
 
 
-def _is_of_patterns(tensor: Tensor) -> bool:
+def is_of_patterns(tensor: Tensor, entry_by_entry: bool = False) -> bool:
     """Whether a tensor is a function of patterns and of nothing else, learned weights included.
 
     Patterns without a softmax, which are activated scores, count (stick-breaking attention).
+
+    Args:
+        tensor (Tensor): The tensor.
+        entry_by_entry (bool): Whether what patterns were reduced to (their largest entry) counts
+            as something else.
     """
     todo: list[Any] = [tensor.grad_fn]
     seen: set[Node] = set()
@@ -148,10 +158,12 @@ def _is_of_patterns(tensor: Tensor) -> bool:
         if node in seen:
             continue
         seen.add(node)
-        if patterns.is_made(node) or _is_activated_score(node):
+        if patterns.is_made(node) or is_activated_score(node):
             continue
         before = parents(node)
         if not before or len(seen) > _MAX_DEPTH or axes.is_linear_map(node):
+            return False
+        if entry_by_entry and node_name(node) in _REDUCED:
             return False
         todo.extend(before)
     return True
@@ -166,19 +178,26 @@ def _sums_to_one(weights: Tensor, axes_summed: list[int]) -> bool:
 
 
 def is_of_softmax(root: Node | None) -> bool:
-    """Whether the entries of a result are those of a softmax, put through other functions."""
-    todo: list[Node | None] = [root]
-    seen: set[Node] = set()
-    while todo and len(seen) < _MAX_DEPTH:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if is_softmax(node_name(node)):
+    """Whether the entries of a result are those of a pattern, put through other functions.
+
+    Of a sum all parts must be, or it is the argument of a function; the weights of a router are no
+    pattern.
+    """
+    seen: set[tuple[Node, bool]] = set()
+
+    def is_of_one(node: Node | None, inside: bool) -> bool:
+        if node is None or (node, inside) in seen or len(seen) > _MAX_DEPTH:
+            return False
+        seen.add((node, inside))
+        name = node_name(node)
+        if patterns.is_made(node):
             return True
-        if node_name(node) in KEPT | _ENTRYWISE:
-            todo.extend(parents(node))
-    return False
+        if name not in KEPT and name not in _ENTRYWISE:
+            return False
+        found = (is_of_one(one, inside or name in _FUNCTIONS) for one in parents(node))
+        return any(found) if inside or name in ("Mul", "Div") else all([*found, parents(node)])
+
+    return is_of_one(root, False)
 
 
 def _meets(
@@ -288,13 +307,35 @@ def _is_along_data(args: Sequence[Any], positions: Sequence[int], how: Contracti
 
 
 def _is_score(node: Node) -> bool:
-    return node_name(node) in MATMUL and len(parents(node)) > 1
+    """Whether a node compares two of what the inputs made, joined with others or shifted since."""
+    todo, seen = [node], set[Node]()
+    while todo and len(seen) < _MAX_SCORES:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        name, before = node_name(node), parents(node)
+        if name in MATMUL and len(before) > 1:
+            return True
+        if name == "Sum" and (product := _product(before[0])) is not None:
+            first, second = parents(product)
+            return first is not second
+        if name in _OF_SCORES:
+            todo.extend(before)
+    return False
 
 
-def _is_activated_score(node: Node) -> bool:
+def _product(node: Node) -> Node | None:
+    """The product of two live factors that a node is, moved since."""
+    found = axes.moved(node)
+    is_product = found is not None and node_name(found) == "Mul" and len(parents(found)) == 2
+    return found if is_product else None
+
+
+def is_activated_score(node: Node) -> bool:
     """An activation of scores, also raised to a power or divided by its own sums."""
     before = parents(node)
     if node_name(node) in ("Pow", "Sqrt") or patterns.is_own_quotient(node):
-        return walk_to(before[0], _is_activated_score) is not None
+        return walk_to(before[0], is_activated_score) is not None
     is_active = is_activation(node) or node_name(node) == "LogSigmoid"
     return is_active and any(walk_to(edge, _is_score) for edge in before)

@@ -12,10 +12,11 @@ from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.errors import UncoveredOperationError
 from constructs import CONSTRUCTS
 from rarer_constructs import RARER
+from weights_in_disguise import DISGUISED, GATES
 
 pytestmark = pytest.mark.core  # names of autograd's nodes change between versions of torch
 
-ALL = CONSTRUCTS | RARER
+ALL = CONSTRUCTS | RARER | DISGUISED
 
 #: What is held constant under a preset: patterns, norms.
 HELD = {"gi": "", "ah": "p", "ln": "n", "ah+ln": "pn"}
@@ -37,7 +38,11 @@ REFUSED = {
     ("gct", "ah+ln"): "norms compared with their own mean",
     ("attention by lerp", "ah"): "Lerp",
     ("attention by lerp", "ah+ln"): "Lerp",
-}
+    **{("merged, lerp", preset): "Lerp" for preset in ("ah", "ah+ln")},
+    # a gate that is multiplied in before the values has a gradient of its own
+    **{(f"gated, {gate}", preset): "weights that were not recognised"
+       for gate in GATES for preset in ("ah", "ah+ln")},
+}  # fmt: skip
 
 
 def skip_without_gradient(model: torch.nn.Module) -> None:

@@ -54,7 +54,8 @@ SEARCHES: dict[str, tuple[Callable[[Tensor], Any], Callable[[int], Tensor], int]
         lambda n: moved(leaf().softmax(-1), n - 1) + leaf().softmax(-1), 39,
     ),
     "sink gate": (
-        patterns.is_sink_gate, lambda n: moved(leaf().logsumexp(-1, keepdim=True).sigmoid(), n), 40,
+        lambda t: patterns.is_sink_gate(t.grad_fn),
+        lambda n: moved(leaf().logsumexp(-1, keepdim=True).sigmoid(), n), 199,
     ),
     "gate": (graph.gate_strength, lambda n: moved(leaf().sigmoid(), n), 39),
     "feature map": (graph.gate_strength, lambda n: moved(leaf().relu(), n), 39),
@@ -76,7 +77,7 @@ SEARCHES: dict[str, tuple[Callable[[Tensor], Any], Callable[[int], Tensor], int]
     ),
     "sums of values": (summaries.summaries_of, lambda n: moved(summary(), n), 399),
     "undecided product": (undecided.found, lambda n: moved(in_two_ways()[0], n), 59),
-    "sum of values": (summaries.is_weighed, lambda n: moved(summary(), n), 39),
+    "sum of values": (summaries.is_weighed, lambda n: moved(summary(), n), 399),
 }  # fmt: skip
 
 

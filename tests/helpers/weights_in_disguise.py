@@ -1,0 +1,298 @@
+"""Attention weights as modellers guard, mask, gate and join them: as in :mod:`constructs`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from constructs import OUT, Hold, R, sparsemax
+from spellings import TOKENS, Weights, scores
+
+CAUSAL = torch.ones(TOKENS, TOKENS).tril().bool()
+SINK = R(1)
+RELATIVE = R(TOKENS, TOKENS + 2)[:, 2:]
+Form = Callable[[Weights, Tensor, Hold, Hold], Tensor]
+Scores = Callable[[Tensor], Tensor]
+Read = Callable[[Tensor, Tensor], Tensor]
+
+
+def largest(s: Tensor) -> Tensor:
+    return s.amax(-1, keepdim=True)
+
+
+def total(s: Tensor) -> Tensor:
+    return s.logsumexp(-1, keepdim=True)
+
+
+def where(s: Tensor, value: float = 0.0) -> Tensor:
+    return torch.where(CAUSAL, s, value)
+
+
+def written_into(s: Tensor) -> Tensor:
+    s = s.clone()
+    s[..., ~CAUSAL] = -1e9
+    return s
+
+
+# ---- how weights meet values --------------------------------------------------------------------
+def by_entries(a: Tensor, v: Tensor) -> Tensor:
+    return (a[..., None] * v[:, None]).sum(2)
+
+
+def by_loop(a: Tensor, v: Tensor) -> Tensor:
+    return sum(a[..., j : j + 1] * v[:, j : j + 1] for j in range(TOKENS))
+
+
+def by_chunks(a: Tensor, v: Tensor) -> Tensor:
+    return a[..., :2] @ v[:, :2] + a[..., 2:] @ v[:, 2:]
+
+
+def by_example(a: Tensor, v: Tensor) -> Tensor:
+    return torch.stack([torch.tensordot(one, other, 1) for one, other in zip(a, v)])
+
+
+READS: dict[str, Read] = {
+    "matmul": torch.matmul, "entries": by_entries, "loop": by_loop, "chunks": by_chunks,
+    "tensordot": by_example,
+}  # fmt: skip
+
+
+def reading(weights: Scores, read: Read) -> Form:
+    return lambda w, x, p, n: read(p(weights(scores(w, x))), w.c(x))
+
+
+# ---- weights that no softmax names --------------------------------------------------------------
+def topk(s: Tensor) -> Tensor:
+    found = s.topk(3, -1)
+    return torch.zeros_like(s).scatter(-1, found.indices, found.values.softmax(-1))
+
+
+def entmax(s: Tensor) -> Tensor:
+    """With the power of 1.5; the threshold by bisection."""
+    s = (s - largest(s)) / 2
+    with torch.no_grad():
+        low, step = torch.full_like(s[..., :1], -1.0), 1.0
+        for _ in range(50):
+            step /= 2
+            more = (s - low - step).clamp(min=0).square().sum(-1, keepdim=True) >= 1
+            low = torch.where(more, low + step, low)
+    roots = (s - low).clamp(min=0).square()
+    return roots / roots.sum(-1, keepdim=True)
+
+
+def masked_ratio(s: Tensor) -> Tensor:
+    e = where(s.exp())
+    return e / e.sum(-1, keepdim=True)
+
+
+def guarded_ratio(s: Tensor) -> Tensor:
+    e = where((s - largest(s)).exp())
+    return e / (e.sum(-1, keepdim=True) + 1e-9)
+
+
+WEIGHTS: dict[str, Scores] = {
+    "sparsemax": sparsemax, "entmax": entmax, "topk": topk,
+    "clipped": lambda s: (1.06 * s.softmax(-1) - 0.03).clip(0, 1),
+    "where": masked_ratio, "where, guarded": guarded_ratio,
+}  # fmt: skip
+
+
+# ---- attention without a softmax ----------------------------------------------------------------
+def joined(w: Weights, x: Tensor) -> Tensor:
+    q, k = w.a(x), w.b(x)
+    return torch.cat([q @ part.mT for part in k.split(2, 1)], -1)
+
+
+def by_products(w: Weights, x: Tensor) -> Tensor:
+    return (w.a(x)[:, :, None] * w.b(x)[:, None]).sum(-1)
+
+
+def relative(w: Weights, x: Tensor) -> Tensor:
+    return scores(w, x) + w.a(x) @ OUT[:, :TOKENS]
+
+
+def cosine(w: Weights, x: Tensor) -> Tensor:
+    """The lengths, which ``ln`` holds constant, are not part of what is tried here."""
+    q, k = w.a(x), w.b(x)
+    return 4 * F.cosine_similarity(q[:, :, None], k[:, None], dim=-1)
+
+
+SCORES: dict[str, Callable[[Weights, Tensor], Tensor]] = {
+    "masked_fill": lambda w, x: scores(w, x).masked_fill(~CAUSAL, -1e9),
+    "where": lambda w, x: where(scores(w, x), -1e9),
+    "written into": lambda w, x: written_into(scores(w, x)),
+    "clamp": lambda w, x: scores(w, x).clamp(-50, 50),
+    "joined": joined, "products": by_products, "relative": relative,
+    "stacked": lambda w, x: torch.stack(scores(w, x).unbind(-1), -1),
+}  # fmt: skip
+
+
+def activated(made: Callable[[Weights, Tensor], Tensor], f: Scores, read: Read) -> Form:
+    return lambda w, x, p, n: read(p(f(made(w, x))), w.c(x) / TOKENS)
+
+
+ACTIVATIONS: dict[str, Scores] = {"sigmoid": torch.sigmoid, "relu2": lambda s: F.relu(s).square()}
+
+
+# ---- divided after the sum ----------------------------------------------------------------------
+DIVISORS: dict[str, Scores] = {
+    "bare": lambda z: z, "eps": lambda z: z + 1e-9, "clamp": lambda z: z.clamp(min=1e-9),
+    "maximum": lambda z: torch.maximum(z, torch.tensor(1e-9).to(z)),
+}  # fmt: skip
+
+
+def divided_late(divisor: Scores, mask: Scores) -> Form:
+    def form(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+        s = scores(w, x)
+        e = p(mask((s - largest(s)).exp()))
+        return (e @ w.c(x)) / divisor(e.sum(-1, keepdim=True))
+
+    return form
+
+
+def pooled(divisor: Scores) -> Form:
+    def form(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+        e = p((x @ w.vector).exp())
+        return ((e[..., None] * w.c(x)).sum(1) / divisor(e.sum(1, keepdim=True)))[:, None] + x
+
+    return form
+
+
+# ---- sinks --------------------------------------------------------------------------------------
+def stable_sink(sink: Callable[[Tensor], Tensor]) -> Form:
+    """``sink`` is the score of the sink; the largest score has a gradient."""
+
+    def form(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+        s = scores(w, x)
+        top = torch.maximum(largest(s), sink(s))
+        e = (s - top).exp()
+        return p(e / (e.sum(-1, keepdim=True) + (sink(s) - top).exp())) @ w.c(x)
+
+    return form
+
+
+def off_by_one(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    s = scores(w, x)
+    e = (s - largest(s)).exp()
+    return p(e / (e.sum(-1, keepdim=True) + (-largest(s)).exp())) @ w.c(x)
+
+
+def late_sink(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    s = scores(w, x)
+    top = torch.maximum(largest(s), SINK)
+    e = p((s - top).exp())
+    return (e @ w.c(x)) / (e.sum(-1, keepdim=True) + p((SINK - top).exp()))
+
+
+def sink(weights: Scores, gate: Scores, late: Callable[[Tensor, Tensor], Tensor]) -> Form:
+    def form(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+        s = scores(w, x)
+        return late(p(weights(s)) @ w.c(x), p(gate(s)))
+
+    return form
+
+
+SINKS: dict[str, Form] = {
+    "off by one, stable": off_by_one,
+    "learned, stable": stable_sink(lambda s: SINK.to(s)),
+    "learned, late": late_sink,
+    "logaddexp": reading(lambda s: (s - torch.logaddexp(total(s), SINK)).exp(), torch.matmul),
+    "softplus": reading(lambda s: (s - F.softplus(total(s))).exp(), torch.matmul),
+    "gate before": reading(
+        lambda s: s.softmax(-1) * (total(s) - SINK).sigmoid(), torch.matmul
+    ),
+    "gate as a divisor": sink(
+        lambda s: s.softmax(-1), lambda s: 1 + (SINK - total(s)).exp(), torch.div
+    ),
+    "gate as a reciprocal": sink(
+        lambda s: s.softmax(-1), lambda s: 1 / (1 + (SINK - total(s)).exp()), torch.mul
+    ),
+    "gate of what is left": sink(
+        lambda s: s.softmax(-1), lambda s: 1 - (SINK - total(s)).sigmoid(), torch.mul
+    ),
+    "gate by softplus": sink(
+        lambda s: s.softmax(-1), lambda s: (-F.softplus(SINK - total(s))).exp(), torch.mul
+    ),
+}  # fmt: skip
+
+
+# ---- chunks of keys, merged ---------------------------------------------------------------------
+Merge = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def merged(how: Merge) -> Form:
+    """``how`` gets what two chunks have read, each with the total of its scores."""
+
+    def form(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+        s, v = scores(w, x), w.c(x)
+        one, other = s.split(3, -1)
+        # the oracle holds scores where it holds patterns: nothing else is made of them
+        one, other = p(one), p(other)
+        first, second = one.softmax(-1) @ v[:, :3], other.softmax(-1) @ v[:, 3:]
+        return how(first, total(one), second, total(other))
+
+    return form
+
+
+def by_shares(o: Tensor, t: Tensor, o2: Tensor, t2: Tensor, whole: Tensor) -> Tensor:
+    return (t - whole).exp() * o + (t2 - whole).exp() * o2
+
+
+def by_largest(o: Tensor, t: Tensor, o2: Tensor, t2: Tensor) -> Tensor:
+    top = torch.maximum(t, t2)
+    a, b = (t - top).exp(), (t2 - top).exp()
+    return (a * o + b * o2) / (a + b)
+
+
+MERGES: dict[str, Merge] = {
+    "logaddexp": lambda o, t, o2, t2: by_shares(o, t, o2, t2, torch.logaddexp(t, t2)),
+    "log1p": lambda o, t, o2, t2: by_shares(o, t, o2, t2, t + torch.log1p((t2 - t).exp())),
+    "log": lambda o, t, o2, t2: by_shares(o, t, o2, t2, t + (1 + (t2 - t).exp()).log()),
+    "sigmoids": lambda o, t, o2, t2: (1 - (t2 - t).sigmoid()) * o + (t2 - t).sigmoid() * o2,
+    "difference": lambda o, t, o2, t2: o - (t2 - t).sigmoid() * (o - o2),
+    "largest": by_largest,
+    "lerp": lambda o, t, o2, t2: torch.lerp(o, o2, (t2 - t).sigmoid()),
+}  # fmt: skip
+
+
+# ---- gates in front of the values ---------------------------------------------------------------
+def gated(gate: Callable[[Weights, Tensor], Tensor]) -> Form:
+    return lambda w, x, p, n: (p(scores(w, x).softmax(-1)) * gate(w, x)) @ w.c(x)
+
+
+GATES: dict[str, Callable[[Weights, Tensor], Tensor]] = {
+    "sigmoid": lambda w, x: w.d(x)[..., :1].sigmoid(),
+    "rest": lambda w, x: 1 - w.d(x)[..., :1].sigmoid(),
+    "tanh": lambda w, x: w.d(x)[..., :1].tanh(),
+    "softplus": lambda w, x: F.softplus(w.d(x)[..., :1]),
+    "pooled": lambda w, x: w.d(x).mean(1)[:, :1].sigmoid()[..., None],
+    "of the key": lambda w, x: w.d(x)[..., 0].sigmoid()[:, None],
+}
+
+
+def log_sinkhorn(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    s = scores(w, x)
+    for _ in range(5):
+        s = s - s.logsumexp(-1, keepdim=True)
+        s = s - s.logsumexp(-2, keepdim=True)
+    return p(s.exp()) @ w.c(x)
+
+
+DISGUISED: dict[str, Callable[..., Any]] = {
+    **{f"{a}, {b}": reading(WEIGHTS[a], READS[b]) for a in WEIGHTS for b in READS},
+    **{f"{a} of {b}": activated(SCORES[b], ACTIVATIONS[a], torch.matmul)
+       for a in ACTIVATIONS for b in SCORES},
+    **{f"{a}, entries": activated(SCORES["clamp"], ACTIVATIONS[a], by_entries)
+       for a in ACTIVATIONS},
+    **{f"late, {a}": divided_late(DIVISORS[a], lambda e: e) for a in DIVISORS},
+    **{f"late, {a}, masked": divided_late(DIVISORS[a], where) for a in DIVISORS},
+    **{f"pooled, {a}": pooled(DIVISORS[a]) for a in DIVISORS},
+    **{f"sink, {a}": SINKS[a] for a in SINKS},
+    **{f"merged, {a}": merged(MERGES[a]) for a in MERGES},
+    **{f"gated, {a}": gated(GATES[a]) for a in GATES},
+    "sinkhorn of logarithms": log_sinkhorn,
+}  # fmt: skip

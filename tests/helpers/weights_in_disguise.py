@@ -55,9 +55,13 @@ def by_example(a: Tensor, v: Tensor) -> Tensor:
     return torch.stack([torch.tensordot(one, other, 1) for one, other in zip(a, v)])
 
 
+def by_rows(a: Tensor, v: Tensor) -> Tensor:
+    return torch.stack([(v * a[:, i, :, None]).sum(1) for i in range(TOKENS)], 1)
+
+
 READS: dict[str, Read] = {
     "matmul": torch.matmul, "entries": by_entries, "loop": by_loop, "chunks": by_chunks,
-    "tensordot": by_example,
+    "tensordot": by_example, "rows": by_rows,
 }  # fmt: skip
 
 
@@ -84,6 +88,11 @@ def entmax(s: Tensor) -> Tensor:
     return roots / roots.sum(-1, keepdim=True)
 
 
+def squares(s: Tensor) -> Tensor:
+    e = F.relu(s + 1).square()
+    return e / (e.sum(-1, keepdim=True) + 1e-3)
+
+
 def masked_ratio(s: Tensor) -> Tensor:
     e = where(s.exp())
     return e / e.sum(-1, keepdim=True)
@@ -97,7 +106,7 @@ def guarded_ratio(s: Tensor) -> Tensor:
 WEIGHTS: dict[str, Scores] = {
     "sparsemax": sparsemax, "entmax": entmax, "topk": topk,
     "clipped": lambda s: (1.06 * s.softmax(-1) - 0.03).clip(0, 1),
-    "where": masked_ratio, "where, guarded": guarded_ratio,
+    "where": masked_ratio, "where, guarded": guarded_ratio, "squares": squares,
 }  # fmt: skip
 
 
@@ -260,8 +269,8 @@ MERGES: dict[str, Merge] = {
 
 
 # ---- gates in front of the values ---------------------------------------------------------------
-def gated(gate: Callable[[Weights, Tensor], Tensor]) -> Form:
-    return lambda w, x, p, n: (p(scores(w, x).softmax(-1)) * gate(w, x)) @ w.c(x)
+def gated(gate: Callable[[Weights, Tensor], Tensor], read: Read = torch.matmul) -> Form:
+    return lambda w, x, p, n: read(p(scores(w, x).softmax(-1)) * gate(w, x), w.c(x))
 
 
 GATES: dict[str, Callable[[Weights, Tensor], Tensor]] = {
@@ -294,5 +303,6 @@ DISGUISED: dict[str, Callable[..., Any]] = {
     **{f"sink, {a}": SINKS[a] for a in SINKS},
     **{f"merged, {a}": merged(MERGES[a]) for a in MERGES},
     **{f"gated, {a}": gated(GATES[a]) for a in GATES},
+    **{f"gated, {a}": gated(GATES["sigmoid"], READS[a]) for a in READS if a != "matmul"},
     "sinkhorn of logarithms": log_sinkhorn,
 }  # fmt: skip

@@ -112,7 +112,9 @@ def _softmax(context: Context, call: Call, quotient: bool) -> Tensor | None:
     """Weights divided by their sum: what is done with them decides."""
     args = call.args
     if patterns.is_normalised(args[0], args[1], quotient):
-        return _tensor(call.run())
+        result = _tensor(call.run())
+        note_weights(result)  # of relu(s) ** 2 the divisor is no norm
+        return result
     if context.scope.rule(Kind.ATTENTION) is None:
         return None
     for i in (0,) if quotient else (0, 1):
@@ -258,16 +260,27 @@ def _weighed_entries(context: Context, call: Call, product: Any) -> Any:
         return _linear_attention(context, call, product)
     if product is None:
         product = call.run()
+    has_name = patterns.is_pattern(args[found.position])
+    for way in [found] if has_name else found.ways:
+        product = _summed_later(context, call, product, way, has_name)
+    return product
+
+
+def _summed_later(
+    context: Context, call: Call, plain: Tensor, found: entrywise.Weights, has_name: bool
+) -> Tensor:
+    """A product that is attention if its entries are summed up, or no rule knows what then."""
     if found.is_untold:
-        return untold_unless_kept(context, product, found)
+        return untold_unless_kept(context, plain, found)
     operation = PatternProduct(*call.parts, patterns=(found.position,), operands=(0, 1))
-    product, weighed = proposed(context, product, [operation], "softmax attention, entry by entry")
+    product, weighed = proposed(context, plain, [operation], "softmax attention, entry by entry")
     if weighed is not None:
         weighed.along = found.along
         weighed.group = found.source
-        weighed.values = args[1 - found.position]
-        if not patterns.is_pattern(args[found.position]):  # a divisor may follow
-            summaries.summarize(product, args, call.func, (found.position,)).weighed = weighed
+        weighed.values = call.args[1 - found.position]
+        if not has_name:  # a divisor may follow
+            summary = summaries.summarize(product, call.args, call.func, (found.position,))
+            summary.weighed = weighed
         await_use(context, product, weighed)
     return product
 

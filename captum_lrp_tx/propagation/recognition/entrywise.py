@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ class Weights:
         position (int): 0 or 1.
         along (tuple of int): The axis that it sums to one along, in the product, counted from the
             right; none if this is one entry of it, several if the axis is not known.
-        source (Node, optional): The softmax; of what has no name, what one entry was taken of.
+        source (Node, optional): The softmax; of what has no name, what an entry was taken of.
         is_untold (bool): Whether a softmax made it in a way that no rule knows.
     """
 
@@ -31,6 +31,12 @@ class Weights:
     along: tuple[int, ...]
     source: Node | None
     is_untold: bool = False
+
+    @property
+    def ways(self) -> list[Weights]:
+        """The sums that make it attention: along an axis, or of entries that were taken of one."""
+        taken = [replace(self, along=())] if self.source is not None else []
+        return [replace(self, source=None)] * bool(self.along) + taken
 
 
 def weights(first: Tensor, second: Tensor) -> Weights | None:
@@ -71,13 +77,12 @@ def _unnamed(first: Tensor, second: Tensor) -> Weights | None:
         return None
     position = 0 if kinds[0] is not None else 1
     one, other, kind = (first, second)[position], (second, first)[position], kinds[position]
-    if _is_one_of_many(one):
-        return Weights(position, (), axes.moved(one), kind == "untold")
     shared = range(-min(one.dim(), other.dim()), 0)
     common = tuple(d for d in shared if one.shape[d] == other.shape[d] > 1)
-    if not common or one.shape == other.shape:
-        return None
-    return Weights(position, common, None, kind == "untold")
+    along = () if one.shape == other.shape else common
+    source = axes.moved(one) if _is_one_of_many(one) else None
+    is_any = along or source is not None
+    return Weights(position, along, source, kind == "untold") if is_any else None
 
 
 def _kind(tensor: Tensor) -> str | None:

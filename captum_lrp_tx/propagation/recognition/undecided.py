@@ -145,6 +145,8 @@ def _settle_sum(node: Node, name: str, source: Node) -> bool:
             return True
         return False
     for weighed, steps in _paths(source):
+        if name in _SCATTERED and weighed.group is None:
+            continue  # to a place of its own each, perhaps: what has no name must be summed
         for axis in weighed.along:
             if _followed(axis, weighed, steps, exactly=name not in _SCATTERED) in along:
                 weighed.confirm()

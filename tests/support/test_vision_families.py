@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ pytest.importorskip("timm")
 
 pytestmark = [pytest.mark.captum, pytest.mark.image_models]
 
+THOROUGH = "CAPTUM_LRP_TX_THOROUGH" in os.environ
 #: What has no rule, by model and preset.
 REFUSED = {
     ("efficientvim_m1", "ah+ln"): "weights that were not recognised as an attention pattern",
@@ -38,7 +40,8 @@ def test_family_is_verified_or_refused(name: str, untouched: Any) -> None:
             else:
                 assert outcome.status == "refused", f"{case} {preset}: {outcome}"
                 assert reason in outcome.reason
-    if (name, "lrp") not in REFUSED:
+    is_turn = THOROUGH or NAMES.index(name) % 3 == 0  # the oracle above is the sharper test
+    if is_turn and (name, "lrp") not in REFUSED:
         report = audit.explainability(cases[-1].forward, cases[-1].inputs, 1, file=None)
         scale = abs(report.output) + sum(abs(v) for v in report.absorbed.values())
         assert abs(report.conservation_error) <= TOLERANCE * scale

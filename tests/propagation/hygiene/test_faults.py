@@ -318,7 +318,7 @@ def inject(
 def test_exceptions_at_every_module_and_every_operation(
     net: Net, name: str, place: str, record_property: Callable[[str, object], None]
 ) -> None:
-    places, raised = inject(net, name, place, KINDS, None if THOROUGH or "modules" in place else 40)
+    places, raised = inject(net, name, place, KINDS, None if THOROUGH or "modules" in place else 25)
     record_property("faults", raised)
     assert places >= (12 if "modules" in place else 60)
 
@@ -330,7 +330,7 @@ def test_exceptions_at_every_module_and_every_operation(
 def test_interruption_at_any_line(
     net: Net, name: str, record_property: Callable[[str, object], None]
 ) -> None:
-    places, raised = inject(net, name, "lines", [KeyboardInterrupt], None if THOROUGH else 50)
+    places, raised = inject(net, name, "lines", [KeyboardInterrupt], None if THOROUGH else 30)
     record_property("faults", raised)
     assert places > 500
 

@@ -111,7 +111,11 @@ def test_a_quantised_model_is_explained_as_the_dequantised_one(
     build, inputs, target = MODELS[kind]
     model, plain = pair(build, quantised.WEIGHT_ONLY[layer])
     x = inputs()
-    for preset in PRESETS if bias == "absorb" else SPREADING:
+    presets = PRESETS if bias == "absorb" else SPREADING
+    if kind != "mlp":  # of the larger models half of the presets, in turns
+        turn = list(quantised.WEIGHT_ONLY).index(layer) + (kind == "llama")
+        presets = presets[turn % 2 :: 2]
+    for preset in presets:
         options: Any = {"rules": preset, "bias": bias}
         given: Any = {"target": target, "strict": preset in ("lrp", "lrp-gamma", "mambalrp")}
         got = ConservativeLRP(model, **options).attribute(x, **given)

@@ -137,9 +137,10 @@ def pair(name: str, lengths: list[int], given: bool) -> tuple[Reader, Reader, Te
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("lengths", [[4, 4, 4], [2, 4, 1]], ids=["padded", "packed"])
 def test_layers_are_their_equations(name: str, lengths: list[int]) -> None:
+    turn = list(LAYERS).index(name) + lengths[-1]  # half of the presets of each, in turns
     for given in (False, True):
         model, hand, x = pair(name, lengths, given)
-        for kw in PRESETS[given::2]:
+        for kw in PRESETS[(turn + 2 * given) % 4 :: 4]:
             found = ConservativeLRP(model, **kw).attribute(x, target=1)
             expected = ConservativeLRP(hand, **kw).attribute(x, target=1)
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8, msg=str(kw))

@@ -415,10 +415,13 @@ def test_how_much_like_a_gate(make: Any, expected: int) -> None:
         (lambda s: (s.logsumexp(-1) * s.sum()).sigmoid(), False),
         (lambda s: s.sigmoid(), False),
         (lambda s: s.exp().sigmoid(), False),
+        (lambda s: 1 / (1 + (1 - s.logsumexp(-1)).exp()), True),
+        (lambda s: (s.logsumexp(-1) - 1).sigmoid() + s.sum(), False),
+        (lambda s: s.sum(), False),
     ],
 )
 def test_what_is_the_gate_of_a_sink(make: Any, expected: bool) -> None:
-    assert patterns.is_sink_gate(make(leaf(3, 3))) is expected
+    assert patterns.is_sink_gate(make(leaf(3, 3)).grad_fn) is expected
 
 
 # ---- where a NaN comes from ---------------------------------------------------------------------

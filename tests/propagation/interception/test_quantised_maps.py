@@ -18,6 +18,7 @@ import quantised
 import zoo
 from captum_lrp_tx import ConservativeGI, ConservativeLRP, LayerConservativeLRP, audit, rules
 from captum_lrp_tx.errors import UncoveredOperationError, UnsupportedModelError
+from captum_lrp_tx.propagation.interception import quantised as quantised_maps
 from captum_lrp_tx.propagation.interception.quantised import (
     check_wrapped,
     claim,
@@ -230,6 +231,38 @@ def test_what_claims_to_be_a_linear_map_is_tried(run: Callable[[Tensor], Tensor]
     assert scaled is not None
     torch.testing.assert_close(scaled.weight(), 3.0 * torch.eye(WIDTH))
     torch.testing.assert_close(scaled.constant, torch.ones(WIDTH))
+
+
+class WithDerivative(torch.autograd.Function):
+    """The value of a product with weights of ones, and another derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.back = back
+        return x @ torch.ones(WIDTH, 3)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return ctx.back(grad) @ torch.ones(3, WIDTH), None
+
+
+@pytest.mark.parametrize(
+    ("back", "is_map"),
+    [
+        (lambda g: g, True),
+        (lambda g: g.abs(), False),  # one for each row, but not linear
+        (lambda g: g * torch.arange(1.0, len(g) + 1)[:, None], False),  # linear, but of its place
+    ],
+    ids=["product", "moduli", "places"],
+)
+def test_the_derivative_of_a_linear_map_is_one(back: Any, is_map: bool) -> None:
+    found = claim(lambda x: WithDerivative.apply(x, back), floats()[0])
+    assert (found is not None) is is_map
+
+
+def test_what_differs_from_nothing_differs_without_bound() -> None:
+    assert quantised_maps.differs(torch.full((3,), 0.1), torch.zeros(3)) == float("inf")
+    assert quantised_maps.differs(torch.zeros(3), torch.zeros(3)) == 0.0
 
 
 def test_a_call_with_a_wrapped_weight_is_tried() -> None:

@@ -316,3 +316,21 @@ def test_a_kernel_is_linear_in_its_values(place: int) -> None:
     assert report.is_covered == (place == 2)
     if place == 2:
         assert abs(report.conservation_error) <= 1e-5 * abs(report.output)
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_batch_norm_is_affine_in_its_weight_and_bias(place: int) -> None:
+    """Called by its own name, with statistics that are given."""
+    torch.manual_seed(0)
+    others = list(torch.randn(3, 5))
+    others[0] = others[0][None]
+
+    def norm(x: torch.Tensor) -> torch.Tensor:
+        given = [x.sum(0) if i == place else other for i, other in enumerate(others)]
+        given[0] = given[0].reshape(1, 5)
+        size = torch.zeros(5), torch.ones(5)
+        return torch.ops.aten.native_batch_norm(*given, *size, False, 0.1, 1e-5)[0].sum(1)
+
+    report = audit.explainability(norm, torch.randn(1, 5), file=None)
+    assert report.is_covered
+    assert abs(report.conservation_error) <= 1e-5 * (abs(report.output) + 1)

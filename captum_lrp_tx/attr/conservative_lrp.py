@@ -35,9 +35,11 @@ class ConservativeLRP(ConservativeGI):
         bias (str): What happens to the relevance of biases of linear layers and norms.
             ``"absorb"``: they keep it, and the convergence delta shows it. ``"distribute"``: it is
             spread over the inputs of the layer in proportion to their squares, so that the input
-            relevance alone sums to the output. ``"ignore"``: the rules' denominators leave the
-            bias out, as ``set_bias_to_zero`` of Captum's rules; in deep models this needs a large
-            ``epsilon`` (0.1 to 0.3) to be stable; you are warned if it is not.
+            relevance alone sums to the output; a constant that is added to something else than one
+            layer's result (a norm written out, a sum of two maps) keeps its share.
+            ``"ignore"``: the rules' denominators leave the bias out, as ``set_bias_to_zero`` of
+            Captum's rules; in deep models this needs a large ``epsilon`` (0.1 to 0.3) to be stable;
+            you are warned if it is not.
         epsilon (float, optional): Stabiliser of the rule for linear layers. Without it
             presets have none (LRP-0): a modified gradient divides by no pre-activation, and so
             needs none. The gamma presets have 1e-9.

@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
+#: Where the node of a write notes that nothing is left of what was there before.
+OVERWRITTEN = "captum_lrp_tx.overwritten"
 Node = Any  # torch.autograd.graph.Node; custom functions expose attributes of their own
 
 #: Operations that move, copy, cast, mask or scale entries without mixing them.
@@ -32,17 +34,20 @@ MASKS = frozenset("Where IndexPut CopySlices".split())
 #: Keep entries within bounds.
 BOUNDS = frozenset("Clamp ClampMin ClampMax Maximum Minimum".split())
 
+#: What a bound at zero stands for under a rule for activations.
+RECTIFIED = "ClampAtZero"
 #: How strongly a factor looks like a gate: bounded functions first, then self-gated activations.
 _GATE_STRENGTH = {
     **dict.fromkeys("Softmax SafeSoftmax Sigmoid Hardsigmoid".split(), 3),
     **dict.fromkeys("Tanh Erf Hardtanh Softplus".split(), 2),
     **dict.fromkeys("Silu Gelu Relu LeakyRelu Elu Mish Hardswish Exp Exp2 Expm1".split(), 1),
+    RECTIFIED: 1,
 }
 #: Gates stay gates when they are shifted, scaled, bounded, selected, summed, joined with others or
 #: when their root is taken.
 _KEEP_GATE = frozenset(
     """Add Sub Mul Div Rsub Sum Mean Cumsum Topk Sort Max Amax Min Amin Clamp Sqrt Cat Stack Where
-    Scatter ScatterAdd IndexPut IndexAdd""".split()
+    Scatter ScatterAdd IndexPut IndexAdd CopySlices""".split()
 )
 _SUMS = frozenset({"Sum", "Mean", "Cumsum"})
 _MAX_DEPTH = 40
@@ -82,7 +87,7 @@ def edges(node: Node) -> list[tuple[Node, int]]:
         return [] if meaning[0] is None else [meaning]
     used = [edge for edge in node.next_functions if edge[0] is not None]
     # of x.copy_(y) only y is left
-    return used[-1:] if name == "Copy" else used
+    return used[-1:] if name == "Copy" or OVERWRITTEN in node.metadata else used
 
 
 def parents(node: Node) -> list[Node]:
@@ -113,6 +118,16 @@ def _is_power_of_constant(node: Node) -> bool:
     return name == "PowBackward2" or (name == "PowBackward1" and node.next_functions[0][0] is None)
 
 
+def bound_strength(node: Node) -> int:
+    """How much like a gate bounds make what had none: like a hardtanh, like a ReLU, or not."""
+    if node_name(node) not in ("Clamp", "ClampMin"):
+        return 0
+    least, most = getattr(node, "_saved_min", None), getattr(node, "_saved_max", None)
+    if least is not None and most is not None:
+        return _GATE_STRENGTH["Hardtanh"]
+    return _GATE_STRENGTH["Relu"] if isinstance(least, (int, float)) and least == 0 else 0
+
+
 def signals(node: Node) -> list[Node]:
     """Those parents of a product that look least like gates."""
     before = parents(node)
@@ -136,7 +151,7 @@ def _gate(node: Node, depth: int) -> int:
     strength = min((_gate(one, depth - 1) for one in before), default=0)
     if strength == 1 and (name in _SUMS or (len(before) > 1 and name != "Cat")):
         return 0  # a sum of self-gated values is a signal
-    return strength
+    return strength or bound_strength(node)
 
 
 def mark_node(result: Any, key: str, value: Any = True) -> None:

@@ -13,7 +13,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.errors import RuleError
+from captum_lrp_tx.errors import RuleError, UnsupportedModelError
 from captum_lrp_tx.propagation.autograd.functions import (
     Combine,
     Flatten,
@@ -171,6 +171,12 @@ class SignedLinearRule(LinearRule):
         """See :class:`~captum_lrp_tx.propagation.autograd.signed.SignedRule`."""
 
     def propagate(self, operation: LinearMap) -> Tensor:
+        if operation.input.is_complex() or operation.weight.is_complex():
+            raise UnsupportedModelError(
+                f"{type(self).__name__} tells contributions by their signs, which complex numbers "
+                "do not have; give the module EpsilonRule() in a Composite, or choose a preset "
+                "without gamma."
+            )
         if _origin(self, "ways") is not _origin(self, "factors"):
             return super().propagate(operation)
         output = operation.plain()

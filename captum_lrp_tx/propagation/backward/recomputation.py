@@ -297,7 +297,7 @@ class Recomputation:
         last = max(i for i in range(len(call.seen)) if i not in call.kept)
         stops = _may_stop(call.module)
 
-        def keep(tensor: Tensor) -> None:
+        def keep(tensor: Tensor) -> Tensor | None:
             index = len(seen)
             if reads_placeholder(tensor):
                 raise _Elsewhere
@@ -306,12 +306,13 @@ class Recomputation:
                 saved[index] = _Saved.of(tensor)
             if stops and index == last:
                 raise _Enough
+            return None if tensor.requires_grad else tensor  # factors of maps are looked at
 
         with torch.enable_grad():
             args, kwargs = _fresh(call.args), _fresh(call.kwargs)
         with (
             contextlib.suppress(_Enough), torch.enable_grad(), _kept_random(call.random),
-            self._scope.again(call.tables), self._rules(), saved_tensors_hooks(keep, _never),
+            self._scope.again(call.tables), self._rules(), saved_tensors_hooks(keep, _constant),
         ):  # fmt: skip
             _set_random(call.random)
             try:
@@ -333,8 +334,10 @@ class Recomputation:
         call.saved.update(saved)
 
 
-def _never(_: Any) -> Tensor:
-    raise AssertionError("the graph of a second run is not walked")
+def _constant(constant: Tensor | None) -> Tensor:
+    if constant is None:
+        raise AssertionError("the graph of a second run is not walked")
+    return constant
 
 
 def _may_stop(block: nn.Module) -> bool:

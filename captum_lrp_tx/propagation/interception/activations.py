@@ -12,7 +12,9 @@ from torch import Tensor
 
 from captum_lrp_tx.propagation.autograd import compact
 from captum_lrp_tx.propagation.autograd.functions import PackedSlope
+from captum_lrp_tx.propagation.graph import RECTIFIED
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
+from captum_lrp_tx.propagation.interception.writing import overwritten
 from captum_lrp_tx.propagation.operations import Activation, Kind
 from captum_lrp_tx.propagation.recognition import degrees, patterns, recurrence
 
@@ -66,11 +68,22 @@ def _activated(context: Context, call: Call) -> Any:
         kwargs = {k: v for k, v in kwargs.items() if k not in ("inplace", "input")}
         if call.is_inplace:
             func = getattr(torch, bare, None) or getattr(F, bare)
-    operation = Activation(func, args, kwargs, input=x, name=_ACTIVATIONS[bare])
+    operation = Activation(func, args, kwargs, input=x, name=_name(call, bare))
     if context.scope.ledger is not None:
         operation.absorb = context.absorber()
     result = degrees.with_exponent(context.apply(Kind.ACTIVATION, operation), exponent)
-    return x.copy_(result) if inplace else result
+    return overwritten(x, result) if inplace else result
+
+
+def _name(call: Call, bare: str) -> str:
+    """What an activation is, if bounds say so: a clamp may be a hardtanh or a ReLU."""
+    if bare in ("clamp", "clip", "clamp_min"):
+        _, least, most = call.bind(("input", "min", "max"))
+        if least is not None and most is not None:
+            return "Hardtanh"
+        if isinstance(least, (int, float)) and least == 0:
+            return RECTIFIED
+    return _ACTIVATIONS[bare]
 
 
 def _gelu_slope(x: Tensor, **kwargs: Any) -> Tensor:

@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from captum_lrp_tx.propagation.graph import mark_node
+from captum_lrp_tx.propagation.graph import gate_strength, mark_node
 from captum_lrp_tx.propagation.interception.calls import Call, depends
 from captum_lrp_tx.propagation.operations import Kind, PatternProduct, Product
-from captum_lrp_tx.propagation.recognition import delta_rule, patterns, rescaling, summaries
+from captum_lrp_tx.propagation.recognition import (
+    delta_rule,
+    patterns,
+    rescaling,
+    summaries,
+    weighing,
+)
+from captum_lrp_tx.propagation.recognition.contracted import contraction_of
 from captum_lrp_tx.propagation.recognition.entrywise import Weights
 from captum_lrp_tx.propagation.recognition.undecided import Undecided, Weighed, remember
 
@@ -39,9 +46,16 @@ def unweighted(context: Context, call: Call, dependent: list[int], gate: int | N
     if len(dependent) != 2 or context.scope.rule(Kind.PRODUCT) is None:
         return call.run()
     first, second = dependent
-    return context.apply(
-        Kind.PRODUCT, Product(*call.parts, first=first, second=second, elementwise=False, gate=gate)
+    how = contraction_of(call.func, call.args)
+    # a gate without an axis of its own scales the other factor entry by entry, in front of a sum
+    scales = how is not None and any(
+        gate_strength(call.args[i]) > 1
+        and weighing.is_of_data(call.args[i], i, how)
+        and not any(call.args[i].shape[axis] > 1 for axis, _ in how.own(i))
+        for i in dependent
     )
+    operation = Product(*call.parts, first=first, second=second, elementwise=scales, gate=gate)
+    return context.apply(Kind.PRODUCT, operation)
 
 
 def proposed(

@@ -23,6 +23,7 @@ from captum_lrp_tx.propagation.autograd.functions import WithValue, safe_ratio
 from captum_lrp_tx.propagation.graph import Node, node_name
 from captum_lrp_tx.propagation.interception.calls import Call, depends
 from captum_lrp_tx.propagation.interception.spreading import spread_through
+from captum_lrp_tx.propagation.interception.writing import overwritten
 from captum_lrp_tx.propagation.operations import Kind, LinearMap
 from captum_lrp_tx.propagation.recognition.axes import signed
 from captum_lrp_tx.propagation.state.layers import LEAF
@@ -301,7 +302,7 @@ def _is_same_for_all_rows(
     that have nothing to do with the map.  A dimension of size 1 does not show which it is: there a
     bias is what had one dimension, or is the whole of what the model stores.
     """
-    if not isinstance(constant, Tensor) or constant.numel() == 1:
+    if not isinstance(constant, Tensor) or (constant.numel() == 1 and constant.dim() < 2):
         return True
     if any(getattr(t, _ROW, None) == constant._version for t in (constant, constant._base)):
         constant = constant[(0,) * (constant.dim() - 1)]
@@ -316,7 +317,7 @@ def _is_same_for_all_rows(
         if not (
             base.dim() == 1
             or isinstance(original, nn.Parameter)
-            or context.isolation.is_stored(constant)
+            or context.isolation.is_stored(_once(constant))
         ):
             return False
     rows = _rows_of(found)
@@ -336,20 +337,27 @@ def _rows_of(found: Found) -> list[int]:
         return [d for d in range(dims) if d != dims + operation.channel]
     with torch.no_grad():
         weight = operation.weight.double()
-        weight = torch.linspace(1, 2, weight.numel(), out=torch.empty_like(weight).flatten())
-        made = operation.apply(
-            torch.ones_like(operation.input, dtype=torch.float64),
-            weight.view(operation.weight.shape),
-        )
+        if weight.layout == torch.strided:
+            numbers = torch.linspace(1, 2, weight.numel(), out=torch.empty_like(weight).flatten())
+            weight = numbers.view(weight.shape)
+        else:  # its values come at their places in a row, or in the order of a triangle
+            weight = weight.clone()
+            values = weight._values() if weight.is_sparse else weight.values()
+            values.copy_(torch.linspace(1, 2, values.numel(), out=values.flatten()).view_as(values))
+        made = operation.apply(torch.ones_like(operation.input, dtype=torch.float64), weight)
     return [d for d in range(dims) if torch.allclose(made, made.narrow(d, 0, 1), rtol=1e-12)]
+
+
+def _once(constant: Tensor) -> Tensor:
+    """What a constant really has, before it was expanded for a batch."""
+    return constant[tuple(slice(1) if s == 0 else slice(None) for s in constant.stride())]
 
 
 def _numbered(constant: Tensor) -> Tensor:
     """A number of its own for each entry that a constant really has, however far it is expanded."""
-    shape = [1 if s == 0 else n for n, s in zip(constant.shape, constant.stride(), strict=True)]
-    count = torch.Size(shape).numel()
-    numbers = torch.arange(1, count + 1, dtype=torch.float64, device=constant.device)
-    return numbers.view(shape).expand(constant.shape)
+    once = _once(constant)
+    numbers = torch.arange(1, once.numel() + 1, dtype=torch.float64, device=constant.device)
+    return numbers.view(once.shape).expand(constant.shape)
 
 
 def _moved_back(values: Tensor, shape: Sequence[int], views: list[Step]) -> Tensor:
@@ -439,4 +447,4 @@ def added_constant(context: Context, call: Call) -> Any:
         return None
     result = context.apply(Kind.LINEAR, operation)
     context.maps.remember(result, operation, context.scope.module)
-    return args[0].copy_(result) if inplace else result
+    return overwritten(args[0], result) if inplace else result

@@ -22,6 +22,7 @@ from captum_lrp_tx.propagation.interception.attention_patterns import (
 from captum_lrp_tx.propagation.interception.booking import booked
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
 from captum_lrp_tx.propagation.interception.scans import scan_product
+from captum_lrp_tx.propagation.interception.writing import overwritten
 from captum_lrp_tx.propagation.operations import (
     Activation,
     FusedGate,
@@ -72,7 +73,7 @@ def entrywise_product(context: Context, call: Call) -> Any:
     result = _recognised(context, plain, quotient)
     if result is None:
         return call.run()
-    return target.copy_(result) if inplace else result
+    return overwritten(target, result) if inplace else result
 
 
 def _recognised(context: Context, call: Call, quotient: bool) -> Any:
@@ -325,7 +326,7 @@ def _added_product(context: Context, call: Call) -> Any:
     product = entrywise_product(context, call.replaced((first, second), func=part))
     product = product * call.kwargs.get("value", 1)
     result = booked(context, call, WithValue.call(value, summand + product))
-    return summand.copy_(result) if call.is_inplace else result
+    return overwritten(summand, result) if call.is_inplace else result
 
 
 def _outer(context: Context, call: Call) -> Any:

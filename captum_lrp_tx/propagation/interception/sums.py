@@ -8,6 +8,7 @@ import torch
 
 from captum_lrp_tx.propagation.interception.biases import SUMS, added_constant
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
+from captum_lrp_tx.propagation.interception.writing import overwritten
 from captum_lrp_tx.propagation.operations import Kind, Residual
 from captum_lrp_tx.propagation.recognition import degrees, recurrence
 
@@ -28,7 +29,7 @@ def _addition(context: Context, call: Call) -> Any:
         constant = args[initial].detach()
         result = torch.add(args[1 - initial], constant)
         context.absorb(result, constant.clone() if _is_inplace(call) else constant)
-        return args[0].copy_(result) if _is_inplace(call) else result
+        return overwritten(args[0], result) if _is_inplace(call) else result
     biased = added_constant(context, call)
     if biased is not None:
         return biased
@@ -63,7 +64,7 @@ def _residual(context: Context, call: Call) -> Any:
         return rule.propagate(Residual(call.func, args, {}, first=args[0], second=args[1]))
     first = args[0].clone()  # which the rule may look at later
     result = rule.propagate(Residual(torch.add, (first, args[1]), {}, first=first, second=args[1]))
-    return args[0].copy_(result)
+    return overwritten(args[0], result)
 
 
 def _is_inplace(call: Call) -> bool:

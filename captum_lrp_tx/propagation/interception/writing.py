@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_lrp_tx.propagation.graph import OVERWRITTEN, mark_node
 from captum_lrp_tx.propagation.interception.calls import Call, tensors_in
 
 #: Linear, drawn at random, or changing the shape alone: what autograd keeps is enough.
@@ -37,4 +38,17 @@ def beside(call: Call) -> Tensor:
         target.size(), target.stride(), dtype=target.dtype, device=target.device
     ).copy_(target)
     call.replaced((copied, *call.args[1:]), call.kwargs).run()
-    return target.copy_(copied)
+    return overwritten(target, copied)
+
+
+def overwritten(target: Tensor, result: Tensor) -> Tensor:
+    """Copy a result into a tensor; of a view of a whole tensor nothing else is left then.
+
+    Returns:
+        Tensor: the target.
+    """
+    target.copy_(result)
+    base = target._base
+    if base is not None and base.numel() == target.numel():
+        mark_node(base, OVERWRITTEN)
+    return target

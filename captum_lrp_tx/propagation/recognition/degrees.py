@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, mark_node, node_name
+from captum_lrp_tx.propagation.graph import (
+    KEEP_ENTRIES,
+    OVERWRITTEN,
+    Node,
+    mark_node,
+    node_name,
+)
 
 #: Keep the degree of their only input-dependent operand.
 _KEEP = KEEP_ENTRIES | frozenset(
@@ -236,7 +242,7 @@ class Search:
         """What the degree of a node depends on; nothing if it is a source."""
         name = node_name(node)
         edges = [(e, i) for e, i in node.next_functions if e is not None]
-        if name == "Copy":
+        if name == "Copy" or OVERWRITTEN in node.metadata:
             edges = edges[-1:]
         if name == "AccumulateGrad" or node._sequence_nr() < self.first:
             return []

@@ -9,9 +9,15 @@ from __future__ import annotations
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from captum_lrp_tx.propagation.graph import Node, is_activation, is_softmax, node_name
+from captum_lrp_tx.propagation.graph import (
+    Node,
+    bound_strength,
+    is_activation,
+    is_softmax,
+    node_name,
+)
 
-_SCALED = frozenset({"Mul", "Div", "ToCopy", "Alias", "Neg"})
+_SCALED = frozenset({"Mul", "Div", "ToCopy", "Alias", "Neg", "ScaleGradient"})
 _ENTRYWISE = _SCALED | frozenset(
     "Add Sub Rsub Pow Exp Log1P Expm1 Clamp ClampMin ClampMax Reciprocal Minimum Maximum".split()
 )
@@ -43,7 +49,7 @@ def _is_function_of(gate: Tensor, signal: Tensor) -> bool:
             continue
         seen.add(edge)
         node, name = edge[0], node_name(edge[0])
-        active = is_activation(node) or name == "Exp"
+        active = is_activation(node) or name == "Exp" or bound_strength(node) > 0
         before = _before(node)
         if not before or len(seen) > _MAX_NODES or is_softmax(name):
             return False

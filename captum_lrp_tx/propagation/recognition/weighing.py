@@ -110,14 +110,14 @@ def weighing_of(func: Any, args: Sequence[Any], factors: Sequence[int]) -> Weigh
     if len(factors) == 3:
         maps = tuple(i for i in factors if i in found or gate_strength(args[i]))
         others = [i for i in factors if i not in maps]
-        if len(others) == 1 and _is_of_data(args[others[0]], others[0], how):
+        if len(others) == 1 and is_of_data(args[others[0]], others[0], how):
             shares = {**dict.fromkeys(maps, 0.25), others[0]: 0.5}
             return Weighing(maps, shares=shares, what="linear attention (convention)")
     if len(factors) != 2:
         return Weighing()
     scores = [
         i for i in factors
-        if leads_to(args[i], is_activated_score) and _is_of_data(args[i], i, how)
+        if leads_to(args[i], is_activated_score) and is_of_data(args[i], i, how)
     ]  # fmt: skip
     features = scores or [i for i in factors if i in found or gate_strength(args[i])]
     if len(features) == 2 and not _is_along_data(args, features, how):
@@ -128,13 +128,13 @@ def weighing_of(func: Any, args: Sequence[Any], factors: Sequence[int]) -> Weigh
     if len(scores) == 1:
         return Weighing((scores[0],), what="attention without a softmax (convention)")
     for i in factors:
-        if i not in weights and how is not None and _is_of_data(args[i], i, how):
+        if i not in weights and how is not None and is_of_data(args[i], i, how):
             if i not in found and is_of_patterns(args[i]):
                 return Weighing((i,), what="function of attention patterns alone (convention)")
             if _sums_to_one(args[i], how.summed(i)):
                 return Weighing((i,), what="weights that sum to one, as their values tell")
     untold = any(
-        i not in found and is_of_softmax(args[i].grad_fn) and _is_of_data(args[i], i, how)
+        i not in found and is_of_softmax(args[i].grad_fn) and is_of_data(args[i], i, how)
         for i in factors
     )
     proposed = tuple(features) if _is_along_data(args, features, how) else ()
@@ -289,7 +289,7 @@ def reading_of(first: Tensor, second: Tensor) -> Reading | None:
     return None
 
 
-def _is_of_data(tensor: Tensor, position: int, how: Contraction | None) -> bool:
+def is_of_data(tensor: Tensor, position: int, how: Contraction | None) -> bool:
     """Whether a factor is summed over an axis of the data."""
     if how is None:
         return True
@@ -303,7 +303,7 @@ def _is_along_data(args: Sequence[Any], positions: Sequence[int], how: Contracti
     """Whether feature maps meet their values along positions of the data, or are not summed yet."""
     if how is None:
         return False
-    return all(not how.summed(i) or _is_of_data(args[i], i, how) for i in positions)
+    return all(not how.summed(i) or is_of_data(args[i], i, how) for i in positions)
 
 
 def _is_score(node: Node) -> bool:

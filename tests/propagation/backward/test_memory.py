@@ -513,3 +513,50 @@ def test_outermost_lists_only() -> None:
 def test_unknown_value() -> None:
     with pytest.raises(InputError, match="memory"):
         ConservativeGI(model("torch"), memory="tiny")  # type: ignore[arg-type]
+
+
+class Scaled(nn.Module):
+    """A block whose map is scaled and shifted by constants, as norms of MobileBERT are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(6, 6)
+        self.scale, self.shift = nn.Parameter(torch.rand(6)), nn.Parameter(torch.rand(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self.map(x) * self.scale + self.shift)
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": "distribute"}, {"rules": "lrp-gamma"}])
+def test_factors_of_maps_are_read_in_the_second_run(options: Any) -> None:
+    torch.manual_seed(0)
+    blocks = nn.Sequential(Scaled(), Scaled(), Scaled())
+    network = nn.Sequential(blocks, nn.Flatten(), nn.Linear(18, 2)).eval()
+    x = torch.randn(2, 3, 6)
+    plain, saving = (
+        ConservativeLRP(network, memory=memory, **options).attribute(x, target=1)
+        for memory in ("standard", "low")
+    )
+    assert torch.equal(saving, plain)
+
+
+def test_blocks_of_stock_models_that_scale_by_parameters() -> None:
+    """Of MobileBERT, whose norms are factors and summands, and of DeBERTa."""
+    small = {**SMALL, "hidden_size": 16}
+    configs = [
+        transformers.MobileBertConfig(
+            **small, embedding_size=16, true_hidden_size=16, intra_bottleneck_size=16
+        ),
+        transformers.DebertaV2Config(**small, relative_attention=True, pos_att_type=["p2c"]),
+    ]
+    for config in configs:
+        torch.manual_seed(0)
+        network = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+        for options in ({}, {"bias": "distribute"}):
+            plain, saving = (
+                ConservativeLRP(network, memory=memory, **options).attribute(
+                    {"input_ids": IDS, "attention_mask": MASK}, target=1
+                )
+                for memory in ("standard", "low")
+            )
+            assert torch.equal(saving, plain)

@@ -265,3 +265,50 @@ def test_constants_of_their_own_for_rows_are_no_bias(spelling: str, tokens: int,
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
     for i in range(2):
         torch.testing.assert_close(explainers[0].attribute(x[i : i + 1]), got[i : i + 1])
+
+
+class Latent(nn.Module):
+    """One learned query, beside what it reads (as in a Perceiver), or a number for each example."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.map, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.query, self.way = nn.Parameter(torch.randn(1, 1, 4)), way
+
+    def forward(self, x: Tensor, number: Tensor) -> Tensor:
+        y = self.map(x.mean(1, keepdim=True))
+        if self.way == "number":
+            return self.head(torch.tanh(y[:, 0] + number))
+        query = self.query.expand(len(x), -1, -1) if self.way == "expanded" else self.query
+        return self.head(torch.tanh(y + query)[:, 0])
+
+
+@pytest.mark.parametrize("options", WAYS[2::3])
+@pytest.mark.parametrize("way", ["expanded", "stored", "number"])
+def test_a_batch_of_one_is_no_other_case(way: str, options: Any) -> None:
+    """What is a bias must not be told by the size of the batch."""
+    torch.manual_seed(0)
+    model = Latent(way).double().eval()
+    explainer = ConservativeLRP(model, **options)
+    x, number = torch.randn(3, 5, 4).double(), torch.randn(3, 1).double()
+    together = explainer.attribute(x, 1, number)
+    alone = [explainer.attribute(x[i : i + 1], 1, number[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(torch.cat(alone), together)
+    if way == "expanded":
+        model.way = "stored"
+        torch.testing.assert_close(explainer.attribute(x, 1, number), together)
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+@pytest.mark.parametrize("options", WAYS[:3])
+def test_neighbours_that_are_summed_by_a_sparse_matrix(layout: str, options: Any) -> None:
+    """A graph convolution (Kipf and Welling 2017): its bias stands behind the sum."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(4, 3), torch.randn(3)
+    dense = (torch.rand(6, 6) < 0.4).float() + torch.eye(6)
+    x = torch.randn(6, 4)
+    expected, found = (
+        ConservativeLRP(lambda v, a=a: torch.mm(a, v @ weight) + bias, **options).attribute(x, 1)
+        for a in (dense, getattr(dense, layout)())
+    )
+    torch.testing.assert_close(found, expected)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 import zoo
 from captum_lrp_tx import Composite, ConservativeGI, ConservativeLRP, audit
-from captum_lrp_tx.errors import UncoveredOperationError
-from captum_lrp_tx.rules import GateRule
+from captum_lrp_tx.errors import UncoveredOperationError, UnsupportedModelError
+from captum_lrp_tx.rules import EpsilonRule, GateRule
 
 N, WIDTH = 2, 6
 
@@ -334,3 +334,103 @@ def test_a_batch_norm_is_affine_in_its_weight_and_bias(place: int) -> None:
     report = audit.explainability(norm, torch.randn(1, 5), file=None)
     assert report.is_covered
     assert abs(report.conservation_error) <= 1e-5 * (abs(report.output) + 1)
+
+
+def one_relevance(spellings: dict[str, Any], x: Tensor, **options: Any) -> None:
+    """What all ways to write a function have in common."""
+    found = {
+        name: ConservativeLRP(way, **options).attribute(x, target=1)
+        for name, way in spellings.items()
+    }
+    first, *others = found
+    for other in others:
+        torch.testing.assert_close(found[other], found[first], msg=f"{other}, not as {first}")
+
+
+@pytest.mark.parametrize("preset", ["lrp", "lrp-gated", "attnlrp"])
+@pytest.mark.parametrize("name", ["sigmoid", "tanh"])
+def test_a_gate_may_be_written_in_place(name: str, preset: str) -> None:
+    """Of three dimensions: what a linear layer gives then is a view."""
+    torch.manual_seed(0)
+    a, b = torch.nn.Linear(6, 4), torch.nn.Linear(6, 4)
+    function = getattr(torch, name)
+    spellings: dict[str, Any] = {
+        "plain": lambda t: (function(a(t)) * b(t)).sum(1),
+        "in place": lambda t: (getattr(a(t), name + "_")() * b(t)).sum(1),
+        "by function": lambda t: (getattr(torch, name + "_")(a(t)) * b(t)).sum(1),
+    }
+    one_relevance(spellings, torch.randn(2, 3, 6), rules=preset)
+
+
+@pytest.mark.parametrize("preset", ["lrp", "lrp-gated", "lrp-gamma", "attnlrp"])
+def test_a_gate_that_weighs_tokens_is_one_in_a_matrix_product(preset: str) -> None:
+    torch.manual_seed(0)
+    score, values = torch.nn.Linear(6, 1), torch.nn.Linear(6, 4)
+    spellings: dict[str, Any] = {
+        "entry by entry": lambda t: (score(t).sigmoid() * values(t)).sum(1),
+        "matrix product": lambda t: (score(t).sigmoid().mT @ values(t))[:, 0],
+        "einsum": lambda t: torch.einsum("bt,btd->bd", score(t).sigmoid()[..., 0], values(t)),
+    }
+    one_relevance(spellings, torch.randn(2, 5, 6), rules=preset)
+
+
+@pytest.mark.parametrize("preset", ["lrp", "lrp-gated", "attnlrp"])
+def test_bounds_are_gates_and_activations(preset: str) -> None:
+    torch.manual_seed(0)
+    a, b = torch.nn.Linear(6, 4), torch.nn.Linear(6, 4)
+    functional = F
+    x = torch.randn(2, 6)
+    gates: dict[str, Any] = {
+        "hardsigmoid": lambda t: functional.hardsigmoid(a(t)) * b(t),
+        "clamp": lambda t: (a(t) + 3).clamp(0, 6) / 6 * b(t),
+        "relu6": lambda t: functional.relu6(a(t) + 3) / 6 * b(t),
+    }
+    rectified: dict[str, Any] = {
+        "relu": lambda t: functional.relu(a(t)) * b(t),
+        "clamp": lambda t: a(t).clamp(min=0) * b(t),
+        "clamp_min": lambda t: a(t).clamp_min(0) * b(t),
+    }
+
+    def hardswish(t: Tensor) -> Tensor:
+        y = a(t)
+        return y * (y + 3).clamp(0, 6) / 6
+
+    def fast_gelu(t: Tensor) -> Tensor:
+        y = a(t)
+        return 0.5 * y * (1 + torch.tanh(y * 0.7978845608 * (1 + 0.044715 * y * y)))
+
+    activations: dict[str, Any] = {
+        "hardswish": lambda t: functional.hardswish(a(t)),
+        "clamp": hardswish,
+    }
+    gelus: dict[str, Any] = {
+        "gelu": lambda t: functional.gelu(a(t), approximate="tanh"),
+        "fast": fast_gelu,
+    }
+    if preset == "attnlrp":  # the three of ``a + 3`` has a share of its own there
+        gates.pop("hardsigmoid")
+    for spellings in (gates, rectified, activations, gelus):
+        one_relevance(spellings, x, rules=preset)
+
+
+def test_signs_of_complex_numbers_are_refused() -> None:
+    """A layer of a Fourier neural operator has none; a rule without signs takes it."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 5, dtype=torch.cfloat)
+
+    class Spectral(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.irfft(self.map(torch.fft.rfft(x)), n=8)
+
+    model, x = Spectral(), torch.randn(2, 8)
+    with pytest.raises(UnsupportedModelError, match="which complex numbers do not have; give the"):
+        ConservativeLRP(model, "lrp-gamma").attribute(x, target=1)
+    taken = Composite({torch.nn.Linear: EpsilonRule()}, base="lrp-gamma")
+    torch.testing.assert_close(
+        ConservativeLRP(model, taken).attribute(x, target=1),
+        ConservativeLRP(model, "lrp").attribute(x, target=1),
+    )

@@ -119,13 +119,20 @@ def _is_power_of_constant(node: Node) -> bool:
 
 
 def bound_strength(node: Node) -> int:
-    """How much like a gate bounds make what had none: like a hardtanh, like a ReLU, or not."""
+    """How much like a gate bounds make what had none: like a hardsigmoid, like a ReLU, or not."""
     if node_name(node) not in ("Clamp", "ClampMin"):
         return 0
-    least, most = getattr(node, "_saved_min", None), getattr(node, "_saved_max", None)
-    if least is not None and most is not None:
-        return _GATE_STRENGTH["Hardtanh"]
-    return _GATE_STRENGTH["Relu"] if isinstance(least, (int, float)) and least == 0 else 0
+    name = name_of_bounds(getattr(node, "_saved_min", None), getattr(node, "_saved_max", None))
+    return 0 if name is None else _GATE_STRENGTH[name]
+
+
+def name_of_bounds(least: Any, most: Any) -> str | None:
+    """What bounds make, if that is a gate; a signal that is clipped, ``clamp(-7, 7)``, is none."""
+    if not isinstance(least, (int, float)) or least < 0:
+        return None
+    if isinstance(most, (int, float)):
+        return "Hardsigmoid"
+    return RECTIFIED if least == 0 and most is None else None
 
 
 def signals(node: Node) -> list[Node]:
@@ -145,6 +152,8 @@ def _gate(node: Node, depth: int) -> int:
         return 3
     if name not in KEEP_ENTRIES and name not in _KEEP_GATE:
         return 0
+    if name == "CopySlices" and OVERWRITTEN not in node.metadata:
+        return 0  # a part of it: which, a gate does not tell
     before = parents(node)
     if name == "Div":
         before = [e for e, _ in node.next_functions[:1] if e is not None]

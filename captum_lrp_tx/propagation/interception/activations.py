@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_lrp_tx.propagation.autograd import compact
 from captum_lrp_tx.propagation.autograd.functions import PackedSlope
-from captum_lrp_tx.propagation.graph import RECTIFIED
+from captum_lrp_tx.propagation.graph import gate_strength, name_of_bounds
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
 from captum_lrp_tx.propagation.interception.writing import overwritten
 from captum_lrp_tx.propagation.operations import Activation, Kind
@@ -76,14 +76,10 @@ def _activated(context: Context, call: Call) -> Any:
 
 
 def _name(call: Call, bare: str) -> str:
-    """What an activation is, if bounds say so: a clamp may be a hardtanh or a ReLU."""
-    if bare in ("clamp", "clip", "clamp_min"):
-        _, least, most = call.bind(("input", "min", "max"))
-        if least is not None and most is not None:
-            return "Hardtanh"
-        if isinstance(least, (int, float)) and least == 0:
-            return RECTIFIED
-    return _ACTIVATIONS[bare]
+    """What an activation is, if bounds say so; those of a step size or a gate are no more."""
+    x, least, most = call.bind(("input", "min", "max"))
+    bounds = bare in ("clamp", "clip", "clamp_min") and gate_strength(x) == 0
+    return (name_of_bounds(least, most) if bounds else None) or _ACTIVATIONS[bare]
 
 
 def _gelu_slope(x: Tensor, **kwargs: Any) -> Tensor:

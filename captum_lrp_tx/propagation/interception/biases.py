@@ -302,8 +302,10 @@ def _is_same_for_all_rows(
     that have nothing to do with the map.  A dimension of size 1 does not show which it is: there a
     bias is what had one dimension, or is the whole of what the model stores.
     """
-    if not isinstance(constant, Tensor) or (constant.numel() == 1 and constant.dim() < 2):
+    if not isinstance(constant, Tensor):
         return True
+    if constant.numel() == 1 and (constant.dim() < 2 or context.constants.is_of_model(constant)):
+        return True  # else it may be the number of the only example
     if any(getattr(t, _ROW, None) == constant._version for t in (constant, constant._base)):
         constant = constant[(0,) * (constant.dim() - 1)]
     shape = torch.broadcast_shapes(x.shape, constant.shape)  # type: ignore[no-untyped-call]
@@ -314,11 +316,8 @@ def _is_same_for_all_rows(
         return True
     if 1 in x.shape[-constant.dim() :]:
         base = constant if constant._base is None else constant._base
-        if not (
-            base.dim() == 1
-            or isinstance(original, nn.Parameter)
-            or context.isolation.is_stored(_once(constant))
-        ):
+        stored = isinstance(original, nn.Parameter) or context.isolation.is_stored(_once(constant))
+        if base.dim() != 1 and not stored:
             return False
     rows = _rows_of(found)
     ones = torch.ones((), dtype=torch.float64, device=x.device).expand(x.shape)

@@ -49,6 +49,6 @@ def overwritten(target: Tensor, result: Tensor) -> Tensor:
     """
     target.copy_(result)
     base = target._base
-    if base is not None and base.numel() == target.numel():
+    if base is not None and base.numel() == target.numel() and torch.is_grad_enabled():
         mark_node(base, OVERWRITTEN)
     return target

@@ -279,12 +279,14 @@ class Latent(nn.Module):
         y = self.map(x.mean(1, keepdim=True))
         if self.way == "number":
             return self.head(torch.tanh(y[:, 0] + number))
+        if self.way == "made":  # of a parameter, by the model
+            return self.head(torch.tanh(y[:, 0] + self.query[:, 0, :1].exp()))
         query = self.query.expand(len(x), -1, -1) if self.way == "expanded" else self.query
         return self.head(torch.tanh(y + query)[:, 0])
 
 
 @pytest.mark.parametrize("options", WAYS[2::3])
-@pytest.mark.parametrize("way", ["expanded", "stored", "number"])
+@pytest.mark.parametrize("way", ["expanded", "stored", "number", "made"])
 def test_a_batch_of_one_is_no_other_case(way: str, options: Any) -> None:
     """What is a bias must not be told by the size of the batch."""
     torch.manual_seed(0)

@@ -21,7 +21,7 @@ from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.hygiene.arguments import fresh
 from captum_lrp_tx.propagation.hygiene.isolation import isolated
 from captum_lrp_tx.propagation.interception import Context, Interception
-from captum_lrp_tx.propagation.interception.opaque_maps import OpaqueMaps, candidates
+from captum_lrp_tx.propagation.interception.opaque_layers import OpaqueLayers, candidates
 from captum_lrp_tx.propagation.interception.underived import refuse_underived
 from captum_lrp_tx.propagation.judging import diagnosis
 from captum_lrp_tx.propagation.judging.obstacles import explained_failure
@@ -201,7 +201,7 @@ def propagate_targets(
 @contextlib.contextmanager
 def _under_rules(job: Pass, context: Context, probe: LayerProbe | None) -> Iterator[None]:
     """What runs in this block is explained: hooks on the modules, and every call of torch seen."""
-    opaque = OpaqueMaps(context, candidates(job.modules))
+    opaque = OpaqueLayers(context, candidates(job.modules))
     saving: AbstractContextManager[Any] = nullcontext()
     if job.recompute:
         blocks = repeated_blocks(job.modules)
@@ -239,7 +239,7 @@ def _note_what_ran(scope: Scope, context: Context, inputs: Inputs) -> None:
 
 
 @contextlib.contextmanager
-def _second_run(context: Context, opaque: OpaqueMaps) -> Iterator[None]:
+def _second_run(context: Context, opaque: OpaqueLayers) -> Iterator[None]:
     """The rules for a second run of a part of the model; nothing of it is kept afterwards."""
     again = context.again()
     try:

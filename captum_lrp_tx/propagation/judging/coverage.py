@@ -419,9 +419,9 @@ def _judge_unknown(node: Node, name: str, base: Mapping[Kind, Any]) -> tuple[str
     if hasattr(type(node), "_forward_cls"):
         what = (
             "custom autograd function that no rule can see into; if it is an attention kernel, "
-            "load the model with attn_implementation='sdpa'; if it is a product with weights, let "
-            "a module of its own run it; otherwise let the model call the operations that it "
-            "stands for"
+            "load the model with attn_implementation='sdpa'; if it is a product with weights or a "
+            "usual activation, let a module of its own run it; otherwise let the model call the "
+            "operations that it stands for"
         )
         return what, bool(base)
     return "non-linear function", Kind.ACTIVATION in base

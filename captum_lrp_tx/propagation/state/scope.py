@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from captum_lrp_tx.propagation.hygiene.hooks import Hooks, guard
 from captum_lrp_tx.propagation.model.nested import mapped
@@ -54,6 +55,22 @@ class suspended(guard):
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)
         del _ACTIVE.scopes[self._scopes :]
+
+
+@contextlib.contextmanager
+def trial(device: torch.device) -> Iterator[None]:
+    """A layer is run to find out what it is: no call of the model's, and none that leaves a trace.
+
+    Args:
+        device (torch.device): Whose random numbers are given back, with those of the CPU.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with suspended(), torch.random.fork_rng(devices), saved_tensors_hooks(_same, _same):
+        yield
+
+
+def _same(saved: Tensor) -> Tensor:
+    return saved
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,9 @@ BOUNDS = frozenset("Clamp ClampMin ClampMax Maximum Minimum".split())
 #: What a bound at zero stands for under a rule for activations.
 RECTIFIED = "ClampAtZero"
 #: How strongly a factor looks like a gate: bounded functions first, then self-gated activations.
+CLEAR = 3
 _GATE_STRENGTH = {
-    **dict.fromkeys("Softmax SafeSoftmax Sigmoid Hardsigmoid".split(), 3),
+    **dict.fromkeys("Softmax SafeSoftmax Sigmoid Hardsigmoid".split(), CLEAR),
     **dict.fromkeys("Tanh Erf Hardtanh Softplus".split(), 2),
     **dict.fromkeys("Silu Gelu Relu LeakyRelu Elu Mish Hardswish Exp Exp2 Expm1".split(), 1),
     RECTIFIED: 1,
@@ -50,7 +51,7 @@ _KEEP_GATE = frozenset(
     Scatter ScatterAdd IndexPut IndexAdd CopySlices""".split()
 )
 _SUMS = frozenset({"Sum", "Mean", "Cumsum"})
-_MAX_DEPTH = 40
+_MAX_DEPTH = 200
 
 
 def node_name(node: Node) -> str:
@@ -104,7 +105,7 @@ def is_softmax(name: str) -> bool:
 
 def gate_strength(tensor: Tensor) -> int:
     """0 if ``tensor`` is no gate, else how clearly it is one (see ``_GATE_STRENGTH``)."""
-    return 0 if tensor.grad_fn is None else _gate(tensor.grad_fn, _MAX_DEPTH)
+    return 0 if tensor.grad_fn is None else _gate(tensor.grad_fn, _MAX_DEPTH, {})
 
 
 def is_activation(node: Node) -> bool:
@@ -138,18 +139,23 @@ def name_of_bounds(least: Any, most: Any) -> str | None:
 def signals(node: Node) -> list[Node]:
     """Those parents of a product that look least like gates."""
     before = parents(node)
-    strengths = [_gate(one, _MAX_DEPTH) for one in before]
+    strengths = [_gate(one, _MAX_DEPTH, {}) for one in before]
     return [e for e, s in zip(before, strengths, strict=True) if s == min(strengths)]
 
 
-def _gate(node: Node, depth: int) -> int:
-    if depth == 0:
-        return 0
+def _gate(node: Node, depth: int, known: dict[Node, int]) -> int:
+    """How clearly a node makes a gate; what is known of others is asked once."""
+    if depth > 0 and node not in known:
+        known[node] = _told(node, depth, known)
+    return known.get(node, 0)
+
+
+def _told(node: Node, depth: int, known: dict[Node, int]) -> int:
     name = node_name(node)
     if name in _GATE_STRENGTH:
         return _GATE_STRENGTH[name]
     if is_softmax(name):
-        return 3
+        return CLEAR
     if name not in KEEP_ENTRIES and name not in _KEEP_GATE:
         return 0
     if name == "CopySlices" and OVERWRITTEN not in node.metadata:
@@ -157,7 +163,7 @@ def _gate(node: Node, depth: int) -> int:
     before = parents(node)
     if name == "Div":
         before = [e for e, _ in node.next_functions[:1] if e is not None]
-    strength = min((_gate(one, depth - 1) for one in before), default=0)
+    strength = min((_gate(one, depth - 1, known) for one in before), default=0)
     if strength == 1 and (name in _SUMS or (len(before) > 1 and name != "Cat")):
         return 0  # a sum of self-gated values is a signal
     return strength or bound_strength(node)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_lrp_tx.propagation.autograd import compact
 from captum_lrp_tx.propagation.autograd.functions import PackedSlope
-from captum_lrp_tx.propagation.graph import gate_strength, name_of_bounds
+from captum_lrp_tx.propagation.graph import RECTIFIED, gate_strength, name_of_bounds, node_name
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
 from captum_lrp_tx.propagation.interception.writing import overwritten
 from captum_lrp_tx.propagation.operations import Activation, Kind
@@ -75,11 +75,44 @@ def _activated(context: Context, call: Call) -> Any:
     return overwritten(x, result) if inplace else result
 
 
+def _bounded(context: Context, call: Call) -> Any:
+    """``maximum(x, 0)`` and the like: ``clamp`` in another spelling."""
+    pair, rule = call.args, context.scope.rule(Kind.ACTIVATION)
+    if rule and len(pair) == 2 and not call.kwargs and depends(pair[0]) != depends(pair[1]):
+        x, bound = pair if depends(pair[0]) else pair[::-1]
+        if _is_bound(context, x, bound):
+            side = {"min" if "max" in call.name else "max": bound.flatten()[0].item()}
+            return _activation(context, Call(torch.clamp, (x,), side, "clamp", call.original))
+    return call.run()
+
+
+def _is_bound(context: Context, x: Tensor, bound: Any) -> bool:
+    """Whether a constant is one number, or zeros, that leave shape and dtype as they are."""
+    if not isinstance(bound, Tensor) or context.constants.is_trainable(bound):
+        return False
+    if torch.result_type(x, bound) != x.dtype or not _spreads(bound, x):
+        return False
+    return bound.numel() == 1 or (bound.numel() > 0 and not bool(bound.any()))
+
+
+def _spreads(bound: Tensor, x: Tensor) -> bool:
+    """Whether a bound is spread out to the shape of ``x``, and not the other way round."""
+    sizes = zip(reversed(bound.shape), reversed(x.shape), strict=False)
+    return bound.dim() <= x.dim() and all(one in (1, other) for one, other in sizes)
+
+
 def _name(call: Call, bare: str) -> str:
     """What an activation is, if bounds say so; those of a step size or a gate are no more."""
-    x, least, most = call.bind(("input", "min", "max"))
-    bounds = bare in ("clamp", "clip", "clamp_min") and gate_strength(x) == 0
-    return (name_of_bounds(least, most) if bounds else None) or _ACTIVATIONS[bare]
+    x, least, most = call.bind(("input", "max" if bare == "clamp_max" else "min", "max"))
+    if bare == "clamp_max":
+        least, most = None, least
+    if bare not in ("clamp", "clip", "clamp_min", "clamp_max"):
+        return _ACTIVATIONS[bare]
+    if least is None and x.grad_fn is not None and node_name(x.grad_fn) == RECTIFIED:
+        least = 0  # the other bound, one call later
+    elif gate_strength(x):
+        return _ACTIVATIONS[bare]
+    return name_of_bounds(least, most) or _ACTIVATIONS[bare]
 
 
 def _gelu_slope(x: Tensor, **kwargs: Any) -> Tensor:
@@ -141,4 +174,5 @@ HANDLERS: dict[str, Handler] = {
     **{name + "_": _activation for name in _ACTIVATIONS},
     **by_name(_softmax, "softmax"),
     **by_name(_exponential, "exp exp_"),
+    **by_name(_bounded, "maximum minimum max min"),
 }

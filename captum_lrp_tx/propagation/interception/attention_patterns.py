@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from captum_lrp_tx.propagation.graph import gate_strength, mark_node
+from captum_lrp_tx.propagation.graph import CLEAR, gate_strength, mark_node
 from captum_lrp_tx.propagation.interception.calls import Call, depends
 from captum_lrp_tx.propagation.operations import Kind, PatternProduct, Product
 from captum_lrp_tx.propagation.recognition import (
@@ -54,6 +54,11 @@ def unweighted(context: Context, call: Call, dependent: list[int], gate: int | N
         and not any(call.args[i].shape[axis] > 1 for axis, _ in how.own(i))
         for i in dependent
     )
+    if gate is None and how is not None and not scales:
+        clear = [i for i in dependent if gate_strength(call.args[i]) == CLEAR]
+        # what chooses among experts; over tokens it would be attention
+        if len(clear) == 1 and not weighing.is_of_data(call.args[clear[0]], clear[0], how):
+            gate = clear[0]
     operation = Product(*call.parts, first=first, second=second, elementwise=scales, gate=gate)
     return context.apply(Kind.PRODUCT, operation)
 

@@ -113,7 +113,8 @@ def _dependent_contraction(context: Context, call: Call, dependent: list[int]) -
             )  # fmt: skip
             summaries.summarize(result, args, func, what.weights)
             weighed, how = set(dependent) - set(what.weights), contraction_of(func, args)
-            if how is not None and len(weighed) == 1:
+            are_patterns = all(patterns.is_pattern(args[i]) for i in what.weights)
+            if how is not None and len(weighed) == 1 and are_patterns:
                 position = weighed.pop()
                 patterns.mark_product(result, args[position], how.sources(position))
             return result

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.autograd.functions import WithValue
-from captum_lrp_tx.propagation.graph import gate_strength, mark_node, parents
+from captum_lrp_tx.propagation.graph import CLEAR, gate_strength, mark_node, parents
 from captum_lrp_tx.propagation.interception.attention_patterns import (
     await_use,
     exponentials_times_values,
@@ -64,7 +64,7 @@ def entrywise_product(context: Context, call: Call) -> Any:
             # how much is kept of a memory that holds nothing yet: a constant
             args = tuple(a.detach() if depends(a) and delta_rule.is_decay(a) else a for a in args)
             call = call.replaced(args, call.kwargs)
-        return call.run()
+        return _without_nothing(context, call).run()
     quotient, target, plain = "div" in name, args[0], call
     if inplace:
         # rules may look at a view of what is overwritten here; in-place calls keep their meaning:
@@ -74,6 +74,19 @@ def entrywise_product(context: Context, call: Call) -> Any:
     if result is None:
         return call.run()
     return overwritten(target, result) if inplace else result
+
+
+def _without_nothing(context: Context, call: Call) -> Call:
+    """An exponential times zeros is zero: how a running softmax, still empty, is scaled first."""
+    args = call.args
+    if context.scope.rule(Kind.ATTENTION) is None or len(args) != 2 or "mul" not in call.name:
+        return call
+    for one, other in (args, args[::-1]):
+        is_constant = isinstance(other, Tensor) and not depends(other)
+        scales = is_constant and depends(one) and rescaling.is_exponential(one)
+        if scales and not bool(other.any()):
+            return call.replaced(tuple(a.detach() if a is one else a for a in args))
+    return call
 
 
 def _recognised(context: Context, call: Call, quotient: bool) -> Any:
@@ -224,7 +237,11 @@ def _shared(context: Context, call: Call, quotient: bool) -> Any:
     rule = context.scope.rule(Kind.PRODUCT)
     if not common or rule is None:
         return result
-    matrix = replace(operation, elementwise=False)
+    clear = [i for i in (0, 1) if gate_strength(args[i]) == CLEAR]
+    chooses = len(clear) == 1 and not all(
+        axes.origin(args[clear[0]], d, through_scores=True) is axes.Origin.DATA for d in common
+    )
+    matrix = replace(operation, elementwise=False, gate=clear[0] if chooses else None)
     result, weighed = undecided(
         context, Kind.PRODUCT, result, [rule.propagate(matrix)], "matrix product, entry by entry"
     )

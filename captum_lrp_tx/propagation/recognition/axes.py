@@ -43,6 +43,10 @@ class Origin(Enum):
     SCORES = "scores"
 
 
+#: What was found out of nodes and their axes while one question was answered.
+_Known = dict[tuple[Node, int, bool], Origin]
+
+
 def note(result: Any, x: Tensor, sources: int | tuple[int | None, ...]) -> None:
     """Remember what a linear map did to the axes of its input.
 
@@ -125,8 +129,18 @@ def origin(tensor: Tensor, axis: int, through_scores: bool = False) -> Origin:
     return of_node(tensor.grad_fn, axis % tensor.dim(), through_scores)
 
 
-def of_node(node: Node, axis: int, through_scores: bool = False) -> Origin:
+def of_node(
+    node: Node, axis: int, through_scores: bool = False, known: _Known | None = None
+) -> Origin:
     """The same for the result of a node and an axis counted from the left."""
+    known = {} if known is None else known
+    asked = node, axis, through_scores
+    if asked not in known:
+        known[asked] = _found(node, axis, through_scores, known)
+    return known[asked]
+
+
+def _found(node: Node, axis: int, through_scores: bool, known: _Known) -> Origin:
     seen: set[tuple[Node, int]] = set()
     todo = [(node, axis)]
     while todo:
@@ -136,7 +150,7 @@ def of_node(node: Node, axis: int, through_scores: bool = False) -> Origin:
         seen.add(here)
         if len(seen) > _MAX_NODES:
             return Origin.DATA
-        told = _step(*here, through_scores)
+        told = _step(*here, through_scores, known)
         if told is None:
             continue
         if isinstance(told, Origin):
@@ -145,7 +159,9 @@ def of_node(node: Node, axis: int, through_scores: bool = False) -> Origin:
     return Origin.PARAMETERS
 
 
-def _step(node: Node, axis: int, through_scores: bool) -> Origin | list[tuple[Node, int]] | None:
+def _step(
+    node: Node, axis: int, through_scores: bool, known: _Known
+) -> Origin | list[tuple[Node, int]] | None:
     """An answer, where to look next, or None if the weights of this node made the axis."""
     name, before = node_name(node), parents(node)
     came_from = node.metadata.get(_CAME_FROM)
@@ -181,7 +197,7 @@ def _step(node: Node, axis: int, through_scores: bool) -> Origin | list[tuple[No
             several = [(b, axis) for b, i in edges(node) if name == "Cat" and shape(b, i)[axis] > 1]
             if several or len(before) == 1:
                 return several or Origin.DATA
-            return Origin.DATA if _are_parts(edges(node)) else None
+            return Origin.DATA if _are_parts(edges(node), known) else None
         return [(b, axis - (name == "Stack" and axis > (joined or 0))) for b in before]
     nexts = []
     for parent, output in edges(node):
@@ -219,13 +235,13 @@ def _of_distances(
     return None if edge is None else [(edge, there)]
 
 
-def _are_parts(joined: list[tuple[Node, int]]) -> bool:
+def _are_parts(joined: list[tuple[Node, int]], known: _Known) -> bool:
     """Whether what is joined was taken out of one tensor: steps of time, not experts."""
-    taken = [_taken(node, output) for node, output in joined]
+    taken = [_taken(node, output, known) for node, output in joined]
     return all(taken) and len({frozenset(t) for t in taken}) > 1
 
 
-def _taken(node: Node, output: int) -> set[tuple[Node, int]]:
+def _taken(node: Node, output: int, known: _Known) -> set[tuple[Node, int]]:
     """The parts of the data that a tensor was computed from: of which node, and which part."""
     found: set[tuple[Node, int]] = set()
     seen: set[Node] = set()
@@ -235,7 +251,7 @@ def _taken(node: Node, output: int) -> set[tuple[Node, int]]:
         before = parents(one)
         if node_name(one) in _PICKS and before and shape(one, output) != shape_before(one):
             axis = saved_axis(one, "dim", len(shape_before(one)))
-            if axis is not None and of_node(before[0], axis) is not Origin.PARAMETERS:
+            if axis is not None and of_node(before[0], axis, known=known) is not Origin.PARAMETERS:
                 picked = getattr(one, "_saved_index", None) or getattr(one, "_saved_start", None)
                 found.add((before[0], signed(picked) if picked else output))
         if one in seen:

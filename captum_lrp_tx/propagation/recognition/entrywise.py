@@ -12,7 +12,7 @@ from captum_lrp_tx.propagation.recognition.axes import Origin
 from captum_lrp_tx.propagation.recognition.summaries import leads_to
 
 _PICKS = frozenset("Select Unbind Slice Narrow Split SplitWithSizes".split())
-_MAX_DEPTH = 40
+_MAX_DEPTH = 400
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ from captum_lrp_tx.propagation.graph import (
 from captum_lrp_tx.propagation.recognition import axes
 
 _MARKED = "captum_lrp_tx.pattern"
-_MAX_DEPTH = 40
+_MAX_STEPS = 400
 _MAX_NODES = 200
+_MOST_NODES = 20_000
 _GLANCE = 4
 #: Adding, scaling or joining patterns gives a pattern again.
 _COMBINED = frozenset({"Add", "Sub", "Mul", "Cat", "Where", "Rsub"})
@@ -128,19 +129,23 @@ def mark_if_ones(weights: Tensor, logits: Node | None, rounding: float = 64) -> 
             return False
         values = weights.double()
         precision = rounding * torch.finfo(weights.dtype).eps
-        for axis, size in enumerate(weights.shape):
-            allowed = min(size * precision, _MOST_OFF)
-            if size > 1 and bool(((values.sum(axis) - 1).abs() < allowed).all()):
-                mark(weights, axis, logits)
-                return True
-    return False
+        along = [
+            axis
+            for axis, size in enumerate(weights.shape)
+            if size > 1
+            and bool(((values.sum(axis) - 1).abs() < min(size * precision, _MOST_OFF)).all())
+        ]
+    if along:
+        mark(weights, along[0] if len(along) == 1 else None, logits)  # None: rows and columns
+    return bool(along)
 
 
 def mark_exponential(result: Tensor) -> None:
     """Mark ``exp(s - t)`` as a pattern if ``t`` is the log of the sum of ``exp(s)``."""
-    before = parents(result.grad_fn)
+    node: Node = result.grad_fn
+    before = parents(node)
     operands = parents(before[0]) if len(before) == 1 else []
-    if len(operands) == 2 and node_name(before[0]) == "Sub" and _pattern(result.grad_fn, 2) is None:
+    if len(operands) == 2 and node_name(before[0]) == "Sub" and _exponential(node) is None:
         # exp(s - t) is as inexact as the difference: scores of a thousand cost three digits
         mark_if_ones(result, operands[0], 4096)
 
@@ -179,7 +184,7 @@ def weights_in(dividend: Tensor, divisor: Tensor, quotient: bool) -> Node | None
 
 def pattern_of(tensor: Tensor) -> Pattern | None:
     """The pattern that every input-dependent part of a tensor comes from, if there is one."""
-    return None if tensor.grad_fn is None else _pattern(tensor.grad_fn, _MAX_DEPTH)
+    return None if tensor.grad_fn is None else Search().of(tensor.grad_fn)
 
 
 def is_pattern(tensor: Tensor) -> bool:
@@ -187,54 +192,87 @@ def is_pattern(tensor: Tensor) -> bool:
     return pattern_of(tensor) is not None
 
 
-def is_made(node: Node) -> bool:
-    """Whether the result of a node is a pattern of what the data holds, no router's weights."""
-    found = _pattern(node, _MAX_DEPTH)
-    return found is not None and not found.is_made_by_parameters
+class Search:
+    """What one question leads to: the answer for every node on the way is found once.
 
+    No calls of itself along the graph, which may be longer than Python's stack: patterns are
+    written row by row, and weights of one step are made of those of the step before.
+    """
 
-def _pattern(node: Node, depth: int) -> Pattern | None:
-    if depth == 0:
-        return None
-    name = node_name(node)
-    marked: tuple[Any, ...] | None = node.metadata.get(_MARKED)
-    if marked is not None:
-        return Pattern(node, *marked)
-    if is_softmax(name):
-        (logits, *_) = parents(node)
-        axis = axes.saved_axis(node, "dim", len(axes.shape(node)))
-        return Pattern(node, axis, False, logits, axis)
-    if name == "Exp":
-        return _exponential(node)
-    if name in ("Div", "Mul"):
-        quotient = _quotient(node, name)
-        if quotient is not None:
-            return quotient
-        factors = edges(node)
-        if len(factors) == 2:  # what a sink leaves of a pattern is a pattern
-            for weights, gate in (factors, factors[::-1])[: 1 if name == "Div" else 2]:
-                if is_sink_gate(gate[0]):
-                    return _moved(node, weights, depth)
-    if name == "Div":
-        numerator = node.next_functions[0]
-        return None if numerator[0] is None else _moved(node, numerator, depth)
-    if name in KEEP_ENTRIES or name in _COMBINED:
-        before = edges(node)
-        if len(before) == 1:
-            return _moved(node, before[0], depth)
-        if not all(_may_make(one) for one, _ in before):
-            return None  # at once: a residual stream is long
-        found: list[Pattern] = []
-        for edge in before:
-            one = _moved(node, edge, depth)
-            if one is None:
+    def __init__(self) -> None:
+        self._found: dict[Node, Pattern | None] = {}
+
+    def of(self, root: Node) -> Pattern | None:
+        """The pattern that a node makes, if it makes one."""
+        found, todo, needed = self._found, [root], dict[Node, list[tuple[Node, int]]]()
+        while todo:
+            node = todo[-1]
+            if node in found:
+                todo.pop()
+                continue
+            if len(todo) + len(found) > _MOST_NODES:
                 return None
-            found.append(one)
-        if not found:
+            if node not in needed:
+                told = self._told(node)
+                if not isinstance(told, list):
+                    found[node] = told
+                    continue
+                needed[node] = told
+            before = needed[node]
+            if any(found.get(one, one) is None for one, _ in before):
+                found[node] = None
+            elif missing := [one for one, _ in before if one not in found]:
+                todo.append(missing[0])
+            else:
+                found[node] = _joined(node, before, [found[one] for one, _ in before])
+        return found[root]
+
+    def is_of_data(self, node: Node) -> bool:
+        """Whether a node makes a pattern of what the data holds, no router's weights."""
+        found = self.of(node)
+        return found is not None and not found.is_made_by_parameters
+
+    def _told(self, node: Node) -> Pattern | list[tuple[Node, int]] | None:
+        """The answer, or the results that have to be patterns for this one to be one."""
+        name = node_name(node)
+        marked: tuple[Any, ...] | None = node.metadata.get(_MARKED)
+        if marked is not None:
+            return Pattern(node, *marked)
+        if is_softmax(name):
+            (logits, *_) = parents(node)
+            axis = axes.saved_axis(node, "dim", len(axes.shape(node)))
+            return Pattern(node, axis, False, logits, axis)
+        if name == "Exp":
+            return _exponential(node)
+        if name in ("Div", "Mul"):
+            quotient = _quotient(node, name, self)
+            if quotient is not None:
+                return quotient
+            factors = edges(node)
+            if len(factors) == 2:  # what a sink leaves of a pattern is a pattern
+                for weights, gate in (factors, factors[::-1])[: 1 if name == "Div" else 2]:
+                    if is_sink_gate(gate[0]):
+                        return [weights]
+        if name == "Div":
+            numerator = node.next_functions[0]
+            return None if numerator[0] is None else [numerator]
+        if name not in KEEP_ENTRIES and name not in _COMBINED:
             return None
-        same = all(one.axis == found[0].axis for one in found)
-        return found[0] if same else replace(found[0], axis=None)
-    return None
+        before = edges(node)
+        if len(before) > 1 and not all(_may_make(one) for one, _ in before):
+            return None  # at once: a residual stream is long
+        return before or None
+
+
+def _joined(
+    node: Node, before: list[tuple[Node, int]], found: list[Pattern | None]
+) -> Pattern | None:
+    """The pattern that several make together, as the axes of this node have it."""
+    moved = [
+        _moved(node, edge, one) for edge, one in zip(before, found, strict=True) if one is not None
+    ]
+    same = all(one.axis == moved[0].axis for one in moved)
+    return moved[0] if same else replace(moved[0], axis=None)
 
 
 def _may_make(node: Node) -> bool:
@@ -257,10 +295,9 @@ def _may_make(node: Node) -> bool:
     )
 
 
-def _moved(node: Node, edge: tuple[Node, int], depth: int) -> Pattern | None:
-    """The pattern that was used, as the axes of this node have it."""
-    found = _pattern(edge[0], depth - 1)
-    if found is None or found.axis is None:
+def _moved(node: Node, edge: tuple[Node, int], found: Pattern) -> Pattern:
+    """A pattern that was used, as the axes of this node have it."""
+    if found.axis is None:
         return found
     old, new = axes.shape(*edge), axes.shape(node)
     name = node_name(node)
@@ -306,13 +343,13 @@ def _totals(root: Node) -> tuple[list[Node], bool]:
     return found, bool(found) and not todo
 
 
-def _quotient(node: Node, name: str) -> Pattern | None:
+def _quotient(node: Node, name: str, search: Search) -> Pattern | None:
     """``w / w.sum()`` for weights ``w`` that an activation made."""
     first, second = ([edge for edge, _ in node.next_functions] + [None])[:2]
     if first is None or second is None:
         return None
     for numerator, divisor in _divided(first, second, name == "Div"):
-        axis = _own_sum(numerator, divisor)
+        axis = _own_sum(numerator, divisor, search)
         if axis is not None:
             logits = parents(_root(numerator))
             return Pattern(node, axis, False, logits[0] if logits else None, axis)
@@ -336,17 +373,17 @@ def is_normalised(first: Tensor, second: Tensor, quotient: bool) -> bool:
     """Whether a quotient, or a product with a reciprocal, is a softmax written by hand."""
     if first.grad_fn is None or second.grad_fn is None:
         return False
-    pairs = _divided(first.grad_fn, second.grad_fn, quotient)
-    return any(_own_sum(*pair) is not None for pair in pairs)
+    pairs, search = _divided(first.grad_fn, second.grad_fn, quotient), Search()
+    return any(_own_sum(*pair, search) is not None for pair in pairs)
 
 
-def _own_sum(numerator: Node, divisor: Node) -> int | None:
+def _own_sum(numerator: Node, divisor: Node, search: Search) -> int | None:
     """The axis along which a divisor sums the weights that it divides; None if it does not."""
     weights = _root(numerator)
-    if not _makes_weights(weights, _GLANCE):
+    if not _makes_weights(weights, _GLANCE, search):
         return None
     node: Node | None = divisor
-    for _ in range(_MAX_DEPTH):
+    for _ in range(_MAX_STEPS):
         if node is None:
             return None
         name, before = node_name(node), parents(node)
@@ -366,19 +403,19 @@ def _own_sum(numerator: Node, divisor: Node) -> int | None:
 
 def is_own_quotient(node: Node) -> bool:
     """Whether a node divides weights by their own sum."""
-    return node_name(node) == "Div" and _quotient(node, "Div") is not None
+    return node_name(node) == "Div" and _quotient(node, "Div", Search()) is not None
 
 
-def _makes_weights(node: Node, depth: int) -> bool:
+def _makes_weights(node: Node, depth: int, search: Search) -> bool:
     """Whether a node makes weights: an activation, a pattern, or powers and products of such."""
-    if is_activation(node) or _pattern(node, _MAX_DEPTH) is not None:
+    if is_activation(node) or search.of(node) is not None:
         return True
     if node_name(node) in ("Clamp", "ClampMin") and getattr(node, "_saved_min", None) == 0:
         return True
     before = parents(node)
     if depth == 0 or not before or node_name(node) not in _OF_WEIGHTS:
         return False
-    return all(_makes_weights(_root(one), depth - 1) for one in before)
+    return all(_makes_weights(_root(one), depth - 1, search) for one in before)
 
 
 def _is_sum(node: Node, name: str) -> bool:

@@ -25,7 +25,7 @@ from captum_lrp_tx.propagation.recognition.undecided import SUMMARY, Weighed
 _SCALED = KEEP_ENTRIES | MASKS | BOUNDS | {"Add", "Sub", "Mul", "Div"}
 #: What values summed with weights go through before a query reads them.
 KEPT = _SCALED | frozenset("Sum Mean Nansum Cumsum Cat Stack Undecided".split())
-_MAX_DEPTH = 40
+_MAX_DEPTH = 400
 _MAX_NODES = 400
 
 

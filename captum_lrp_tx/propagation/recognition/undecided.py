@@ -30,7 +30,7 @@ UNDECIDED = "captum_lrp_tx.undecided"
 _SCALED = KEEP_ENTRIES | frozenset({"Mul", "Div", "Add", "Sub", "Undecided"})
 _SUMS = frozenset("Sum Mean Cumsum Nansum".split())
 _SCATTERED = frozenset("IndexAdd ScatterAdd SegmentReduce ScatterReduce IndexPut".split())
-_MAX_NODES = 60
+_MAX_NODES = 400
 
 
 class Undecided(RuleFunction):

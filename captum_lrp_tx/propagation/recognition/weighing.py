@@ -58,8 +58,7 @@ _ENTRYWISE = _FUNCTIONS | frozenset("Rsub Topk Sort Scatter ScatterAdd IndexAdd"
 _REDUCED = frozenset("Sum Mean Amax Amin Max Min Logsumexp Std Var LinalgVectorNorm".split())
 #: What joins scores, or shifts and scales them by something else that was computed.
 _OF_SCORES = KEEP_ENTRIES | MASKS | BOUNDS | frozenset("Add Sub Mul Div Cat Stack".split())
-_MAX_DEPTH = 40
-_MAX_SCORES = 40
+_MAX_NODES = 4000
 
 
 @dataclass(frozen=True)
@@ -152,16 +151,16 @@ def is_of_patterns(tensor: Tensor, entry_by_entry: bool = False) -> bool:
             as something else.
     """
     todo: list[Any] = [tensor.grad_fn]
-    seen: set[Node] = set()
+    seen, search = set[Node](), patterns.Search()
     while todo:
         node = todo.pop()
         if node in seen:
             continue
         seen.add(node)
-        if patterns.is_made(node) or is_activated_score(node):
+        if search.is_of_data(node) or is_activated_score(node):
             continue
         before = parents(node)
-        if not before or len(seen) > _MAX_DEPTH or axes.is_linear_map(node):
+        if not before or len(seen) > _MAX_NODES or axes.is_linear_map(node):
             return False
         if entry_by_entry and node_name(node) in _REDUCED:
             return False
@@ -183,21 +182,29 @@ def is_of_softmax(root: Node | None) -> bool:
     Of a sum all parts must be, or it is the argument of a function; the weights of a router are no
     pattern.
     """
-    seen: set[tuple[Node, bool]] = set()
-
-    def is_of_one(node: Node | None, inside: bool) -> bool:
-        if node is None or (node, inside) in seen or len(seen) > _MAX_DEPTH:
-            return False
-        seen.add((node, inside))
-        name = node_name(node)
-        if patterns.is_made(node):
-            return True
-        if name not in KEPT and name not in _ENTRYWISE:
-            return False
-        found = (is_of_one(one, inside or name in _FUNCTIONS) for one in parents(node))
-        return any(found) if inside or name in ("Mul", "Div") else all([*found, parents(node)])
-
-    return is_of_one(root, False)
+    known, search = dict[tuple[Node, bool], bool](), patterns.Search()
+    todo = [] if root is None else [(root, False)]
+    while todo and len(todo) + len(known) < _MAX_NODES:
+        node, inside = one = todo[-1]
+        name, before = node_name(node), parents(node)
+        if one in known:
+            todo.pop()
+            continue
+        if search.is_of_data(node):
+            known[one] = True
+            continue
+        if not before or (name not in KEPT and name not in _ENTRYWISE):
+            known[one] = False
+            continue
+        behind = [(parent, inside or name in _FUNCTIONS) for parent in before]
+        suffices = inside or name in ("Mul", "Div")  # one of them, or all are needed
+        if any(known.get(other) is suffices for other in behind):
+            known[one] = suffices
+        elif missing := [other for other in behind if other not in known]:
+            todo.append(missing[0])
+        else:
+            known[one] = not suffices
+    return known.get((root, False), False)
 
 
 def _meets(
@@ -309,7 +316,7 @@ def _is_along_data(args: Sequence[Any], positions: Sequence[int], how: Contracti
 def _is_score(node: Node) -> bool:
     """Whether a node compares two of what the inputs made, joined with others or shifted since."""
     todo, seen = [node], set[Node]()
-    while todo and len(seen) < _MAX_SCORES:
+    while todo and len(seen) < _MAX_NODES:
         node = todo.pop()
         if node in seen:
             continue

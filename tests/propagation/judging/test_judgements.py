@@ -378,17 +378,22 @@ def test_a_gate_that_weighs_tokens_is_one_in_a_matrix_product(preset: str) -> No
 def test_bounds_are_gates_and_activations(preset: str) -> None:
     torch.manual_seed(0)
     a, b = torch.nn.Linear(6, 4), torch.nn.Linear(6, 4)
-    functional = F
+    functional, zero = F, torch.zeros(())
     x = torch.randn(2, 6)
     gates: dict[str, Any] = {
         "hardsigmoid": lambda t: functional.hardsigmoid(a(t)) * b(t),
         "clamp": lambda t: (a(t) + 3).clamp(0, 6) / 6 * b(t),
         "relu6": lambda t: functional.relu6(a(t) + 3) / 6 * b(t),
+        "maximum": lambda t: (
+            torch.minimum(torch.maximum(a(t) + 3, zero), 6 * zero.exp()) / 6 * b(t)
+        ),
     }
     rectified: dict[str, Any] = {
         "relu": lambda t: functional.relu(a(t)) * b(t),
         "clamp": lambda t: a(t).clamp(min=0) * b(t),
         "clamp_min": lambda t: a(t).clamp_min(0) * b(t),
+        "maximum": lambda t: torch.maximum(zero, a(t)) * b(t),
+        "max": lambda t: torch.max(a(t), torch.zeros_like(b(t))) * b(t),
     }
 
     def hardswish(t: Tensor) -> Tensor:
@@ -403,14 +408,40 @@ def test_bounds_are_gates_and_activations(preset: str) -> None:
         "hardswish": lambda t: functional.hardswish(a(t)),
         "clamp": hardswish,
     }
+    clipped: dict[str, Any] = {
+        "clamp": lambda t: a(t).clamp(-0.4, 0.5),
+        "maximum": lambda t: torch.minimum(torch.maximum(a(t), zero - 0.4), zero + 0.5),
+    }
     gelus: dict[str, Any] = {
         "gelu": lambda t: functional.gelu(a(t), approximate="tanh"),
         "fast": fast_gelu,
     }
     if preset == "attnlrp":  # the three of ``a + 3`` has a share of its own there
         gates.pop("hardsigmoid")
-    for spellings in (gates, rectified, activations, gelus):
+    for spellings in (gates, rectified, activations, clipped, gelus):
         one_relevance(spellings, x, rules=preset)
+
+
+@pytest.mark.parametrize("bound", ["of each entry", "trained", "wider"])
+def test_other_bounds_stay_what_they_are(bound: str) -> None:
+    """One that differs from entry to entry, one that is learned, one that spreads the signal."""
+    bounds = {
+        "of each entry": torch.linspace(0, 1, 4),
+        "trained": torch.nn.Parameter(torch.zeros(())),
+        "wider": torch.zeros(2, 3, 4),
+    }
+    a, x = torch.nn.Linear(6, 4), torch.randn(2, 3, 6)
+
+    def run(t: Tensor) -> Tensor:
+        y = a(t[:, :1]) if bound == "wider" else a(t)
+        return torch.maximum(y, bounds[bound]).sum(1)
+
+    leaf = x.clone().requires_grad_()
+    kept = a(leaf[:, :1] if bound == "wider" else leaf)
+    taken = (kept > bounds[bound].detach()) * kept.detach()
+    (grad,) = torch.autograd.grad((taken * kept / kept.detach()).sum(1)[:, 0].sum(), leaf)
+    found = ConservativeLRP(run, "ah").attribute(x, target=0)
+    torch.testing.assert_close(found, x * grad)
 
 
 def test_signs_of_complex_numbers_are_refused() -> None:

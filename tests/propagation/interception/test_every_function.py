@@ -243,7 +243,7 @@ def test_the_walk_sees_what_is_lost_and_what_is_affine() -> None:
     """The oracle itself: a straight-through function and a plain sum."""
 
     def clipped(x: Tensor) -> Tensor:
-        return torch.minimum(x, torch.ones(()))
+        return torch.minimum(x, torch.tensor([1.0, 2.0, 1.0], dtype=DOUBLE))
 
     x = torch.tensor([[0.5, -2.0, 4.0]], dtype=DOUBLE)
     assert is_affine(lambda t: t.cumsum(-1).sum(1) + 3, (x,))

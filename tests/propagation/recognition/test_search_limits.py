@@ -24,6 +24,7 @@ from captum_lrp_tx.propagation.recognition import (
     recurrence,
     summaries,
     undecided,
+    weighing,
 )
 from captum_lrp_tx.propagation.recognition.degrees import Search
 
@@ -47,25 +48,34 @@ def added(x: Tensor, times: int) -> Tensor:
 
 #: The search, what it finds ``n`` operations later, and the greatest such ``n``.
 SEARCHES: dict[str, tuple[Callable[[Tensor], Any], Callable[[int], Tensor], int]] = {
-    "pattern": (patterns.is_pattern, lambda n: moved(leaf().softmax(-1), n), 39),
-    "pattern, scaled": (patterns.is_pattern, lambda n: moved(leaf().softmax(-1) / 2, n), 38),
+    "pattern": (patterns.is_pattern, lambda n: moved(leaf().softmax(-1), n), 19_999),
+    "pattern, scaled": (
+        patterns.is_pattern, lambda n: moved(leaf().softmax(-1) / 2, n), 19_998,
+    ),
     "sum of patterns": (
         patterns.is_pattern,
-        lambda n: moved(leaf().softmax(-1), n - 1) + leaf().softmax(-1), 39,
+        lambda n: moved(leaf().softmax(-1), n - 1) + leaf().softmax(-1), 19_998,
+    ),
+    "function of patterns": (
+        weighing.is_of_patterns, lambda n: moved(leaf().softmax(-1).square(), n), 3999,
+    ),
+    "made by a softmax": (
+        lambda t: weighing.is_of_softmax(t.grad_fn),
+        lambda n: moved(leaf().softmax(-1).square(), n), 3996,
     ),
     "sink gate": (
         lambda t: patterns.is_sink_gate(t.grad_fn),
         lambda n: moved(leaf().logsumexp(-1, keepdim=True).sigmoid(), n), 199,
     ),
-    "gate": (graph.gate_strength, lambda n: moved(leaf().sigmoid(), n), 39),
-    "feature map": (graph.gate_strength, lambda n: moved(leaf().relu(), n), 39),
+    "gate": (graph.gate_strength, lambda n: moved(leaf().sigmoid(), n), 199),
+    "feature map": (graph.gate_strength, lambda n: moved(leaf().relu(), n), 199),
     "step size": (recurrence.role, lambda n: moved(F.softplus(leaf()), n), 399),
     "decay by a step size": (
         lambda t: recurrence.role(t) == "decay", lambda n: moved(F.softplus(leaf()), n).exp(), 400,
     ),
     "weights by their sum": (
         lambda t: patterns.is_own_quotient(t.grad_fn),
-        lambda n: (lambda w: w / added(w.sum(-1, keepdim=True), n))(leaf().exp()), 39,
+        lambda n: (lambda w: w / added(w.sum(-1, keepdim=True), n))(leaf().exp()), 399,
     ),
     "power by a logarithm": (
         lambda t: all(s.name != "Exp" for s in Search().degree(t.grad_fn, 0).of),
@@ -76,7 +86,7 @@ SEARCHES: dict[str, tuple[Callable[[Tensor], Any], Callable[[int], Tensor], int]
         lambda n: added(leaf() @ torch.ones(3, 3), n), 399,
     ),
     "sums of values": (summaries.summaries_of, lambda n: moved(summary(), n), 399),
-    "undecided product": (undecided.found, lambda n: moved(in_two_ways()[0], n), 59),
+    "undecided product": (undecided.found, lambda n: moved(in_two_ways()[0], n), 399),
     "sum of values": (summaries.is_weighed, lambda n: moved(summary(), n), 399),
 }  # fmt: skip
 

@@ -35,9 +35,9 @@ SMALL: dict[str, Any] = {
 
 VERIFIED = """DistilBert Roberta Albert Electra DebertaV2 MPNet ModernBert OPT GPTNeo GPTNeoX GPTJ
 Falcon Mistral Mixtral Qwen2 Qwen3 Qwen3Moe Gemma Gemma2 Phi Phi3 Olmo2 Cohere Starcoder2 GptOss
-Funnel BigBird Nystromformer FNet""".split()
+Funnel BigBird Nystromformer FNet Bloom""".split()
 #: Operations that no rule covers yet, by family.
-REFUSED = {"Bloom": "GeLUFunction"}
+REFUSED = {"Yoso": "YosoCumulation"}
 
 
 def build(family: str) -> nn.Module:
@@ -82,6 +82,27 @@ def test_family_is_refused_with_the_operation(family: str) -> None:
     ids, target, _ = explained(model)
     with pytest.raises(UncoveredOperationError, match=REFUSED[family]):
         ConservativeLRP(model).attribute(ids, target=target, strict=True)
+
+
+@pytest.mark.parametrize("rules", ["ah", "lrp", "lrp-gated"])
+def test_the_inverse_that_landmarks_need_is_constant(
+    rules: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nystromformer computes one by steps, which are part of the pattern."""
+    from transformers.models.nystromformer import modeling_nystromformer as modeling
+
+    config = transformers.NystromformerConfig(
+        vocab_size=41, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, segment_means_seq_len=12, num_landmarks=3, num_labels=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = zoo.randomise(transformers.NystromformerForSequenceClassification(config).eval())
+    explainer, ids = ConservativeLRP(model, rules), torch.randint(3, 40, (2, 12))
+    found = explainer.attribute(ids, target=1, strict=True)
+    attention = modeling.NystromformerSelfAttention
+    inverse = attention.iterative_inv
+    monkeypatch.setattr(attention, "iterative_inv", lambda *args: inverse(*args).detach())
+    close_to_largest(found, ConservativeLRP(model, rules).attribute(ids, target=1), 1e-4)
 
 
 class Transposed(nn.Module):

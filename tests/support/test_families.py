@@ -84,7 +84,7 @@ def test_family_is_refused_with_the_operation(family: str) -> None:
         ConservativeLRP(model).attribute(ids, target=target, strict=True)
 
 
-@pytest.mark.parametrize("rules", ["ah", "lrp", "lrp-gated"])
+@pytest.mark.parametrize("rules", ["ah+ln", "lrp", "lrp-gated"])
 def test_the_inverse_that_landmarks_need_is_constant(
     rules: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx.errors import CaptumLRPError, InputError
+from captum_lrp_tx.propagation.hygiene.arguments import fresh
 from captum_lrp_tx.propagation.model.modules import find_modules
 
 #: Rows that tables of positions keep for padding, at most.
@@ -83,7 +84,7 @@ def _runs_as_one_example(
 
     def one(x: Any) -> Any:
         is_alike = isinstance(x, Tensor) and x.shape == value.shape
-        return x.unsqueeze(0) if is_alike else x
+        return x.unsqueeze(0) if is_alike else fresh(x)
 
     given = inputs if isinstance(inputs, (Mapping, tuple, list)) else (inputs,)
     try:

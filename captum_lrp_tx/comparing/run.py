@@ -29,6 +29,7 @@ from captum_lrp_tx.methods.running import (
     replaced,
     run,
 )
+from captum_lrp_tx.propagation.hygiene.arguments import fresh
 from captum_lrp_tx.propagation.model.outputs import output_tensor
 from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.visualization.patch_maps import token_grid
@@ -165,7 +166,7 @@ def _output(
 ) -> tuple[Any, float]:
     """The target and the value of the output to explain."""
     args, kwargs = prepared.call_arguments()
-    more = _format_additional_forward_args(additional) or ()
+    more = tuple(map(fresh, _format_additional_forward_args(additional) or ()))
     with told_misfits(model, kwargs or args, more):
         output = output_tensor(model(*args, *more, **kwargs))
     if target is None and output.dim() == 2:

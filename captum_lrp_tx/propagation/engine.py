@@ -172,7 +172,7 @@ def propagate_targets(
         context.forget()
         output = output_tensor(returned)
         refuse_underived(context, [] if output.grad_fn is None else [output.grad_fn])
-        targets = [_selected(job, s, output, (args, kwargs)) for s in select(output)]
+        targets = [_selected(job, s, output, inputs) for s in select(output)]
         jobs = [
             replace(job, select=functools.partial(_nth, select, i)) for i in range(len(targets))
         ]
@@ -334,7 +334,7 @@ def _wanted(output: Tensor) -> str:
     )
 
 
-def _selected(job: Pass, selected: Tensor, output: Tensor, called: tuple[Any, Any]) -> Tensor:
+def _selected(job: Pass, selected: Tensor, output: Tensor, inputs: Inputs) -> Tensor:
     """The values of a target, if there is one for each example and all are finite."""
     per_example = selected[0] if selected.dim() > 0 and selected.shape[0] > 0 else selected
     if per_example.numel() != 1:
@@ -343,12 +343,11 @@ def _selected(job: Pass, selected: Tensor, output: Tensor, called: tuple[Any, An
             f"{per_example.numel()} values per example are left to explain. {_wanted(output)}"
         )
     if job.check_finite and not bool(torch.isfinite(selected).all()):
-        args, kwargs = called
+        args, kwargs = inputs.again().call_arguments()
+        more = map(fresh, job.additional_args)
         raise NonFiniteError(
             "The explained output is NaN or infinite. "
-            + diagnosis.of_output(
-                job.modules, lambda: job.forward(*args, *job.additional_args, **kwargs)
-            )
+            + diagnosis.of_output(job.modules, lambda: job.forward(*args, *more, **kwargs))
         )
     return selected
 

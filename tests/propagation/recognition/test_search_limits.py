@@ -157,7 +157,7 @@ def test_models_in_the_arguments_of_a_function_up_to_a_depth() -> None:
 
 
 def test_tensors_in_an_argument_are_made_fresh_up_to_a_depth() -> None:
-    tensor = torch.ones(2)
+    tensor = torch.ones(2, requires_grad=True) * 2  # has no deep copy of its own
 
     def is_fresh(times: int) -> bool:
         given: Any = nested(tensor, times)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import importlib
 import os
 import sys
@@ -37,6 +36,13 @@ COMMANDS: dict[str, str] = {
     "report": "explain many predictions, on a page to look through",
     "insights": "show the shipped models in Captum Insights",
 }
+
+
+#: Words that differ from a command in one letter, and may well begin a text.
+_WORDS = frozenset(
+    "audi audio audits compared compares compere deport evaluated evaluates explains "
+    "reports resort retort".split()
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,13 +129,33 @@ def _started_as() -> str:
 
 def _refuse_near_miss(word: str) -> None:
     """Ask back where the first of several words is almost the name of a command."""
-    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.81)
-    if near:
+    if word in _WORDS:
+        return
+    near = min(COMMANDS, key=lambda name: _edits(word, name))
+    if _edits(word, near) <= (2 if "-" in near else 1):
         _complain(
-            f"there is no command {word!r}; did you mean {near[0]!r}? (To explain a text that "
+            f"there is no command {word!r}; did you mean {near!r}? (To explain a text that "
             "begins with this word, put it in quotes.)"
         )
         raise SystemExit(2)
+
+
+def _edits(one: str, other: str) -> int:
+    """How many letters to add, leave out, exchange or swap to make one word of another.
+
+    Source: Damerau, "A technique for computer detection and correction of spelling errors", 1964.
+    """
+    before: list[int] = []
+    last = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        row = [i]
+        for j, wanted in enumerate(other, 1):
+            best = min(last[j] + 1, row[-1] + 1, last[j - 1] + (letter != wanted))
+            if i > 1 and j > 1 and (letter, one[i - 2]) == (other[j - 2], wanted):
+                best = min(best, before[j - 2] + 1)
+            row.append(best)
+        before, last = last, row
+    return last[-1]
 
 
 def _complain(text: str) -> None:

@@ -431,8 +431,8 @@ def test_nothing_to_explain_prints_help(run):
         (["--image", "y.png", "--positions"], "--positions is for texts"),
         (["x", "--rules", "deeplift"], "invalid choice: 'deeplift'"),
         (["x", "--bias", "none"], "invalid choice: 'none'"),
-        (["x", "--epsilon", "-1"], "'-1' is no positive number"),
-        (["x", "--epsilon", "nan"], "'nan' is no positive number"),
+        (["x", "--epsilon", "-1"], "'-1' is no number >= 0"),
+        (["x", "--epsilon", "nan"], "'nan' is no number >= 0"),
         (["x", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["   "], "the text is empty"),
     ],
@@ -470,6 +470,11 @@ def test_all_classes_at_once(fails, run, text_model, language_model, command):
     if command == "explain":  # a word like any other where tokens are predicted
         err = fails(1, command, "a", "--model", language_model, "--target", "all")
         assert "not one token but" in err
+
+
+def test_epsilon_of_zero_is_none(run, text_model):
+    without = run("best film", "--model", text_model, "--no-color")[1]
+    assert run("best film", "--model", text_model, "--no-color", "--epsilon", "0")[1] == without
 
 
 def test_epsilon_without_effect(fails, text_model):

@@ -34,7 +34,8 @@ def said(capsys: Any, *arguments: Any, status: int) -> str:
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [("comapre", "compare"), ("exlain", "explain"), ("adit", "audit"), ("reprot", "report"),
-     ("insight", "insights"), ("explain-datasets", "explain-dataset")],
+     ("insight", "insights"), ("explain-datasets", "explain-dataset"), ("audti", "audit"),
+     ("uadit", "audit"), ("explain_dataste", "explain-dataset"), ("evalaute", "evaluate")],
 )  # fmt: skip
 def test_near_misses_of_commands(typed: str, meant: str, capsys: Any) -> None:
     message = said(capsys, typed, "a film", status=2)
@@ -42,7 +43,10 @@ def test_near_misses_of_commands(typed: str, meant: str, capsys: Any) -> None:
 
 
 def test_words_that_are_no_command_are_text(capsys: Any) -> None:
-    for words in (["exlain"], ["a", "film", "to", "compare"], ["explosive", "fun"]):
+    for words in (
+        ["exlain"], ["a", "film", "to", "compare"], ["explosive", "fun"], ["audio", "is", "bad"],
+        ["resort", "fun"], ["reports", "of", "war"], ["compared", "to", "others"], ["adult", "fun"],
+    ):  # fmt: skip
         assert "prediction" in said(capsys, *words, "--no-color", status=0)
 
 

@@ -67,7 +67,7 @@ def add_rules(parser: argparse._ActionsContainer) -> None:
         help="; ".join(f"{name}: {text}" for name, text in _BIAS_HELP.items()),
     )
     parser.add_argument(
-        "--epsilon", type=_positive, metavar="E", help="stabiliser of the epsilon rule"
+        "--epsilon", type=_not_negative, metavar="E", help="stabiliser of the epsilon rule"
     )
 
 
@@ -111,11 +111,11 @@ def count(text: str) -> int:
     return int(text)
 
 
-def _positive(text: str) -> float:
+def _not_negative(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number >= 0")
     return value

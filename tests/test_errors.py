@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -580,14 +581,45 @@ def test_layer_that_does_not_run(cls: Any, at_input: bool, untouched: Untouched)
     model = mlp()
     model.unused = nn.Linear(3, 3)
     model.forward = lambda x: model[2](model[1](model[0](x)))  # type: ignore[method-assign]
-    with untouched(model), pytest.raises(UnreachedInputError, match="Linear: it did not run"):
+    with untouched(model), pytest.raises(UnreachedInputError, match="Linear did not run"):
         cls(model, [model[0], model.unused]).attribute(
             torch.randn(2, 4), target=0, attribute_to_layer_input=at_input
         )
     foreign = nn.Conv1d(1, 1, 1)
-    with untouched(model), pytest.raises(UnreachedInputError, match="Conv1d: it did not run"):
+    with (
+        untouched(model),
+        pytest.raises(UnreachedInputError, match="Conv1d is no part of the model"),
+    ):
         cls(model, foreign).attribute(torch.randn(2, 4), target=0)
     assert not foreign._forward_hooks
+
+
+@LAYERS
+def test_layers_that_never_run_say_what_to_give(cls: Any, untouched: Untouched) -> None:
+    class Listed(nn.Module):
+        def __init__(self, blocks: Any) -> None:
+            super().__init__()
+            self.blocks = blocks
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in self.blocks.values() if hasattr(self.blocks, "values") else self.blocks:
+                x = block(x)
+            return x
+
+    x = torch.randn(2, 3)
+    model: Any = Listed(nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)]))
+    with untouched(model), pytest.raises(UnreachedInputError, match=r"ModuleList.*list\(it\)"):
+        cls(model, model.blocks).attribute(x, target=0)
+    assert len(cls(model, list(model.blocks)).attribute(x, target=0)) == 2
+    twin = copy.deepcopy(model)
+    message = "Linear is no part of the model .*nor is a copy.* such as the one named 'blocks.0'"
+    with untouched(model), pytest.raises(UnreachedInputError, match=message):
+        cls(model, twin.blocks[0]).attribute(x, target=0)
+    assert cls(model, model.get_submodule("blocks.0")).attribute(x, target=0).shape == x.shape
+    by_name: Any = Listed(nn.ModuleDict({"a": nn.Linear(3, 3)}))
+    with pytest.raises(UnreachedInputError, match=r"ModuleDict.*list\(it\.values\(\)\)"):
+        cls(by_name, by_name.blocks).attribute(x, target=0)
+    assert len(cls(by_name, list(by_name.blocks.values())).attribute(x, target=0)) == 1
 
 
 @LAYERS

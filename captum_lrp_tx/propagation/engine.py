@@ -147,7 +147,9 @@ def propagate_targets(
     ledger = Ledger(named_tensors(job.modules)) if job.keep_ledger else None
     trace = list(job.modules) if job.trace or job.keep_ledger else []
     scope = Scope(job.base, job.assigned, trace, ledger)
-    probe = LayerProbe(job.layers, job.at_layer_input) if job.layers is not None else None
+    probe = None
+    if job.layers is not None:
+        probe = LayerProbe(job.layers, job.at_layer_input, job.modules)
     names = TableNames(job.modules)
 
     def name_of(table: Tensor) -> str:

@@ -16,6 +16,8 @@ from captum_lrp_tx.propagation.model.nested import mapped
 
 #: Tells the node of what goes on behind a captured layer: nothing is followed past it.
 LEAF = "captum_lrp_tx.leaf"
+#: Hold modules that others run.
+_NEVER_RUN = (nn.ModuleList, nn.ModuleDict)
 
 
 class LayerProbe:
@@ -30,9 +32,16 @@ class LayerProbe:
     Args:
         layers (sequence of Module): The layers, in the order of the result.
         at_input (bool): Capture positional tensor inputs instead of outputs.
+        modules (sequence of (str, Module)): Of the model, by name; for error messages.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], at_input: bool) -> None:
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        at_input: bool,
+        modules: Sequence[tuple[str, nn.Module]] = (),
+    ) -> None:
+        self._modules = modules
         self._layers = list(layers)
         self._at_input = at_input
         self._calls: list[list[list[Tensor]]] = [[] for _ in self._layers]
@@ -54,15 +63,40 @@ class LayerProbe:
         """
         for index, (layer, calls) in enumerate(zip(self._layers, self._calls, strict=True)):
             if not any(calls):
-                what = "input" if self._at_input else "output"
-                raise UnreachedInputError(
-                    f"No floating-point tensor was seen at the {what} of the layer "
-                    f"{type(layer).__name__}: it did not run in the forward pass, or takes only "
-                    "keyword or integer arguments (attribute to its output then)."
-                )
+                raise UnreachedInputError(self._why_unseen(layer, bool(calls)))
             if len(calls) > 1:
                 self._calls[index] = self._counting(layer, calls)
         return [tensor for calls in self._calls for call in calls for tensor in call]
+
+    def _why_unseen(self, layer: nn.Module, ran: bool) -> str:
+        """Why there is nothing of a layer, and what to do."""
+        kind = type(layer).__name__
+        if ran and self._at_input:
+            return (
+                f"No floating-point tensor was seen at the input of the layer {kind}: it takes "
+                "only keyword or integer arguments. Attribute to its output."
+            )
+        if ran:
+            return (
+                f"No floating-point tensor was seen at the output of the layer {kind}. Attribute "
+                "to its input, or to another layer."
+            )
+        if isinstance(layer, _NEVER_RUN):
+            held = "list(it.values())" if isinstance(layer, nn.ModuleDict) else "list(it)"
+            return (
+                f"The layer is a {kind}, which does not run itself: others run what it holds. Give "
+                f"one of the modules in it, or all of them, {held}."
+            )
+        if self._modules and not any(module is layer for _, module in self._modules):
+            names = [n for n, module in self._modules if n and type(module) is type(layer)]
+            like = f", such as the one named {names[0]!r}" if names else ""
+            return (
+                f"The layer {kind} is no part of the model that is explained (nor is a copy of a "
+                f"part). Give a module of the model itself{like}."
+            )
+        return (
+            f"The layer {kind} did not run in the forward pass of these inputs. Give one that does."
+        )
 
     def _counting(self, layer: nn.Module, calls: list[list[Tensor]]) -> list[list[Tensor]]:
         """The calls that no later call builds on."""

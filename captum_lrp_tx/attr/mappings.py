@@ -40,6 +40,13 @@ def inputs_of(inputs: Any) -> Inputs:
         for key in ("input_ids", "pixel_values", "inputs_embeds", "input_values", "input_features"):
             if key in inputs:  # and is no tensor: what comes next says so
                 return Inputs(inputs, [key])
+        skipped = [str(key) for key, v in inputs.items() if _is_float(v)]
+        if skipped:
+            raise InputError(
+                f"The mapping holds nothing to attribute to: the float tensors {skipped} are taken "
+                "for masks or labels, by their names, and get no relevance. Pass the tensor itself "
+                f"as inputs, with a function that names it: lambda x: model({skipped[0]}=x)."
+            )
         raise InputError(
             "The mapping holds nothing to attribute to: no entry named 'input_ids' and no "
             f"float tensor (keys: {sorted(map(str, inputs))}). Tokenizers must be called "
@@ -53,4 +60,8 @@ def _is_attributed(key: str, value: Any) -> bool:
         return False
     if key.endswith("input_ids"):
         return True
-    return value.is_floating_point() and "mask" not in key and "label" not in key
+    return _is_float(value) and "mask" not in key and "label" not in key
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

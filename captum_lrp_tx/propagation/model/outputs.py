@@ -77,9 +77,26 @@ def call_explained(
         try:
             inspect.signature(function).bind(*args, **kwargs)
         except TypeError as unfit:
+            if args and _takes(function, kwargs):
+                raise InputError(
+                    "The entries of a mapping are passed by keyword, and additional_forward_args "
+                    "by position, from the first parameter on; the forward function does not take "
+                    f"both ({unfit}). Put these arguments into the mapping, too, by the names that "
+                    "the model has for them, and float tensors that need no relevance into "
+                    "functools.partial(model, name=value)."
+                ) from error
             raise InputError(
                 f"Every entry of a mapping is passed to the forward function by keyword, and it "
                 f"does not take {', '.join(kwargs)} ({unfit}). Write lambda **kwargs: "
                 "model(**kwargs).logits, or leave out the entries that the model does not take."
             ) from error
         raise
+
+
+def _takes(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether nothing is wrong with what is passed by keyword, where that is all there is."""
+    try:
+        inspect.signature(function).bind_partial(**kwargs)
+    except TypeError:
+        return False
+    return True

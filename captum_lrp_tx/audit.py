@@ -19,13 +19,12 @@ from torch import Tensor
 
 from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
-    Strict,
     TargetType,
-    refuse_conventions,
 )
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.misfits import told_misfits
+from captum_lrp_tx.attr.strictness import Strict, check_strict, refuse_conventions
 from captum_lrp_tx.errors import UncoveredOperationError
 from captum_lrp_tx.propagation.engine import propagate
 from captum_lrp_tx.propagation.graph import Node
@@ -232,6 +231,7 @@ def explainability(
         >>> report.is_covered
         True
     """
+    check_strict(strict)
     explainer = ConservativeLRP(model, rules, bias=bias)
     prepared = inputs_of(inputs)
     findings: list[Finding] = []

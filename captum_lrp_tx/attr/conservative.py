@@ -8,6 +8,7 @@ from typing import Any, Literal, Union
 
 import torch
 from captum._utils.common import _format_additional_forward_args
+from captum._utils.gradient import compute_gradients
 from torch import Tensor, nn
 
 from captum_lrp_tx.attr.captum_method import CaptumMethod
@@ -15,6 +16,8 @@ from captum_lrp_tx.attr.captum_rules import assigned_rules
 from captum_lrp_tx.attr.class_names import by_number
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.misfits import told_misfits
+from captum_lrp_tx.attr.strictness import Strict as Strict
+from captum_lrp_tx.attr.strictness import check_strict, refuse_conventions
 from captum_lrp_tx.attr.target_lists import TargetsType as TargetsType
 from captum_lrp_tx.attr.target_lists import select_targets
 from captum_lrp_tx.attr.targets import Target
@@ -54,8 +57,6 @@ _OTHER_BIAS = {
 }
 #: Sum of |relevance| over |output| from which on an explanation is called unstable.
 _UNSTABLE = 1e5
-#: Whether to raise for what no rule covers, or also for conventions that are not in the papers.
-Strict = Union[bool, Literal["papers"]]
 
 
 class Conservative(CaptumMethod):
@@ -174,6 +175,15 @@ class Conservative(CaptumMethod):
                 "closure, its arguments or an attribute that nn.Module registers."
             )
 
+    def _refuse_gradient_func(self) -> None:
+        """Complain about Captum's way to exchange what computes gradients."""
+        if getattr(self, "gradient_func", compute_gradients) is not compute_gradients:
+            raise InputError(
+                f"gradient_func of {type(self).__name__} was set, and would have no effect: "
+                "relevance is computed by rules. Leave it as it is. For a neuron, explain a "
+                "function that returns its layer's output, with the neuron as target."
+            )
+
     def _propagate(
         self,
         forward: Callable[..., Any],
@@ -199,6 +209,8 @@ class Conservative(CaptumMethod):
         **more: Any,
     ) -> tuple[list[Propagated], Inputs]:
         """One forward pass, and relevance of each target."""
+        check_strict(strict)
+        self._refuse_gradient_func()
         prepared = inputs_of(inputs)
         job = self._pass(forward, None, additional_forward_args, **more)
         if isinstance(targets, Sequence) and not isinstance(targets, str):
@@ -346,26 +358,6 @@ class Conservative(CaptumMethod):
         return (
             f"No operation between {start} and the output matched a rule of {self.composite!r} "
             f"(kinds: {kinds}); the result equals plain gradient x input."
-        )
-
-
-def refuse_conventions(scope: Scope) -> None:
-    """Raise if something was recognised whose rule is in none of the papers.
-
-    Raises:
-        UncoveredOperationError: with what was recognised, and where.
-    """
-    found = tuple(
-        f"{what} in {module or 'the forward function'}"
-        for module, what in scope.found
-        if what.endswith("(convention)")
-    )
-    if found:
-        raise UncoveredOperationError(
-            f"Rules that are in none of the papers would act here: {'; '.join(found)}. Pass "
-            "strict=True to accept these conventions of the package, which the documentation "
-            "of AHRule states.",
-            found,
         )
 
 

@@ -116,12 +116,25 @@ class ConservativeGI(Conservative, GradientAttribution):
         inputs: AttributionInputs,
         target: TargetType = None,
         additional_forward_args: Any = None,
-        *,
-        return_convergence_delta: bool = False,
+        return_convergence_delta: Literal[False] = False,
         verbose: bool = False,
+        *,
         strict: Strict = False,
         positions: Literal["separate"],
     ) -> dict[str, Tensor]: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: AttributionInputs,
+        target: TargetType = None,
+        additional_forward_args: Any = None,
+        *,
+        return_convergence_delta: Literal[True],
+        verbose: bool = False,
+        strict: Strict = False,
+        positions: Literal["separate"],
+    ) -> tuple[dict[str, Tensor], Tensor]: ...
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute(
@@ -134,7 +147,12 @@ class ConservativeGI(Conservative, GradientAttribution):
         *,
         strict: Strict = False,
         positions: Positions = "sum",
-    ) -> TensorOrTuple | tuple[TensorOrTuple, Tensor] | dict[str, Tensor]:
+    ) -> (
+        TensorOrTuple
+        | tuple[TensorOrTuple, Tensor]
+        | dict[str, Tensor]
+        | tuple[dict[str, Tensor], Tensor]
+    ):
         r"""
         Relevance of every input feature, in units of the explained output.
 
@@ -168,7 +186,8 @@ class ConservativeGI(Conservative, GradientAttribution):
 
             - **attributions**: shape of each input (token ids: ``(batch, tokens)``), dtype of the
               input or, for token ids, of the embeddings. A tensor for a tensor, a tuple for a
-              tuple; for a mapping a tensor, or a tuple in the order of its attributed entries.
+              tuple; for a mapping a tensor, or a tuple in the order of its attributed entries;
+              with ``positions="separate"`` a dictionary.
             - **delta** (Tensor, shape ``(batch,)``): output minus the sum of relevance; what
               biases and other constants absorbed, if the rules conserve. One number, of shape
               ``(1,)``, where outputs and inputs have different numbers of rows.
@@ -206,13 +225,12 @@ class ConservativeGI(Conservative, GradientAttribution):
         )
         if verbose:
             print_applied(result.scope)
-        if positions == "separate":
-            return single_parts(result, prepared)
-        relevances = formatted(result.relevances, prepared.is_tuple)
-        if not return_convergence_delta:
-            return relevances
         delta = self.compute_convergence_delta(tuple(result.relevances), result.output)
-        return relevances, delta
+        if positions == "separate":
+            parts = single_parts(result, prepared)
+            return (parts, delta) if return_convergence_delta else parts
+        relevances = formatted(result.relevances, prepared.is_tuple)
+        return (relevances, delta) if return_convergence_delta else relevances
 
     @overload
     def attribute_targets(

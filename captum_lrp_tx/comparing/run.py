@@ -13,6 +13,7 @@ from captum._utils.common import _format_additional_forward_args
 from torch import Tensor
 from tqdm import tqdm
 
+from captum_lrp_tx.attr.class_names import by_number
 from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, select_target
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.misfits import told_misfits
@@ -30,6 +31,7 @@ from captum_lrp_tx.methods.running import (
     run,
 )
 from captum_lrp_tx.propagation.hygiene.arguments import fresh
+from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.model.outputs import output_tensor
 from captum_lrp_tx.propagation.state.inputs import Inputs
 from captum_lrp_tx.visualization.patch_maps import token_grid
@@ -58,8 +60,8 @@ def compare(
     Args:
         model (nn.Module or callable): As for every attribution class of this package.
         inputs (Tensor or mapping): One example: token ids, pixels, or what a tokenizer returns.
-        target (int, tuple, Tensor or list, optional): Of the output to explain; unless given, the
-            only output, or the largest of the classes.
+        target (int, str, tuple, Tensor or list, optional): Of the output to explain, or the name of
+            a class; unless given, the only output, or the largest of the classes.
         additional_forward_args (Any, optional): Further arguments of the forward function.
         methods (str or sequence): See :func:`captum_lrp_tx.methods.choose_methods`.
         tokens (sequence of str, optional): Names of the tokens, as the tokenizer gives them.
@@ -165,6 +167,7 @@ def _output(
     model: Callable[..., Any], prepared: Inputs, target: TargetType, additional: Any
 ) -> tuple[Any, float]:
     """The target and the value of the output to explain."""
+    target = by_number(target, find_modules(model))
     args, kwargs = prepared.call_arguments()
     more = tuple(map(fresh, _format_additional_forward_args(additional) or ()))
     with told_misfits(model, kwargs or args, more):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from captum_lrp_tx.attr.answer import AnswerLRP
 from captum_lrp_tx.attr.conservative import Strict
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
+from captum_lrp_tx.attr.targets.mistakes import refuse_truth
 from captum_lrp_tx.audit import Report, explainability
 from captum_lrp_tx.errors import CaptumLRPError, InputError, TargetError
 from captum_lrp_tx.explaining.audio import AUDIO_INPUTS
@@ -221,6 +222,11 @@ def _items(inputs: Any) -> tuple[list[Any], bool]:
         if isinstance(ids, list) and ids and isinstance(ids[0], list):
             return [{k: v[i] for k, v in inputs.items()} for i in range(len(ids))], len(ids) > 1
         return [inputs], False
+    if isinstance(inputs, (bytes, bytearray, memoryview)):
+        raise InputError(
+            "the input is bytes; decode a text, inputs.decode(), and open a picture, "
+            "PIL.Image.open(io.BytesIO(inputs))"
+        )
     if type(inputs).__module__.startswith("PIL.") or hasattr(inputs, "__fspath__"):
         return [inputs], False
     if isinstance(inputs, Tensor) or hasattr(inputs, "__array_interface__"):
@@ -277,6 +283,8 @@ def _wishes(target: Any, count: int, wish: Wish) -> list[Wish]:
             )
     else:
         targets = [target] * count
+    for one in targets:
+        refuse_truth(one)
     return [replace(wish, target=one) for one in targets]
 
 

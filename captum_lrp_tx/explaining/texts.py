@@ -169,9 +169,10 @@ def _from_ids(item: Any, reader: Reader) -> Encoded:
     given = dict(item) if isinstance(item, Mapping) else {"input_ids": item}
     ids = given.get("input_ids")
     if ids is None or not (isinstance(ids, (Tensor, list, tuple)) or hasattr(ids, "__array__")):
+        decode = " (decode it)" if isinstance(item, (bytes, bytearray)) else ""
         raise InputError(
-            f"cannot explain {type(item).__name__}: give a text, a pair of texts as a tuple, chat "
-            "messages, token ids, or what the tokenizer returns"
+            f"cannot explain {type(item).__name__}: give a text{decode}, a pair of texts as a "
+            "tuple, chat messages, token ids, or what the tokenizer returns"
         )
     inputs = {
         str(key): _row(value, str(key))

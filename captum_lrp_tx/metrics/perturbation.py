@@ -119,7 +119,7 @@ class Perturbation:
             raise InputError(
                 f"{masker!r} finds nothing to hide in some of the examples; leave these out"
             )
-        self._position, classes = split_target(target, len(self.batch))
+        self._position, classes = split_target(target, len(self.batch), model)
         rows = torch.arange(len(self.batch))
         nothing = torch.zeros_like(self.features)
         self.whole = self._outputs(rows, lambda chunk: nothing[chunk], lambda out, _: out, "whole")

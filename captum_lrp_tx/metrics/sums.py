@@ -177,8 +177,8 @@ def conservation(
         model (nn.Module or callable): As for every attribution class of this package.
         inputs (Tensor or mapping): A batch of examples; a tokenizer's output may be padded on the
             right.
-        target (int, tuple, Tensor or list, optional): Captum's targets; the predicted classes
-            unless given.
+        target (int, str, tuple, Tensor or list, optional): Captum's targets, or names of classes;
+            the predicted classes unless given.
         additional_forward_args (Any, optional): Further positional arguments of the model.
         rules (mapping): By name a preset or ``Composite`` (as of ``ConservativeGI``), or a pair of
             one and a treatment of biases (as of ``ConservativeLRP``).
@@ -212,7 +212,7 @@ def conservation(
     lengths = None if batch.main.is_floating_point() else MaskTokens(0).lengths(batch)
     levels = ("input", "embeddings", *(f"block {i + 1}" for i in range(len(blocks))))
     order = torch.arange(len(batch)) if lengths is None else torch.argsort(lengths, stable=True)
-    position, classes = split_target(target, len(batch))
+    position, classes = split_target(target, len(batch), model)
     outputs = torch.zeros(len(batch), dtype=torch.float64)
     sums = {
         name: {level: torch.zeros(len(batch), dtype=torch.float64) for level in levels}

@@ -7,31 +7,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_lrp_tx.attr.class_names import by_number
 from captum_lrp_tx.errors import OutputError, TargetError
+from captum_lrp_tx.propagation.model.modules import find_modules
 
 #: Entries of the targets but the last, for each example.
 Position = list[tuple[int, ...]]
 
 
-def split_target(target: Any, examples: int) -> tuple[Position | None, Any]:
+def split_target(target: Any, examples: int, model: Any = None) -> tuple[Position | None, Any]:
     """Captum's target as positions in the output and classes at them.
 
     Args:
         target (int, tuple, Tensor or list, optional): Captum's target.
         examples (int): How many examples there are.
+        model (callable, optional): Whose configuration has names of classes, where these are given.
 
     Returns:
         tuple: For each example the entries of its target but the last, None if there are none;
         and the classes, for :func:`target_classes`.
 
     Raises:
-        TargetError: Another number of targets than examples, or tuples of different lengths.
+        TargetError: Another number of targets than examples, tuples of different lengths, or no
+            such class.
 
     Example::
 
         >>> split_target((4, 1), 2)
         ([(4,), (4,)], [1, 1])
     """
+    if model is not None:
+        target = by_number(target, find_modules(model))
+    if isinstance(target, str):
+        raise TargetError(
+            f"target={target!r} is a name, and the model's configuration has no names of classes; "
+            "give the number of the class"
+        )
     if isinstance(target, tuple):
         target = [target] * examples
     if isinstance(target, list) and target and isinstance(target[0], tuple):

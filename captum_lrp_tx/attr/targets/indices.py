@@ -12,6 +12,7 @@ import torch
 from captum._utils.common import _select_targets
 from torch import Tensor, nn
 
+from captum_lrp_tx.attr.targets.mistakes import hint_of_names, refuse_truth
 from captum_lrp_tx.errors import TargetError
 from captum_lrp_tx.propagation.model.outputs import output_tensor
 
@@ -318,6 +319,7 @@ def select_target(output: Tensor, target: TargetType) -> Tensor:
             )
         each = [_numbers(output[i : i + 1], item) for i, item in enumerate(target)]
         return torch.cat(each)
+    refuse_truth(target)
     index: Any = target
     try:
         selected: Tensor = _select_targets(output, index)
@@ -327,7 +329,7 @@ def select_target(output: Tensor, target: TargetType) -> Tensor:
         raise TargetError(
             f"target={target!r} does not fit the output of shape {tuple(output.shape)} (first "
             f"dimension: examples): {str(error).rstrip('.')}. Valid targets: {_KINDS}."
-            f"{_hint(target)}"
+            f"{hint_of_names(target)}"
         ) from error
     return selected
 
@@ -405,14 +407,6 @@ def _of_all(selected: Any, output: Tensor, target: Target) -> Tensor:
     return selected
 
 
-def _hint(target: Any) -> str:
-    """What to do about names of tokens."""
-    items = target if isinstance(target, (list, tuple)) else [target]
-    if any(isinstance(item, str) for item in items):
-        return " For tokens pass their ids: tokenizer.convert_tokens_to_ids(token)."
-    return ""
-
-
 def _checked(target: Any) -> TargetType:
     """A part of a target, with NumPy integers as ints.
 
@@ -433,7 +427,7 @@ def _checked(target: Any) -> TargetType:
         index = _index(target)
         if index is not None:
             return index
-    raise TargetError(f"{target!r} is no target. Valid targets: {_KINDS}.{_hint(target)}")
+    raise TargetError(f"{target!r} is no target. Valid targets: {_KINDS}.{hint_of_names(target)}")
 
 
 def _index(value: Any) -> int | tuple[int, ...] | None:

@@ -40,7 +40,9 @@ def inputs_of(inputs: Any) -> Inputs:
         for key in ("input_ids", "pixel_values", "inputs_embeds", "input_values", "input_features"):
             if key in inputs:  # and is no tensor: what comes next says so
                 return Inputs(inputs, [key])
-        skipped = [str(key) for key, v in inputs.items() if _is_float(v)]
+        ordinary = ("mask", "label", "labels")
+        names = [str(key) for key, value in inputs.items() if _is_float(value)]
+        skipped = [name for name in names if name.split("_")[-1] not in ordinary]
         if skipped:
             raise InputError(
                 f"The mapping holds nothing to attribute to: the float tensors {skipped} are taken "

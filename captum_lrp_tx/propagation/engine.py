@@ -160,14 +160,11 @@ def propagate_targets(
     with suspended(), isolation, torch.inference_mode(False), torch.enable_grad():
         args, kwargs = inputs.call_arguments()
         additional = [fresh(a) for a in job.additional_args]
-        if probe is not None:
-            args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
-            kwargs = {k: v.detach() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
         strangers = Strangers(job.modules, job.meet) if job.meet is not None else None
         context = Context(scope, inputs, name_of, isolation, strangers)
-        explained = call_explained(job.forward, (*args, *job.additional_args), kwargs)
         if probe is not None:
-            inputs.stop_looking_up()
+            probe.at_first = context.begin_here
+        explained = call_explained(job.forward, (*args, *job.additional_args), kwargs)
         with _under_rules(job, context, probe), explained:
             returned = job.forward(*args, *additional, **kwargs)
         _note_what_ran(scope, context, inputs)

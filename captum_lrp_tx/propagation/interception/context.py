@@ -79,6 +79,11 @@ class Context:
         context.ordering = self.ordering
         return context
 
+    def begin_here(self) -> None:
+        """What cannot be explained of the operations so far does not count: layers come now."""
+        self.cuts.begin_here()
+        self.underived.clear()
+
     def forget(self) -> None:
         """Let go of the graph: it leads to the context, and what was noted of it leads back."""
         self.maps.forget()

@@ -81,6 +81,13 @@ class Cuts:
         self._origins: MutableMapping[Tensor, Origin] = WeakIdKeyDictionary()
         self._numbers: dict[float, Origin] = {}
 
+    def begin_here(self) -> None:
+        """What has been cut off so far does not count: the leaves are made now."""
+        self.any = False
+        self._origins.clear()
+        self._numbers.clear()
+        self._scope.cut.clear()
+
     def origin(self, name: str, arguments: Any) -> Origin | None:
         """Before a call or property that cuts its argument off: where its result comes from."""
         for source in tensors_in(arguments):

@@ -221,7 +221,7 @@ class Inputs:
         return result
 
     def stop_looking_up(self) -> None:
-        """Layer mode: the leaves are elsewhere, token ids are plain arguments."""
+        """In a second run, whose leaves are those of the first, ids are plain arguments."""
         self._ids, self.has_ids = [], False
 
     def count_lookups(self) -> int:

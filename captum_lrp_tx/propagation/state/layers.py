@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,10 @@ _NEVER_RUN = (nn.ModuleList, nn.ModuleDict)
 class LayerProbe:
     """Captures the input or output tensors of layers during a forward pass of this thread.
 
-    A tensor that nothing captured precedes becomes a leaf, so nothing below it is differentiated.
+    What is differentiated by is the tensor itself, as in Captum: all that is computed from it
+    counts, before the layer and round it, too. So the graph begins at the inputs, and relevance at
+    a layer is that of a pass to the inputs. If the model writes into the tensor later on, what the
+    layer got of it counts. A tensor without a graph becomes a leaf.
 
     Of a layer that runs several times those calls count that no later call of it builds on: the
     last one of a chain (as in Captum), and each one of calls side by side (a table that is looked
@@ -47,6 +50,10 @@ class LayerProbe:
         self._calls: list[list[list[Tensor]]] = [[] for _ in self._layers]
         self._hooks = Hooks()
         self._thread = threading.get_ident()
+        #: What a layer got of each captured tensor, and the tensor's version then.
+        self._copies: list[list[list[tuple[Tensor, int]]]] = [[] for _ in self._layers]
+        #: Called once, at the first layer.
+        self.at_first: Callable[[], None] | None = None
         #: Names of layers some of whose calls are left out, with how many of how many count.
         self.left_out: list[tuple[str, int, int]] = []
 
@@ -61,12 +68,23 @@ class LayerProbe:
             UnreachedInputError: a layer did not run or has no floating-point tensor there.
             InputError: calls side by side with tensors of different shapes, which have no sum.
         """
+        self._drop_written()
         for index, (layer, calls) in enumerate(zip(self._layers, self._calls, strict=True)):
             if not any(calls):
                 raise UnreachedInputError(self._why_unseen(layer, bool(calls)))
             if len(calls) > 1:
                 self._calls[index] = self._counting(layer, calls)
         return [tensor for calls in self._calls for call in calls for tensor in call]
+
+    def _drop_written(self) -> None:
+        """In place of tensors that the model has written into take what the layer got of them."""
+        for calls, copies in zip(self._calls, self._copies, strict=True):
+            for call, kept in zip(calls, copies, strict=True):
+                call[:] = [
+                    leaf if leaf._version == version else copy
+                    for leaf, (copy, version) in zip(call, kept, strict=True)
+                ]
+        self._copies = [[] for _ in self._layers]
 
     def _why_unseen(self, layer: nn.Module, ran: bool) -> str:
         """Why there is nothing of a layer, and what to do."""
@@ -135,7 +153,11 @@ class LayerProbe:
             """``values`` are the inputs and, of a hook at the outputs, the outputs."""
             if threading.get_ident() != self._thread:
                 return None
+            if self.at_first is not None:
+                at_first, self.at_first = self.at_first, None
+                at_first()
             self._calls[position].append([])
+            self._copies[position].append([])
             return mapped(values[-1], lambda tensor: self._capture(position, tensor))
 
         return capture
@@ -145,10 +167,12 @@ class LayerProbe:
             return value
         # this runs inside the model's forward pass, but is no operation of the model
         with torch._C.DisableTorchFunction():
-            leaf = value if value.requires_grad else value.detach().clone().requires_grad_()
+            kept = value.clone() if value.requires_grad else value.detach().clone().requires_grad_()
+            leaf = value if value.requires_grad else kept
+            self._copies[position][-1].append((kept, leaf._version))
             self._calls[position][-1].append(leaf)
             # a copy goes on, so that in-place operations cannot reach the captured values
-            copy = leaf.clone()
+            copy = kept.clone()
             node: Any = copy.grad_fn
             node.metadata[LEAF] = True
             return copy

@@ -284,7 +284,8 @@ def _wishes(target: Any, count: int, wish: Wish) -> list[Wish]:
     else:
         targets = [target] * count
     for one in targets:
-        refuse_truth(one)
+        if not isinstance(one, tuple):  # which may hold a mask: the region of an image
+            refuse_truth(one)
     return [replace(wish, target=one) for one in targets]
 
 

@@ -65,7 +65,7 @@ class Pattern:
     """Weights that sum to one.
 
     Attributes:
-        axis (int, optional): Along this axis, counted from the left; ``None`` if it is not known.
+        axis (int, optional): Along it, counted from the left; ``None`` if it is not known.
         is_entry (bool): Whether one entry was taken of that axis.
         logits (Node, optional): What the weights were made of, and
         logits_axis (int, optional): the axis there.
@@ -193,11 +193,7 @@ def is_pattern(tensor: Tensor) -> bool:
 
 
 class Search:
-    """What one question leads to: the answer for every node on the way is found once.
-
-    No calls of itself along the graph, which may be longer than Python's stack: patterns are
-    written row by row, and weights of one step are made of those of the step before.
-    """
+    """What one question leads to, each node once; without recursion, graphs are long."""
 
     def __init__(self) -> None:
         self._found: dict[Node, Pattern | None] = {}

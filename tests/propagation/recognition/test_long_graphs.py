@@ -94,7 +94,7 @@ def forward_attention(q: Tensor, k: Tensor, v: Tensor, hold: Hold) -> Tensor:
 def location_shift(q: Tensor, k: Tensor, v: Tensor, hold: Hold) -> Tensor:
     """Addressing of a Neural Turing Machine: interpolated, shifted and sharpened weights."""
     found, weights = [], torch.eye(k.shape[1], dtype=k.dtype)[:1].expand(len(k), -1)
-    for step in range(6):
+    for step in range(4):
         new = (F.cosine_similarity(k, q[:, step : step + 1], dim=-1)).softmax(-1)
         share = torch.sigmoid(q[:, step, :1])
         mixed = share * new + (1 - share) * weights

@@ -36,8 +36,9 @@ BOUNDS = frozenset("Clamp ClampMin ClampMax Maximum Minimum".split())
 
 #: What a bound at zero stands for under a rule for activations.
 RECTIFIED = "ClampAtZero"
-#: How strongly a factor looks like a gate: bounded functions first, then self-gated activations.
+#: The strength of a factor that is a gate whatever it meets.
 CLEAR = 3
+#: How strongly a factor looks like a gate: bounded functions first, then self-gated activations.
 _GATE_STRENGTH = {
     **dict.fromkeys("Softmax SafeSoftmax Sigmoid Hardsigmoid".split(), CLEAR),
     **dict.fromkeys("Tanh Erf Hardtanh Softplus".split(), 2),

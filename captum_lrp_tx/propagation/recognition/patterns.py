@@ -31,6 +31,7 @@ from captum_lrp_tx.propagation.recognition import axes
 _MARKED = "captum_lrp_tx.pattern"
 _MAX_STEPS = 400
 _MAX_NODES = 200
+#: Nodes that one question may lead to.
 _MOST_NODES = 20_000
 _GLANCE = 4
 #: Adding, scaling or joining patterns gives a pattern again.

@@ -1,6 +1,6 @@
 """The searches through the autograd graph end: what they find up to which distance, and no further.
 
-A model may be thousands of operations deep; what a factor is for is decided by what lies nearby.
+A model may be many thousands of operations deep; the searches stay within its last ones.
 """
 
 from __future__ import annotations

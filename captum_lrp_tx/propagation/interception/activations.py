@@ -92,7 +92,9 @@ def _is_bound(context: Context, x: Tensor, bound: Any) -> bool:
         return False
     if torch.result_type(x, bound) != x.dtype or not _spreads(bound, x):
         return False
-    return bound.numel() == 1 or (bound.numel() > 0 and not bool(bound.any()))
+    if bound.numel() == 1 and (bound.dim() < 2 or context.constants.is_of_model(bound)):
+        return True  # else it may be the number of the only example
+    return bound.numel() > 0 and not bool(bound.any())
 
 
 def _spreads(bound: Tensor, x: Tensor) -> bool:

@@ -445,6 +445,19 @@ def test_other_bounds_stay_what_they_are(bound: str) -> None:
     torch.testing.assert_close(found, x * grad, rtol=1e-4, atol=1e-5)
 
 
+def test_a_bound_for_each_example_is_one_for_one_example_too() -> None:
+    torch.manual_seed(0)
+    a, x, bounds = torch.nn.Linear(6, 4), torch.randn(2, 6), torch.tensor([[0.3], [0.4]])
+
+    def explained(rows: Tensor, least: Tensor) -> Tensor:
+        run = ConservativeLRP(lambda t, m: torch.maximum(a(t), m))
+        result: Tensor = run.attribute(rows, target=2, additional_forward_args=least)
+        return result
+
+    one_by_one = [explained(x[i : i + 1], bounds[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(torch.cat(one_by_one), explained(x, bounds))
+
+
 def test_signs_of_complex_numbers_are_refused() -> None:
     """A layer of a Fourier neural operator has none; a rule without signs takes it."""
     torch.manual_seed(0)

@@ -82,7 +82,9 @@ class Source:
             with status(f"loading the {what}"):
                 # code that comes with a model is never run, nor is the user asked whether to
                 return load(self.name, local_files_only=self.is_local, trust_remote_code=False)
-        except Exception as error:
+        except BaseException as error:
+            if not _is_failure(error):
+                raise
             reason = _first_sentence(error)
             if self.is_local:
                 message = f"cannot load the {what} in the folder {self.name}: {reason}"
@@ -108,9 +110,9 @@ class Source:
         """
         try:
             return run()
-        except (CaptumLRPError, MemoryError):
-            raise
-        except Exception as error:
+        except BaseException as error:
+            if isinstance(error, CaptumLRPError | MemoryError) or not _is_failure(error):
+                raise
             kind = type(error).__name__
             raise InputError(
                 f"the {what} of {self.name} fails on this input: {kind}: {_first_sentence(error)}"
@@ -287,6 +289,11 @@ def _auto_class(source: Source, kind: Kind) -> str:
     raise UnsupportedModelError(
         f"{source.name} does not say in its config.json which model of text and image it is"
     )
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether code failed: a panic of a tokenizer's Rust code counts, which is no Exception."""
+    return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from captum_lrp_tx.cli.models import Source, find, kind_of, load_model
 from captum_lrp_tx.datasets import attribute_dataset, read_dataset
 from captum_lrp_tx.errors import InputError, OutputError, TargetError, UnsupportedModelError
 from captum_lrp_tx.files import check_writable
-from captum_lrp_tx.models import digit_samples, sentiment
+from captum_lrp_tx.models import digit_samples, model_path, sentiment
 from language_models import language_model, tokenizer
 
 pytestmark = pytest.mark.captum
@@ -251,6 +252,29 @@ def test_names_without_a_folder_are_those_of_the_hub(capsys: Any) -> None:
     reason = "no folder someone/film-critic, .*loaded from the Hugging Face Hub: We are offline$"
     with pytest.raises(InputError, match=reason):
         source.load("tokenizer", load)
+
+
+def test_a_tokenizer_that_panics_is_a_damaged_one() -> None:
+    """What the Rust code of tokenizers raises where it panics is no Exception."""
+    settings = json.loads((model_path("sentiment") / "tokenizer.json").read_text(encoding="utf-8"))
+    special = settings["post_processor"]["special_tokens"]
+    special["[CUT]"] = special.pop("[CLS]")  # which the template names
+    damaged = pytest.importorskip("tokenizers").Tokenizer.from_str(json.dumps(settings))
+
+    def encode(*_: Any, **__: Any) -> Any:
+        return damaged.encode("a good film")
+
+    source = Source("folder", True)
+    with pytest.raises(InputError, match="tokenizer of folder fails on this input: Panic"):
+        source.use("tokenizer", encode)
+    with pytest.raises(InputError, match="in the folder folder: no entry"):
+        source.load("tokenizer", encode)
+    with pytest.raises(KeyboardInterrupt):  # which is no failure
+        source.use("tokenizer", interrupted)
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

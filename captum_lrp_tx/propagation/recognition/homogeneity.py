@@ -98,7 +98,7 @@ def _is_of(degrees: Degrees, statistic: Tensor, factor: Tensor, quotient: bool) 
 
     Seen from further back, a gated and projected factor (``(a * b) @ w``) is a statistic itself.
     """
-    if statistic.grad_fn is None or factor.grad_fn is None or is_statistic(factor, degrees):
+    if statistic.grad_fn is None or factor.grad_fn is None:
         return False
     if not degrees.deep.degree(statistic.grad_fn, statistic.output_nr).is_nonlinear:
         return False  # of nothing
@@ -185,7 +185,10 @@ def is_ratio(degrees: Degrees, numerator: Tensor, divisor: Tensor) -> bool:
     above = search.degree(numerator.grad_fn, 0)
     # not scores and their sums, which grow with queries and with keys
     lengths = len(above.of) == 1 and all(abs(d - 1) < 1e-3 for d in above.of.values())
-    return lengths and above.is_nonlinear and above.is_reduced and not differs(above, below)
+    if not (lengths and above.is_nonlinear and above.is_reduced) or differs(above, below):
+        return False
+    # the largest of neighbours are a statistic, too, and have a norm like anything else
+    return not _is_of(degrees, divisor, numerator, quotient=True)
 
 
 def _cancels(numerator: float, divisor: float, found: Degree) -> bool:

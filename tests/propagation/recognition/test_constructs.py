@@ -34,8 +34,6 @@ REFUSED = {
     ("idw", "ln"): "norm or statistic without a rule",
     ("cov whiten", "ah"): "system of input-dependent equations",
     ("cov whiten", "ah+ln"): "system of input-dependent equations",
-    ("gct", "ln"): "norms compared with their own mean",
-    ("gct", "ah+ln"): "norms compared with their own mean",
     ("attention by lerp", "ah"): "Lerp",
     ("attention by lerp", "ah+ln"): "Lerp",
     **{("merged, lerp", preset): "Lerp" for preset in ("ah", "ah+ln")},

@@ -89,6 +89,12 @@ OTHERS: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
         gated(x)),
     "of a gated map, centred": lambda x, n: (lambda y: (y - y.mean(-1, keepdim=True))
         / n(y.var(-1, keepdim=True).sqrt()))(gated(x)),
+    "of the largest of neighbours": lambda x, n: (lambda y: (y - y.mean(-1, keepdim=True))
+        / n((y.var(-1, keepdim=True) + EPS).sqrt()))(F.max_pool1d(x, 2)),
+    "of the largest of groups, by a factor": lambda x, n: (lambda y: y * n(mean_square(y).rsqrt()))(
+        x.unflatten(-1, (-1, 2)).amax(-1)),
+    "of norms": lambda x, n: (lambda y: y / n(mean_square(y).sqrt()))(
+        x.unflatten(-1, (-1, 2)).norm(dim=-1)),
     "of values with a sigmoid gate": lambda x, n: (lambda y: y * n(mean_square(y).rsqrt()))(
         x * torch.sigmoid(x @ MATRIX)),
     "of values mixed by a softmax": lambda x, n: (lambda y: y / n(mean_square(y).sqrt()))(

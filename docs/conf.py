@@ -30,7 +30,7 @@ COPIED = (
 )
 
 project = "captum_lrp_tx"
-author = "the authors of captum_lrp_tx"
+author = copyright = "the authors of captum_lrp_tx"
 release = version = __version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_nb"]
 exclude_patterns = ["_build", "repository/benchmarks/conservation.md"]

@@ -425,12 +425,15 @@ GEGLU: dict[str, Spelling] = {
         * w.b(x))(w.a(x)),
     "erf, factors apart": lambda w, x, p, n: (lambda g: g * (0.5 * (1 + torch.erf(
         g * math.sqrt(0.5)))) * w.b(x))(w.a(x)),
+    "ndtr": lambda w, x, p, n: (lambda g: g * torch.special.ndtr(g) * w.b(x))(w.a(x)),
 }  # fmt: skip
 SIGMOID_GATE: dict[str, Spelling] = {
     "sigmoid": lambda w, x, p, n: torch.sigmoid(w.a(x)) * w.b(x),
     "glu": lambda w, x, p, n: F.glu(torch.cat([w.b(x), w.a(x)], -1), -1),
     "values first": lambda w, x, p, n: w.b(x) * w.a(x).sigmoid(),
     "by its divisor": lambda w, x, p, n: w.b(x) / (1 + (-w.a(x)).exp()),
+    "lerp": lambda w, x, p, n: torch.lerp(torch.zeros_like(x), w.b(x), w.a(x).sigmoid()),
+    "lerp in place": lambda w, x, p, n: torch.zeros_like(x).lerp_(w.b(x), w.a(x).sigmoid()),
     "half a tanh": lambda w, x, p, n: w.b(x) * (0.5 * torch.tanh(w.a(x) / 2) + 0.5),
     "einsum": lambda w, x, p, n: torch.einsum("btd,btd->btd", w.b(x), w.a(x).sigmoid()),
 }  # fmt: skip

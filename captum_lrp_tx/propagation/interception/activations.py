@@ -32,6 +32,7 @@ _ACTIVATIONS = {
     "pow": "Pow", "prelu": "Prelu", "clamp": "Clamp", "clip": "Clamp", "clamp_min": "Clamp",
     "clamp_max": "Clamp", "expm1": "Expm1", "log1p": "Log1P", "sin": "Sin", "atan": "Atan",
     "arctan": "Atan", "asinh": "Asinh", "log_sigmoid": "LogSigmoid", "_threshold": "Threshold",
+    "special_ndtr": "Erf",
 }  # fmt: skip
 
 

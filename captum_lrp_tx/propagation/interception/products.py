@@ -346,6 +346,20 @@ def _added_product(context: Context, call: Call) -> Any:
     return overwritten(summand, result) if call.is_inplace else result
 
 
+def _interpolated(context: Context, call: Call) -> Any:
+    """``start + weight * (end - start)``: a sum, and a product if the weight depends on inputs."""
+    start, end, weight = call.bind(("input", "end", "weight"))
+    ends = depends(start) or depends(end)
+    if not (ends and depends(weight)) or context.scope.rule(Kind.PRODUCT) is None:
+        return call.run()
+    with torch.no_grad():
+        value = torch.lerp(start, end, weight)
+    with context.watching():
+        spelled = start + weight * (end - start)
+    result = WithValue.call(value, spelled)
+    return overwritten(start, result) if call.is_inplace else result
+
+
 def _outer(context: Context, call: Call) -> Any:
     first, second = call.bind(("input", "vec2"))
     if not (depends(first) and depends(second)):
@@ -366,6 +380,7 @@ HANDLERS: dict[str, Handler] = {
     **by_name(entrywise_product, "mul mul_ multiply multiply_ div div_ divide divide_ true_divide"),
     **by_name(entrywise_product, "mul.Tensor mul_.Tensor div.Tensor div_.Tensor"),
     **by_name(_added_product, "addcmul addcmul_ addcdiv addcdiv_"),
+    **by_name(_interpolated, "lerp lerp_"),
     **by_name(_outer, "outer ger"),
     **by_name(_glu, "glu"),
 }

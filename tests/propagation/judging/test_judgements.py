@@ -6,6 +6,7 @@ Both are told by values: relevance of the factors of a product, and findings per
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 from collections.abc import Callable
@@ -27,7 +28,7 @@ N, WIDTH = 2, 6
 #: Functions by how clearly they make gates: bounded to (0, 1), otherwise bounded, self-gated.
 GATES: dict[str, list[Callable[[Tensor], Tensor]]] = {
     "switch": [lambda x: x.softmax(-1), torch.sigmoid, F.hardsigmoid],
-    "bounded": [torch.tanh, torch.erf, F.hardtanh, F.softplus],
+    "bounded": [torch.tanh, torch.erf, torch.special.ndtr, F.hardtanh, F.softplus],
     "self-gated": [F.silu, F.gelu, F.leaky_relu, F.elu, F.mish, F.hardswish, torch.exp, F.relu],
     "signal": [lambda x: x * 2, lambda x: x.flip(-1)],
 }
@@ -166,15 +167,6 @@ FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], str, set[str]]] = {
         ),
         "non-linear function", {"lrp", "attnlrp"},
     ),
-    "weights of a lerp": (
-        lambda x: torch.lerp(x, x.flip(-1), x), "product of two", {"lrp", "attnlrp"}
-    ),
-    "weights of a lerp to a constant": (
-        lambda x: torch.lerp(x, torch.ones(WIDTH), x), "product of two", {"lrp", "attnlrp"}
-    ),
-    "weights of a lerp from a constant": (
-        lambda x: torch.lerp(torch.ones(WIDTH), x, x), "product of two", {"lrp", "attnlrp"}
-    ),
     "system": (
         lambda x: torch.linalg.solve_triangular(
             torch.eye(3) + torch.diag_embed(x[:, :3].exp()), torch.ones(N, 3, 1), upper=True
@@ -213,6 +205,39 @@ def test_what_no_rule_covers_is_said_and_is_a_fault_where_it_was_promised(
     assert told, report
     assert report.is_covered is (preset not in faulty), report
     assert str(report).count("  ! ") == sum(f.is_fault for f in report.findings)
+
+
+#: Start and end of an interpolation.
+ENDS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "both": lambda x: (x, x.flip(-1)),
+    "start": lambda x: (x, torch.ones(WIDTH)),
+    "end": lambda x: (torch.ones(WIDTH), x),
+}
+
+
+@pytest.mark.parametrize("preset", ["lrp", "attnlrp"])
+@pytest.mark.parametrize("ends", ENDS)
+def test_a_lerp_is_the_sum_that_it_stands_for(ends: str, preset: str) -> None:
+    """Its weights may depend on the inputs; with one gradient under presets that have no gates."""
+
+    def model(x: Tensor, lerp: Callable[..., Tensor]) -> Tensor:
+        return lerp(*ENDS[ends](x), x.roll(1, -1).sigmoid()).square().sum(1)
+
+    x = zoo.floats(N, WIDTH)
+    fused, spelled = (
+        functools.partial(model, lerp=lerp)
+        for lerp in (torch.lerp, lambda start, end, weight: start + weight * (end - start))
+    )
+    explainer = ConservativeLRP(fused, preset)
+    torch.testing.assert_close(
+        explainer.attribute(x), ConservativeLRP(spelled, preset).attribute(x)
+    )
+    report = audit.explainability(fused, x, rules=preset, file=None)
+    assert report.is_covered and not report.findings, report
+    assert report.output == float(fused(x).double().sum())
+    assert report.conservation_error == pytest.approx(0.0, abs=1e-4)
+    told = audit.explainability(fused, x, rules="ah+ln", file=None).findings
+    assert any("product of two" in f.what for f in told)
 
 
 PARTIAL: dict[str, tuple[Any, str, set[str]]] = {

@@ -89,3 +89,15 @@ def test_commands_are_those_of_setup_cfg(
 def test_every_variable_is_filled_in(recipe: dict[str, Any]) -> None:
     """All but the interpreter, which rattler-build knows."""
     assert set(re.findall(r"\$\{\{ (\w+) \}\}", str(recipe))) == {"PYTHON"}
+
+
+def test_rattler_build_understands_it(recipe: dict[str, Any]) -> None:
+    """The program that conda-forge builds with renders what stands in the file."""
+    rattler_build = pytest.importorskip("rattler_build")
+    file = rattler_build.Stage0Recipe.from_file(FILE)
+    (variant,) = file.render(rattler_build.VariantConfig())
+    rendered = variant.recipe.to_dict()
+    assert rendered["package"] == recipe["package"]
+    assert rendered["requirements"] == recipe["requirements"]
+    assert rendered["build"]["noarch"] == "python"
+    assert rendered["build"]["python"] == recipe["build"]["python"]

@@ -495,8 +495,9 @@ def test_curves_without_an_attention_mask_are_those_with_one(text):
             return model(input_ids, torch.ones_like(input_ids))
 
     found = report(Bare(), TEXTS, tokenizer=tokenizer, methods=["GI"])["GI"]
-    torch.testing.assert_close(found.activation.values, expected.activation.values)
-    torch.testing.assert_close(found.pruning.values, expected.pruning.values)
+    single = {"rtol": 1e-5, "atol": 1e-5}  # batches of other sizes round in other places
+    torch.testing.assert_close(found.activation.values, expected.activation.values, **single)
+    torch.testing.assert_close(found.pruning.values, expected.pruning.values, **single)
 
 
 def test_what_belongs_to_a_text_as_a_whole_is_not_padded(text):

@@ -114,7 +114,9 @@ def _samples(item: Any, rate: int | None) -> Tensor:
         raise InputError(f"the audio holds no numbers ({error})") from error
     if values.dim() == 2 and len(values) == 1:
         values = values[0]
-    if values.dim() != 1 or not values.numel():
+    if not values.numel():
+        raise InputError(f"the audio holds no samples: its shape is {tuple(values.shape)}")
+    if values.dim() != 1:
         raise InputError(
             f"audio of one channel has the shape (samples,), not {tuple(values.shape)}; of several "
             "channels take the mean, and many sounds are a list"

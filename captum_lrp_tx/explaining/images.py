@@ -95,6 +95,8 @@ def check_file(file: Path) -> None:
     Raises:
         InputError: If it is missing or a folder.
     """
+    if str(file).startswith(("http:/", "https:/")):
+        raise InputError(f"{file} is an address, not a file; download the image first")
     if file.is_dir():
         raise InputError(f"{file} is a folder, not an image")
     if not file.exists():

@@ -69,17 +69,19 @@ def token_index(target: str | int, tokenizer: Any, scores: Tensor) -> int:
     """The token that is meant; with or without a space before it, whichever is more probable.
 
     Args:
-        target (str or int): Its text or its id.
+        target (str or int): Its text ("7" is a digit) or its id.
         tokenizer: A tokenizer of transformers; needed for a text.
         scores (Tensor): Of all tokens, shape ``(vocabulary,)``.
 
     Raises:
         TargetError: If it is not one token of the vocabulary.
     """
-    if not isinstance(target, str) or target.isdecimal():
+    if not isinstance(target, str):
         if 0 <= int(target) < scores.numel():
             return int(target)
         raise TargetError(f"there is no token {target}; ids go from 0 to {scores.numel() - 1}")
+    if not target:
+        raise TargetError("the target is an empty text; name a token")
     if tokenizer is None:
         raise TargetError(f"the target {target!r} needs a tokenizer; give the token's id instead")
     encoded = [tokenizer.encode(text, add_special_tokens=False) for text in (target, f" {target}")]
@@ -92,8 +94,13 @@ def token_index(target: str | int, tokenizer: Any, scores: Tensor) -> int:
     if known:
         return max(known, key=lambda index: float(scores[index]))
     pieces = " ".join(repr(tokenizer.decode([index])) for index in encoded[0])
+    by_id = f"; the id is {target} without quotes, and id:{target} on the command line"
     raise TargetError(
-        f"the target {target!r} is not one token but {len(encoded[0])} ({pieces}); name one of them"
-        if len(encoded[0]) > 1
-        else f"the target {target!r} is not in the vocabulary of the model"
+        (
+            f"the target {target!r} is not one token but {len(encoded[0])} ({pieces}); name one of "
+            "them"
+            if len(encoded[0]) > 1
+            else f"the target {target!r} is not in the vocabulary of the model"
+        )
+        + (by_id if target.isdecimal() else "")
     )

@@ -129,6 +129,11 @@ def explain(
         ('positive', 'charming')
     """
     model, processor, inputs = _unpacked(model, processor, inputs)
+    if max_length is not None and (not truncation or max_length < 1):
+        raise InputError(
+            f"max_length= is how many tokens truncation=True keeps, 1 or more; it was given as "
+            f"{max_length!r} with truncation={truncation!r}"
+        )
 
     def explainer(named: str | Composite) -> ConservativeLRP:
         return ConservativeLRP(model, named, bias=bias, epsilon=epsilon)

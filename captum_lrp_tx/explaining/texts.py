@@ -138,8 +138,11 @@ def encode(
 
 def _from_texts(texts: dict[str, str], reader: Reader, **more: Any) -> Encoded:
     tokenizer = reader.tokenizer
-    if tokenizer is None:
-        raise InputError("a text needs the tokenizer of the model: explain(model, tokenizer, text)")
+    if not callable(tokenizer):
+        given = "" if tokenizer is None else f", and {tokenizer!r} is none"
+        raise InputError(
+            f"a text needs the tokenizer of the model{given}: explain(model, tokenizer, text)"
+        )
     if not any(text.strip() for text in texts.values()):
         raise InputError("the text is empty; give some words")
     cut = {"truncation": reader.truncation, "max_length": reader.limit()}
@@ -167,6 +170,11 @@ def _from_texts(texts: dict[str, str], reader: Reader, **more: Any) -> Encoded:
 def _from_ids(item: Any, reader: Reader) -> Encoded:
     """A tokenizer's encoding, or token ids alone, of one text."""
     given = dict(item) if isinstance(item, Mapping) else {"input_ids": item}
+    if isinstance(item, (list, tuple)) and any(isinstance(part, str) for part in item):
+        raise InputError(
+            f"cannot explain {type(item).__name__} of {len(item)} texts as one input: a pair is a "
+            "tuple of two texts, and several pairs are a list of such tuples"
+        )
     ids = given.get("input_ids")
     if ids is None or not (isinstance(ids, (Tensor, list, tuple)) or hasattr(ids, "__array__")):
         decode = " (decode it)" if isinstance(item, (bytes, bytearray)) else ""
@@ -184,6 +192,8 @@ def _from_ids(item: Any, reader: Reader) -> Encoded:
         raise InputError(f"token ids are whole numbers, not {ids.dtype}")
     if len(ids) != 1 or not ids.numel():
         raise InputError(f"token ids of one text have the shape (1, tokens), not {(*ids.shape,)}")
+    inputs = _without_padding_before(inputs)
+    ids = inputs["input_ids"]
     _check_length(ids.shape[1], reader)
     tokens = tokens_of_ids(ids[0].tolist(), reader.tokenizer)
     warnings = _of_unknown(ids[0], tokens, reader.tokenizer)
@@ -212,6 +222,15 @@ def for_the_model(made: dict[str, Any], model: Any) -> dict[str, Any]:
     return kept
 
 
+def _without_padding_before(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The text alone: behind padding most models would count its positions from there."""
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    if mask is None or mask.shape != ids.shape or bool(mask[0, 0]) or not bool(mask.any()):
+        return inputs
+    start = int(mask[0].nonzero()[0])
+    return {key: v[:, start:] if v.shape == ids.shape else v for key, v in inputs.items()}
+
+
 def _row(value: Any, key: str) -> Tensor:
     """An entry of an encoding with a dimension for the example."""
     try:
@@ -229,9 +248,15 @@ def _chat(messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
             "the conversation as one text"
         )
     answered = messages[-1]["role"] == "assistant"
-    text: str = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=not answered
-    )
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=not answered
+        )
+    except Exception as error:  # whatever a template raises
+        raise InputError(
+            f"the chat template of the tokenizer fails on these messages: {error}. Most templates "
+            "want a text as content, and user and assistant by turns"
+        ) from error
     return text
 
 
@@ -256,7 +281,7 @@ def _check_length(length: int, reader: Reader) -> None:
     if limit is not None and length > limit:
         raise InputError(
             f"the text has {length} tokens, but the model takes at most {limit}; shorten the text, "
-            "or cut it with truncation=True"
+            "or cut it (in Python: truncation=True)"
         )
 
 

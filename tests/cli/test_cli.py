@@ -239,7 +239,7 @@ def test_a_language_model_explains_the_next_token(run, language_model):
     assert "rules       language-ah" in out
     assert numbers_of(out)["sum of relevance"] == pytest.approx(float(relevance.sum()), abs=1e-4)
     assert numbers_of(out)["logit"] == pytest.approx(float(last[token]), abs=1e-4)
-    by_id = run("a cat cat", "--model", language_model, "--target", str(token))[1]
+    by_id = run("a cat cat", "--model", language_model, "--target", f"id:{token}")[1]
     assert by_id == out
 
 
@@ -459,7 +459,17 @@ def test_unknown_targets_list_the_valid_ones(fails, text_model, language_model):
     assert "not one token but 2 ('cat' 's')" in fails(
         1, "a", "--model", language_model, "--target", "cats"
     )
-    assert "ids go from 0 to 258" in fails(1, "a", "--model", language_model, "--target", "999")
+    asked = ("a", "--model", language_model, "--target")
+    assert "ids go from 0 to 258" in fails(1, *asked, "id:999")
+    assert "not one token but 3 ('9' '9' '9'); name one" in fails(1, *asked, "999")
+
+
+def test_numbers_as_text_are_tokens(run, language_model):
+    """The answer to "2 + 2 =" is no token id; the id is asked for as such."""
+    asked = ("2 + 2 =", "--model", language_model, "--no-color", "--target")
+    assert "logit of '4' " in run(*asked, "4")[1]
+    assert "logit of '4' minus that of '5' " in run(*asked, "4", "--contrast", "5")[1]
+    assert run(*asked, "id:20")[1].splitlines()[1].startswith("explained   logit of")
 
 
 @pytest.mark.parametrize("command", ["explain", "audit", "compare"])
@@ -511,8 +521,8 @@ def test_a_head_without_weights_is_not_explained(fails, text_model, tmp_path):
 
 
 def test_models_for_other_inputs(fails, text_model, vision_model, image_file, tmp_path):
-    assert "give --image FILE" in fails(1, "x", "--model", vision_model)
-    assert "give TEXT" in fails(1, "--image", image_file, "--model", text_model)
+    assert "explain --image FILE" in fails(1, "x", "--model", vision_model)
+    assert "explain TEXT" in fails(1, "--image", image_file, "--model", text_model)
     transformers.BertConfig(architectures=["BertForMaskedLM"]).save_pretrained(tmp_path)
     assert "is a BertForMaskedLM; only" in fails(1, "x", "--model", tmp_path)
 

@@ -268,6 +268,25 @@ def test_a_padded_batch(model: Any, tokenizer: Any) -> None:
     assert torch.allclose(as_lists[1].relevance, alone.relevance)
 
 
+def test_padding_before_a_text_does_not_move_it(model: Any, tokenizer: Any) -> None:
+    """Positions are those of the text alone, as they are where it generates."""
+    ids = tokenizer("dull").input_ids
+    padded = {
+        "input_ids": torch.tensor([[tokenizer.pad_token_id] * 3 + ids]),
+        "attention_mask": torch.tensor([[0] * 3 + [1] * len(ids)]),
+    }
+    alone, made = (lrp.explain(model, tokenizer, given) for given in ("dull", padded))
+    assert made.value == pytest.approx(alone.value, abs=1e-6) and made.tokens == alone.tokens
+    assert torch.allclose(made.relevance, alone.relevance, atol=1e-6)
+    lm = small_gpt()
+    padded = {
+        "input_ids": torch.tensor([[0, 0, 5, 6]]), "attention_mask": torch.tensor([[0, 0, 1, 1]])
+    }  # fmt: skip
+    alone = lrp.explain(lm, byte_level(), torch.tensor([5, 6]), answer=2)
+    made = lrp.explain(lm, byte_level(), padded, answer=2)
+    assert [e.value for e in made] == pytest.approx([e.value for e in alone], abs=1e-6)
+
+
 def test_a_pipeline_in_place_of_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
     pipe = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer)
     made = lrp.explain(pipe, FILM, target="negative")
@@ -284,6 +303,9 @@ def test_too_long_texts_are_cut_only_if_told(model: Any, tokenizer: Any) -> None
     short = lrp.explain(model, tokenizer, text, truncation=True, max_length=8)
     assert len(short) == 8 and "got 8" in short.warnings[0]
     assert not lrp.explain(model, tokenizer, FILM, truncation=True).warnings
+    for options in ({"max_length": 8}, {"truncation": True, "max_length": 0}):
+        with pytest.raises(InputError, match="max_length= is how many tokens truncation=True"):
+            lrp.explain(model, tokenizer, FILM, **options)
 
 
 def test_nothing_is_cut_where_there_is_no_limit(
@@ -321,6 +343,8 @@ def test_warnings_about_the_numbers(model: Any, tokenizer: Any) -> None:
      ({"input_ids": [0.5, 1.5]}, "token ids are whole numbers, not torch.float32"),
      ({"input_ids": torch.ones(1, 0).long()}, r"have the shape \(1, tokens\), not \(1, 0\)"),
      ([10**6], "the tokenizer is not that of the model"),
+     (("a", "b", "c"), "tuple of 3 texts as one input: a pair is a tuple of two texts"),
+     ([["a", "b"], ["c", "d"]], "input 0: cannot explain list of 2 texts as one input"),
      ({"attention_mask": [1]}, "cannot explain dict"),
      ([{"role": "user", "content": "hi"}], "chat template")],
 )  # fmt: skip
@@ -349,6 +373,8 @@ def test_arguments_in_the_wrong_place(model: Any, tokenizer: Any) -> None:
         lrp.explain("gpt2", tokenizer, FILM)
     with pytest.raises(InputError, match=r"explain\(model, tokenizer, text\)"):
         lrp.explain(model, None, FILM)
+    with pytest.raises(InputError, match=r"needs the tokenizer of the model, and 'bert' is none"):
+        lrp.explain(model, "bert", FILM)
     with pytest.raises(InputError, match="second argument is a model"):
         lrp.explain(model, model, FILM)
     with pytest.raises(InputError, match="must be an nn"):
@@ -592,8 +618,27 @@ def test_each_token_of_an_answer() -> None:
     assert len(generated) == 2 and all(e.value >= 0 for e in generated)
     with pytest.raises(TargetError, match="either target= or answer="):
         lrp.explain(lm, fast, "ab c", "d", answer="e")
-    with pytest.raises(TargetError, match="number of tokens or a text"):
-        lrp.explain(lm, fast, "ab c", answer=-1)
+    for answer in (-1, 0, True, ""):
+        with pytest.raises(TargetError, match="number of tokens or a text"):
+            lrp.explain(lm, fast, "ab c", answer=answer)
+    for answer in (125, "def" * 42):
+        with pytest.raises(InputError, match=r"4 tokens and the answer up to 12\d, but the model"):
+            lrp.explain(lm, fast, "ab c", answer=answer)
+    with pytest.raises(InputError, match="several texts are a list, not a tuple"):
+        lrp.explain(lm, fast, ("ab c", "d"))
+
+
+def test_a_digit_is_a_token_and_no_id() -> None:
+    lm, fast = small_gpt(), byte_level()
+    made = lrp.explain(lm, fast, "2 + 2 =", target="4", contrast="5")
+    assert made.explains == "logit of '4' minus that of '5'"
+    token = fast("4")["input_ids"][0]
+    assert token != 4
+    assert lrp.explain(lm, fast, "2 + 2 =", target=token, contrast="5").value == made.value
+    with pytest.raises(TargetError, match="is 44 without quotes, and id:44 on the command line"):
+        lrp.explain(lm, fast, "2 + 2 =", target="44")
+    with pytest.raises(TargetError, match="empty text"):
+        lrp.explain(lm, fast, "2 + 2 =", target="")
 
 
 def test_chat_messages() -> None:
@@ -603,3 +648,6 @@ def test_chat_messages() -> None:
     assert made.text == "user: hi\n" and made.words()[-2].text == "hi"
     several = lrp.explain(lm, fast, [[{"role": "user", "content": t}] for t in ("a", "b")])
     assert [e.text for e in several] == ["user: a\n", "user: b\n"]
+    fast.chat_template = "{{ 'user: ' + messages[0]['content'] }}"
+    with pytest.raises(InputError, match=r"template of the tokenizer fails .* a text as con"):
+        lrp.explain(lm, fast, [{"role": "user", "content": [{"type": "text", "text": "hi"}]}])

@@ -345,6 +345,8 @@ def test_regions() -> None:
     conserved(made)
     where = logits.argmax(0) == present[-1]
     assert made.value == pytest.approx(logits[present[-1]][where].sum().item(), abs=1e-3)
+    pixel = lrp.explain(model, None, PIXELS, target=(LABELS[1], 2, 3))  # a name here, too
+    assert pixel.value == pytest.approx(logits[1, 2, 3].item(), abs=1e-4)
     count = int(where.sum())
     assert made.explains.endswith(f"summed over {count} of 64 pixels where it is predicted")
     mask = torch.zeros(8, 8, dtype=torch.bool)

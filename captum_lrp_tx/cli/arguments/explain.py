@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from captum_lrp_tx.cli.arguments.shared import add_rules, add_shown, add_subject
+from captum_lrp_tx.cli.arguments.shared import add_rules, add_shown, add_subject, output
 
 DESCRIPTION = "Explain a prediction of a transformer by conservative relevance propagation."
 EXAMPLES = """examples:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--audio", metavar="FILE", help="explain a sound instead: WAV, one channel of 16 bits"
     )
     parser.add_argument(
-        "--contrast", nargs="?", const=True, default=False, metavar="CLASS",
+        "--contrast", nargs="?", const=True, default=False, type=output, metavar="CLASS",
         help="explain why not this class or token instead; without a name, why not the runner-up",
     )  # fmt: skip
     add_rules(parser)

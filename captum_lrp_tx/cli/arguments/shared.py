@@ -32,9 +32,10 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "a sentiment or digit classifier comes")
     parser.add_argument(
         "--target",
+        type=output,
         metavar="CLASS",
-        help="index or name of the class to explain; for a language model the next token or its "
-        "id (default: the predicted one)",
+        help="index or name of the class to explain; for a language model the next token, or "
+        "id:N (default: the predicted one)",
     )
 
 
@@ -102,6 +103,12 @@ def _methods(text: str) -> list[str]:
     if not names:
         raise argparse.ArgumentTypeError(f"names no method; the methods are: {', '.join(METHODS)}")
     return list(dict.fromkeys(names))
+
+
+def output(text: str) -> str | int:
+    """The type of an option that names a class or token, or gives its number as ``id:N``."""
+    mark, _, number = text.partition(":")
+    return int(number) if mark == "id" and number.isdecimal() else text
 
 
 def count(text: str) -> int:

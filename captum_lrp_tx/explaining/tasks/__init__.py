@@ -74,7 +74,8 @@ def task_of(model: Any, item: Any, name: str | None = None) -> Task:
             return AudioClassification() if listens else task()
     config = getattr(inner, "config", None)
     if name.endswith(("ForConditionalGeneration", "ForSeq2SeqLM")):
-        if getattr(config, "is_encoder_decoder", False):
+        reads_text = getattr(inner, "main_input_name", "input_ids") == "input_ids"
+        if getattr(config, "is_encoder_decoder", False) and reads_text:
             return SequenceToSequence()
     elif hasattr(model, "encode") and hasattr(model, "tokenize"):
         return Similarity()

@@ -24,7 +24,7 @@ from captum_lrp_tx.explaining.tasks.base import (
     of_texts,
     refuse_answer,
 )
-from captum_lrp_tx.explaining.texts import Encoded, Reader, encode
+from captum_lrp_tx.explaining.texts import Encoded, Reader, encode, is_pair
 from captum_lrp_tx.explaining.words import tokens_of_ids
 
 #: The longest answer of a model that reads one text and writes another, unless told otherwise.
@@ -54,6 +54,11 @@ class NextToken(Task):
         return wish.answer is not None and wish.hops is None
 
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
+        if is_pair(item):
+            raise InputError(
+                "a language model goes on with one text; several texts are a list, not a tuple"
+            )
+        _check_answer(wish.answer)
         encoded = encode(item, reader)
         if wish.answer is None:
             yield Case(
@@ -120,8 +125,10 @@ class NextToken(Task):
             if reader.tokenizer is None:
                 raise InputError("an answer in words needs the tokenizer of the model")
             made: list[int] = reader.tokenizer(wish.answer, add_special_tokens=False)["input_ids"]
+            _check_room(len(made), inputs, reader)
             return made
-        written = _generated(reader, inputs, wish.answer or _ANSWER)
+        _check_room(_count(wish), inputs, reader)
+        written = _generated(reader, inputs, _count(wish))
         return _without_end(written[inputs["input_ids"].shape[1] :], reader)
 
 
@@ -165,6 +172,7 @@ class SequenceToSequence(Task):
                 "hops= is for models that go on with the text; an encoder-decoder writes another, "
                 "whose tokens are explained one by one"
             )
+        _check_answer(wish.answer)
         encoded = encode(item, reader)
         start, answer = self._answer(encoded.inputs, reader, wish)
         if not answer:
@@ -197,7 +205,7 @@ class SequenceToSequence(Task):
                 labels.to(inputs["input_ids"].device)
             )[0]
             return [int(shifted[0])], _without_end(labels[0].tolist(), reader)
-        written = _generated(reader, inputs, wish.answer or _ANSWER)
+        written = _generated(reader, inputs, _count(wish))
         return written[:1], _without_end(written[1:], reader)
 
 
@@ -263,9 +271,29 @@ def _token_of(wish: Wish, token: int) -> Wish:
     return replace(wish, target=token)
 
 
+def _count(wish: Wish) -> int:
+    """How many tokens are generated."""
+    return wish.answer if isinstance(wish.answer, int) else _ANSWER
+
+
+def _check_answer(answer: Any) -> None:
+    """Complains about what is neither a text nor a number of tokens."""
+    is_count = isinstance(answer, int) and not isinstance(answer, bool) and answer > 0
+    if not (answer is None or is_count or (isinstance(answer, str) and answer)):
+        raise TargetError(f"answer must be a positive number of tokens or a text, not {answer!r}")
+
+
+def _check_room(count: int, inputs: Mapping[str, Tensor], reader: Reader) -> None:
+    """Complains about an answer that ends behind the last position of the model."""
+    limit, length = reader.limit(), inputs["input_ids"].shape[1]
+    if limit is not None and length + count > limit:
+        raise InputError(
+            f"the text has {length} tokens and the answer up to {count}, but the model takes at "
+            f"most {limit}; shorten one of them"
+        )
+
+
 def _generated(reader: Reader, inputs: Mapping[str, Tensor], count: int) -> list[int]:
-    if not isinstance(count, int) or count < 1:
-        raise TargetError(f"answer must be a number of tokens or a text, not {count!r}")
     if not hasattr(reader.model, "generate"):
         raise InputError("the model cannot generate; give the answer as a text: answer='...'")
     pad = getattr(reader.tokenizer, "pad_token_id", None)

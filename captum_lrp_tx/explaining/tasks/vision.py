@@ -208,6 +208,8 @@ def _region_choice(wish: Wish, config: Any, size: tuple[int, int]) -> Callable[[
         elif isinstance(wanted, (tuple, Target)):  # a pixel, or a target of attribute
             if wish.contrast is not False:
                 raise TargetError("contrast= goes with the name or number of a class as target=")
+            if isinstance(wanted, tuple) and wanted and isinstance(wanted[0], str):
+                wanted = (names.index(wanted[0], output[0, :, 0, 0]), *wanted[1:])
             return Choice(wanted, repr(wanted), f"{wanted!r} of the output", predicted)
         index = largest if wanted is None else names.index(wanted, output[0, :, 0, 0])
         if mask is None:

@@ -374,12 +374,26 @@ def padding_id(model: Any) -> int:
     Args:
         model (nn.Module or callable): With ``.config``, or a function that runs such a module.
     """
+    return _named_padding(model) or 0
+
+
+def padding_in_words(model: Any) -> str:
+    """:func:`padding_id`, and whether the model calls it so.
+
+    Args:
+        model (nn.Module or callable): See there.
+    """
+    found = _named_padding(model)
+    return f"token {found} (padding)" if found is not None else "token 0 (no padding is named)"
+
+
+def _named_padding(model: Any) -> int | None:
     modules = [module for _, module in find_modules(model)]
     for module in (model, *modules):
         found = getattr(getattr(module, "config", None), "pad_token_id", None)
         if isinstance(found, int) and found >= 0:
             return found
-    return 0
+    return None
 
 
 @contextlib.contextmanager

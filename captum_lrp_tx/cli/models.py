@@ -35,9 +35,9 @@ _TEXT_AND_IMAGE: tuple[tuple[str, str], ...] = (
 )
 #: What a model wants that was given something else.
 _WANTS: dict[Kind, str] = {
-    "text": "text: give TEXT",
-    "next token": "text: give TEXT",
-    "image": "images: give --image FILE",
+    "text": "text: explain TEXT",
+    "next token": "text: explain TEXT",
+    "image": "images: explain --image FILE",
     "text and image": "a text and an image: explain TEXT --image FILE",
     "sound": "sounds: explain --audio FILE",
 }
@@ -203,6 +203,11 @@ def kind_of(source: Source, wanted: tuple[Kind, ...]) -> tuple[Kind, Any]:
             "explained here. Use captum_lrp_tx.explain or ConservativeLRP in Python."
         )
     kind = kinds[0] if kinds else wanted[0]
+    if kind not in wanted and kind == "next token" and "text" in wanted:
+        raise InputError(
+            f"{source.name} is a {names[0]}, which predicts tokens; this command is for "
+            "classifiers. Use explain, compare or explain-dataset"
+        )
     if kind not in wanted:
         raise InputError(f"{source.name} is a {names[0]}, which takes {_WANTS[kind]}")
     return kind, config

@@ -81,6 +81,13 @@ def text_of(
     config = os.path.join(os.path.expanduser(text.strip()), "config.json")
     if arguments.model is None and text.strip() and os.path.isfile(config):
         _refuse(parser, f"{text} is the folder of a model; write --model {text} and a text")
+    if " " not in text and (os.sep in text or "." in text) and os.path.isfile(text):
+        _refuse(
+            parser,
+            f"{text} is a file, and would be read as a text of this name; write --image {text} for "
+            f"a picture, - < {text} for the text in it, and for many texts see compare and "
+            "explain-dataset",
+        )
     if text == "-":
         try:
             text = sys.stdin.read()

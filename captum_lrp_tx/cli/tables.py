@@ -13,6 +13,12 @@ from captum_lrp_tx.errors import InputError
 
 _TEXT_COLUMNS = ("sentence", "text", "review")
 _LABEL_COLUMNS = ("label", "labels", "class")
+#: Tables that would be taken for lines of text, and what of pandas reads them.
+_OTHERS = {
+    ".json": "read_json(FILE)", ".jsonl": "read_json(FILE, lines=True)",
+    ".ndjson": "read_json(FILE, lines=True)", ".parquet": "read_parquet(FILE)",
+    ".xlsx": "read_excel(FILE)",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,12 @@ def read_table(file: Path) -> Table:
     Raises:
         InputError: If the file cannot be read, or holds no text.
     """
+    other = _OTHERS.get(file.suffix.lower())
+    if other is not None and file.exists():
+        raise InputError(
+            f"{file} is not read here; make a CSV file of it: pandas."
+            f"{other.replace('FILE', repr(str(file)))}.to_csv({f'{file.stem}.csv'!r})"
+        )
     lines = list(_lines(read_content(file), file))
     names = [name.strip() for name in lines[0][1]] if lines else []
     folded = [name.casefold() for name in names]

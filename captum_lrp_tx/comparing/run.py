@@ -17,7 +17,7 @@ from captum_lrp_tx.attr.class_names import by_number
 from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, select_target
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.misfits import told_misfits
-from captum_lrp_tx.attr.token_gradients import Baseline, padding_id
+from captum_lrp_tx.attr.token_gradients import Baseline, padding_in_words
 from captum_lrp_tx.comparing.comparison import Comparison, Row
 from captum_lrp_tx.errors import InputError, NonFiniteError, TargetError
 from captum_lrp_tx.methods.registry import ALL, Chosen, Method, choose_methods
@@ -202,7 +202,7 @@ def _baseline(
     if isinstance(baseline, Tensor) and baseline.dim() > 0:
         return baseline, "token ids of its own"
     if baseline is None:  # as the classes themselves, and Captum's TokenReferenceBase
-        return None, f"token {padding_id(model)} (padding) everywhere"
+        return None, f"{padding_in_words(model)} everywhere"
     rest = ", special tokens as they are" if any(special or ()) else ""
     start = replaced(given, int(baseline), special)
     return start, f"token {int(baseline)} everywhere{rest}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.attr.conservative import AttributionInputs
-from captum_lrp_tx.attr.token_gradients import padding_id
+from captum_lrp_tx.attr.token_gradients import padding_id, padding_in_words
 from captum_lrp_tx.errors import CaptumLRPError
 from captum_lrp_tx.metrics.curves import Curve, activation_curve, pruning_curve
 from captum_lrp_tx.metrics.masking import Masker, MaskTokens
@@ -128,7 +128,7 @@ def _token_masker(model: Any, tokenizer: Any) -> tuple[Masker, str]:
             name = getattr(tokenizer, f"{kind}_token")
             return MaskTokens(int(index)), f"tokens replaced by {name}"
     index = padding_id(model)
-    return MaskTokens(index), f"tokens replaced by token {index} (padding)"
+    return MaskTokens(index), f"tokens replaced by {padding_in_words(model)}"
 
 
 def _patch_maskers(model: Any, samples: Samples, value: float) -> list[tuple[Masker, str]]:

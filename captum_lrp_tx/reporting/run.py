@@ -16,7 +16,7 @@ from tqdm import tqdm
 from captum_lrp_tx.attr.class_names import class_number, labels_of
 from captum_lrp_tx.attr.conservative import AttributionInputs
 from captum_lrp_tx.attr.mappings import inputs_of
-from captum_lrp_tx.attr.token_gradients import padding_id
+from captum_lrp_tx.attr.token_gradients import padding_in_words
 from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError
 from captum_lrp_tx.methods.registry import Chosen, choose_methods
 from captum_lrp_tx.methods.running import refuse_if_none
@@ -285,7 +285,7 @@ def _baseline(
             raise InputError(f"the baseline of texts must be a token id, not {baseline!r}")
         return baseline, f"token {baseline}{rest}"
     # as the classes themselves, and Captum's TokenReferenceBase
-    return None, f"token {padding_id(model)} (padding) in place of every token"
+    return None, f"{padding_in_words(model)} in place of every token"
 
 
 def _check_number(what: str, value: Any) -> None:

@@ -69,6 +69,23 @@ def test_audit_of_a_folder_is_about_the_model_in_it(folder: Path, capsys: Any) -
     assert "there is no folder ./missing" in said(capsys, "audit", "./missing", status=1)
 
 
+def test_a_mistyped_model_is_no_text_to_audit(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentiment model would be audited on the name of the folder, and nobody would notice."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for rest in ([], ["a dull mess"]):
+        told = said(capsys, "audit", "models/my-bret", *rest, status=1)
+        assert told.startswith("captum_lrp_tx: there is no folder models/my-bret, and")
+    assert "logit of" in said(capsys, "audit", "and", "so on", status=0)
+
+
+def test_a_file_in_place_of_a_text(tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "film.txt"
+    file.write_text("a film")
+    told = said(capsys, file, status=2)
+    assert f"{file} is a file, and would be read as a text of this name" in told
+    assert "logit of" in said(capsys, f"{file} is dull", status=0)
+
+
 def test_a_folder_in_place_of_a_text(folder: Path, capsys: Any) -> None:
     assert "--model" in said(capsys, folder, status=2)
     assert "--model" in said(capsys, "compare", folder, status=2)

@@ -102,7 +102,7 @@ def test_what_does_not_fit(folder: Path, tmp_path: Path, capsys: Any) -> None:
         (("--audio", folder / "slow.wav", "--model", wav), 1, "8000"),
         (("--audio", tmp_path / "x.wav", "--model", wav), 1, "a WAV file with 16 bits"),
         (("--audio", tmp_path / "missing.wav", "--model", wav), 1, "No such file"),
-        (("--audio", sound, "--model", model_path("sentiment")), 1, "takes text: give TEXT"),
+        (("--audio", sound, "--model", model_path("sentiment")), 1, "takes text: explain TEXT"),
         ((TEXT, "--model", wav), 1, "takes sounds: explain --audio FILE"),
         ((TEXT, "--model", vilt), 1, "takes a text and an image: explain TEXT --image FILE"),
         ((TEXT, "--image", tmp_path / "no.png", "--model", vilt), 1, "there is no image"),

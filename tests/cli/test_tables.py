@@ -48,6 +48,20 @@ def test_other_files_are_lines_or_have_tabs(tmp_path: Path) -> None:
     assert read_table(file).rows == [(2, 'a "film"', "1")]
 
 
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet", ".xlsx"])
+def test_tables_of_other_kinds_are_no_lines_of_text(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"reviews{suffix}"
+    file.write_text('{"sentence": "a film", "label": 1}\n')
+    with pytest.raises(InputError, match=r"is not read here.*pandas\.read_\w+\(.*to_csv") as told:
+        read_table(file)
+    if suffix == ".jsonl":  # what it suggests works
+        pandas = pytest.importorskip("pandas")
+        read, write = str(told.value).split("pandas.read_json")[1].split(".to_csv")
+        table = eval(f"pandas.read_json{read}", {"pandas": pandas})
+        table.to_csv(tmp_path / eval(write))
+        assert read_table(tmp_path / "reviews.csv").rows == [(2, "a film", "1")]
+
+
 def test_commands_read_csv_and_say_so(tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "reviews.csv"
     file.write_text(CSV, encoding="utf-8")

@@ -515,7 +515,7 @@ def test_without_a_tokenizer_padding_hides_tokens(text):
     model = Words()
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     made = report(model, inputs, methods=["GI"], tokens=[["a"] * 3] * 2)
-    assert made.masking == "tokens replaced by token 0 (padding)"
+    assert made.masking == "tokens replaced by token 0 (no padding is named)"
     hidden = model(torch.zeros_like(ids), inputs["attention_mask"]).detach().softmax(1)
     predicted = [example.prediction for example in made.examples]
     expected = hidden[range(2), predicted].double()

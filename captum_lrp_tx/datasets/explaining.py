@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_lrp_tx.attr.conservative import Conservative
 from captum_lrp_tx.attr.targets import Target, TargetType, select_target
-from captum_lrp_tx.errors import InputError, OutputError, TargetError
+from captum_lrp_tx.errors import CaptumLRPError, InputError, OutputError, TargetError
 from captum_lrp_tx.propagation.model.outputs import output_tensor
 from captum_lrp_tx.runs.encoding import Example
 from captum_lrp_tx.runs.padding import Side, as_they_were, is_alike, padded_batch, real_places
@@ -123,7 +123,9 @@ def explain_batch(
 
     One example of each length is run alone, too. If its output differs, padding on the right
     changes what the model computes (XLNet reads the last place); then it is tried on the left, and
-    if that does not help either, only examples of the same length are put together.
+    if that does not help either, only examples of the same length are put together. A model that
+    fails on several examples (classifiers on GPT-like models, without a padding token in their
+    configuration) gets them one by one.
 
     Args:
         job (Job): How to explain.
@@ -136,14 +138,22 @@ def explain_batch(
     """
     lengths = [len(example["input_ids"]) for example in examples]
     sides: tuple[Side, ...] = ("right", "left")
-    for side in sides:
-        relevance, asked = _explain_padded(job, examples, wanted, lengths, side)
-        assert asked.found is not None
-        if min(lengths) == max(lengths) or _are_as_alone(job, examples, asked):
-            return relevance, asked.found
+    groups = [[i for i, n in enumerate(lengths) if n == k] for k in sorted(set(lengths))]
+    try:
+        for side in sides:
+            relevance, asked = _explain_padded(job, examples, wanted, lengths, side)
+            assert asked.found is not None
+            if min(lengths) == max(lengths) or _are_as_alone(job, examples, asked):
+                return relevance, asked.found
+    except CaptumLRPError:
+        raise
+    except (RuntimeError, ValueError):
+        if len(examples) == 1:
+            raise
+        groups = [[i] for i in range(len(lengths))]
+    relevance = [[] for _ in lengths]
     found = Explained([None] * len(lengths), [None] * len(lengths), [0.0] * len(lengths))
-    for length in sorted(set(lengths), reverse=True):
-        places = [i for i, n in enumerate(lengths) if n == length]
+    for places in reversed(groups):
         rows, one = explain_batch(job, [examples[i] for i in places], [wanted[i] for i in places])
         for k, place in enumerate(places):
             relevance[place], found.targets[place] = rows[k], one.targets[k]

@@ -166,6 +166,8 @@ def test_composite_without_a_module_behind_the_forward_function() -> None:
 )
 @pytest.mark.parametrize("epsilon", [-0.1, float("nan")])
 def test_negative_epsilon(rule: Any, epsilon: float) -> None:
+    with pytest.raises(RuleError, match="epsilon must be a number >= 0, not True"):
+        ConservativeLRP(mlp(), epsilon=True)
     with pytest.raises(RuleError, match="epsilon must be a number >= 0"):
         rule(epsilon=epsilon)
     with pytest.raises(RuleError, match="epsilon"):
@@ -562,6 +564,10 @@ def test_torchscript_model(cls: Any, how: str) -> None:
 def test_model_that_is_not_callable(cls: Any) -> None:
     with pytest.raises(CaptumLRPError, match=r"nn\.Module or a callable, not int"):
         cls(3).attribute(torch.randn(2, 4), target=0)
+    with pytest.raises(CaptumLRPError, match="a callable, not the class Linear"):
+        cls(nn.Linear).attribute(torch.randn(2, 4), target=0)
+    with pytest.raises(CaptumLRPError, match="not Linear; relevance at a layer is Layer"):
+        cls(nn.Sequential(nn.Linear(4, 2)), nn.Linear(4, 2))
 
 
 # ---- layers -------------------------------------------------------------------------------------
@@ -573,6 +579,24 @@ LAYERS = pytest.mark.parametrize("cls", [LayerConservativeGI, LayerConservativeL
 def test_layer_of_a_wrong_type(cls: Any, layer: Any) -> None:
     with pytest.raises(InputError, match=r"layer must be an nn\.Module of the model or"):
         cls(mlp(), layer)
+    if layer in ("0", None):
+        with pytest.raises(InputError, match="get_submodule" if layer else "For TCAV"):
+            cls(mlp(), layer)
+
+
+@LAYERS
+def test_layers_of_ids(cls: Any) -> None:
+    """No message sends to a place that sends back."""
+    model = nn.Sequential(nn.Identity(), nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 2))
+    ids = torch.tensor([[1, 2]])
+    for at_input, way in ((False, "of token ids the embedding"), (True, "that this goes to")):
+        with pytest.raises(UnreachedInputError, match=way):
+            cls(model, model[0]).attribute(ids, target=0, attribute_to_layer_input=at_input)
+    model.twin = nn.Embedding(9, 4)
+    model.twin.weight = model[1].weight
+    model.forward = lambda x: model[3](model[2](model[1](x)))  # type: ignore[method-assign]
+    with pytest.raises(UnreachedInputError, match=r"did not run .*shares weights with '1'\)"):
+        cls(model, model.twin).attribute(ids, target=0)
 
 
 @LAYERS

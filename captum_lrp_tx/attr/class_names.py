@@ -38,7 +38,7 @@ def by_number(target: Any, modules: Iterable[tuple[str, nn.Module]]) -> Any:
     names = labels_of(config, 1 + max(map(int, config.id2label)))
     number = _named(target, names)
     if number is None:  # also for "1", which may be meant as a token
-        hint = "for tokens pass their ids: tokenizer.convert_tokens_to_ids(token)"
+        hint = "for tokens pass their ids: tokenizer.encode(token, add_special_tokens=False)"
         raise TargetError(f"{no_class(target, names)}; {hint}")
     return number
 

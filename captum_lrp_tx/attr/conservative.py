@@ -75,9 +75,13 @@ class Conservative(CaptumMethod):
         self, rules: str | Composite, bias: Bias | None = None, epsilon: float | None = None
     ) -> None:
         if not isinstance(rules, (str, Composite)):
+            hint = (
+                "relevance at a layer is LayerConservativeLRP(model, layer)"
+                if isinstance(rules, nn.Module)
+                else "write Composite({nn.Linear: GammaRule()}, base='lrp')"
+            )
             raise RuleError(
-                f"rules must be a preset name or a Composite, not {type(rules).__name__}; write "
-                "Composite({nn.Linear: GammaRule()}, base='lrp')."
+                f"rules must be a preset name or a Composite, not {type(rules).__name__}; {hint}."
             )
         composite = Composite(base=rules)
         if epsilon is not None:
@@ -435,8 +439,7 @@ def single_parts(result: Propagated, prepared: Inputs) -> dict[str, Tensor]:
 def forward_of(attribution: Any) -> Callable[..., Any]:
     """The forward function at call time (Captum's LLM attribution swaps it on a copy)."""
     forward: Callable[..., Any] = attribution.forward_func
-    if not callable(forward):
-        raise InputError(
-            f"The model must be an nn.Module or a callable, not {type(forward).__name__}."
-        )
+    if not callable(forward) or isinstance(forward, type):
+        kind = f"the class {forward.__name__}" if callable(forward) else type(forward).__name__
+        raise InputError(f"The model must be an nn.Module or a callable, not {kind}.")
     return forward

@@ -274,11 +274,21 @@ class LayerConservativeLRP(LayerConservativeGI):
 
 def _check_layers(layer: Any) -> None:
     layers = layer if isinstance(layer, list) else [layer]
-    if not layers or not all(isinstance(item, nn.Module) for item in layers):
+    wrong = [item for item in layers if not isinstance(item, nn.Module)]
+    if wrong or not layers:
         raise InputError(
             "layer must be an nn.Module of the model or a non-empty list of them, not "
-            f"{type(layer).__name__}."
+            f"{type(wrong[0]).__name__ if wrong else 'an empty list'}.{_way_to(wrong)}"
         )
+
+
+def _way_to(wrong: list[Any]) -> str:
+    """What to give in place of something that is no layer."""
+    if wrong and isinstance(wrong[0], str):
+        return " By its name it is model.get_submodule(name)."
+    if wrong and wrong[0] is None:
+        return " For TCAV, which sets the layer itself, give any module of the model."
+    return ""
 
 
 def _check_grad_kwargs(grad_kwargs: Mapping[str, Any] | None) -> None:

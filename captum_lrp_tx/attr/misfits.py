@@ -62,6 +62,12 @@ def _misfit(forward: Any, inputs: Any, additional: tuple[Any, ...]) -> str | Non
                     f"{shape}, which is that of one image without a dimension for the examples; "
                     "pass pixels.unsqueeze(0)."
                 )
+            if _runs_on_ids(forward, inputs, additional, value, modules):
+                return (
+                    f"{where} holds floats, and the model looks up token ids. Pass whole numbers, "
+                    "ids.long(). Noise (NoiseTunnel, sensitivity) makes floats of ids: it goes "
+                    "with a function of their embeddings, as lambda e: model(inputs_embeds=e)."
+                )
             continue
         if value.dim() == 1 and _runs_as_one_example(forward, inputs, additional, value):
             return (
@@ -93,6 +99,28 @@ def _runs_as_one_example(
                 forward(*map(one, additional), **{str(key): one(x) for key, x in given.items()})
             else:
                 forward(*map(one, given), *map(one, additional))
+    except Exception:
+        return False
+    return True
+
+
+def _runs_on_ids(
+    forward: Any, inputs: Any, additional: tuple[Any, ...], value: Tensor, modules: list[nn.Module]
+) -> bool:
+    """Whether the model runs, as it failed before, with whole numbers in place of floats."""
+    if not any(isinstance(module, nn.Embedding) for module in modules):
+        return False
+
+    def whole(x: Any) -> Any:
+        return torch.zeros_like(x, dtype=torch.long) if x is value else fresh(x)
+
+    given = inputs if isinstance(inputs, (Mapping, tuple, list)) else (inputs,)
+    try:
+        with torch.no_grad():
+            if isinstance(given, Mapping):
+                forward(*map(fresh, additional), **{str(k): whole(x) for k, x in given.items()})
+            else:
+                forward(*map(whole, given), *map(fresh, additional))
     except Exception:
         return False
     return True

@@ -77,7 +77,8 @@ def check_bias(bias: Any) -> None:
 
 def check_number(name: str, value: Any) -> None:
     """Raise :class:`RuleError` unless a parameter is a finite number that is not negative."""
-    if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (is_number and 0 <= float(value) < math.inf):
         raise RuleError(f"{name} must be a number >= 0, not {value!r}.")
 
 

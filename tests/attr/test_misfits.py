@@ -12,10 +12,12 @@ from torch import Tensor, nn
 pytest.importorskip("transformers")
 
 import transformers
+from captum.attr import NoiseTunnel
 
 import captum_lrp_tx as lrp
 from captum_lrp_tx.attr import told
 from captum_lrp_tx.attr.misfits import most_tokens
+from captum_lrp_tx.attr.token_gradients import padding_in_words
 from captum_lrp_tx.cli import main
 from captum_lrp_tx.errors import InputError, UncoveredOperationError
 from captum_lrp_tx.models import digits, sentiment
@@ -159,6 +161,21 @@ def test_what_is_no_tensor(model: Any, tokenizer: Any) -> None:
     with pytest.raises(InputError, match=r"torch\.from_numpy\(array\)\.float\(\)"):
         vision.attribute(double, target=1)
     assert vision.attribute(torch.from_numpy(double).float(), target=1).shape == double.shape
+
+
+def test_floats_in_place_of_ids(model: Any, tokenizer: Any) -> None:
+    """Which Captum's NoiseTunnel makes of them."""
+    inputs = tokenizer(TEXT, return_tensors="pt")
+    ids = inputs["input_ids"]
+    explainer = lrp.ConservativeLRP(model)
+    with pytest.raises(InputError, match=r"input 0 holds floats, .*Noise \(NoiseTunnel"):
+        NoiseTunnel(explainer).attribute(ids, nt_samples=2, target=1)
+    with pytest.raises(InputError, match=r"inputs\['input_ids'\] holds floats, .* ids\.long\(\)"):
+        explainer.attribute({**inputs, "input_ids": ids.float()}, target=1)
+    embedded = model.get_input_embeddings()(ids).detach()  # what the message suggests
+    of_embeddings = lrp.ConservativeLRP(lambda e: model(inputs_embeds=e))
+    found = NoiseTunnel(of_embeddings).attribute(embedded, nt_samples=2, stdevs=0.0, target=1)
+    torch.testing.assert_close(found, of_embeddings.attribute(embedded, target=1))
 
 
 def test_other_failures_stay_as_they_are(model: Any) -> None:
@@ -313,5 +330,6 @@ def test_one_baseline_everywhere(model: Any, tokenizer: Any, capsys: Any) -> Non
     page = lrp.report(model, [TEXT], tokenizer=tokenizer, methods=["IG"], faithfulness=False)
     assert page.baseline.startswith("token 0 (padding)")
     assert main(["compare", TEXT, "--methods", "ig"]) == 0
+    assert padding_in_words(nn.Linear(2, 2)) == "token 0 (no padding is named)"
     out = capsys.readouterr().out
     assert f"{relevance.sum().item():+.3f}" in out and "token 0 (padding) everywhere" in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
@@ -93,9 +94,11 @@ class MaskedLRP(PartMethod):
 
             >>> MaskedLRP(llama).attribute(ids, (-1, 5), through={"model.layers.3.mlp": [17, 40]})
         """
-        if not through:
-            raise InputError("through must name at least one branch; see PartRelevance.")
-        masks = _Chosen(dict(through))
+        if not through or not isinstance(through, Mapping):
+            raise InputError(
+                "through must name at least one branch, {name: numbers}; see PartRelevance."
+            )
+        masks = _Chosen({branch: _passing(branch, chosen) for branch, chosen in through.items()})
         result, prepared, watcher, _ = self._watched(masks).run(
             inputs, target, additional_forward_args, strict
         )
@@ -109,6 +112,18 @@ class MaskedLRP(PartMethod):
         if masks.problems:
             raise InputError(masks.problems[0])
         return formatted(result.relevances, prepared.is_tuple)
+
+
+def _passing(branch: str, chosen: Any) -> Any:
+    """What a user lets through, before anything runs: a word, or whole numbers."""
+    if isinstance(chosen, str):
+        return chosen  # which words there are is told with the branches
+    try:
+        return [operator.index(number) for number in chosen]
+    except TypeError as error:
+        raise InputError(
+            f"through[{branch!r}] must be 'all', 'stream' or numbers, [6] say, not {chosen!r}."
+        ) from error
 
 
 @dataclass(eq=False)

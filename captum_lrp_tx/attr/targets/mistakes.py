@@ -47,6 +47,7 @@ def hint_of_names(target: Any) -> str:
     if any(isinstance(item, str) for item in items):
         return (
             " In place of a name pass its number: model.config.label2id[name] for a class, "
-            "tokenizer.convert_tokens_to_ids(token) for a token."
+            "for a token what tokenizer.encode(token, add_special_tokens=False) gives, if it is "
+            "one id (a space before the token counts)."
         )
     return ""

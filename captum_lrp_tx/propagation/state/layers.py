@@ -92,12 +92,13 @@ class LayerProbe:
         if ran and self._at_input:
             return (
                 f"No floating-point tensor was seen at the input of the layer {kind}: it takes "
-                "only keyword or integer arguments. Attribute to its output."
+                "only keyword or integer arguments. Attribute to its output, or to a layer that "
+                "this goes to."
             )
         if ran:
             return (
                 f"No floating-point tensor was seen at the output of the layer {kind}. Attribute "
-                "to its input, or to another layer."
+                "to a layer that its output goes to (of token ids the embedding)."
             )
         if isinstance(layer, _NEVER_RUN):
             held = "list(it.values())" if isinstance(layer, nn.ModuleDict) else "list(it)"
@@ -112,8 +113,15 @@ class LayerProbe:
                 f"The layer {kind} is no part of the model that is explained (nor is a copy of a "
                 f"part). Give a module of the model itself{like}."
             )
+        own = {id(parameter) for parameter in layer.parameters(recurse=False)}
+        shared = [
+            n for n, module in self._modules
+            if module is not layer and own & {id(p) for p in module.parameters(recurse=False)}
+        ]  # fmt: skip
+        like = f" (it shares weights with {' and '.join(map(repr, shared))})" if shared else ""
         return (
-            f"The layer {kind} did not run in the forward pass of these inputs. Give one that does."
+            f"The layer {kind} did not run in the forward pass of these inputs. Give one that "
+            f"does{like}."
         )
 
     def _counting(self, layer: nn.Module, calls: list[list[Tensor]]) -> list[list[Tensor]]:

@@ -129,6 +129,9 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"layer 1": [0]}, "No branch is called"),
         ({branch: [9]}, "no number 9"),
         ({branch: "heads"}, "must be 'all'"),
+        ({branch: 0}, r"must be 'all', 'stream' or numbers, \[6\] say, not 0"),
+        ({branch: [0.5]}, "must be 'all'"),
+        (branch, "{name: numbers}"),
     ):
         with pytest.raises(InputError, match=message):
             masked.attribute(inputs, target, through=through)

@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from captum_lrp_tx._version import __version__
+from captum_lrp_tx.attr.class_names import by_number
 from captum_lrp_tx.attr.conservative import forward_of
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.targets import Target
@@ -66,14 +67,14 @@ def attribute_dataset(
         model_or_method (nn.Module, callable or Attribution): A model in evaluation mode, explained
             by :class:`~captum_lrp_tx.ConservativeLRP`; or an attribution that gives one relevance
             per token, such as ``ConservativeGI(model, "ah")``.
-        data: A list of texts; a ``datasets.Dataset``, or anything with ``column_names`` and columns
-            by name (texts, or ``input_ids``); or a ``DataLoader`` of mappings as a tokenizer
-            returns them, which must give the same examples in the same order each time. Every
-            process reads all of it.
+        data: A list or a column of texts; a ``datasets.Dataset``, or anything with
+            ``column_names`` and columns by name (texts, or ``input_ids``); or a ``DataLoader`` of
+            mappings as a tokenizer returns them, which must give the same examples in the same
+            order each time. Every process reads all of it.
         out (path): Folder for the files, on a disk that all processes share.
         tokenizer (PreTrainedTokenizerBase, optional): Needed for texts; names the tokens otherwise.
         target: ``"predicted"`` class (or next token), or the ``"label"`` of each example; or a
-            class for all, or a list with one target for each example. For a language model an int
+            class (number or name), or a list with one for each. For a language model an int
             is the token after the last one, and positions of ``(position, token)`` may be counted
             from the end of the example. A ``Target`` class of your own needs a ``__repr__`` that
             tells its settings, by which a run that goes on is recognised.
@@ -118,7 +119,10 @@ def attribute_dataset(
     if not callable(getattr(method, "attribute", None)):
         method = ConservativeLRP(method)
     forward = forward_of(method)
-    modules = [module for _, module in find_modules(forward)]
+    named = find_modules(forward)
+    modules = [module for _, module in named]
+    if not (isinstance(target, str) and target in ("predicted", "label")):
+        target = by_number(target, named)
     refuse_training(forward)
     encoded = encode(
         data, tokenizer, text_column=text_column, max_length=max_length, workers=workers

@@ -112,6 +112,11 @@ def evaluate(
         >>> masker = MaskTokens.from_tokenizer(tokenizer)
         >>> print(evaluate(model, examples, ["GI", "LRP"], masker=masker))  # doctest: +SKIP
     """
+    if not isinstance(examples, Examples):
+        raise InputError(
+            f"examples must be TextExamples(texts, tokenizer) or ImageExamples(pixels), not "
+            f"{type(examples).__name__}"
+        )
     chosen = choose_methods(methods)
     measures = _measures(metrics)
     labels = _labels(examples, target, at)

@@ -66,9 +66,10 @@ def encode(
     """Token ids of every example.
 
     Args:
-        data: A sequence of texts; a ``datasets.Dataset``, or anything with ``column_names`` and
-            columns by name, with texts or with ``input_ids``; or a ``DataLoader`` (any iterable)
-            of mappings as a tokenizer returns them, whose padding is taken off.
+        data: A sequence or a column of texts; a ``datasets.Dataset``, or anything with
+            ``column_names`` and columns by name, with texts or with ``input_ids``; or a
+            ``DataLoader`` (any iterable) of mappings as a tokenizer returns them, whose padding is
+            taken off.
         tokenizer (PreTrainedTokenizerBase, optional): Needed for texts.
         text_column (str, optional): Where the texts are; ``sentence`` or ``text`` unless given.
         max_length (int, optional): Longer texts are cut to so many tokens.
@@ -87,10 +88,20 @@ def encode(
     columns = getattr(data, "column_names", None)
     if isinstance(data, str):
         raise InputError("the data is one string; give a list of texts")
+    if columns is None and hasattr(data, "columns"):
+        raise InputError(
+            f"a table has several columns ({', '.join(map(str, data.columns))}); give one of them: "
+            "table['text']"
+        )
+    if hasattr(data, "tolist") and not isinstance(data, Tensor):  # a column of pandas
+        data = data.tolist()
     if isinstance(columns, Sequence):
         examples, labels = _from_columns(data, columns, tokenizer, text_column, max_length, workers)
     elif isinstance(data, Sequence) and data and all(isinstance(text, str) for text in data):
         examples = _tokenized(data, tokenizer, max_length, workers)
+    elif isinstance(data, Sequence) and any(isinstance(text, str) for text in data):
+        wrong = next(i for i, text in enumerate(data) if not isinstance(text, str))
+        raise InputError(f"example {wrong} is {data[wrong]!r}, and others are texts; leave it out")
     elif isinstance(data, Iterable):
         examples, labels = _from_batches(data)
     else:

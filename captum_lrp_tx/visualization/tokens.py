@@ -142,6 +142,11 @@ class TokenHeatmap:
 
             >>> TokenHeatmap.from_ids(tokenizer, inputs["input_ids"][0], relevance[0])
         """
+        if getattr(ids, "ndim", 1) != 1:
+            raise ValueError(
+                f"ids of the shape {tuple(ids.shape)} are a batch; give those of one text, and "
+                "their relevance: ids[0], relevance[0]"
+            )
         numbers = [int(i) for i in ids]
         hidden = special_ids(tokenizer)
         known = {"special": [i in hidden for i in numbers], "scheme": scheme_of(tokenizer)}

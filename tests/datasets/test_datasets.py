@@ -403,6 +403,24 @@ def test_folders_of_before_are_told_what_to_do(tmp_path: Path) -> None:
     assert kept.exists()
 
 
+class Table:
+    """What a data frame looks like."""
+
+    columns = ("text", "label")
+
+
+def test_columns_of_pandas_and_classes_by_name(model: Any, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    network, tokenizer = model
+    more: Any = {"tokenizer": tokenizer, "show_progress": False}
+    rows = attribute_dataset(network, texts_of(2), tmp_path / "list", target=[1, 0], **more)
+    column = pandas.Series(texts_of(2))
+    same = attribute_dataset(
+        network, column, tmp_path / "column", target=["positive", "Negative"], **more
+    )
+    assert [row["relevance"] for row in rows] == [row["relevance"] for row in same]
+
+
 def test_what_cannot_be_explained(model: Any, tmp_path: Path) -> None:
     network, tokenizer = model
     cases: list[tuple[Any, dict[str, Any], str]] = [
@@ -417,7 +435,9 @@ def test_what_cannot_be_explained(model: Any, tmp_path: Path) -> None:
         (["a"], {"ids": ["x", "y"]}, "2 ids for 1"),
         (["a"], {"token_budget": 0}, "positive"),
         (["a"], {"target": "label"}, "no labels"),
-        (["a"], {"target": "best"}, "'best'"),
+        (["a"], {"target": "best"}, "no class 'best'; the classes are: 0 negative, 1 positive"),
+        (["a", None], {}, "example 1 is None, and others are texts"),
+        (Table(), {}, r"several columns \(text, label\); give one of them"),
         (["a"], {"target": [0, 1]}, "2 targets for 1"),
         (["a"], {"target": 7}, "does not fit"),
     ]  # fmt: skip

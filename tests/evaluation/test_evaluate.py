@@ -242,6 +242,8 @@ def test_a_method_that_does_not_apply_has_its_reason_in_the_table(text):
     assert len({line.replace("\\|", "").count("|") for line in lines[:4]}) == 1
     row = next(r for r in csv.DictReader(io.StringIO(found.csv())) if r["method"] == "Mine")
     assert row["reason"] == "needs a | different model" and row["AUAC"] == ""
+    with pytest.raises(InputError, match=r"TextExamples\(texts, tokenizer\).*, not list"):
+        evaluate(None, ["a film"], ["LRP"], masker=None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="has no results"):
         found["Mine"].values("AUAC")
 

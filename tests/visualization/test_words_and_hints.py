@@ -82,6 +82,8 @@ def test_a_tokenizer_knows_what_no_mark_shows() -> None:
     pieces = [(p.text, p.special) for p in heatmap.pieces()]
     assert pieces == [("<start_of_turn>", True), ("unbelievable", False), ("<unk>", False)]
     assert special_ids(of_bytes) == {3}
+    with pytest.raises(ValueError, match=r"are a batch; .* ids\[0\], relevance\[0\]"):
+        TokenHeatmap.from_ids(of_bytes, torch.tensor([[3, 0]]), torch.ones(1, 2))
     named = TokenHeatmap.from_ids(of_bytes, [0, 1], [1.0, 2.0], scheme="words", title="t")
     assert [p.text for p in named.pieces()] == ["un", "believ"] and named.title == "t"
     clip = tokenizers(models.BPE(end_of_word_suffix="</w>"), decoders.ByteLevel())

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, edges, node_name
 _MADE = "captum_lrp_tx.made_axes"
 _CAME_FROM = "captum_lrp_tx.axes_came_from"
 _MADE_OF = "captum_lrp_tx.made_of"
+_NOTES = {_MADE, _CAME_FROM}
 _MATRIX = frozenset("Mm Addmm Bmm Baddbmm".split())
 _DISTANCES = frozenset("Cdist EuclideanDist".split())
 _VIEWS = frozenset("View UnsafeView Reshape ReshapeAlias".split())
@@ -41,6 +42,13 @@ class Origin(Enum):
     DATA = "data"
     PARAMETERS = "parameters"
     SCORES = "scores"
+
+
+class _Part(NamedTuple):
+    """One of several axes that are one by now: its size, and the product of those inside it."""
+
+    size: int
+    inner: int
 
 
 #: What was found out of nodes and their axes while one question was answered.
@@ -141,8 +149,8 @@ def of_node(
 
 
 def _found(node: Node, axis: int, through_scores: bool, known: _Known) -> Origin:
-    seen: set[tuple[Node, int]] = set()
-    todo = [(node, axis)]
+    seen: set[tuple[Node, int, _Part | None]] = set()
+    todo: list[tuple[Node, int, _Part | None]] = [(node, axis, None)]
     while todo:
         here = todo.pop()
         if here in seen:
@@ -150,13 +158,31 @@ def _found(node: Node, axis: int, through_scores: bool, known: _Known) -> Origin
         seen.add(here)
         if len(seen) > _MAX_NODES:
             return Origin.DATA
-        told = _step(*here, through_scores, known)
+        node, axis, part = here
+        if node_name(node) in _VIEWS and parents(node) and not _NOTES & set(node.metadata):
+            todo += _regrouped(node, axis, part)
+            continue
+        told = _step(node, axis, through_scores, known)
         if told is None:
             continue
         if isinstance(told, Origin):
             return told
-        todo.extend(told)
+        todo += [(before, moved, part) for before, moved in told]
     return Origin.PARAMETERS
+
+
+def _regrouped(node: Node, axis: int, part: _Part | None) -> list[tuple[Node, int, _Part | None]]:
+    """The axis that one was, or was joined with others in, before a view; none if it is new."""
+    ((before, output),) = edges(node)
+    old, new = shape(before, output), shape(node)
+    size, inner = (new[axis], 1) if part is None else part
+    step = math.prod(new[axis + 1 :]) * inner
+    for i, n in enumerate(old):
+        rest = math.prod(old[i + 1 :])
+        if size > 1 and rest <= step and step * size <= rest * n:
+            return [(before, i, None if size == n else _Part(size, step // rest))]
+    moved = _contained(axis, new, old, exactly=False)
+    return [] if moved is None else [(before, moved, None)]
 
 
 def _step(

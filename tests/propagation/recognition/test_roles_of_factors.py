@@ -186,6 +186,12 @@ AXES: dict[str, tuple[Callable[[Data], Tensor], int, Origin]] = {
     "with a class token": (
         lambda d: torch.cat([torch.zeros(1, N), d.linear()]), 0, Origin.DATA),
     "spread out": (lambda d: d.linear()[:, None].expand(N, 3, N), 1, Origin.PARAMETERS),
+    "copies, joined with tokens": (
+        lambda d: (d.linear()[:, None].expand(N, 3, N).reshape(3 * N, N) * 2).view(N, 3, N), 1,
+        Origin.PARAMETERS),
+    "tokens, joined with copies": (
+        lambda d: (d.linear()[:, None].expand(N, 3, N).reshape(3 * N, N) * 2).view(N, 3, N), 0,
+        Origin.DATA),
     "pooled": (lambda d: d.linear().view(1, N, N).mean(1), 1, Origin.PARAMETERS),
     "residual": (lambda d: d.x + d.linear(), 0, Origin.DATA),
     "chosen places": (lambda d: d.linear()[torch.tensor([1, 0])], 0, Origin.DATA),

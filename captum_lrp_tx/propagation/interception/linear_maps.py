@@ -234,7 +234,7 @@ def _batch_norm(context: Context, call: Call) -> Any:
 
 
 def _energy_of_channels(squares: Tensor, _: Tensor) -> Tensor:
-    return squares.sum(1, keepdim=True)
+    return squares.sum(1, keepdim=True).expand_as(squares)  # views may follow
 
 
 def _spread_over_channels(x: Tensor, relevance: Tensor) -> Tensor:

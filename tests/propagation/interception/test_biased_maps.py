@@ -314,3 +314,29 @@ def test_neighbours_that_are_summed_by_a_sparse_matrix(layout: str, options: Any
         for a in (dense, getattr(dense, layout)())
     )
     torch.testing.assert_close(found, expected)
+
+
+BEHIND_A_NORM: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is": lambda y: 0 + y,
+    "of another shape": lambda y: y.flatten(1) + 1.0,
+    "transposed": lambda y: y.transpose(1, 2) + B,
+    "half of the channels": lambda y: y[:, 2:] + 1.0,
+    "a part of them": lambda y: y.chunk(2, dim=1)[1] - 1.0,
+}
+
+
+@pytest.mark.parametrize("view", BEHIND_A_NORM)
+def test_what_is_added_to_a_batch_norm_is_spread_with_its_shift(view: str) -> None:
+    """Views behind it were a RuntimeError, and so were the views that an audit makes."""
+    x, mean = torch.randn(2, 4, 3).double(), torch.randn(4).double()
+
+    def forward(x: Tensor) -> Tensor:
+        y = F.batch_norm(x, mean, mean.square() + 0.1, W[0], B)
+        return BEHIND_A_NORM[view](y).flatten(1)
+
+    explainer = ConservativeLRP(forward, bias="distribute")
+    relevance, delta = explainer.attribute(x, target=1, return_convergence_delta=True)
+    report = audit.explainability(forward, x, target=1, bias="distribute", file=None)
+    assert relevance.abs().sum() > 0.01
+    assert delta.abs().max() < 1e-9
+    assert abs(report.conservation_error) < 1e-9

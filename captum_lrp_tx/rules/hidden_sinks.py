@@ -23,7 +23,7 @@ def note_if_hidden(operation: PatternProduct | FusedAttention, result: Tensor) -
         result (Tensor): What it has made.
     """
     scope = current()
-    if scope is None or not result.requires_grad:
+    if scope is None or not result.requires_grad or result.numel() == 0:
         return
     module, keys = scope.module, 0
     if isinstance(operation, FusedAttention):

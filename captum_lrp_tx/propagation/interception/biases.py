@@ -152,7 +152,7 @@ class Maps:
 
     def find(self, x: Tensor) -> Found | None:
         """The map that ``x`` is the result of, through views and constant factors."""
-        if not self._made:
+        if not self._made or x.numel() == 0:  # an expert that got no tokens
             return None
         node, number, steps = x.grad_fn, x.output_nr, list[Step]()
         for _ in range(_MAX_STEPS):

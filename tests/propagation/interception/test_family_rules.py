@@ -57,6 +57,39 @@ def test_routers_are_gates(style: str) -> None:
     verify(Routed(style), zoo.floats(3, WIDTH), "lrp")
 
 
+class Idle(nn.Module):
+    """Experts of which the first gets no tokens: its products and sums have no entries."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.up, self.attention = nn.Linear(WIDTH, WIDTH), nn.MultiheadAttention(WIDTH, 2)
+        self.norm, self.head = nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, 3)
+
+    def expert(self, x: Tensor) -> Tensor:
+        if self.kind == "attention":
+            return self.attention(x[None], x[None], x[None])[0][0]
+        return self.norm(self.up(x)) if self.kind == "batch norm" else self.up(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        for tokens in (torch.arange(0), torch.arange(len(x))):
+            y[tokens] += self.expert(x[tokens])
+        return self.head(y)
+
+
+@pytest.mark.parametrize("kind", ["linear", "batch norm", "attention"])
+@pytest.mark.parametrize("preset", ["lrp", "language-ah"])
+def test_experts_without_tokens(kind: str, preset: str) -> None:
+    """They were an IndexError or a RuntimeError."""
+    model, x = zoo.randomise(Idle(kind)), zoo.floats(3, WIDTH)
+    report = audit.explainability(model, x, target=1, rules=preset, file=None)
+    assert abs(report.conservation_error) < 1e-4
+    relevance = ConservativeLRP(model, preset).attribute(x, target=1)
+    alone = ConservativeLRP(lambda x: model.head(model.expert(x)), preset).attribute(x, target=1)
+    torch.testing.assert_close(relevance, alone)
+
+
 @pytest.mark.parametrize("function", ["expm1", "log1p", "sin", "atan", "asinh"])
 def test_further_activations_hand_relevance_on(function: str) -> None:
     class Bent(nn.Module):

@@ -53,12 +53,24 @@ class LNRule(Rule):
         if operation.bias is None:
             return output
         if self.bias == "distribute":
+            operation.absorb(output, lambda: _stranded(operation))
             return SpreadBias.call(output, operation.input, operation.bias, _spread(operation))
         if self.bias == "ignore":
             unbiased = output - operation.bias
             return Substitute.call(output.detach(), unbiased, 1.0, 1e-9)
         operation.absorb(output, operation.bias)
         return output
+
+
+@torch.no_grad()
+def _stranded(operation: FusedNorm) -> Tensor:
+    """The bias of the groups that hold nothing but zeros (a masked token): it cannot be spread."""
+    x, bias = operation.input, operation.bias
+    assert bias is not None
+    wide = x.reshape(operation.shape).to(torch.promote_types(x.dtype, torch.float32))
+    size = wide.square().sum(operation.dims, keepdim=True)
+    is_empty = (size < torch.finfo(wide.dtype).tiny).expand_as(wide)
+    return bias * is_empty.reshape(x.shape)
 
 
 def _spread(operation: FusedNorm) -> Callable[[Tensor, Tensor], Tensor]:

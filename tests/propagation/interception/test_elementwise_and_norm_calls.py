@@ -265,6 +265,22 @@ def test_the_divisor_of_a_norm_is_a_constant(call: str, rules: str) -> None:
     assert not torch.allclose(plain, got, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm(WIDTH), nn.GroupNorm(1, WIDTH), nn.GroupNorm(2, WIDTH)]
+)
+def test_the_bias_of_a_norm_of_zeros_is_booked_where_it_cannot_be_spread(norm: nn.Module) -> None:
+    """A masked token is a row of zeros in ESM."""
+    torch.manual_seed(0)
+    norm, x = zoo.randomise(norm), zoo.floats(N, WIDTH)
+    x[0] = 0.0
+    options: Any = {"bias": "distribute"}
+    report = audit.explainability(lambda t: norm(t).sum(-1), x, file=None, **options)
+    assert abs(report.absorbed["bias"]) > 0.1
+    assert report.conservation_error == pytest.approx(0.0, abs=1e-4)
+    report = audit.explainability(lambda t: norm(t).sum(-1), x + 0.1, file=None, **options)
+    assert not report.absorbed
+
+
 def test_a_norm_without_a_rule_is_refused() -> None:
     def function(x: Tensor) -> Tensor:
         return torch.native_batch_norm(x, None, None, None, None, True, 0.1, 1e-5)[0]

@@ -74,6 +74,20 @@ def connections(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype).abs().sign()
 
 
+def entries_of(tensor: Tensor) -> Tensor:
+    """The numbers that a tensor holds, of a sparse one those that are not left out."""
+    if tensor.layout == torch.strided:
+        return tensor
+    return tensor.detach().to_sparse_coo().coalesce().values()
+
+
+def summed(tensor: Tensor, axis: int) -> Tensor:
+    """The sums along an axis, of a sparse matrix without what it leaves out."""
+    if tensor.layout == torch.strided:
+        return tensor.sum(axis)
+    return torch.sparse.sum(tensor.detach().to_sparse_coo().coalesce(), axis).to_dense()
+
+
 @dataclass
 class LinearMap(Operation):
     """``apply(input, weight, bias)``: linear in ``input`` and in ``weight``, plus ``bias``.

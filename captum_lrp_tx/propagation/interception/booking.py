@@ -12,7 +12,7 @@ from captum_lrp_tx.propagation.autograd.uniform_attention import UniformAttentio
 from captum_lrp_tx.propagation.graph import Node
 from captum_lrp_tx.propagation.interception.calls import Call, depends, tensors_in
 from captum_lrp_tx.propagation.judging.coverage import conserving, made_since
-from captum_lrp_tx.propagation.operations import Kind
+from captum_lrp_tx.propagation.operations import Kind, entries_of
 from captum_lrp_tx.propagation.state.scope import next_sequence_number
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Pending:
         sources = [t for t in operands if not t.requires_grad]
         if kind == "linear":
             for output, constant in zip(outputs, self._without_inputs(), strict=True):
-                if depends(output) and bool(constant.any()):
+                if depends(output) and bool(entries_of(constant).any()):
                     context.absorb(output, constant, *sources)
         elif (
             kind == "homogeneous"
@@ -182,7 +182,7 @@ def booked(context: Context, call: Call, result: Any) -> Any:
         return result
     with torch.no_grad():  # f(0, constants) is what the constants add
         constant = _on_others(call, torch.zeros_like).run()
-    if bool(constant.any()):
+    if bool(entries_of(constant).any()):
         sources = [t for t in tensors_in(call.parts[1:]) if not t.requires_grad]
         context.absorb(result, constant, *sources)
     return result

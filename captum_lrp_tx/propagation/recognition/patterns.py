@@ -26,6 +26,7 @@ from captum_lrp_tx.propagation.graph import (
     node_name,
     parents,
 )
+from captum_lrp_tx.propagation.operations import entries_of, summed
 from captum_lrp_tx.propagation.recognition import axes
 
 _MARKED = "captum_lrp_tx.pattern"
@@ -126,7 +127,7 @@ def mark_if_ones(weights: Tensor, logits: Node | None, rounding: float = 64) -> 
     if not weights.is_floating_point():
         return False  # complex numbers weigh nothing
     with torch.no_grad():
-        if bool((weights < 0).any()):
+        if bool((entries_of(weights) < 0).any()):
             return False
         values = weights.double()
         precision = rounding * torch.finfo(weights.dtype).eps
@@ -134,7 +135,7 @@ def mark_if_ones(weights: Tensor, logits: Node | None, rounding: float = 64) -> 
             axis
             for axis, size in enumerate(weights.shape)
             if size > 1
-            and bool(((values.sum(axis) - 1).abs() < min(size * precision, _MOST_OFF)).all())
+            and bool(((summed(values, axis) - 1).abs() < min(size * precision, _MOST_OFF)).all())
         ]
     if along:
         mark(weights, along[0] if len(along) == 1 else None, logits)  # None: rows and columns

@@ -155,6 +155,7 @@ def relevance_sum(value: Tensor, grad: Tensor) -> float:
     """``sum(value * grad)`` in double precision; a zero gradient is zero even at infinity."""
     if value.is_complex() or grad.is_complex():  # real and imaginary parts are two numbers
         value, grad = (torch.view_as_real(t.detach().to(torch.complex128)) for t in (value, grad))
-    product = value.detach().double() * grad.double()
+    value, grad = value.detach().to_dense(), grad.to_dense()  # those of sparse matrices
+    product = value.double() * grad.double()
     # -inf of an attention mask meets a zero gradient
     return float(torch.where(grad == 0, torch.zeros_like(product), product).sum())

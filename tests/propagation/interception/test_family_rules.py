@@ -275,3 +275,34 @@ def test_the_delta_rule_follows_its_definition(preset: str, chunk: int) -> None:
     expected = x * grad
     assert isinstance(relevance, Tensor)
     close_to_largest(relevance, expected, 1e-4)
+
+
+PLACES = torch.tensor([[0, 1, 2, 3, 0, 2], [1, 2, 3, 0, 3, 0]])
+FIXED = torch.sparse_coo_tensor(PLACES, torch.rand(6), (4, 4), check_invariants=False)
+SPARSE: dict[str, Any] = {
+    "compressed": lambda m, x: m.to_sparse_csr() @ x,
+    "compressed, transposed": lambda m, x: m.t().to_sparse_csr() @ x,
+    "compressed, a constant added": lambda m, x: (m + FIXED).to_sparse_csr() @ x,
+    "a constant added": lambda m, x: (m + FIXED) @ x,
+}
+
+
+@pytest.mark.parametrize("way", SPARSE)
+def test_sparse_matrices_whose_entries_come_from_the_inputs(way: str) -> None:
+    """They died of operations that torch lacks for them, also in a part that is not explained."""
+    score, x = zoo.randomise(nn.Linear(WIDTH, 1)), zoo.floats(4, WIDTH)
+
+    def forward(x: Tensor, dense: bool = False) -> Tensor:
+        values = score(x)[PLACES[0], 0]
+        matrix = torch.sparse_coo_tensor(PLACES, values, (4, 4), check_invariants=False)
+        if not dense:
+            return SPARSE[way](matrix, x).sum(0, keepdim=True)
+        full = matrix.to_dense().t() if "transposed" in way else matrix.to_dense()
+        return ((full + FIXED.to_dense() if "added" in way else full) @ x).sum(0, keepdim=True)
+
+    for rules in ("ah", "lrp"):
+        explainer = ConservativeLRP(forward, rules)
+        expected = explainer.attribute(x, target=1, additional_forward_args=True)
+        torch.testing.assert_close(explainer.attribute(x, target=1), expected)
+    report = audit.explainability(forward, x, target=1, file=None)
+    assert report.is_covered and abs(report.conservation_error) < 1e-5

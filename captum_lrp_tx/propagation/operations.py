@@ -74,18 +74,24 @@ def connections(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype).abs().sign()
 
 
+def _by_place(matrix: Tensor) -> Tensor:
+    """A sparse matrix as places and values, every place once."""
+    result: Tensor = matrix.detach().to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
+    return result
+
+
 def entries_of(tensor: Tensor) -> Tensor:
     """The numbers that a tensor holds, of a sparse one those that are not left out."""
     if tensor.layout == torch.strided:
         return tensor
-    return tensor.detach().to_sparse_coo().coalesce().values()
+    return _by_place(tensor).values()
 
 
 def summed(tensor: Tensor, axis: int) -> Tensor:
     """The sums along an axis, of a sparse matrix without what it leaves out."""
     if tensor.layout == torch.strided:
         return tensor.sum(axis)
-    return torch.sparse.sum(tensor.detach().to_sparse_coo().coalesce(), axis).to_dense()
+    return torch.sparse.sum(_by_place(tensor), axis).to_dense()
 
 
 @dataclass

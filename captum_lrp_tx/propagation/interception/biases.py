@@ -245,7 +245,8 @@ def composed(
         if own is not None:
             if taken.dim() < bias.dim():  # the sum of both: told apart by nothing
                 return inner.absorb(output, taken)
-            share = taken * safe_ratio(own.expand_as(bias), bias)
+            share = own.expand_as(bias)  # the sum may be zero
+            share = share if taken is bias else taken * safe_ratio(share, bias)
             if made is None:  # else it was booked where that was made
                 inner.absorb(output, share)
             taken = taken - share

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from captum_lrp_tx.propagation.graph import Node, parents
 from captum_lrp_tx.propagation.hygiene.isolation import isolated
 from captum_lrp_tx.propagation.interception.calls import Call, tensors_in
 from captum_lrp_tx.propagation.model.strangers import Strangers
@@ -23,6 +24,27 @@ _LAST = 0xFFFF
 _TRAINABLE = "_captum_lrp_tx_trainable"
 #: The attribute of constants that the model made of nothing but its own.
 _OF_MODEL = "_captum_lrp_tx_of_model"
+#: So many autograd functions in a row are followed to the parameters that they took.
+_MOST_FUNCTIONS = 20
+
+
+def _is_made_of_parameters(node: Node) -> bool:
+    """Whether autograd functions of the model's own made this of parameters alone.
+
+    Torch shows such calls to no mode, so the parameters go in as they are.
+    """
+    todo, is_of_any = [node], False
+    for _ in range(_MOST_FUNCTIONS):
+        if not todo:
+            return is_of_any
+        one: Any = todo.pop()
+        if hasattr(type(one), "_forward_cls"):
+            todo.extend(parents(one))
+        elif isinstance(getattr(one, "variable", None), torch.nn.Parameter):
+            is_of_any = True
+        else:
+            return False
+    return False
 
 
 class Constants:
@@ -56,8 +78,11 @@ class Constants:
         if isinstance(x, Tensor):
             node: Any = x.grad_fn if x.requires_grad else None
             if node is not None and node._sequence_nr() >= self._inputs.first_node:
-                self.live = self.live << 1 & _LAST | 1
-                return x
+                if not _is_made_of_parameters(node):
+                    self.live = self.live << 1 & _LAST | 1
+                    return x
+                x = self._detached(x)
+                setattr(x, _OF_MODEL, self._token)
             self.live = self.live << 1 & _LAST
             if type(x) is not Tensor and self._strangers is not None:
                 self._strangers.look(x)

@@ -340,3 +340,22 @@ def test_what_is_added_to_a_batch_norm_is_spread_with_its_shift(view: str) -> No
     assert relevance.abs().sum() > 0.01
     assert delta.abs().max() < 1e-9
     assert abs(report.conservation_error) < 1e-9
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": "distribute"}, {"rules": "lrp-gamma"}])
+def test_a_bias_that_is_taken_off_again_is_booked_twice(options: Any) -> None:
+    """DoRA scales a layer's result without its bias, and adds that to the result with it."""
+    x, last = torch.randn(2, 6).double(), torch.randn(4, 2).double()
+
+    def forward(x: Tensor) -> Tensor:
+        y = F.linear(x, W.t(), B)
+        return (y + 0.3 * (y - B)) @ last
+
+    report = audit.explainability(forward, x, target=1, file=None, **options)
+    assert abs(report.conservation_error) < 1e-7
+    plain = audit.explainability(
+        lambda x: (F.linear(x, W.t(), B) + 0.3 * F.linear(x, W.t())) @ last,
+        x, target=1, file=None, **options,
+    )  # fmt: skip
+    if "rules" not in options:
+        assert report.absorbed == pytest.approx(plain.absorbed)

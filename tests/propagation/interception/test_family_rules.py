@@ -306,3 +306,37 @@ def test_sparse_matrices_whose_entries_come_from_the_inputs(way: str) -> None:
         torch.testing.assert_close(explainer.attribute(x, target=1), expected)
     report = audit.explainability(forward, x, target=1, file=None)
     assert report.is_covered and abs(report.conservation_error) < 1e-5
+
+
+class Outer(torch.autograd.Function):
+    """A weight made of two vectors, as LoHa makes its own of matrices."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+        ctx.save_for_backward(first, second)
+        return torch.outer(first, second)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Any) -> Any:
+        first, second = ctx.saved_tensors
+        return grad[0] @ second, grad[0].t() @ first
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_weights_that_an_autograd_function_makes_are_constants(twice: bool) -> None:
+    first, second = (nn.Parameter(zoo.floats(WIDTH)) for _ in range(2))
+    x = zoo.floats(3, WIDTH)
+
+    def forward(x: Tensor, is_spelled: bool = False) -> Tensor:
+        if is_spelled:
+            vector = torch.outer(first, second) @ second if twice else first
+            return torch.relu(x @ torch.outer(vector, second) + second)
+        weight = Outer.apply(first, second)
+        if twice:
+            weight = Outer.apply(weight.detach() @ second, second)
+        return torch.relu(x @ weight + second)
+
+    got = ConservativeLRP(forward).attribute(x, target=1, strict=True)
+    spelled = ConservativeLRP(forward).attribute(x, target=1, additional_forward_args=True)
+    torch.testing.assert_close(got, spelled)
+    assert first.grad is None and first.requires_grad

@@ -146,6 +146,22 @@ def test_entries_that_a_model_does_not_take_are_named_as_before() -> None:
         )
 
 
+def test_what_is_said_to_a_model_that_takes_the_mapping_itself_works() -> None:
+    """A SentenceTransformer takes all that its tokenizer returns as one argument."""
+    net, x = Scaled(), torch.randn(2, 4)
+
+    class Whole(nn.Module):
+        def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+            return {**features, "y": net(features["x"], 2.0)}
+
+    model = Whole()
+    with pytest.raises(InputError, match=r"lambda \*\*kwargs: model\(kwargs\)\['its output'\]"):
+        lrp.ConservativeLRP(model).attribute({"x": x}, target=1)
+    got = lrp.ConservativeLRP(lambda **kwargs: model(kwargs)["y"]).attribute({"x": x}, target=1)
+    expected = lrp.ConservativeLRP(net).attribute(x, target=1, additional_forward_args=(2.0,))
+    torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("name", ["label_embeds", "masked_embeds"])
 def test_floats_that_are_named_like_masks(name: str) -> None:
     net, x = nn.Linear(4, 3), torch.randn(2, 4)

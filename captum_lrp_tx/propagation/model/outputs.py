@@ -88,7 +88,8 @@ def call_explained(
             raise InputError(
                 f"Every entry of a mapping is passed to the forward function by keyword, and it "
                 f"does not take {', '.join(kwargs)} ({unfit}). Write lambda **kwargs: "
-                "model(**kwargs).logits, or leave out the entries that the model does not take."
+                "model(**kwargs).logits, or leave out the entries that the model does not take. If "
+                "it takes the mapping as a whole: lambda **kwargs: model(kwargs)['its output']."
             ) from error
         raise
 

@@ -77,11 +77,13 @@ def test_all_hops_solve_the_triangular_system(family: str, rules: str, greedy: b
 
 @pytest.mark.parametrize(
     "score, rules, family",
-    zip(
-        ["logit", "log-probability", "log-odds", None] * 3,
-        ["lrp", "attnlrp", "language"] * 4,
-        ["llama"] * 4 + ["gpt2"] * 4 + ["qwen2"] * 4,
-    ),
+    [
+        *zip(
+            ["logit", "log-probability", "log-odds", None] * 3,
+            ["lrp", "attnlrp", "language"] * 4,
+            ["llama"] * 4 + ["gpt2"] * 4 + ["qwen2"] * 4,
+        )
+    ],
 )
 def test_relevance_and_named_constants_are_the_value_at_every_hop(
     family: str, rules: str, score: Any

@@ -36,7 +36,7 @@ def as_tuple(found: Any) -> tuple[Tensor, ...]:
     return found if isinstance(found, tuple) else (found,)
 
 
-@pytest.mark.parametrize("entry, rules", zip(zoo.cases(), itertools.cycle(RULES)), ids=str)
+@pytest.mark.parametrize("entry, rules", [*zip(zoo.cases(), itertools.cycle(RULES))], ids=str)
 def test_equal_to_repeated_calls(entry: Any, rules: str) -> None:
     case = entry.build()
     explainer = ConservativeGI(forward(case), rules=rules)

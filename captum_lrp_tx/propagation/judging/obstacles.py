@@ -16,7 +16,8 @@ from captum_lrp_tx.errors import UnsupportedModelError
 _FOREIGN = {
     **dict.fromkeys(
         "flash flexattention xformers memoryefficient".split(),
-        "foreign attention kernel; load the model with attn_implementation='sdpa'",
+        "foreign attention kernel; load the model with attn_implementation='sdpa' (Hugging Face), "
+        "or let it call torch's scaled_dot_product_attention",
     ),
     "differentiablegraph": "scripted function; explain the Python function it was made from",
     "checkpointfunction": "activation checkpointing; switch it off, "
@@ -36,7 +37,8 @@ _CHECKPOINTING = (
 #: Messages of torch for models that cannot be differentiated, and what to say about them.
 _FAILURES = {
     "FlexAttention": "The model uses flex attention, into which no rule can see (and which torch "
-    "does not differentiate on the CPU). Load it with attn_implementation='sdpa'.",
+    "does not differentiate on the CPU). Load it with attn_implementation='sdpa' "
+    "(Hugging Face), or let it call torch's scaled_dot_product_attention.",
     "torch.utils.checkpoint": _CHECKPOINTING,
     **dict.fromkeys(
         ("modified by an inplace operation", "modified inplace"),

@@ -320,7 +320,8 @@ def _follow_sum(traces: Traces, args: tuple[Any, ...], result: Any) -> bool:
     known = [t for a in args[:2] if (t := traces.rows(a)) is not None]
     if not known or not isinstance(result, Tensor):
         return False
-    are_all = len(known) == sum(depends(a) for a in args[:2])
+    live = [a for a in args[:2] if depends(a) and not isinstance(a, nn.Parameter)]
+    are_all = len(known) == len(live)
     trace = united(known, result.shape) if are_all else None
     if trace is None:
         traces.forget_rows(result)  # of the first summand, if it was added in place

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.autograd.functions import LinearValue
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, by_name, depends
+from captum_lrp_tx.propagation.recognition import axes
 from captum_lrp_tx.propagation.state.tracing import INTEGERS, WAY_OUT, Lost, united
 
 if TYPE_CHECKING:
@@ -339,6 +340,7 @@ def with_added_rows(context: Context, call: Call) -> tuple[Call, Tensor | None]:
         shape = torch.broadcast_shapes(trace.shape, other.shape)  # type: ignore[no-untyped-call]
         names = " + ".join(dict.fromkeys(context.name_of(table) for table in tables))
         leaf = context.inputs.look_up(other.expand(shape), trace.expand(shape), names, context)
+        axes.note_weighed(leaf, [None] * len(shape))  # what axes count, the tokens tell
         replaced = [*args]
         replaced[1 - i] = leaf
         if i == 1 and call.name in ("add_", "__iadd__"):

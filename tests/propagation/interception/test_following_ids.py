@@ -309,6 +309,7 @@ class Text(nn.Module):
         self.places = nn.Embedding(12, WIDTH)
         self.norm, self.mix = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
         self.head = nn.Linear(WIDTH, 2)
+        self.row, self.streams = (nn.Parameter(torch.randn(n, WIDTH)) for n in (1, 2))
         self.embed = embed
         self.double()
 
@@ -363,6 +364,7 @@ ADDED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     ),
     "torch.add": lambda m, i: torch.add(m.words(i), m.places(all_places(i)), alpha=2),
     "sum": lambda m, i: sum([m.words(i), m.places(all_places(i)), m.kinds(torch.zeros_like(i))]),
+    "a parameter in between": lambda m, i: m.words(i) + m.row + m.places(all_places(i)),
     "both others first": lambda m, i: (m.places(all_places(i)) + m.kinds.weight[1]) + m.words(i),
 }  # fmt: skip
 
@@ -380,6 +382,28 @@ def test_rows_added_to_a_token_count_for_it(how: str, batch: int, rules: str) ->
     parts = ConservativeLRP(model, rules).attribute(ids, target=1, positions="separate")
     assert "words" in parts and len(parts) > 1
     torch.testing.assert_close(sum(parts.values()), got, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")  # nothing to recognise under "ah"
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("rules", ["ah", "lrp"])
+def test_rows_added_to_copies_of_tokens_do_not_make_positions_of_them(
+    batch: int, rules: str
+) -> None:
+    """Residual streams in the axis of the examples: one read the next as linear attention."""
+
+    def mixed(m: Text, rows: Tensor) -> Tensor:
+        x = rows[:, None].expand(-1, 2, -1, -1) + m.streams[:, None]
+        for _ in range(2):
+            gates = torch.tanh(m.mix(x))[..., :2]
+            x = torch.einsum("bsnt,bsnd->btnd", gates, x).flatten(0, 1).unflatten(0, (-1, 2))
+        return x.sum(1)
+
+    model, ids = Text(lambda m, i: mixed(m, m.words(i))).eval(), distinct(batch, 5)
+    explainer = ConservativeLRP(lambda rows: model.read(mixed(model, rows)), rules)
+    expected = explainer.attribute(model.words(ids).detach(), target=1).sum(-1)
+    got = ConservativeLRP(model, rules).attribute(ids, target=1, positions="separate")
+    torch.testing.assert_close(got["words"], expected, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("watched", ["audit", "hook", "alias"])

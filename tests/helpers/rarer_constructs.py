@@ -27,6 +27,15 @@ UP = R(4, D)
 CAUSAL = torch.ones(T, T).tril().bool()
 
 
+def streams_among_the_examples(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    """Two halves of the tokens, mixed twice, in the axis of the examples in between."""
+    for _ in range(2):
+        x = x.reshape(-1, 2, T // 2, D)
+        x = torch.einsum("bsnt,bsnd->btnd", p((x @ w.router[:, :2]).tanh()), x)
+        x = x.reshape(-1, T // 2, D)
+    return x.reshape(-1, T, D)
+
+
 def stick_breaking(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
     z = scores(w, x).masked_fill(~CAUSAL, -1000000000.0)
     lb, l1 = (F.logsigmoid(z), F.logsigmoid(-z))
@@ -741,5 +750,6 @@ RARER: dict[str, Callable[..., Tensor]] = {
         monotonic,
         gaussian_window,
         gmm_attention,
+        streams_among_the_examples,
     )
 }

@@ -10,7 +10,7 @@ to the axes is noted on its node (:func:`note`), since rules run maps as functio
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -160,7 +160,9 @@ def _found(node: Node, axis: int, through_scores: bool, known: _Known) -> Origin
             return Origin.DATA
         node, axis, part = here
         if node_name(node) in _VIEWS and parents(node) and not _NOTES & set(node.metadata):
-            todo += _regrouped(node, axis, part)
+            before = edges(node)[0]
+            regrouped = _regrouped(axis, part, shape(node), shape(*before), exactly=False)
+            todo += [] if regrouped is None else [(before[0], *regrouped)]
             continue
         told = _step(node, axis, through_scores, known)
         if told is None:
@@ -171,18 +173,18 @@ def _found(node: Node, axis: int, through_scores: bool, known: _Known) -> Origin
     return Origin.PARAMETERS
 
 
-def _regrouped(node: Node, axis: int, part: _Part | None) -> list[tuple[Node, int, _Part | None]]:
-    """The axis that one was, or was joined with others in, before a view; none if it is new."""
-    ((before, output),) = edges(node)
-    old, new = shape(before, output), shape(node)
-    size, inner = (new[axis], 1) if part is None else part
-    step = math.prod(new[axis + 1 :]) * inner
-    for i, n in enumerate(old):
-        rest = math.prod(old[i + 1 :])
+def _regrouped(
+    axis: int, part: _Part | None, old: Sequence[int], new: Sequence[int], exactly: bool
+) -> tuple[int, _Part | None] | None:
+    """Where an axis, or one that was joined with others in it, is across a view."""
+    size, inner = (old[axis], 1) if part is None else part
+    step = math.prod(old[axis + 1 :]) * inner
+    for i, n in enumerate(new):
+        rest = math.prod(new[i + 1 :])
         if size > 1 and rest <= step and step * size <= rest * n:
-            return [(before, i, None if size == n else _Part(size, step // rest))]
-    moved = _contained(axis, new, old, exactly=False)
-    return [] if moved is None else [(before, moved, None)]
+            return i, None if size == n else _Part(size, step // rest)
+    moved = _contained(axis, old, new, exactly)
+    return None if moved is None else (moved, None)
 
 
 def _step(
@@ -332,6 +334,24 @@ def forwards(
         return axis if kept else axis - sum(g < axis for g in gone)
     moved = axis + len(new) - len(old)
     return moved if 0 <= moved < len(new) else None
+
+
+def followed(axis: int, steps: Iterable[Node], exactly: bool = True) -> int | None:
+    """Where an axis is after several nodes; one that was joined with others and split again is."""
+    part: _Part | None = None
+    for step in steps:
+        old, new = shape_before(step), shape(step)
+        if node_name(step) in _VIEWS:
+            regrouped = _regrouped(axis, part, old, new, exactly)
+            if regrouped is None:
+                return None
+            axis, part = regrouped
+            continue
+        moved = forwards(step, axis, old, new, exactly)
+        if moved is None or (part is not None and old[axis] != new[moved]):
+            return None
+        axis = moved
+    return None if exactly and part is not None else axis
 
 
 def backwards(node: Node, axis: int, old: Sequence[int], new: Sequence[int]) -> int | None:

@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
+from captum_lrp_tx.propagation.graph import (
+    KEEP_ENTRIES,
+    Node,
+    edges,
+    is_softmax,
+    node_name,
+    parents,
+)
 from captum_lrp_tx.propagation.recognition import axes, patterns, weighing
 from captum_lrp_tx.propagation.recognition.axes import Origin
 from captum_lrp_tx.propagation.recognition.summaries import leads_to
@@ -102,9 +109,23 @@ def _is_one_of_many(tensor: Tensor) -> bool:
             old, new = axes.shape_before(node), axes.shape(node)
             at = axes.saved_axis(node, "dim", len(old))
             if at is not None and old[at] > 1 and (len(new) < len(old) or new[at] == 1):
-                return True
+                return _may_be_weights(parents(node)[0], at)
         (node,) = parents(node)
     return False
+
+
+def _may_be_weights(node: Node, axis: int) -> bool:
+    """Whether entries along an axis may sum to one; not if a softmax along another made them."""
+    for _ in range(_MAX_DEPTH):
+        before, here = edges(node), axes.shape(node)
+        if is_softmax(node_name(node)):
+            along = axes.saved_axis(node, "dim", len(here))
+            return along is None or along == axis
+        moved = axes.backwards(node, axis, axes.shape(*before[0]), here) if before else None
+        if len(before) != 1 or moved is None:
+            return True
+        node, axis = before[0][0], moved
+    return True
 
 
 def _is_part_of_data(tensor: Tensor) -> bool:

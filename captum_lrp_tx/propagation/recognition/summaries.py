@@ -131,20 +131,13 @@ def keys_at(summary: Summary, steps: list[Node], axis: int | None) -> int | None
             continue
         if axis is None:
             return meaning
-        at: int | None = None
-        shape = None
-        for step in reversed(steps):
-            before = axes.shape_before(step)
-            at = place + len(before) if shape is None else at
-            assert at is not None
-            shape = axes.shape(step)
-            at = axes.forwards(step, at, before, shape)
-            if at is None:
-                break
-        if shape is None:
+        if not steps:
             if axis == place:
                 return meaning
-        elif at is not None and at - len(shape) == axis:
+            continue
+        first = place + len(axes.shape_before(steps[-1]))
+        at = axes.followed(first, reversed(steps))
+        if at is not None and at - len(axes.shape(steps[0])) == axis:
             return meaning
     return None
 

@@ -148,21 +148,11 @@ def _settle_sum(node: Node, name: str, source: Node) -> bool:
         if name in _SCATTERED and weighed.group is None:
             continue  # to a place of its own each, perhaps: what has no name must be summed
         for axis in weighed.along:
-            if _followed(axis, weighed, steps, exactly=name not in _SCATTERED) in along:
+            first = axis + len(axes.shape(weighed.node))
+            if axes.followed(first, reversed(steps), exactly=name not in _SCATTERED) in along:
                 weighed.confirm()
                 return True
     return False
-
-
-def _followed(axis: int, weighed: Weighed, steps: list[Node], exactly: bool) -> int | None:
-    """Where an axis of a product is after the steps since, counted from the left."""
-    place: int | None = axis + len(axes.shape(weighed.node))
-    for step in reversed(steps):
-        if place is None:
-            return None
-        old, new = axes.shape_before(step), axes.shape(step)
-        place = axes.forwards(step, place, old, new, exactly)
-    return place
 
 
 def settle_by_gradients(waiting: Iterable[weakref.ref[Weighed]], targets: Sequence[Tensor]) -> bool:

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 
+import constructs
 import spellings
 from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.errors import UncoveredOperationError
@@ -73,3 +74,30 @@ def test_a_construct_is_the_frozen_function_or_refused(name: str, preset: str) -
     (gradient,) = torch.autograd.grad(held(leaf)[:, 1].sum(), leaf)
     expected = x * gradient
     assert (relevance - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+#: Hold numbers for each of two examples, or mix them.
+OF_TWO = {"attention by lerp", "kv cache", "mixup", "monotonic", "null key", "tensor fusion"}
+WRITTEN = {f"{p}, {n}": f for p, table in spellings.PARTS.items() for n, f in table.items()}
+EVERY = {name: f for name, f in (ALL | WRITTEN).items() if name not in OF_TWO}
+
+
+@pytest.mark.parametrize("preset", ["ah", "lrp"])
+@pytest.mark.parametrize("name", EVERY)
+def test_a_batch_of_one_is_no_other_case(
+    name: str, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an axis is must not be told by its size."""
+    model, x = spellings.Model(EVERY[name]).eval(), spellings.inputs()
+    if name == "aminmax call":
+        skip_without_gradient(model)
+    explainer = ConservativeLRP(model, preset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        together = explainer.attribute(x, target=1)
+        for module in (spellings, constructs):
+            monkeypatch.setattr(module, "BATCH", 1)
+        alone = explainer.attribute(x[1:], target=1)
+    torch.testing.assert_close(
+        alone, together[1:], rtol=1e-9, atol=1e-9 * float(together.abs().max())
+    )

@@ -33,7 +33,8 @@ def hints() -> list[tuple[str, str]]:
     """Every command in a text of the package, with the file that has it."""
     found = set()
     for file in sorted((ROOT / "captum_lrp_tx").rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        text = file.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if "install" in text else ():
             found |= {(file.name, command.strip()) for command in HINT.findall(text_of(node))}
     return sorted(found)
 

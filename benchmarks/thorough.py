@@ -5,8 +5,8 @@
 With ``CAPTUM_LRP_TX_THOROUGH=1`` the tests inject a fault at every place where one can happen, draw
 thousands of inputs and settings, and explain 2,000 times in a row without the garbage collector.
 This runs them and counts: places of faults and rounds as the tests record them, drawn inputs as
-hypothesis reports them.  Half an hour to an hour on one core; ``benchmarks/threads.py`` is the
-long run with threads.
+hypothesis reports them.  An hour to two on one core, most of it for two tests (interruption and
+families); ``-n 2`` runs two processes.  ``benchmarks/threads.py`` is the long run with threads.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ class Counts:
         self.outcomes: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self.seconds: dict[str, float] = defaultdict(float)
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: Any, call: Any) -> Any:
-        """Reads the report of a test."""
-        report = yield
-        name = item.nodeid.partition("[")[0]
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Reads the report of a test, whichever process ran it."""
+        name = report.nodeid.partition("[")[0]
+        # hypothesis tells it at the end of a test
+        drawn = re.findall(r"(\d+) passing", getattr(report, "_hypothesis_stats", ""))
+        if drawn:
+            self.of[name][COUNTED["inputs"]] += sum(map(int, drawn))
         if report.when != "call" and report.passed:
-            return report
+            return
         self.outcomes[name][report.outcome] += 1
         self.seconds[name] += report.duration
         for key, value in report.user_properties:
@@ -51,10 +53,6 @@ class Counts:
                 self.of[name][COUNTED[key]] += int(value)
             else:
                 self.most[key] = max(self.most[key], int(value))
-        drawn = re.findall(r"(\d+) passing", getattr(item, "hypothesis_statistics", "") or "")
-        if drawn:
-            self.of[name][COUNTED["inputs"]] += sum(map(int, drawn))
-        return report
 
     def table(self) -> str:
         """What every test went through."""
@@ -80,6 +78,7 @@ class Counts:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--report", type=Path)
+    parser.add_argument("-n", type=int, default=os.cpu_count(), help="processes, 0 for this one")
     parser.add_argument("pytest", nargs="*", help="arguments of pytest in place of -m thorough")
     args = parser.parse_args()
     os.environ["CAPTUM_LRP_TX_THOROUGH"] = "1"
@@ -87,10 +86,13 @@ def main() -> int:
     made = made_with("torch", "captum", "transformers")
     counts, begun = Counts(), time.monotonic()
     chosen = args.pytest or ["-m", "thorough"]
-    status = pytest.main(["-q", "--hypothesis-show-statistics", *chosen], plugins=[counts])
+    processes = ["-n", str(args.n), "--dist", "worksteal"]
+    status = pytest.main(
+        ["-q", "--hypothesis-show-statistics", *processes, *chosen], plugins=[counts]
+    )
     text = (
         "# The long loops\n\n"
-        f"`python benchmarks/thorough.py` ({made}), {os.cpu_count()} cores, "
+        f"`python benchmarks/thorough.py` ({made}), {args.n or 1} processes, "
         f"{(time.monotonic() - begun) / 60:.0f} minutes; exit status of pytest: {int(status)}.\n\n"
         f"{counts.table()}\n"
     )

@@ -5,8 +5,9 @@
 With ``CAPTUM_LRP_TX_THOROUGH=1`` the tests inject a fault at every place where one can happen, draw
 thousands of inputs and settings, and explain 2,000 times in a row without the garbage collector.
 This runs them and counts: places of faults and rounds as the tests record them, drawn inputs as
-hypothesis reports them.  An hour to two on one core, most of it for two tests (interruption and
-families); ``-n 2`` runs two processes.  ``benchmarks/threads.py`` is the long run with threads.
+hypothesis reports them.  An hour on one core, more on a busy one, most of it for two tests
+(interruption and families); ``-n`` sets the processes.  ``benchmarks/threads.py`` is the long run
+with threads.
 """
 
 from __future__ import annotations

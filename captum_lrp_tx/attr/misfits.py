@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -92,16 +92,7 @@ def _runs_as_one_example(
         is_alike = isinstance(x, Tensor) and x.shape == value.shape
         return x.unsqueeze(0) if is_alike else fresh(x)
 
-    given = inputs if isinstance(inputs, (Mapping, tuple, list)) else (inputs,)
-    try:
-        with torch.no_grad():
-            if isinstance(given, Mapping):
-                forward(*map(one, additional), **{str(key): one(x) for key, x in given.items()})
-            else:
-                forward(*map(one, given), *map(one, additional))
-    except Exception:
-        return False
-    return True
+    return _runs_with(forward, inputs, additional, one)
 
 
 def _runs_on_ids(
@@ -114,13 +105,20 @@ def _runs_on_ids(
     def whole(x: Any) -> Any:
         return torch.zeros_like(x, dtype=torch.long) if x is value else fresh(x)
 
+    return _runs_with(forward, inputs, additional, whole)
+
+
+def _runs_with(
+    forward: Any, inputs: Any, additional: tuple[Any, ...], change: Callable[[Any], Any]
+) -> bool:
+    """Whether the model runs with every input and argument changed."""
     given = inputs if isinstance(inputs, (Mapping, tuple, list)) else (inputs,)
     try:
         with torch.no_grad():
             if isinstance(given, Mapping):
-                forward(*map(fresh, additional), **{str(k): whole(x) for k, x in given.items()})
+                forward(*map(change, additional), **{str(k): change(x) for k, x in given.items()})
             else:
-                forward(*map(whole, given), *map(fresh, additional))
+                forward(*map(change, given), *map(change, additional))
     except Exception:
         return False
     return True

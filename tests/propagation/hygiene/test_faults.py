@@ -1,7 +1,8 @@
 """Whatever goes wrong, wherever it does: the model and the thread are as they were before.
 
 An exception is injected at every call of a module, at every torch call and at every line of the
-package that an attribution runs through, one after the other.
+package that an attribution runs through, one after the other.  A line that runs a thousand times is
+interrupted the first and the last time for every chain of callers that leads to it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -189,13 +190,27 @@ def same_state(model: nn.Module) -> Iterator[None]:
 
 
 # ---- where to raise -----------------------------------------------------------------------------
+def _callers(frame: types.FrameType | None) -> Iterator[tuple[types.CodeType, int]]:
+    """The places in the package that a frame stands at."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(PACKAGE):
+            yield frame.f_code, frame.f_lasti
+        frame = frame.f_back
+
+
 class Counter:
     """Raises ``kind`` at the ``at``-th step (never for None)."""
 
     def __init__(self, at: int | None, kind: type[BaseException] = Boom) -> None:
         self.at, self.kind, self.steps = at, kind, 0
+        self.first: dict[Any, int] = {}  # when a chain of callers came to a line
+        self.last: dict[Any, int] = {}
 
-    def step(self) -> None:
+    def step(self, frame: types.FrameType | None = None) -> None:
+        if self.at is None and frame is not None:
+            way = tuple(_callers(frame))
+            self.first.setdefault(way, self.steps)
+            self.last[way] = self.steps
         self.steps += 1
         if self.steps - 1 == self.at:
             raise self.kind("injected")
@@ -259,7 +274,7 @@ def at_lines(counter: Counter) -> Iterator[None]:
 
     def local(frame: Any, event: str, arg: Any) -> Any:
         if event == "line" and frame.f_lasti not in _exits(frame.f_code):
-            counter.step()
+            counter.step(frame)
         return local
 
     def trace(frame: Any, event: str, arg: Any) -> Any:
@@ -293,7 +308,9 @@ def inject(
     with same_state(model), inside(counter):
         run()
     before = state(model)
-    places = range(0, counter.steps, 1 if at_most is None else -(-counter.steps // at_most))
+    ways = {*counter.first.values(), *counter.last.values()}
+    places: Sequence[int] = sorted(ways) or range(counter.steps)
+    places = places[:: 1 if at_most is None else -(-len(places) // at_most)]
     for at, kind in zip(places, itertools.cycle(kinds)):
         try:
             with inside(Counter(at, kind)):

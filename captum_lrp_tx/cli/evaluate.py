@@ -11,7 +11,7 @@ from typing import Any
 from captum_lrp_tx.attr.class_names import labels_of
 from captum_lrp_tx.attr.misfits import most_tokens
 from captum_lrp_tx.cli.images import read_image
-from captum_lrp_tx.cli.models import Source, find, kind_of, load_model, load_tokenizer
+from captum_lrp_tx.cli.models import Source, find, kind_of, load_model, load_tokenizer, together
 from captum_lrp_tx.cli.reading import (
     check_shape,
     class_numbers,
@@ -78,6 +78,7 @@ def _texts(
     numbers = None
     if labels is not None and arguments.target == "label":
         numbers = class_numbers(labels, labels_of(config, int(model.config.num_labels)))
+    together(source, model, tokenizer)
     longest = most_tokens(model.modules(), tokenizer, arguments.max_length)
     with status("tokenizing"):
         examples = TextExamples(texts, tokenizer, numbers, longest)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
+
 from captum_lrp_tx.cli.adapters import CONFIGURATION, Adapter, attached, is_trained, read_adapter
 from captum_lrp_tx.cli.status import status
 from captum_lrp_tx.errors import CaptumLRPError, InputError, UnsupportedModelError
@@ -281,6 +283,31 @@ def load_model(source: Source, kind: Kind) -> Any:
     # a cache of keys and values is of no use in a single pass
     model.config.use_cache = False
     return model.float().eval()
+
+
+def together(source: Source, model: Any, tokenizer: Any) -> Any:
+    """A classifier that takes several texts at once.
+
+    GPT-like ones do if their configuration names the padding token, which they look for.
+
+    Raises:
+        InputError: If neither the configuration nor the tokenizer names one, and the model needs
+            it.
+    """
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = getattr(tokenizer, "pad_token_id", None)
+    if model.config.pad_token_id is None:
+        two = source.use("tokenizer", lambda: tokenizer(["a", "a"], return_tensors="pt"))
+        try:
+            with torch.no_grad():
+                model(**two)
+        except (RuntimeError, ValueError) as error:
+            said = _first_sentence(error).rstrip(".")
+            raise InputError(
+                f"the model of {source.name} fails on two texts, and names no padding token: "
+                f'{said}; name one as "pad_token_id" in its config.json'
+            ) from error
+    return model
 
 
 def _auto_class(source: Source, kind: Kind) -> str:

@@ -15,7 +15,7 @@ from captum_lrp_tx.attr.class_names import labels_of
 from captum_lrp_tx.attr.misfits import most_tokens
 from captum_lrp_tx.cli.arguments.report import LIMIT
 from captum_lrp_tx.cli.images import read_image
-from captum_lrp_tx.cli.models import Source, find, kind_of, load_model, load_tokenizer
+from captum_lrp_tx.cli.models import Source, find, kind_of, load_model, load_tokenizer, together
 from captum_lrp_tx.cli.options import first
 from captum_lrp_tx.cli.reading import (
     check_shape,
@@ -91,7 +91,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         data = _Data(data.name, data.inputs, labels[: len(data.inputs)])
     model = load_model(source, kind)
     if tokenizer is not None:
-        data = _short_enough(data, tokenizer, model)
+        data = _short_enough(data, tokenizer, together(source, model, tokenizer))
     model_name = Path(source.name).name if source.is_local else source.name
     made = report(
         model, data.inputs, tokenizer=tokenizer, labels=_labels(data, config),

@@ -24,7 +24,7 @@ from captum_lrp_tx.methods.registry import Chosen, Method, choose_methods, find_
 from captum_lrp_tx.methods.running import reason
 from captum_lrp_tx.methods.running import run as run_method
 from captum_lrp_tx.metrics.batches import Batch
-from captum_lrp_tx.metrics.blocks import transformer_blocks
+from captum_lrp_tx.metrics.blocks import rows_first, transformer_blocks
 from captum_lrp_tx.metrics.curves import FRACTIONS, Curve, Fractions
 from captum_lrp_tx.metrics.masking import Masker
 from captum_lrp_tx.metrics.perturbation import Perturbation
@@ -249,7 +249,9 @@ class _Work:
         for place, row in enumerate(rows):
             groups.setdefault(lengths[row], []).append(place)
         parts: dict[int, Tensor] = {}
-        for places in groups.values():
+        left = list(groups.values())
+        while left:
+            places = left.pop()
             device = used.batch.main.device
             inputs = placed(self.examples.inputs([rows[place] for place in places]), device)
             start = None if blank is None else blank[places]
@@ -259,7 +261,13 @@ class _Work:
                 method, self.model, inputs, used.target[places].to(device),
                 baseline=start, seed=self.seed, layer=layer,
             )  # fmt: skip
-            parts.update(zip(places, found.relevance.cpu(), strict=True))
+            relevance: Tensor | None = found.relevance
+            if layer is not None:
+                relevance = rows_first(found.relevance, len(places))
+            if relevance is None:
+                left += [places[:1], places[1:]]
+                continue
+            parts.update(zip(places, relevance.cpu(), strict=True))
         shape = [max(sizes) for sizes in zip(*(p.shape for p in parts.values()), strict=True)]
         if used.batch.main.dim() == 2:  # tokens
             shape[0] = used.batch.main.shape[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.model.modules import find_modules
@@ -52,3 +52,27 @@ def transformer_blocks(model: Callable[..., Any]) -> list[nn.Module]:
             "in the model; name the layers yourself"
         )
     return max(found, key=lambda entry: entry[0])[1]
+
+
+def rows_first(relevance: Tensor, examples: int) -> Tensor | None:
+    """Relevance at a block with the examples in the first dimension.
+
+    XLNet, and ``nn.TransformerEncoder`` by default, have the tokens there and the examples second.
+
+    Args:
+        relevance (Tensor): Shape ``(examples, ...)`` or ``(tokens, examples, ...)``.
+        examples (int): How many there are.
+
+    Returns:
+        Tensor or None: shape ``(examples, ...)``; ``None`` if as many tokens as examples leave open
+        which is which. Another number of examples tells.
+
+    Example::
+
+        >>> rows_first(torch.zeros(7, 2, 16), 2).shape
+        torch.Size([2, 7, 16])
+    """
+    first, second = (*relevance.shape[:2], 1, 1)[:2]
+    if first == second == examples and examples > 1:
+        return None
+    return relevance.movedim(1, 0) if first != examples and second == examples else relevance

@@ -247,7 +247,11 @@ class Perturbation:
         finish: Callable[[Tensor, Tensor], Tensor],
         name: str,
     ) -> Tensor:
-        """Runs the variants, long ones first and those of one length together."""
+        """Runs the variants, long ones first, and only those of one length together.
+
+        Padding is left out: some models see it (FNet mixes all places, GPT-like classifiers read
+        the last place that holds no padding token of theirs).
+        """
         lengths = None if self._lengths is None else self._lengths[rows]
         order = torch.arange(len(rows))
         if lengths is not None:
@@ -261,6 +265,8 @@ class Perturbation:
             while start < len(rows):
                 tokens = None if lengths is None else int(lengths[order[start]])
                 chunk = order[start : start + self._portion(tokens)]
+                if lengths is not None:
+                    chunk = chunk[lengths[chunk] == tokens]
                 batch = self.batch.take(rows[chunk], tokens)
                 outputs = self.masker.run(self._model, batch, hidden(chunk)).detach()
                 chosen = target_outputs(outputs, self._position, rows[chunk]).float().cpu()

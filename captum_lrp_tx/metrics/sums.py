@@ -19,7 +19,7 @@ from captum_lrp_tx.errors import InputError, NonFiniteError
 from captum_lrp_tx.methods.registry import METHODS
 from captum_lrp_tx.metrics.absorbed import absorbed_by_constants
 from captum_lrp_tx.metrics.batches import Batch
-from captum_lrp_tx.metrics.blocks import transformer_blocks
+from captum_lrp_tx.metrics.blocks import rows_first, transformer_blocks
 from captum_lrp_tx.metrics.masking import MaskTokens
 from captum_lrp_tx.metrics.perturbation import logit
 from captum_lrp_tx.metrics.sums_figure import conservation_figure
@@ -271,15 +271,24 @@ def _sums(
     call: Any = {"target": target, "additional_forward_args": batch.extra or None}
     first = layers.attribute(batch.inputs, **call, attribute_to_layer_input=True)[0]
     outputs = layers.attribute(batch.inputs, **call)
-    at_inputs = _total(at_input.attribute(batch.inputs, **call), len(batch), layer=False)
-    return [at_inputs, *(_total(relevance, len(batch)) for relevance in (first, *outputs))]
-
-
-def _total(relevance: Any, examples: int, layer: bool = True) -> Tensor:
-    tensors = list(relevance) if isinstance(relevance, (tuple, list)) else [relevance]
     # at layers the hidden states come first; others are masks and position biases
+    states = [r[0] if isinstance(r, (tuple, list)) else r for r in (first, *outputs)]
+    found = [rows_first(relevance, len(batch)) for relevance in states]
+    if any(relevance is None for relevance in found):
+        rows = torch.arange(len(batch))
+        parts = [
+            _sums(model, batch.take(rows[some]), target[some], rules, blocks)
+            for some in (slice(1), slice(1, None))
+        ]
+        return [torch.cat(pair) for pair in zip(*parts, strict=True)]
+    at_inputs = _total(at_input.attribute(batch.inputs, **call), len(batch))
+    return [at_inputs, *(_total(relevance, len(batch)) for relevance in found)]
+
+
+def _total(relevance: Any, examples: int) -> Tensor:
+    tensors = list(relevance) if isinstance(relevance, (tuple, list)) else [relevance]
     total = torch.zeros(examples, dtype=torch.float64)
-    for tensor in tensors[:1] if layer else tensors:
+    for tensor in tensors:
         if examples > 1 and tensor.shape[:1] != (examples,):
             raise InputError(
                 f"relevance of shape {tuple(tensor.shape)} has no row for each of the {examples} "

@@ -33,6 +33,8 @@ def _is_made_of_parameters(node: Node) -> bool:
 
     Torch shows such calls to no mode, so the parameters go in as they are.
     """
+    if not hasattr(type(node), "_forward_cls"):
+        return False  # this is asked of nearly every argument
     todo, is_of_any = [node], False
     for _ in range(_MOST_FUNCTIONS):
         if not todo:

@@ -1,0 +1,117 @@
+"""What is measured of an example does not depend on those that run with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+import transformers
+
+from captum_lrp_tx.cli import main
+from captum_lrp_tx.evaluation import TextExamples, evaluate
+from captum_lrp_tx.metrics.masking import MaskTokens, RemoveTokens
+from captum_lrp_tx.metrics.sums import conservation
+from captum_lrp_tx.models import sentiment
+
+#: By the model's tokenizer of 3, 3, 3, 4, 5 and 12 tokens: as many of one length as tokens.
+TEXTS = ["good", "bad", "dull", "not good", "a charming film", "it is one of the best films of all"]
+
+
+def xlnet(words: int) -> torch.nn.Module:
+    """Has the tokens in the first dimension, and reads the last place."""
+    config = transformers.XLNetConfig(
+        vocab_size=words, d_model=16, n_layer=2, n_head=2, d_inner=32, dropout=0.0
+    )
+    return transformers.XLNetForSequenceClassification(config)
+
+
+def fnet(words: int) -> torch.nn.Module:
+    """Knows no mask: padding is mixed into all places."""
+    config = transformers.FNetConfig(
+        vocab_size=words, hidden_size=16, num_hidden_layers=2, intermediate_size=32
+    )
+    return transformers.FNetForSequenceClassification(config)
+
+
+def gpt2(words: int, padding: int | None = 5) -> torch.nn.Module:
+    """Reads the last place that is no padding, and pads by another token than the tokenizer."""
+    config = transformers.GPT2Config(
+        vocab_size=words, n_embd=16, n_layer=2, n_head=2, pad_token_id=padding, bos_token_id=1,
+        eos_token_id=1,
+    )  # fmt: skip
+    return transformers.GPT2ForSequenceClassification(config)
+
+
+@pytest.mark.parametrize("masked", [MaskTokens, RemoveTokens])
+@pytest.mark.parametrize("build", [xlnet, fnet, gpt2])
+def test_numbers_are_those_of_each_text_alone(build: Any, masked: Any) -> None:
+    _, tokenizer = sentiment()
+    torch.manual_seed(0)
+    model = build(len(tokenizer)).eval()
+    examples = TextExamples(TEXTS, tokenizer)
+    assert sorted(examples.lengths())[:3] == [3, 3, 3]
+    found = [
+        evaluate(
+            model, examples, ["GI", "LRP"], masker=masked.from_tokenizer(tokenizer), block_size=size
+        )
+        for size in (1, len(TEXTS))
+    ]
+    for alone, together in zip(*found, strict=True):
+        assert alone.error is None and together.error is None
+        for name, measured in alone.measured.items():
+            torch.testing.assert_close(
+                torch.as_tensor(measured.values), torch.as_tensor(together.measured[name].values),
+                rtol=1e-4, atol=1e-6,
+            )  # fmt: skip
+
+
+def test_conservation_with_tokens_in_the_first_dimension() -> None:
+    _, tokenizer = sentiment()
+    torch.manual_seed(0)
+    model = xlnet(len(tokenizer)).eval()
+    inputs = tokenizer(TEXTS[:3], return_tensors="pt")
+    assert inputs["input_ids"].shape == (3, 3)
+    together = conservation(model, inputs, rules={"GI": "gi", "LRP": "lrp"})
+    alone = conservation(model, inputs, rules={"GI": "gi", "LRP": "lrp"}, batch_size=1)
+    for name, levels in alone.sums.items():
+        for level, sums in levels.items():
+            torch.testing.assert_close(together.sums[name][level], sums, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("names_padding", [True, False])
+def test_commands_with_a_classifier_that_names_no_padding_token(
+    names_padding: bool, tmp_path: Path, capsys: Any
+) -> None:
+    """The tokenizer's is taken; without one the message says where to write it, which works."""
+    _, tokenizer = sentiment()
+    torch.manual_seed(0)
+    model = gpt2(len(tokenizer), None)
+    folder, out, file = tmp_path / "model", tmp_path / "results", tmp_path / "texts.txt"
+    file.write_text("\n".join(TEXTS))
+    model.save_pretrained(folder)
+    pad, tokenizer.pad_token = tokenizer.pad_token, tokenizer.pad_token if names_padding else None
+    try:
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.pad_token = pad
+    commands = [
+        ["evaluate", "--data", str(file), "--out", str(out), "--methods", "GI"],
+        ["report", "--file", str(file), "--html", str(tmp_path / "report.html"), "--methods", "GI"],
+    ]
+    for command in commands:
+        status = main([*command, "--model", str(folder)])
+        told = capsys.readouterr().err
+        if not names_padding:
+            assert status == 1 and 'name one as "pad_token_id" in its config.json' in told, told
+            model.config.pad_token_id = 5
+            model.config.save_pretrained(folder)
+            status = main([*command, "--model", str(folder)])
+            model.config.pad_token_id = None
+            model.config.save_pretrained(folder)
+        assert status == 0, capsys.readouterr().err
+    assert "GI" in (out / "table.md").read_text()

@@ -5,8 +5,8 @@
 With ``CAPTUM_LRP_TX_THOROUGH=1`` the tests inject a fault at every place where one can happen, draw
 thousands of inputs and settings, and explain 2,000 times in a row without the garbage collector.
 This runs them and counts: places of faults and rounds as the tests record them, drawn inputs as
-hypothesis reports them.  An hour on one core, more on a busy one, most of it for two tests
-(interruption and families); ``-n`` sets the processes.  ``benchmarks/threads.py`` is the long run
+hypothesis reports them.  Half an hour in two processes, most of it for one test
+(interruption); ``-n`` sets the processes.  ``benchmarks/threads.py`` is the long run
 with threads.
 """
 

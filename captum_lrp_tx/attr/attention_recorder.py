@@ -207,8 +207,10 @@ class Recorder(PropagationRule):
 
             return hook
 
-        def leave(_module: nn.Module, *_: Any) -> None:
-            if threading.get_ident() == thread:
+        def leave(module: nn.Module, *_: Any) -> None:
+            # not if a hook before ours raised: the module was not entered
+            is_entered = bool(self._frames) and self._frames[-1].module is module
+            if threading.get_ident() == thread and is_entered:
                 self._frames.pop()
 
         with Hooks() as hooks:

@@ -115,7 +115,7 @@ class OpaqueLayers:
                 started.append((x if _is_signal(x) else None, start, underived))
 
         def leave(_module: nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
-            if not context.scope.is_current():
+            if not context.scope.is_current() or not started:  # a hook before ours raised
                 return None
             x, start, underived = started.pop()
             if x is None or not isinstance(output, Tensor) or not torch.is_grad_enabled():

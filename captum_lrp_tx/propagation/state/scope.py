@@ -290,6 +290,8 @@ class Scope:
         def leave(_module: nn.Module, args: Any, kwargs: Any = None, output: Any = None) -> Any:
             if not self.is_current():
                 return None
+            if not self._open or self._open[-1][0] != name:
+                return None  # a hook before ours raised: this module was not entered
             opened, start = self._open.pop()
             self.calls.append(ModuleCall(opened, start, next_sequence_number()))
             if self.ledger is None:

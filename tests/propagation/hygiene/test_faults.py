@@ -42,7 +42,10 @@ from captum_lrp_tx.propagation.hygiene import hooks as hooks_module
 from captum_lrp_tx.propagation.state import scope as scope_module
 from captum_lrp_tx.rules import AHRule, GammaRule
 
-pytestmark = [pytest.mark.core, pytest.mark.thorough]
+pytestmark = [
+    pytest.mark.core, pytest.mark.thorough,
+    pytest.mark.filterwarnings("error:module forward hook"),  # ours do not fail after a failure
+]  # fmt: skip
 
 THOROUGH = bool(os.environ.get("CAPTUM_LRP_TX_THOROUGH"))  # every place; every few otherwise
 PACKAGE = os.path.dirname(os.path.abspath(captum_lrp_tx.__file__)) + os.sep

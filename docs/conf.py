@@ -42,6 +42,7 @@ myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # tables that begin with smaller headings
 nb_execution_mode = "off"  # committed with their outputs; tests/project/test_tutorials.py runs them
+nb_render_markdown_format = "gfm"  # tables
 
 # docstrings
 autodoc_typehints = "none"  # the signature has names and defaults, "Args" the types

@@ -81,6 +81,12 @@ class MapPass:
     stream_gradient: Tensor | None = None
     left_out: tuple[str, ...] = ()
 
+    def transpose_stream(self) -> None:
+        """Put the examples of hidden states that count tokens first into the first axis."""
+        if self.stream is not None and self.stream_gradient is not None:
+            self.stream = self.stream.transpose(0, 1)
+            self.stream_gradient = self.stream_gradient.transpose(0, 1)
+
 
 def attention_maps(
     job: Pass, inputs: Inputs, *, gradients: bool = False, relevance: bool = False

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_lrp_tx.attr.attention_maps import Maps, Query, residual_half, rolled_out, square
 from captum_lrp_tx.attr.conservative import TensorOrTuple
 from captum_lrp_tx.attr.gradient_attention import ByGradient, check_choice, given, weighted
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.prefix_tokens import prefix_tokens
+from captum_lrp_tx.attr.targets import Target, select_target
 from captum_lrp_tx.errors import UnsupportedModelError
-from captum_lrp_tx.propagation.model.modules import find_modules
-from captum_lrp_tx.rules.deep_taylor import deep_taylor
+from captum_lrp_tx.propagation.operations import Kind, RuleTable
+from captum_lrp_tx.rules.deep_taylor import ExamplesFirst, SeenAttention, deep_taylor
 
 TransformerVariant = Literal[
     "transformer_attribution", "rollout", "last_layer", "full_lrp", "attn_gradcam"
@@ -111,8 +112,21 @@ class TransformerAttribution(ByGradient):
             return None
         original = inputs_of(inputs).leaves[0].original
         batch = original.shape[0] if original.dim() > 1 else 1
-        base = deep_taylor(batch, _is_sequence_first(self.forward_func))
-        return self._maps(inputs, target, additional, base=base, relevance=True, unit=True)
+        seen = SeenAttention()
+        base = deep_taylor(batch, seen)
+        maps = self._maps(inputs, target, additional, base=base, relevance=True, unit=True)
+        if not seen.is_square:
+            return maps
+        # as many examples as tokens: which is which shows in what the first output depends on
+        told = ExamplesFirst(batch)
+        first: RuleTable = {Kind.RESIDUAL: (float("inf"), told)}
+        probe = self._maps(inputs, _OfFirst(target), additional, base=first, gradients=True).result
+        if any(told.second):
+            base = deep_taylor(batch, SeenAttention(), sequence_first=True)
+            maps = self._maps(inputs, target, additional, base=base, relevance=True, unit=True)
+        if probe.stream_gradient is not None and bool(probe.stream_gradient[1:].any()):
+            maps.result.transpose_stream()
+        return maps
 
     def _gradient(self, inputs: Any, target: Any, additional: Any) -> Maps | None:
         if self.variant in ("full_lrp", "last_layer"):
@@ -151,6 +165,17 @@ class TransformerAttribution(ByGradient):
         return torch.einsum("bt,bts->bs", rows, cam.clamp(min=0))
 
 
+class _OfFirst(Target):
+    """The target of the first example alone."""
+
+    def __init__(self, target: Any) -> None:
+        self.parts = (target,)
+
+    def select(self, output: Tensor) -> Tensor:
+        selected = select_target(output, self.parts[0])
+        return torch.cat([selected[:1], 0.0 * selected[1:]])
+
+
 def _entering(maps: Maps) -> Tensor:
     """Relevance of what enters the transformer, summed over features."""
     if not maps.is_image():
@@ -166,9 +191,3 @@ def _entering(maps: Maps) -> Tensor:
             "no module takes a tensor (batch, tokens, features)."
         )
     return (maps.result.stream * maps.result.stream_gradient).sum(-1)
-
-
-def _is_sequence_first(forward: Any) -> bool:
-    return any(
-        isinstance(m, nn.MultiheadAttention) and not m.batch_first for _, m in find_modules(forward)
-    )

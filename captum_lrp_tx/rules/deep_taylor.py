@@ -33,10 +33,15 @@ from captum_lrp_tx.rules.spelled_attention import spelled_out
 
 
 class SeenAttention:
-    """Whether the pass has come to its first attention: what is added before are embeddings."""
+    """What a pass has come by.
+
+    Attributes:
+        is_past (bool): Its first attention: what is added before are embeddings.
+        is_square (bool): Residual streams with as many examples as tokens.
+    """
 
     def __init__(self) -> None:
-        self.is_past = False
+        self.is_past = self.is_square = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,8 @@ class ResidualRule(Rule):
 
     Args:
         batch (int): Number of examples.
-        sequence_first (bool): Whether streams are ``(tokens, batch, dim)``.
+        sequence_first (bool): Whether streams of as many examples as tokens are
+            ``(tokens, batch, dim)``.
 
     Source: Chefer et al., CVPR 2021, eq. 8 and 9.
     """
@@ -118,13 +124,14 @@ class ResidualRule(Rule):
 
     def propagate(self, operation: Residual) -> Tensor:
         output: Tensor = operation.value()
-        dim = self._batch_dim(output.shape)
-        if dim is None or not self.seen.is_past:
+        dim = self._batch_dim(output.shape) if self.seen.is_past else None
+        if dim is None:
             return operation.plain()
         return NormalizedSum.call(operation.first, operation.second, output, dim)
 
     def _batch_dim(self, shape: torch.Size) -> int | None:
         order = (1, 0) if self.sequence_first else (0, 1)
+        self.seen.is_square |= len(shape) == 3 and shape[0] == shape[1] == self.batch > 1
         if len(shape) not in (2, 3):
             return None
         for dim in order if len(shape) == 3 else (0,):
@@ -133,16 +140,43 @@ class ResidualRule(Rule):
         return None
 
 
+@dataclass(frozen=True)
+class ExamplesFirst(Rule):
+    """The plain gradient, which tells what axis of square residual streams counts the examples.
+
+    To be asked for the output of the first example: it depends on nothing of the others.
+
+    Args:
+        batch (int): Number of examples, as many as tokens.
+        second (list of bool): For every residual sum, whether the second axis counts the examples.
+    """
+
+    batch: int
+    second: list[bool] = field(default_factory=list, repr=False, compare=False)
+    kinds = frozenset({Kind.RESIDUAL})
+
+    def propagate(self, operation: Residual) -> Tensor:
+        output = operation.plain()
+        if output.dim() == 3 and output.shape[0] == output.shape[1] == self.batch:
+            alias = output.view_as(output)  # the model may go on in place
+            alias.register_hook(  # type: ignore[no-untyped-call]
+                lambda grad: self.second.append(bool(grad[1:].any()))
+            )
+            return alias
+        return output
+
+
 def deep_taylor(
-    batch: int, sequence_first: bool = False
+    batch: int, seen: SeenAttention, sequence_first: bool = False
 ) -> dict[Kind, tuple[float, PropagationRule | None]]:
     """The rules of one pass on ``batch`` examples, as the engine's base table.
 
     Args:
         batch (int): Number of examples.
-        sequence_first (bool): Whether hidden states are ``(tokens, batch, dim)``.
+        seen (SeenAttention): Is told what the pass comes by.
+        sequence_first (bool): Whether hidden states are ``(tokens, batch, dim)``; asked only where
+            there are as many of both.
     """
-    seen = SeenAttention()
     rules: dict[Kind, Rule] = {
         Kind.LINEAR: ZPlusRule(bias="ignore"),
         Kind.NORM: PassNormRule(),

@@ -122,7 +122,7 @@ def test_sums_that_are_residual_connections(how: str) -> None:
 
 
 def test_the_rules_of_a_deep_taylor_pass_share_what_they_have_seen() -> None:
-    table = deep_taylor(5, True)
+    table = deep_taylor(5, SeenAttention(), True)
     residual, attention = table[Kind.RESIDUAL][1], table[Kind.ATTENTION][1]
     assert isinstance(residual, ResidualRule)
     assert (residual.batch, residual.sequence_first) == (5, True)
@@ -131,7 +131,7 @@ def test_the_rules_of_a_deep_taylor_pass_share_what_they_have_seen() -> None:
     product = PatternProduct(torch.matmul, factors, {}, patterns=(0,), operands=(0, 1))
     attention.propagate(product)  # type: ignore[union-attr]
     assert residual.seen.is_past
-    assert not deep_taylor(5)[Kind.RESIDUAL][1].seen.is_past  # type: ignore[union-attr]
+    assert not deep_taylor(5, SeenAttention())[Kind.RESIDUAL][1].seen.is_past  # type: ignore[union-attr]
     assert {priority for priority, _ in table.values()} == {float("inf")}
 
 

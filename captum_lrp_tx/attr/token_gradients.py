@@ -52,6 +52,18 @@ class _Prepared:
     is_ids: bool
     is_tuple: bool
 
+    def row(self, number: int) -> _Prepared:
+        """The same of one example."""
+        count = len(self.values[0])
+
+        def cut(value: Any) -> Any:
+            is_own = isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
+            return value[number : number + 1] if is_own else value
+
+        values, baselines = (tuple(map(cut, given)) for given in (self.values, self.baselines))
+        extra = None if self.extra is None else tuple(map(cut, self.extra))
+        return replace(self, values=values, baselines=baselines, extra=extra)
+
     def portion(self) -> int:
         """How many rows go through the model at once: 4,096 tokens, or 10 float inputs."""
         return max(4096 // self.values[0].shape[1], 1) if self.is_ids else 10
@@ -199,17 +211,13 @@ class FromBaseline(OnTokens):
               the inputs are a tuple.
             - **delta** (Tensor, shape ``(batch,)``).
         """
-        with torch.inference_mode(False), torch.enable_grad(), self._random():
+        with torch.inference_mode(False), torch.enable_grad():
             used, target = self._prepare(inputs, additional_forward_args, target)
             attributions = self._attributions(used, target)
             relevance = used.formatted(attributions)
             if not return_convergence_delta:
                 return relevance
             return relevance, self._delta(used, attributions, target).detach()
-
-    def _random(self) -> contextlib.AbstractContextManager[None]:
-        """Around all of it: where random numbers come from."""
-        return contextlib.nullcontext()
 
     @abstractmethod
     def _attributions(self, used: _Prepared, target: TargetType) -> tuple[Tensor, ...]:
@@ -275,8 +283,8 @@ class TokenGradientShap(FromBaseline):
     Args:
         model (nn.Module or callable): See :class:`TokenIntegratedGradients`.
         baseline (int, float or Tensor, optional): See :class:`TokenIntegratedGradients`.
-        seed (int): Of the random points. The random states of torch and NumPy are left as they
-            were.
+        seed (int): Of the random points, which are the same for every example, whatever is in the
+            batch beside it. The random states of torch and NumPy are left as they were.
         n_samples (int): How many points; relevance scatters a good deal with few. They go through
             the model in portions like the steps of :class:`TokenIntegratedGradients`.
         stdevs (float): Standard deviation of Gaussian noise on the inputs; none by default, as in
@@ -302,20 +310,28 @@ class TokenGradientShap(FromBaseline):
         self._n_samples = n_samples
         self._stdevs = stdevs
 
-    def _random(self) -> contextlib.AbstractContextManager[None]:
-        return _seeded(self._seed)
-
     def _attributions(self, used: _Prepared, target: TargetType) -> tuple[Tensor, ...]:
+        # one by one: of several Captum draws random numbers for all, and of their baselines any
+        count = len(used.values[0])
+        several = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1)
+        targets: Any = target if several else [target] * count
+        if len(targets) != count:
+            raise TargetError(f"{len(targets)} targets were given for {count} examples.")
+        parts = [self._of_one(used.row(row), one) for row, one in enumerate(targets)]
+        return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+
+    def _of_one(self, used: _Prepared, target: TargetType) -> tuple[Tensor, ...]:
         method: Any = GradientShap(used.forward)
         sums = [torch.zeros_like(value) for value in used.values]
-        portion = max(used.portion() // used.values[0].shape[0], 1)
-        for start in range(0, self._n_samples, portion):
-            count = min(portion, self._n_samples - start)
-            means = method.attribute(
-                used.values, used.baselines, n_samples=count, stdevs=self._stdevs,
-                target=target, additional_forward_args=used.extra,
-            )  # fmt: skip
-            sums = [a + mean.detach() * count for a, mean in zip(sums, means, strict=True)]
+        portion = used.portion()
+        with _seeded(self._seed):
+            for start in range(0, self._n_samples, portion):
+                count = min(portion, self._n_samples - start)
+                means = method.attribute(
+                    used.values, used.baselines, n_samples=count, stdevs=self._stdevs,
+                    target=target, additional_forward_args=used.extra,
+                )  # fmt: skip
+                sums = [a + mean.detach() * count for a, mean in zip(sums, means, strict=True)]
         return tuple(a / self._n_samples for a in sums)
 
 
@@ -374,7 +390,7 @@ def padding_id(model: Any) -> int:
     Args:
         model (nn.Module or callable): With ``.config``, or a function that runs such a module.
     """
-    return _named_padding(model) or 0
+    return named_padding(model) or 0
 
 
 def padding_in_words(model: Any) -> str:
@@ -383,11 +399,16 @@ def padding_in_words(model: Any) -> str:
     Args:
         model (nn.Module or callable): See there.
     """
-    found = _named_padding(model)
+    found = named_padding(model)
     return f"token {found} (padding)" if found is not None else "token 0 (no padding is named)"
 
 
-def _named_padding(model: Any) -> int | None:
+def named_padding(model: Any) -> int | None:
+    """The padding token that a model's configuration names.
+
+    Args:
+        model (nn.Module or callable): See :func:`padding_id`.
+    """
     modules = [module for _, module in find_modules(model)]
     for module in (model, *modules):
         found = getattr(getattr(module, "config", None), "pad_token_id", None)

@@ -23,7 +23,7 @@ from captum_lrp_tx.evaluation.store import Entry, Store
 from captum_lrp_tx.methods.registry import Chosen, Method, choose_methods, find_method
 from captum_lrp_tx.methods.running import reason
 from captum_lrp_tx.methods.running import run as run_method
-from captum_lrp_tx.metrics.batches import Batch
+from captum_lrp_tx.metrics.batches import of_one_length
 from captum_lrp_tx.metrics.blocks import rows_first, transformer_blocks
 from captum_lrp_tx.metrics.curves import FRACTIONS, Curve, Fractions
 from captum_lrp_tx.metrics.masking import Masker
@@ -87,7 +87,7 @@ def evaluate(
         out (path, optional): Folder for results; without one nothing is written.
         fresh (bool): Drop the results in the folder.
         seed (int): Of random methods.
-        block_size (int): How many examples are explained together.
+        block_size (int): How many examples of one length are explained together.
         batch_size (int, optional): How many masked variants run through the model at once; see
             :class:`~captum_lrp_tx.metrics.perturbation.Perturbation`.
         facts (mapping, optional): What else to say below the table, e.g. the name of the model.
@@ -137,9 +137,7 @@ def evaluate(
                if not _is_complete(store.entries(name).get(row), measures)}
         for name in wanted
     }  # fmt: skip
-    lengths = examples.lengths()
-    order = sorted(range(count), key=lambda row: (lengths[row], row))
-    blocks = [order[start : start + block_size] for start in range(0, count, block_size)]
+    blocks = of_one_length(examples.lengths()[:count], block_size)
     work = _Work(
         model, examples, masker, labels, at, seed, batch_size, measures, fractions,
         device_of(model),
@@ -219,11 +217,11 @@ class _Work:
             self.model, inputs, classes, masker=self.masker, batch_size=self.batch_size
         )
 
-    def entries(self, method: Method, rows: Sequence[int], used: Perturbation) -> list[Entry]:
+    def entries(self, method: Method, used: Perturbation) -> list[Entry]:
         """What is measured of a method on each of the examples."""
         begun = time.perf_counter()
-        found = self._explained(method, rows, used)
-        seconds = (time.perf_counter() - begun) / len(rows)
+        found = self._explained(method, used)
+        seconds = (time.perf_counter() - begun) / len(used)
         entries: list[Entry] = [{"seconds": seconds} for _ in range(len(used))]
         for measure in self.measures:
             measured = measure.compute(used, found, self.fractions)
@@ -237,44 +235,24 @@ class _Work:
                     entries[row][measure.name] = value
         return entries
 
-    def _explained(self, method: Method, rows: Sequence[int], used: Perturbation) -> Tensor:
-        """Relevance of examples, those of one length at a time, filled up with zeros."""
-        lengths = self.examples.lengths()
-        masked = used.masker.masked(used.batch, used.features).main
-        # no baseline if they differ by their mask only
-        blank = None if torch.equal(masked, used.batch.main) else masked
+    def _explained(self, method: Method, used: Perturbation) -> Tensor:
+        """Relevance of examples of one length."""
+        blank = used.masker.masked(used.batch, used.features).main
         layered = self.at == "embeddings" and method.at_layer is not None
         layer = transformer_blocks(self.model)[0] if layered else None
-        groups: dict[int, list[int]] = {}
-        for place, row in enumerate(rows):
-            groups.setdefault(lengths[row], []).append(place)
-        parts: dict[int, Tensor] = {}
-        left = list(groups.values())
-        while left:
-            places = left.pop()
-            device = used.batch.main.device
-            inputs = placed(self.examples.inputs([rows[place] for place in places]), device)
-            start = None if blank is None else blank[places]
-            if start is not None and start.dim() == 2:
-                start = start[:, : Batch.of(inputs).main.shape[1]]
-            found = run_method(
-                method, self.model, inputs, used.target[places].to(device),
-                baseline=start, seed=self.seed, layer=layer,
-            )  # fmt: skip
-            relevance: Tensor | None = found.relevance
-            if layer is not None:
-                relevance = rows_first(found.relevance, len(places))
-            if relevance is None:
-                left += [places[:1], places[1:]]
-                continue
-            parts.update(zip(places, relevance.cpu(), strict=True))
-        shape = [max(sizes) for sizes in zip(*(p.shape for p in parts.values()), strict=True)]
-        if used.batch.main.dim() == 2:  # tokens
-            shape[0] = used.batch.main.shape[1]
-        together = torch.zeros(len(rows), *shape, dtype=torch.float64)
-        for place, part in parts.items():
-            together[place][tuple(slice(size) for size in part.shape)] = part.double()
-        return together
+        found = run_method(
+            method, self.model, used.batch.inputs, used.target.to(blank.device),
+            # no baseline if they differ by their mask only
+            baseline=None if torch.equal(blank, used.batch.main) else blank,
+            seed=self.seed, layer=layer,
+        )  # fmt: skip
+        relevance: Tensor | None = found.relevance
+        if layer is not None:
+            relevance = rows_first(found.relevance, len(used))
+        if relevance is None:
+            parts = (used.take(rows) for rows in ([0], range(1, len(used))))
+            return torch.cat([self._explained(method, part) for part in parts])
+        return relevance.cpu().double()
 
 
 def _fill(
@@ -304,7 +282,7 @@ def _fill(
             used = whole if len(places) == len(rows) else whole.take(places)
             left = [rows[place] for place in places]
             try:
-                entries = work.entries(method, left, used)
+                entries = work.entries(method, used)
             except Exception as error:
                 failures[name] = reason(error)
                 continue

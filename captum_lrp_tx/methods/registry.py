@@ -40,8 +40,6 @@ class Method:
         signed (bool, optional): Whether relevance can speak against the output; None if it is so
             where relevance accounts for the output (``has_convergence_delta()``) or is negative.
         uses_target (bool): Whether relevance depends on the explained output.
-        is_alone (bool): Whether examples must be explained one by one, since the random numbers of
-            one depend on the others of its batch.
         takes (tuple of str): Which settings (``"baseline"``, ``"seed"``) the class has as keyword
             arguments.
         at_layer (callable, optional): The class for relevance at a layer.
@@ -55,7 +53,6 @@ class Method:
     style: Style | None = None
     signed: bool | None = None
     uses_target: bool = True
-    is_alone: bool = False
     takes: tuple[Setting, ...] = ()
     at_layer: Callable[..., Any] | None = None
     aliases: tuple[str, ...] = ()
@@ -155,7 +152,7 @@ METHODS: tuple[Method, ...] = (
         style=("#7d5a3c", "--", 1.7), aliases=("integrated gradients",),
     ),
     Method(
-        "GradientShap", TokenGradientShap, signed=True, takes=("baseline", "seed"), is_alone=True,
+        "GradientShap", TokenGradientShap, signed=True, takes=("baseline", "seed"),
         about="gradients at random points from the baseline (Lundberg & Lee 2017)",
         style=("#7d5a3c", ":", 1.5), aliases=("gradient shap", "gradshap", "gradient-shap"),
     ),

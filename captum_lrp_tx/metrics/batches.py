@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -118,7 +118,7 @@ class Batch:
     def can_be_cropped(self) -> bool:
         """Whether padding at the end can be cut off: every other tensor goes along with it."""
         others = [*self.named.values(), *self.extra]
-        return self.attention_mask is not None and all(
+        return all(
             value.dim() < 2 or value.shape == self.main.shape
             for value in others
             if isinstance(value, Tensor)
@@ -134,3 +134,25 @@ class Batch:
         if self.key is None:
             return output_tensor(model(self.main, *self.extra, **self.named))
         return output_tensor(model(*self.extra, **{self.key: self.main}, **self.named))
+
+
+def of_one_length(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Numbers of examples that go together without padding, which some models see.
+
+    Args:
+        lengths (sequence of int): Of each example.
+        most (int): How many go together.
+
+    Example::
+
+        >>> of_one_length([3, 5, 3, 3], 2)
+        [[0, 2], [3], [1]]
+    """
+    groups: dict[int, list[int]] = {}
+    for number, length in enumerate(lengths):
+        groups.setdefault(length, []).append(number)
+    return [
+        numbers[start : start + most]
+        for _, numbers in sorted(groups.items())
+        for start in range(0, len(numbers), most)
+    ]

@@ -124,12 +124,15 @@ class MaskTokens(Masker):
 
     def features(self, batch: Batch) -> Tensor:
         ids = _ids(batch)
-        free = batch.attention_mask
-        if free is None:
-            free = torch.ones_like(ids, dtype=torch.bool)
-            if self.pad_id is not None:
-                free = ids != self.pad_id
-        return free & ~self._kept(ids)
+        return self._real(batch) & ~self._kept(ids)
+
+    def _real(self, batch: Batch) -> Tensor:
+        """Which tokens are no padding."""
+        if batch.attention_mask is not None:
+            return batch.attention_mask
+        if self.pad_id is not None:
+            return batch.main != self.pad_id
+        return torch.ones_like(batch.main, dtype=torch.bool)
 
     def _kept(self, ids: Tensor) -> Tensor:
         if isinstance(self._keep, Tensor):
@@ -157,10 +160,13 @@ class MaskTokens(Masker):
         return batch.with_main(batch.main.masked_fill(hidden, self.token_id))
 
     def lengths(self, batch: Batch) -> Tensor | None:
-        mask = batch.attention_mask
-        if mask is None or not batch.can_be_cropped:
+        if not batch.can_be_cropped or batch.main.dim() != 2:
             return None
-        return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).cpu()
+        mask = self._real(batch)
+        found = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).cpu()
+        # without a mask, what ends every text may be the end of a text as well
+        is_told = batch.attention_mask is not None or int(found.max()) == mask.shape[1]
+        return found if is_told else None
 
 
 class RemoveTokens(MaskTokens):

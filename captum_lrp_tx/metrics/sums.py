@@ -15,10 +15,11 @@ from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.layer import LayerConservativeGI, LayerConservativeLRP
+from captum_lrp_tx.attr.token_gradients import named_padding
 from captum_lrp_tx.errors import InputError, NonFiniteError
 from captum_lrp_tx.methods.registry import METHODS
 from captum_lrp_tx.metrics.absorbed import absorbed_by_constants
-from captum_lrp_tx.metrics.batches import Batch
+from captum_lrp_tx.metrics.batches import Batch, of_one_length
 from captum_lrp_tx.metrics.blocks import rows_first, transformer_blocks
 from captum_lrp_tx.metrics.masking import MaskTokens
 from captum_lrp_tx.metrics.perturbation import logit
@@ -185,7 +186,7 @@ def conservation(
         layers (sequence of Module, optional): The blocks, in order; found unless given.
         absorbed (bool): Also measure what named constants absorb, which takes a pass more for each
             example and rule set.
-        batch_size (int): How many examples at once.
+        batch_size (int): How many examples of one length at once.
         show_progress (bool): Show a progress bar on standard error if it takes long.
 
     Returns:
@@ -209,9 +210,10 @@ def conservation(
         raise InputError("no rule set is named; give rules= some, e.g. {'LRP': 'lrp'}")
     blocks = list(layers) if layers is not None else transformer_blocks(model)
     batch = Batch.of(inputs, additional_forward_args)
-    lengths = None if batch.main.is_floating_point() else MaskTokens(0).lengths(batch)
+    lengths = None
+    if not batch.main.is_floating_point():
+        lengths = MaskTokens(0, pad_id=named_padding(model)).lengths(batch)
     levels = ("input", "embeddings", *(f"block {i + 1}" for i in range(len(blocks))))
-    order = torch.arange(len(batch)) if lengths is None else torch.argsort(lengths, stable=True)
     position, classes = split_target(target, len(batch), model)
     outputs = torch.zeros(len(batch), dtype=torch.float64)
     sums = {
@@ -219,13 +221,14 @@ def conservation(
         for name in rules
     }
     taken = {name: torch.zeros(len(batch), dtype=torch.float64) for name in rules if absorbed}
-    chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    sizes = [0] * len(batch) if lengths is None else lengths.tolist()
+    chunks = [torch.tensor(rows) for rows in of_one_length(sizes, batch_size)]
     with tqdm(
         total=len(chunks) * len(rules), desc="conservation", unit="batch", delay=1, leave=False,
         disable=not (show_progress and sys.stderr.isatty()),
     ) as bar:  # fmt: skip
         for rows in chunks:
-            part = batch.take(rows, None if lengths is None else int(lengths[rows].max()))
+            part = batch.take(rows, sizes[int(rows[0])] or None)
             with torch.no_grad():
                 found = target_outputs(part.call(model), position, rows).float().cpu()
             if not bool(torch.isfinite(found).all()):

@@ -124,7 +124,7 @@ def _batches(
             rows = [(example, explained) for example in group for explained in classes[example]]
         else:
             rows = [(example, classes[example][0]) for example in group]
-        yield from portions(samples, rows, 1 if method.is_alone else batch_size)
+        yield from portions(samples, rows, batch_size)
 
 
 def _attribute(

@@ -105,20 +105,16 @@ def test_noise_tunnel_is_a_loop_over_noisy_inputs(name: str, inputs: Any, nt_typ
         x, nt_type=nt_type, nt_samples=SAMPLES, stdevs=STDEV, target=targets,
         additional_forward_args=more,
     )  # fmt: skip
-    together = name == "GradientShap"  # its random numbers are those of the whole batch
     rows = noisy(x, 5)
     repeated = None if more is None else tuple(m.repeat_interleave(SAMPLES, 0) for m in more)
     owners = [t for t in targets for _ in range(SAMPLES)]
-    if together:
-        values = METHODS[name](forward, layer).attribute(rows, owners, repeated)
-    else:
-        values = torch.cat([
-            METHODS[name](forward, layer).attribute(
-                rows[i : i + 1], target=owners[i],
-                additional_forward_args=repeated and tuple(m[i : i + 1] for m in repeated),
-            )
-            for i in range(len(rows))
-        ])  # fmt: skip
+    values = torch.cat([
+        METHODS[name](forward, layer).attribute(
+            rows[i : i + 1], target=owners[i],
+            additional_forward_args=repeated and tuple(m[i : i + 1] for m in repeated),
+        )
+        for i in range(len(rows))
+    ])  # fmt: skip
     expected = smoothed(values, len(x), nt_type)
     scale = float(expected.abs().max())
     assert scale > 0

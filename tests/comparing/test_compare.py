@@ -260,6 +260,23 @@ def test_gradient_shap_in_portions_converges_to_integrated_gradients(image):
     assert torch.corrcoef(torch.stack([shap.flatten(), path.flatten()]))[0, 1] > 0.97
 
 
+def test_gradient_shap_of_an_example_does_not_depend_on_the_others():
+    """Captum draws random numbers for a batch, and a baseline of any of its examples."""
+    x, start = torch.tensor([[1.0, 2.0], [3.0, -1.0]]), torch.tensor([[0.0, 0.0], [5.0, 5.0]])
+
+    def model(values):
+        return values.square() * torch.tensor([1.0, -2.0])
+
+    targets = [0, 1]
+    together = TokenGradientShap(model, baseline=start).attribute(x, targets)
+    alone = [
+        TokenGradientShap(model, baseline=start[[i]]).attribute(x[[i]], targets[i]) for i in (0, 1)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone))
+    with pytest.raises(TargetError, match="3 targets were given for 2 examples"):
+        TokenGradientShap(model).attribute(x, [0, 1, 0])
+
+
 def test_random_states_are_left_as_they_were(text):
     import numpy as np
 

@@ -14,6 +14,7 @@ import transformers
 
 from captum_lrp_tx.cli import main
 from captum_lrp_tx.evaluation import TextExamples, evaluate
+from captum_lrp_tx.metrics.curves import pruning_curve
 from captum_lrp_tx.metrics.masking import MaskTokens, RemoveTokens
 from captum_lrp_tx.metrics.sums import conservation
 from captum_lrp_tx.models import sentiment
@@ -68,6 +69,63 @@ def test_numbers_are_those_of_each_text_alone(build: Any, masked: Any) -> None:
                 torch.as_tensor(measured.values), torch.as_tensor(together.measured[name].values),
                 rtol=1e-4, atol=1e-6,
             )  # fmt: skip
+
+
+class WithoutMask:
+    """A tokenizer of which the model gets no mask, as that of FNet."""
+
+    def __init__(self) -> None:
+        _, self.tokenizer = sentiment()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        found = dict(self.tokenizer(*args, **options))
+        return {name: value for name, value in found.items() if name != "attention_mask"}
+
+
+@pytest.mark.parametrize("build", [xlnet, fnet])
+def test_without_a_mask_numbers_are_those_of_each_text_alone(build: Any) -> None:
+    tokenizer = WithoutMask()
+    torch.manual_seed(0)
+    model = build(len(sentiment()[1])).eval()
+    masker = MaskTokens.from_tokenizer(tokenizer)
+    methods = ["Random", "GradientShap"]
+    found = evaluate(model, TextExamples(TEXTS, tokenizer), methods, masker=masker)
+    for row, text in enumerate(TEXTS):
+        alone = evaluate(model, TextExamples([text], tokenizer), methods, masker=masker)
+        for one, together in zip(alone, found, strict=True):
+            for metric in one.measured:
+                torch.testing.assert_close(
+                    together.values(metric)[row], one.values(metric)[0], rtol=1e-4, atol=1e-7
+                )
+    # padded by hand
+    inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    relevance = torch.arange(float(inputs["input_ids"].numel())).view(len(TEXTS), -1)
+    curve = pruning_curve(model, inputs, relevance, masker=masker)
+    for row, text in enumerate(TEXTS):
+        one = tokenizer([text], return_tensors="pt")
+        own = relevance[row : row + 1, : one["input_ids"].shape[1]]
+        area = pruning_curve(model, one, own, masker=masker).area
+        torch.testing.assert_close(curve.area[row], area[0], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("has_mask", [True, False])
+@pytest.mark.parametrize("build", [xlnet, fnet, gpt2])
+def test_conservation_without_padding(build: Any, has_mask: bool) -> None:
+    tokenizer: Any = sentiment()[1] if has_mask else WithoutMask()
+    torch.manual_seed(0)
+    model = build(len(sentiment()[1])).eval()
+    model.config.pad_token_id = tokenizer.pad_token_id
+    found = conservation(
+        model, tokenizer(TEXTS, padding=True, return_tensors="pt"), rules={"GI": "gi"}
+    )
+    for row, text in enumerate(TEXTS):
+        alone = conservation(model, tokenizer([text], return_tensors="pt"), rules={"GI": "gi"})
+        torch.testing.assert_close(found.output[row], alone.output[0], rtol=1e-4, atol=1e-6)
+        for level, sums in alone.sums["GI"].items():
+            torch.testing.assert_close(found.sums["GI"][level][row], sums[0], rtol=1e-4, atol=1e-5)
 
 
 def test_conservation_with_tokens_in_the_first_dimension() -> None:

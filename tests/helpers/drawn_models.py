@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -166,7 +166,7 @@ def _relevance(model: nn.Module, inputs: Relevance, preset: str) -> Relevance | 
     return relevance
 
 
-def _differs(ones: Relevance, others: Relevance) -> bool:
+def _differs(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     scale = max(float(other.abs().max().clamp_min(1e-12)) for other in others)
     differences = [(one - other).abs().max() for one, other in zip(ones, others, strict=True)]
     return not all(float(d) <= TOLERANCE * scale for d in differences)
@@ -178,8 +178,9 @@ class Verdict(NamedTuple):
     Attributes:
         faults (list of str): What is silently wrong.
         refused (int): How many explanations were refused by name.
-        is_determined (bool): Whether torch's own gradient is the same in both spellings. Where it
-            is not (patterns that saturate, values that grow beyond precision), nothing can be said.
+        is_determined (bool): Whether torch's own output and gradient are the same in both
+            spellings. Where they are not (patterns that saturate, values that grow beyond
+            precision), nothing can be said.
     """
 
     faults: list[str]
@@ -206,6 +207,10 @@ def faults(seed: int) -> Verdict:
         gradients = torch.autograd.grad(model(names, freeze)(*leaves)[:, 1].sum(), leaves)
         return tuple(x * g for x, g in zip(inputs, gradients, strict=True))
 
+    with torch.no_grad():
+        outputs = [model(names)(*inputs)[:, 1] for names in (drawn.first, drawn.second)]
+    if _differs(outputs[:1], outputs[1:]):
+        return Verdict([], is_determined=False)
     plain = by_autograd(drawn.first)
     if all(r.isfinite().all() for r in plain) and _differs(by_autograd(drawn.second), plain):
         return Verdict([], is_determined=False)

@@ -20,6 +20,7 @@ from captum_lrp_tx.errors import (
     CaptumLRPWarning,
     UncoveredOperationError,
     UncoveredOperationWarning,
+    UnreachedInputError,
 )
 from captum_lrp_tx.models import sentiment
 
@@ -170,3 +171,34 @@ def test_what_is_cut_off_before_a_layer_is_no_fault_behind_it() -> None:
         LayerConservativeLRP(model, [model.a, model.b]).attribute(x, target=1)
     with pytest.raises(UncoveredOperationError, match="cut off"):
         ConservativeLRP(model).attribute(x, target=1, strict=True)
+
+
+@pytest.mark.parametrize("at_input", [False, True])
+def test_calls_where_the_model_switches_gradients_off_do_not_count(at_input: bool) -> None:
+    class Cycles(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.last = nn.Linear(4, 4, bias=False), nn.Linear(4, 2, bias=False)
+            self.cycles = 2
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                state = self.block(x)
+            if self.cycles > 1:
+                state = self.block(x + state)
+            result: Tensor = self.last(state + x)
+            return result
+
+    model, x = Cycles().double().eval(), torch.randn(3, 4).double()
+    layer = LayerConservativeLRP(model, model.block)
+    call: Any = {"target": 1, "attribute_to_layer_input": at_input}
+    with torch.no_grad():
+        hidden = x + model.block(x)
+        expected = model.block(hidden) * model.last.weight[1]
+    found = layer.attribute(x, **call)
+    if at_input:
+        expected = hidden * (model.last.weight[1] @ model.block.weight).detach()
+    torch.testing.assert_close(found, expected)
+    model.cycles = 1
+    with pytest.raises(UnreachedInputError, match="only where the model itself switches gradients"):
+        layer.attribute(x, **call)

@@ -16,6 +16,10 @@ from captum_lrp_tx.propagation.model.nested import mapped
 
 #: Tells the node of what goes on behind a captured layer: nothing is followed past it.
 LEAF = "captum_lrp_tx.leaf"
+_CUT_OFF = (
+    "The layer {} ran, but only where the model itself switches gradients off (torch.no_grad()), "
+    "so no relevance gets there. Give a layer that runs outside of that."
+)
 #: Hold modules that others run.
 _NEVER_RUN = (nn.ModuleList, nn.ModuleDict)
 
@@ -52,6 +56,8 @@ class LayerProbe:
         self._thread = threading.get_ident()
         #: What a layer got of each captured tensor, and the tensor's version then.
         self._copies: list[list[list[tuple[Tensor, int]]]] = [[] for _ in self._layers]
+        #: Layers that have run under no_grad.
+        self._cut_off: set[int] = set()
         #: Called once, at the first layer.
         self.at_first: Callable[[], None] | None = None
         #: Names of layers some of whose calls are left out, with how many of how many count.
@@ -71,6 +77,8 @@ class LayerProbe:
         self._drop_written()
         for index, (layer, calls) in enumerate(zip(self._layers, self._calls, strict=True)):
             if not any(calls):
+                if not calls and index in self._cut_off:
+                    raise UnreachedInputError(_CUT_OFF.format(type(layer).__name__))
                 raise UnreachedInputError(self._why_unseen(layer, bool(calls)))
             if len(calls) > 1:
                 self._calls[index] = self._counting(layer, calls)
@@ -160,6 +168,9 @@ class LayerProbe:
         def capture(_module: nn.Module, *values: Any) -> Any:
             """``values`` are the inputs and, of a hook at the outputs, the outputs."""
             if threading.get_ident() != self._thread:
+                return None
+            if not torch.is_grad_enabled():  # by the model itself: no relevance gets here
+                self._cut_off.add(position)
                 return None
             if self.at_first is not None:
                 at_first, self.at_first = self.at_first, None

@@ -9,7 +9,7 @@ the kernel.
 from __future__ import annotations
 
 import contextlib
-import inspect
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_lrp_tx.attr.map_origins import Frame, MapOrigin, sequences_of
 from captum_lrp_tx.errors import UnsupportedModelError
 from captum_lrp_tx.propagation.engine import Pass, Propagated, propagate
 from captum_lrp_tx.propagation.hygiene.hooks import Hooks, guard
@@ -37,6 +38,10 @@ _KEY_SEQUENCES = frozenset(
     """key_value_states encoder_hidden_states key k context memory encoder_states kv ctx_tensor
     cross_attention_states key_states keys source mem encoder_output encoder_outputs""".split()
 )
+
+
+#: Moves the entries of a tensor.
+Shaped = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -119,6 +124,7 @@ def attention_maps(
     finally:
         # the tensor's gradient hook holds the recorder: a cycle that no collector sees
         stream, recorder.stream = recorder.stream, None
+        recorder.origins.clear()  # they hold the graph, too
     maps = recorder.finished(gradients, relevance)
     if not maps:
         raise UnsupportedModelError(
@@ -135,36 +141,6 @@ def attention_maps(
         recorder.stream_gradient,
         tuple(dict.fromkeys(recorder.left_out)),
     )
-
-
-@dataclass
-class _Frame:
-    """A running call of a module."""
-
-    name: str
-    module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def sequences(self) -> dict[str, Tensor]:
-        """Floating-point arguments of three dimensions, by parameter name."""
-        found: dict[str, Tensor] = {}
-        for position, value in enumerate(self.args):
-            if _is_sequence(value):
-                found[self._parameter(position)] = value
-        found.update({name: value for name, value in self.kwargs.items() if _is_sequence(value)})
-        return found
-
-    def _parameter(self, position: int) -> str:
-        try:
-            names = list(inspect.signature(self.module.forward).parameters)
-        except (TypeError, ValueError):
-            names = []
-        return names[position] if position < len(names) else str(position)
-
-
-def _is_sequence(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point()
 
 
 @dataclass(eq=False, repr=False)
@@ -184,10 +160,13 @@ class Recorder(PropagationRule):
     stream: Tensor | None = None
     stream_gradient: Tensor | None = None
     left_out: list[str] = field(default_factory=list)
+    origins: list[MapOrigin] = field(default_factory=list)
     _maps: list[AttentionMap] = field(default_factory=list)
     _gradients: dict[int, Tensor] = field(default_factory=dict)
-    _frames: list[_Frame] = field(default_factory=list)
+    _frames: list[Frame] = field(default_factory=list)
     _last: tuple[Tensor | None, Tensor | None] | None = None
+    #: How many maps each layer has: heads that are computed one by one have a map each.
+    _heads: list[int] = field(default_factory=list)
 
     def __str__(self) -> str:
         return "Recorder()"
@@ -209,7 +188,7 @@ class Recorder(PropagationRule):
             # a thread may meet the hook of another before torch has noted that it takes kwargs
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
                 if threading.get_ident() == thread:
-                    self._frames.append(_Frame(name, module, args, kwargs or {}))
+                    self._frames.append(Frame(name, module, args, kwargs or {}))
 
             return hook
 
@@ -227,11 +206,11 @@ class Recorder(PropagationRule):
 
     def _record(self, pattern: Tensor) -> Tensor:
         """Keep a pattern; the alias that is returned carries its gradient."""
-        shaped = self._shaped(pattern)
-        if shaped is None:
+        layout = self._layout(pattern)
+        if layout is None:
             self.left_out.append(f"{self._module or 'the model'} {tuple(pattern.shape)}")
             return pattern
-        queries, keys = shaped.shape[-2:]
+        queries, keys = pattern.shape[-2:]
         is_cross, first, second = _sources(self._sequences(), queries, keys)
         before = self._last or (None, None)
         parallel = is_cross and first is not None and (first is before[1] and second is before[0])
@@ -239,10 +218,17 @@ class Recorder(PropagationRule):
         self._last = (first, second) if known else None
         if not self._maps:
             self._find_stream(queries)
-        index = len(self._maps)
+        index, shaped = len(self._maps), layout(pattern.detach())
         self._maps.append(
-            AttentionMap(self._module, shaped.detach(), is_cross=is_cross, is_parallel=parallel)
+            AttentionMap(self._module, shaped, is_cross=is_cross, is_parallel=parallel)
         )
+        origin = MapOrigin(pattern.grad_fn, tuple(shaped.shape), is_cross, tuple(self._frames))
+        if self.origins and origin.is_beside(self.origins):
+            self.origins.append(origin)
+            self._heads[-1] += 1
+        else:
+            self.origins = [origin]
+            self._heads.append(1)
         if not self.watch_gradients:
             return pattern
         alias = pattern.view_as(pattern)
@@ -250,9 +236,7 @@ class Recorder(PropagationRule):
             return alias
 
         def keep(grad: Tensor) -> None:
-            shaped_grad = self._shaped(grad.detach())
-            assert shaped_grad is not None
-            self._gradients[index] = shaped_grad
+            self._gradients[index] = layout(grad.detach())
 
         alias.register_hook(keep)  # type: ignore[no-untyped-call]
         return alias
@@ -263,40 +247,27 @@ class Recorder(PropagationRule):
         return self._frames[-1].name if self._frames else ""
 
     def _sequences(self) -> dict[str, Tensor]:
-        for frame in reversed(self._frames):
-            found = frame.sequences()
-            if found:
-                return found
-        return {}
+        return sequences_of(self._frames)
 
-    def _shaped(self, pattern: Tensor) -> Tensor | None:
-        """``(batch, heads, queries, keys)``; ``None`` for what is no attention between tokens."""
-        shape, batch = pattern.shape, self.batch
-        if pattern.dim() == 2 and batch == 1:
-            pattern = pattern[None, None]
-        elif pattern.dim() == 3 and shape[0] % batch == 0:
-            pattern = pattern.reshape(batch, shape[0] // batch, *shape[1:])
-        elif pattern.dim() != 4:
-            raise self._not_tokens(pattern, "is not (batch, heads, queries, keys)")
-        if pattern.shape[0] != batch:
-            raise self._not_tokens(
-                pattern,
-                f"is not one map for each of the {batch} example(s): the attention is "
-                "split into windows or groups",
-            )
+    def _layout(self, pattern: Tensor) -> Shaped | None:
+        """What brings a pattern into the shape ``(batch, heads, queries, keys)``.
+
+        ``None`` for what is no attention between tokens.
+        """
+        layout = self._by_example(pattern)
         sizes = [t.shape for t in self._sequences().values()]
         if not sizes:
-            return pattern
-        if all(batch not in size[:2] for size in sizes):
+            return layout
+        if all(self.batch not in size[:2] for size in sizes):
             raise self._not_tokens(
                 pattern, "comes from sequences that are not the examples (windows or groups)"
             )
-        tokens = {size[1 - dim] for size in sizes for dim in (0, 1) if size[dim] == batch}
+        tokens = {size[1 - dim] for size in sizes for dim in (0, 1) if size[dim] == self.batch}
         queries, keys = pattern.shape[-2:]
         # an attention may add one or two keys that are no tokens
         if queries in tokens and any(keys - extra in tokens for extra in (0, 1, 2)):
-            return pattern
-        if len(shape) < 4:
+            return layout
+        if pattern.dim() < 4:
             return None  # a router or the like
         raise self._not_tokens(
             pattern,
@@ -304,6 +275,61 @@ class Recorder(PropagationRule):
             f"{[tuple(size) for size in sizes]}): attention between channels or of some tokens "
             "only",
         )
+
+    def _by_example(self, pattern: Tensor) -> Shaped:
+        """:meth:`_layout` as far as examples and heads go, of which either may come first."""
+        shape, batch = pattern.shape, self.batch
+        layouts: list[Shaped] = []
+        if pattern.dim() == 2 and batch == 1:
+            layouts = [lambda x: x[None, None]]
+        elif pattern.dim() == 3 and shape[0] % batch == 0:
+            layouts = [lambda x: torch.unflatten(x, 0, (batch, -1))]
+            if 1 < batch < shape[0]:
+                layouts.append(lambda x: torch.unflatten(x, 0, (-1, batch)).transpose(0, 1))
+        elif pattern.dim() != 4:
+            raise self._not_tokens(pattern, "is not (batch, heads, queries, keys)")
+        elif shape[0] == batch:
+            layouts = [lambda x: x]
+        if pattern.dim() == 4 and shape[1] == batch and self._sequences():
+            layouts.append(lambda x: x.transpose(0, 1))
+        is_usual = pattern.dim() < 4 or shape[0] == batch
+        if is_usual and len(layouts) < 2:
+            return layouts[0]
+        told = [(layout, self._is_own(layout, pattern)) for layout in layouts]
+        for layout, is_own in told:
+            if is_own or (is_own is None and is_usual):
+                return layout
+        raise self._not_tokens(
+            pattern,
+            f"is not one map for each of the {batch} example(s): "
+            + ("it depends on several of them" if is_usual else
+               "the attention is split into windows or groups"),
+        )  # fmt: skip
+
+    def _is_own(self, layout: Shaped, pattern: Tensor) -> bool | None:
+        """Whether the map of the first example depends on this example only; None: not known.
+
+        Shapes do not tell examples and heads apart, but this does.
+        """
+        sequences = [x for x in self._sequences().values() if self.batch in x.shape[:2]]
+        if self.batch == 1:
+            return bool(sequences)
+        sequences = [x for x in sequences if x.requires_grad]
+        if not sequences or not pattern.requires_grad:
+            return None
+        with torch._C.DisableTorchFunction():  # none of the model's doing
+            seed = torch.zeros_like(pattern)
+            layout(seed)[0] = torch.arange(pattern.shape[-1], device=seed.device).sin().to(seed)
+            grads = torch.autograd.grad(
+                pattern, sequences, seed, retain_graph=True, allow_unused=True
+            )
+        self.stream_gradient = None  # that of this question
+        reached = [
+            [set(g.transpose(0, dim).flatten(1).any(1).nonzero()[:, 0].tolist())
+             for dim in (0, 1) if g.shape[dim] == self.batch]
+            for g in grads if g is not None and bool(g.any())
+        ]  # fmt: skip
+        return all({0} in examples for examples in reached) if reached else None
 
     def _not_tokens(self, pattern: Tensor, why: str) -> UnsupportedModelError:
         name = self._module or "the model"
@@ -327,7 +353,7 @@ class Recorder(PropagationRule):
         self.stream_gradient = grad.detach()
 
     def finished(self, gradients: bool, relevance: bool) -> list[AttentionMap]:
-        """The maps with what the backward pass brought."""
+        """The maps with what the backward pass brought, one for each layer."""
         for index, found in enumerate(self._maps):
             gradient = self._gradients.get(index)
             if gradient is None:
@@ -336,7 +362,25 @@ class Recorder(PropagationRule):
                 found.gradient = gradient
             if relevance:
                 found.relevance = found.pattern * gradient
-        return self._maps
+        remaining = iter(self._maps)
+        return [_joined(list(itertools.islice(remaining, heads))) for heads in self._heads]
+
+
+def _joined(heads: list[AttentionMap]) -> AttentionMap:
+    """One map of all heads of a layer."""
+    if len(heads) == 1:
+        return heads[0]
+
+    def join(values: list[Tensor | None]) -> Tensor | None:
+        given = [value for value in values if value is not None]
+        return torch.cat(given, 1) if given else None
+
+    return replace(
+        heads[0],
+        pattern=torch.cat([head.pattern for head in heads], 1),
+        gradient=join([head.gradient for head in heads]),
+        relevance=join([head.relevance for head in heads]),
+    )
 
 
 def _sources(

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.utils.hooks import RemovableHandle
 
-from captum_lrp_tx.attr.parts.layouts import row_layout
+from captum_lrp_tx.attr.parts.layouts import moved_back, row_layout
 from captum_lrp_tx.attr.parts.part_graph import NodeKind, PartNode
-from captum_lrp_tx.attr.parts.watching import Branch, Sum, Watcher, moved_back, root_of
+from captum_lrp_tx.attr.parts.watching import Branch, Sum, Watcher, root_of
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.backward.seeds import forget
 from captum_lrp_tx.propagation.graph import Node, parents

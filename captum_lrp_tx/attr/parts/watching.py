@@ -16,8 +16,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.attr.parts.layouts import head_layout, row_layout
+from captum_lrp_tx.attr.parts.layouts import (
+    Shaped,
+    head_layouts,
+    moved_back,
+    row_layout,
+    told_layout,
+)
 from captum_lrp_tx.errors import RuleError
+from captum_lrp_tx.propagation.backward.seeds import forget
 from captum_lrp_tx.propagation.engine import Pass
 from captum_lrp_tx.propagation.graph import KEEP_ENTRIES, Node, node_name, parents
 from captum_lrp_tx.propagation.operations import (
@@ -166,9 +173,9 @@ class Watcher:
     #: With their graph, until it is let go of.
     sums: list[Sum] = field(default_factory=list)
     #: What tells the heads of a branch, with what brings it into shape.
-    mixed: dict[Branch, tuple[Tensor, Callable[[Tensor], Tensor]]] = field(default_factory=dict)
-    #: Results of attention and what linear maps read, by node, with what brings them into shape.
-    _attention: dict[Node, tuple[Tensor, Callable[[Tensor], Tensor] | None]] = field(
+    mixed: dict[Branch, tuple[Tensor, Shaped]] = field(default_factory=dict)
+    #: Attention with its result, and what linear maps read, by node.
+    _attention: dict[Node, tuple[Tensor, FusedAttention | PatternProduct]] = field(
         default_factory=dict
     )
     _linear: dict[Node, Tensor] = field(default_factory=dict)
@@ -211,7 +218,7 @@ class Watcher:
             return result
         with torch._C.DisableTorchFunction():  # none of the model's doing
             if isinstance(operation, (FusedAttention, PatternProduct)):
-                self._attention[result.grad_fn] = result, head_layout(operation, result, self.batch)
+                self._attention[result.grad_fn] = result, operation
             elif isinstance(operation, LinearMap):
                 if operation.input.requires_grad:
                     self._linear[result.grad_fn] = operation.input
@@ -297,7 +304,10 @@ class Watcher:
             self._layer(name, kind), name, kind, Seen(rows(written.detach())), rows(stream.detach())
         )
         if len(attention) == 1:
-            result, shaped = self._attention[attention[0]]
+            result, operation = self._attention[attention[0]]
+            layouts = head_layouts(operation, result, *found.stream.shape[:2])
+            shaped = told_layout(layouts, result, written, rows)
+            forget(scope)
             if shaped is not None:
                 self.mixed[found] = result, shaped
                 found.heads = _keep(result, shaped, self.masks.at_heads(found))
@@ -325,15 +335,13 @@ class Watcher:
         return last.layer + is_new
 
 
-def _keep(x: Tensor, shaped: Callable[[Tensor], Tensor], mask: OnGradient | None) -> Seen:
+def _keep(x: Tensor, shaped: Shaped, mask: OnGradient | None) -> Seen:
     seen = Seen(shaped(x.detach()))
     hook_gradient(x, seen, shaped, mask)
     return seen
 
 
-def hook_gradient(
-    x: Tensor, seen: Seen, shaped: Callable[[Tensor], Tensor], mask: OnGradient | None
-) -> None:
+def hook_gradient(x: Tensor, seen: Seen, shaped: Shaped, mask: OnGradient | None) -> None:
     """Keep the gradient that arrives at a tensor, and let what a mask leaves of it go on.
 
     Args:
@@ -351,20 +359,6 @@ def hook_gradient(
         return None if kept is None else moved_back(kept, shaped, grad)
 
     x.register_hook(arrive)  # type: ignore[no-untyped-call]
-
-
-def moved_back(kept: Tensor, shaped: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
-    """Entries where they were before, by the transpose of what moved them.
-
-    Args:
-        kept (Tensor): In the shape that ``shaped`` gives.
-        shaped (callable): Moves entries only.
-        like (Tensor): Has the shape that they had.
-    """
-    with torch.enable_grad():
-        leaf = torch.zeros_like(like, requires_grad=True)
-        (back,) = torch.autograd.grad(shaped(leaf), leaf, kept)
-    return back
 
 
 def _number(node: Node) -> int:

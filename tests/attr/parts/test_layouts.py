@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx import PartRelevance
-from captum_lrp_tx.attr.parts.layouts import head_layout, row_layout
+from captum_lrp_tx.attr.parts.layouts import head_layouts, row_layout
 from captum_lrp_tx.propagation.operations import PatternProduct
 
 HEADS, CHANNELS, WINDOW = 4, 3, 3
@@ -84,6 +84,63 @@ def test_windows_of_one_example_stand_behind_each_other(windows: str) -> None:
     torch.testing.assert_close(heads_of(SPELLINGS["matmul"], windows), expected)
 
 
+#: Where heads, examples and windows stand: from (batch, heads, windows, tokens, channels) and back.
+PLACES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, int], Tensor]]] = {
+    "heads first": (lambda x: x.transpose(0, 1), lambda y, _: y.transpose(0, 1)),
+    "heads before examples": (
+        lambda x: x.transpose(0, 1).flatten(0, 1),
+        lambda y, n: y.unflatten(0, (-1, n)).transpose(0, 1),
+    ),
+    "windows before examples": (
+        lambda x: x.permute(2, 0, 1, 3, 4).flatten(0, 1),
+        lambda y, n: y.unflatten(0, (-1, n)).permute(1, 2, 0, 3, 4),
+    ),
+    "windows before heads": (lambda x: x.transpose(1, 2), lambda y, _: y.transpose(1, 2)),
+    "three in one axis": (
+        lambda x: x.transpose(0, 1).flatten(0, 2),
+        lambda y, n: y.unflatten(0, (HEADS, n, -1)).transpose(0, 1),
+    ),
+    "heads in two axes": (
+        lambda x: x.unflatten(1, (2, 2)).squeeze(3),
+        lambda y, _: y.reshape(len(y), HEADS, -1, *y.shape[-2:]),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [2, 6])
+@pytest.mark.parametrize("examples", [1, 2, 4])
+@pytest.mark.parametrize("name", PLACES)
+def test_heads_do_not_depend_on_where_they_stand(
+    name: str, examples: int, window: int, dtype: torch.dtype
+) -> None:
+    """Shapes cannot tell heads, examples and windows apart, but where they write to can."""
+    into, back = PLACES[name]
+    torch.manual_seed(0)
+    width = HEADS * CHANNELS
+    qkv, out = nn.Linear(width, 3 * width).to(dtype), nn.Linear(width, width).to(dtype)
+
+    def forward(x: Tensor, moved: bool) -> Tensor:
+        y = qkv(x).unflatten(1, (-1, window)).unflatten(-1, (3, HEADS, CHANNELS))
+        query, key, value = y.permute(3, 0, 4, 1, 2, 5)
+        if moved:
+            query, key, value = map(into, (query, key, value))
+        heads = (query @ key.mT).softmax(-1) @ value
+        heads = back(heads, len(x)) if moved else heads
+        return (x + out(heads.permute(0, 2, 3, 1, 4).reshape(x.shape))).sum((1, 2))
+
+    x = torch.randn(examples, 6, width).to(dtype)
+    found, expected = (
+        PartRelevance(lambda x, m=m: forward(x, m)).attribute(x).parts[0].heads
+        for m in (True, False)
+    )
+    if window == 2 and name in ("three in one axis", "heads in two axes"):
+        assert found is None  # more axes than are looked at
+        return
+    assert found is not None and found.shape == (examples, HEADS, 6)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("name", UNTOLD)
 def test_heads_that_cannot_be_told_are_none(name: str) -> None:
     assert heads_of(UNTOLD[name]) is None
@@ -108,27 +165,28 @@ def product(equation: Any, *patterns: int) -> PatternProduct:
     ],
 )
 def test_products_without_heads(equation: Any, patterns: Any, shape: tuple[int, ...]) -> None:
-    assert head_layout(product(equation, *patterns), torch.ones(shape), 2) is None
+    assert head_layouts(product(equation, *patterns), torch.ones(shape), 2, 3) == []
 
 
 @pytest.mark.parametrize(
     ("shape", "batch", "expected"),
     [
-        ((5, 3), 1, (1, 1, 5, 3)),  # one head of one example
-        ((8, 5, 3), 2, (2, 4, 5, 3)),
-        ((3, 5, 3), 2, (1, 3, 5, 3)),  # heads that all examples share
-        ((2, 4, 5, 3), 2, (2, 4, 5, 3)),
-        ((6, 4, 5, 3), 2, (2, 4, 15, 3)),
-        ((2, 3, 4, 5, 3), 2, (2, 4, 15, 3)),
+        ((5, 3), 1, {(1, 1, 5, 3)}),  # one head of one example
+        ((8, 5, 3), 2, {(2, 4, 5, 3), (2, 1, 20, 3)}),
+        ((3, 5, 3), 2, {(1, 3, 5, 3), (1, 1, 15, 3)}),  # heads that all examples share
+        ((2, 3, 5, 3), 2, {(2, 3, 5, 3), (2, 1, 15, 3)}),
+        ((6, 1, 5, 3), 2, {(2, 3, 5, 3), (2, 1, 15, 3)}),
+        ((2, 3, 3, 5, 3), 2, {(2, 9, 5, 3), (2, 3, 15, 3), (2, 1, 45, 3)}),
     ],
 )
 def test_shapes_of_heads(shape: Any, batch: int, expected: Any) -> None:
     """Entries move only, and the channels of a token stay together."""
     values = torch.arange(torch.Size(shape).numel()).view(shape)
-    shaped = head_layout(product(None, 0), values, batch)
-    assert shaped is not None and shaped(values).shape == expected
-    moved = {tuple(row) for row in shaped(values).flatten(0, -2).tolist()}
-    assert moved == {tuple(row) for row in values.flatten(0, -2).tolist()}
+    found = [shaped(values) for shaped in head_layouts(product(None, 0), values, batch, 15)]
+    assert {tuple(x.shape) for x in found} == expected
+    for x in found:
+        moved = {tuple(row) for row in x.flatten(0, -2).tolist()}
+        assert moved == {tuple(row) for row in values.flatten(0, -2).tolist()}
 
 
 @pytest.mark.parametrize(

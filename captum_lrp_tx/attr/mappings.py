@@ -49,10 +49,19 @@ def inputs_of(inputs: Any) -> Inputs:
                 "for masks or labels, by their names, and get no relevance. Pass the tensor itself "
                 f"as inputs, with a function that names it: lambda x: model({skipped[0]}=x)."
             )
+        whole = [
+            str(key) for key, value in inputs.items()
+            if isinstance(value, Tensor) and "mask" not in str(key)
+        ]  # fmt: skip
+        advice = (
+            "Token ids are explained under names that end in 'input_ids', with a function that "
+            f"passes them on: lambda input_ids, **others: model({whole[0]}=input_ids, **others)."
+            if whole
+            else "Tokenizers must be called with return_tensors='pt'."
+        )
         raise InputError(
             "The mapping holds nothing to attribute to: no entry named 'input_ids' and no "
-            f"float tensor (keys: {sorted(map(str, inputs))}). Tokenizers must be called "
-            "with return_tensors='pt'."
+            f"float tensor (keys: {sorted(map(str, inputs))}). {advice}"
         )
     return Inputs(inputs, keys)
 

@@ -82,6 +82,10 @@ class Explanation:
     embeddings: Mapping[str, Tensor] = field(default_factory=dict)
     _audit: Callable[[], Report] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model, as in a file: what is sent to another process is the explanation."""
+        return {**self.__dict__, "_audit": None}
+
     # ---- numbers --------------------------------------------------------------------------------
     @property
     def sum(self) -> float:
@@ -282,10 +286,14 @@ class Explanation:
         absorbed, and the conservation error of every module.
 
         Raises:
-            InputError: If the explanation was read from a file: the model is needed.
+            InputError: If the explanation was read from a file, pickled or copied: the model is
+                needed.
         """
         if self._audit is None:
-            raise InputError("an explanation from a file has no model to audit; explain it again")
+            raise InputError(
+                "an explanation from a file, another process or a copy has no model to audit; "
+                "explain it again"
+            )
         return self._audit()
 
 

@@ -59,7 +59,10 @@ class TokenNames:
     def name(self, index: int) -> str:
         if self._tokenizer is None:
             return f"token {index}"
-        return repr(self._tokenizer.decode([index]))
+        text = self._tokenizer.decode([index])
+        if not text or "\ufffd" in text:  # half a character, or a mark alone: by its own name
+            text = self._tokenizer.convert_ids_to_tokens([index])[0] or text
+        return repr(text)
 
     def index(self, wanted: str | int, scores: Tensor) -> int:
         return token_index(wanted, self._tokenizer, scores)

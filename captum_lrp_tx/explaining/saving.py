@@ -94,6 +94,7 @@ def record(item: Explanation) -> dict[str, Any]:
         "texts": None if tokens is None else list(tokens.texts.values()),
         "text_names": None if tokens is None else list(tokens.texts),
         "scheme": None if tokens is None else tokens.scheme,
+        "messages": None if tokens is None else [list(span) for span in tokens.messages],
         "image": _flat(item.image),
         "image_shape": None if item.image is None else list(item.image.shape),
         "image_relevance": _flat(item.image_relevance),
@@ -152,6 +153,7 @@ def _tokens(row: Mapping[str, Any]) -> Tokens:
         tuple(map(str, row["parts"])),
         tuple(None if start is None else (int(start), int(end)) for start, end in places),
         words, dict(zip(row["text_names"], row["texts"], strict=True)), row["scheme"],
+        tuple((int(start), int(end)) for start, end in row.get("messages") or ()),
     )  # fmt: skip
 
 
@@ -192,7 +194,8 @@ def _as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
         "embedded": arrow.list_(of_numbers), "tokens": of_texts,
         "special": arrow.list_(arrow.bool_()), "parts": of_texts, "starts": of_wholes,
         "ends": of_wholes, "words": arrow.list_(of_wholes), "texts": of_texts,
-        "text_names": of_texts, "scheme": text, "image": of_numbers, "image_shape": of_wholes,
+        "text_names": of_texts, "scheme": text, "messages": arrow.list_(of_wholes),
+        "image": of_numbers, "image_shape": of_wholes,
         "image_relevance": of_numbers, "audio": of_numbers, "seconds": number,
     }  # fmt: skip
     schema = arrow.schema(list(kinds.items()), metadata={"format": _FORMAT})

@@ -49,7 +49,8 @@ def segments_of(
         owners = [part or REST for part in tokens.parts]
         names = list(tokens.texts)
     else:
-        places = _places(tokens, _named(segments))
+        named = _named(segments)
+        places = _of_messages(tokens, named) if is_chat(segments) else _places(tokens, named)
         owners = [_owner(tokens, i, places) for i in range(len(tokens))]
         names = [name for name, *_ in places]
     positive = math.fsum(max(value, 0.0) for value in values)
@@ -77,6 +78,27 @@ def _named(segments: Segments) -> list[tuple[str, str]]:
         if not isinstance(text, str):
             raise InputError(f"the segment {name!r} is no text but {type(text).__name__}")
     return named
+
+
+def _of_messages(tokens: Tokens, named: list[tuple[str, str]]) -> list[tuple[str, str, int, int]]:
+    """Name, part, start and end of each message of a chat, where the template put it."""
+    part = next(iter(tokens.texts), "")
+    text, known, found = tokens.texts.get(part, ""), iter(tokens.messages), []
+    for name, wanted in named:
+        span = next((s for s in known if text[slice(*s)] == wanted.strip()), None)
+        found += [] if span is None else [(name, part, *span)]
+    if len(found) == len(named):
+        return found
+    found, end = _places(tokens, named), len(text)
+    for (name, wanted), (_, _, start, _) in zip(reversed(named), reversed(found), strict=True):
+        end = text.rfind(wanted.strip(), 0, end) if wanted.strip() else start
+        if end != start:
+            raise InputError(
+                f"the segment {name!r} stands at several places of the text: "
+                f"{wanted.strip()[:60]!r}; give explain() the messages themselves, or name the "
+                "segments by texts that stand there once"
+            )
+    return found
 
 
 def _places(tokens: Tokens, named: list[tuple[str, str]]) -> list[tuple[str, str, int, int]]:

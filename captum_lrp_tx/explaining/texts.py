@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from captum_lrp_tx.attr.misfits import most_tokens
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.explaining.words import Tokens, tokens_of_ids, tokens_of_text
+from captum_lrp_tx.explaining.words import Span, Tokens, common_start, tokens_of_ids, tokens_of_text
 from captum_lrp_tx.runs.subject import device_of
 
 #: What tokenizers add for other purposes than to call the model.
@@ -125,6 +125,8 @@ def encode(
     if is_chat(item):
         text = _chat(item, reader.tokenizer)
         made = _from_texts({"text": text}, reader, add_special_tokens=False)
+        tokens = replace(made.tokens, messages=_places(item, text, reader.tokenizer))
+        made = replace(made, tokens=tokens)
     elif isinstance(item, str):
         made = _from_texts({"text": item}, reader, **options)
     elif is_pair(item):
@@ -258,6 +260,28 @@ def _chat(messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
             "want a text as content, and user and assistant by turns"
         ) from error
     return text
+
+
+def _places(messages: Sequence[Mapping[str, Any]], text: str, tokenizer: Any) -> tuple[Span, ...]:
+    """Where each message stands: it ends where a letter more at its end makes another text.
+
+    A search for what it says may find it in what the template says ("user", a default prompt).
+    """
+    if not all(isinstance(message["content"], str) for message in messages):
+        return ()
+    found = []
+    for number, message in enumerate(messages):
+        wanted, longer = message["content"].strip(), [dict(m) for m in messages]
+        longer[number]["content"] = f"{message['content']}\u2063"
+        try:
+            other = _chat(longer, tokenizer)
+        except InputError:  # a template that looks into messages
+            return ()
+        end = len(text[: common_start(text, other)].rstrip())
+        if not text[:end].endswith(wanted):  # changed by the template
+            return ()
+        found.append((end - len(wanted), end))
+    return tuple(found)
 
 
 def _of_unknown(ids: Tensor, tokens: Tokens, tokenizer: Any) -> list[str]:

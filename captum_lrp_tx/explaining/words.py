@@ -45,6 +45,7 @@ class Tokens:
         words (tuple of tuple of int): Indices of the tokens of each word, in their order.
         texts (dict of str to str): The original texts, by part.
         scheme (str): How the tokens mark the borders of words.
+        messages (tuple): Where each message of a chat stands in its text, as far as known.
     """
 
     names: tuple[str, ...]
@@ -54,6 +55,7 @@ class Tokens:
     words: tuple[tuple[int, ...], ...]
     texts: dict[str, str]
     scheme: Scheme = "auto"
+    messages: tuple[Span, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -65,7 +67,7 @@ class Tokens:
         return Tokens(
             self.names + other.names, self.special + other.special, self.parts + other.parts,
             self.spans + other.spans, self.words + moved, {**self.texts, **other.texts},
-            self.scheme,
+            self.scheme, self.messages,
         )  # fmt: skip
 
 
@@ -114,6 +116,12 @@ def tokens_of_text(
     ]
     words = _grouped(known.word_ids, parts, spans, inside, texts)
     return replace(plain, parts=parts, spans=spans, words=words)
+
+
+def common_start(one: str, other: str) -> int:
+    """How many characters two texts share at their beginning."""
+    places = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in places if a != b), min(len(one), len(other)))
 
 
 def _trimmed(text: str, span: Span) -> Span:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -471,6 +472,16 @@ def test_there_and_back(suffix: str, model: Any, tokenizer: Any, tmp_path: Path)
         lrp.Explanation.load(tmp_path / f"many.{suffix}")
 
 
+def test_explanations_travel_to_other_processes(model: Any, tokenizer: Any) -> None:
+    made = lrp.explain(model, tokenizer, [FILM, "dull"])
+    again = pickle.loads(pickle.dumps(made))
+    for one, other in zip(made, again, strict=True):
+        alike(one, other)
+    with pytest.raises(InputError, match="another process or a copy has no model"):
+        again[0].audit()
+    assert made[0].audit().is_covered
+
+
 def test_parquet_is_a_table_for_others(model: Any, tokenizer: Any, tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
@@ -639,6 +650,9 @@ def test_a_digit_is_a_token_and_no_id() -> None:
         lrp.explain(lm, fast, "2 + 2 =", target="44")
     with pytest.raises(TargetError, match="empty text"):
         lrp.explain(lm, fast, "2 + 2 =", target="")
+    # half of a character has no text of its own
+    byte = fast.convert_tokens_to_ids("\u00c3")
+    assert lrp.explain(lm, fast, "2 + 2 =", target=byte).target == "'\u00c3'"
 
 
 def test_chat_messages() -> None:

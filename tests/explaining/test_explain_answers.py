@@ -12,6 +12,7 @@ import torch
 import captum_lrp_tx as lrp
 from captum_lrp_tx.attr.targets.generated_tokens import GeneratedTokens
 from captum_lrp_tx.errors import InputError, TargetError
+from captum_lrp_tx.explaining.tasks.language import piece_of_answer, pieces_of
 from language_models import language_model, tokenizer
 
 PROMPT, ANSWER = "the old cat", "and the dog ran"
@@ -132,6 +133,44 @@ def test_segments_of_a_chat() -> None:
         ("message 1: system", (1, 2)), ("message 2: user", (5, 6, 7)),
         ("message 3: user", (10, 11)), ("answer", (13, 14)), ("rest", (0, 3, 4, 8, 9, 12)),
     ]  # fmt: skip
+
+
+def test_messages_whose_words_the_template_has_too(tmp_path: Path) -> None:
+    fast = copy.deepcopy(tokenizer())
+    fast.chat_template = (
+        "the cat {% for m in messages %}on a mat {{ m['content'].strip() }} {% endfor %}"
+        "{% if add_generation_prompt %}on a mat{% endif %}"
+    )
+    messages = [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "a "},
+                {"role": "user", "content": "the dog\n"}]  # fmt: skip
+    made = lrp.explain(language_model("llama"), fast, messages)
+    assert isinstance(made, lrp.Explanation)
+    places = [("message 1: user", (5,)), ("message 2: assistant", (9,)),
+              ("message 3: user", (13, 14))]  # fmt: skip
+    assert [(part.name, part.tokens) for part in made.by_segment(messages)[:3]] == places
+    made.save(tmp_path / "chat.json")
+    again = lrp.Explanation.load(tmp_path / "chat.json")
+    assert again.by_segment(messages) == made.by_segment(messages)
+    assert made.by_segment(messages[1:2])[0].tokens == (9,)
+    as_text = lrp.explain(language_model("llama"), fast, made.text)
+    assert isinstance(as_text, lrp.Explanation)
+    assert as_text.by_segment(messages[2:])[0].tokens == (14, 15)
+    with pytest.raises(InputError, match="'message 2: assistant' stands at several places"):
+        as_text.by_segment(messages)
+
+
+def test_pieces_of_characters_that_take_several_tokens() -> None:
+    names = ["caf", "e", "\xc3", "\xa9", " ", "ol", "\xc3", "\xa9"]
+
+    class Bytes:
+        def decode(self, ids: list[int]) -> str:
+            return "".join(names[i] for i in ids).encode("latin-1").decode("utf-8", "replace")
+
+    ids = [0, 2, 3, 4, 5, 6, 7]
+    assert pieces_of(ids, Bytes()) == ["caf", "", "é", " ", "ol", "", "é"]
+    assert piece_of_answer("é", ids, Bytes()).tolist() == [[0, 0, 0, 0, 0, 1, 1]]
+    assert piece_of_answer("café", ids, Bytes()).tolist() == [[1, 1, 1, 0, 0, 0, 0]]
+    assert piece_of_answer("ol", ids, Bytes()).tolist() == [[0, 0, 0, 0, 1, 0, 0]]
 
 
 @pytest.mark.parametrize(

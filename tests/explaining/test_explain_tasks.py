@@ -41,6 +41,24 @@ def test_regression(tokenizer: Any) -> None:
     assert f"{made.value:+.4f}" in made.prediction
 
 
+def test_a_regression_with_several_numbers_predicts_none_of_them(tokenizer: Any) -> None:
+    model = bert(
+        "ForSequenceClassification", problem_type="regression",
+        id2label={0: "length", 1: "price", 2: "age"},
+    )  # fmt: skip
+    made = lrp.explain(model, tokenizer, "a good film", target="price")
+    conserved(made)
+    assert (made.explains, made.prediction, made.probability) == ("price", "", None)
+    assert "logit" not in str(made) and "prediction" not in str(made)
+    many = lrp.explain(model, tokenizer, "a good film", target="all")
+    assert [e.target for e in many] == ["length", "price", "age"]
+    made = lrp.explain(model, tokenizer, "a good film", target="price", contrast="age")
+    assert made.value == pytest.approx(many[1].value - many[2].value, abs=1e-5)
+    for options in ({}, {"target": "age", "contrast": True}):
+        with pytest.raises(TargetError, match="regression"):
+            lrp.explain(model, tokenizer, "a good film", **options)
+
+
 def test_cross_encoder(tokenizer: Any) -> None:
     model = bert("ForSequenceClassification", num_labels=1)
     made = lrp.explain(model, tokenizer, ("who made it?", "Anna made it."))
@@ -82,6 +100,8 @@ def test_token_classification(tokenizer: Any) -> None:
         assert found.probability == pytest.approx(float(odds.max()), abs=1e-5)
     with pytest.raises(TargetError, match="there is no word 'Paris'; the words are: Anna lives"):
         lrp.explain(model, tokenizer, "Anna lives in Rome.", target="Paris")
+    twice = lrp.explain(model, tokenizer, "Anna lives. Anna plays.", target="all")
+    assert [e.explains[-15:] for e in twice][::3] == ["'Anna' (1 of 2)", "'Anna' (2 of 2)"]
 
 
 def test_question_answering(tokenizer: Any) -> None:
@@ -112,6 +132,23 @@ def test_question_answering(tokenizer: Any) -> None:
         lrp.explain(model, tokenizer, asked, target="Rome")
     with pytest.raises(InputError, match=r"\(question, context\)"):
         lrp.explain(model, tokenizer, "who made it?")
+
+
+def test_words_that_stand_at_several_places_of_the_context(tokenizer: Any) -> None:
+    model = bert("ForQuestionAnswering")
+    asked = ("who?", "a film by Anna. Anna is good. plays")
+    output = model(**tokenizer(*asked, return_tensors="pt"))
+    scores = output.start_logits + output.end_logits
+    made = lrp.explain(model, tokenizer, asked, target="Anna")
+    places = [i for i, token in enumerate(made.tokens) if token == "Anna"]
+    assert len(places) == 2
+    assert made.value == pytest.approx(float(scores[0, places].max().detach()), abs=1e-5)
+    # a word of its own goes before a part of another one, which stands first here
+    parted = lrp.explain(model, tokenizer, ("who?", "plays good play"), target="play")
+    assert parted.explains == "start and end logit of 'play'"
+    cut = {"truncation": "only_second", "max_length": 8}
+    with pytest.raises(TargetError, match="as the model got it, does not contain 'plays'"):
+        lrp.explain(model, tokenizer, asked, target="plays", **cut)
 
 
 def test_multiple_choice(tokenizer: Any) -> None:

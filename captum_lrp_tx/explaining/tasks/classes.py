@@ -51,6 +51,8 @@ def class_choice(
         labels = labels_of(config, output.shape[1])
         if labels == ["0"] or labels == ["LABEL_0"]:
             labels = ["the score"]
+        if kind == "regression" and len(labels) > 1:
+            return _number(output[0], wish, labels)
         both = kind == "multi_label_classification" if several is None else several
         choice = choose(output[0], wish, ClassNames(labels), several=both)
         if output.shape[1] == 1 and choice.target == 0:
@@ -59,6 +61,20 @@ def class_choice(
         return choice
 
     return of
+
+
+def _number(values: Tensor, wish: Wish, labels: list[str]) -> Choice:
+    """One of the numbers of a regression: none of them is a prediction before the others."""
+    if wish.target is None:
+        raise TargetError(
+            f"the model is a regression with {len(labels)} numbers; name one as target: "
+            f"{', '.join(labels)}"
+        )
+    if wish.contrast is True:
+        raise TargetError("a regression has no runner-up; name the number to contrast with")
+    choice = choose(values, wish, ClassNames(labels))
+    explains = choice.explains.removeprefix("logit of ")
+    return replace(choice, explains=explains, prediction="", probability=None)
 
 
 def each_class(wish: Wish, config: Any) -> Iterator[Wish]:
@@ -135,9 +151,12 @@ def _label_of_word(
                 f"target={wish.target!r} is no word; give its text, its number from 0 to "
                 f"{len(words) - 1}, a pair (word, label), or 'all'"
             )
+        where, count = f" for the word {texts[number]!r}", texts.count(texts[number])
+        if count > 1:
+            where += f" ({texts[: number + 1].count(texts[number])} of {count})"
         return choose(
             scores[number], replace(wish, target=label), ClassNames(names), (words[number][0],),
-            where=f" for the word {texts[number]!r}",
+            where=where,
         )  # fmt: skip
 
     return of

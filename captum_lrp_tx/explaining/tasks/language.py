@@ -25,7 +25,7 @@ from captum_lrp_tx.explaining.tasks.base import (
     refuse_answer,
 )
 from captum_lrp_tx.explaining.texts import Encoded, Reader, encode, is_pair
-from captum_lrp_tx.explaining.words import tokens_of_ids
+from captum_lrp_tx.explaining.words import common_start, tokens_of_ids
 
 #: The longest answer of a model that reads one text and writes another, unless told otherwise.
 _ANSWER = 20
@@ -221,7 +221,7 @@ def _continued(inputs: Mapping[str, Tensor], answer: list[int]) -> dict[str, Ten
 
 
 def pieces_of(ids: list[int], tokenizer: Any) -> list[str]:
-    """What each token adds to the text.
+    """What each token adds to the text; of a character of several tokens, the last one all of it.
 
     Args:
         ids (list of int): Of an answer.
@@ -230,7 +230,10 @@ def pieces_of(ids: list[int], tokenizer: Any) -> list[str]:
     if tokenizer is None:
         return [f"{i} " for i in ids]
     texts = [tokenizer.decode(ids[:count]) for count in range(len(ids) + 1)]
-    return [b[len(a) :] if b.startswith(a) else "" for a, b in itertools.pairwise(texts)]
+    # half a character is decoded as a mark, which the whole text does not have
+    sure = [common_start(text, texts[-1]) for text in texts]
+    ends = list(itertools.accumulate(sure, max))
+    return [texts[-1][start:end] for start, end in itertools.pairwise(ends)]
 
 
 def piece_of_answer(text: str, ids: list[int], tokenizer: Any) -> Tensor:
@@ -251,8 +254,9 @@ def piece_of_answer(text: str, ids: list[int], tokenizer: Any) -> Tensor:
         raise TargetError(f"{text!r} does not stand in the answer {whole!r}")
     weights, place = torch.zeros(1, len(ids)), 0
     for i, piece in enumerate(pieces):
+        # what adds nothing yet is the beginning of the next character
         begins, place = place, place + len(piece)
-        weights[0, i] = float(begins < start + len(wanted) and place > start)
+        weights[0, i] = float(begins < start + len(wanted) and max(place, begins + 1) > start)
     return weights
 
 

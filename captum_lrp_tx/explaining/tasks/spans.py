@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,7 +68,7 @@ def _answer(scores: Tensor, wanted: Any, tokens: Tokens, inside: list[int]) -> C
     predicted = _text(tokens, first, last)
     which = wanted if wanted in ("start", "end") else "both"
     if isinstance(wanted, str) and which == "both":
-        first, last = _found(wanted, tokens, inside)
+        first, last = _found(wanted, tokens, inside, scores)
     elif wanted is not None and which == "both":
         raise TargetError(
             f"target={wanted!r} is no answer; give words of the context, 'start' or 'end'"
@@ -90,16 +91,25 @@ def _best(scores: Tensor, inside: list[int]) -> tuple[int, int]:
     return inside[place // len(inside)], inside[place % len(inside)]
 
 
-def _found(wanted: str, tokens: Tokens, inside: list[int]) -> tuple[int, int]:
-    """The tokens of some words of the context."""
-    begin = tokens.texts["context"].find(wanted)
-    hit = [
-        i for i in inside
-        if (span := tokens.spans[i]) and span[0] < begin + len(wanted) and span[1] > begin
-    ]  # fmt: skip
-    if begin < 0 or not hit:
-        raise TargetError(f"the context does not contain {wanted!r}")
-    return hit[0], hit[-1]
+def _found(wanted: str, tokens: Tokens, inside: list[int], scores: Tensor) -> tuple[int, int]:
+    """The tokens of some words of the context; of several places the one the model likes best."""
+    places = []
+    for match in re.finditer(re.escape(wanted), tokens.texts["context"]):
+        hit = [
+            i for i in inside
+            if (span := tokens.spans[i]) and span[0] < match.end() and span[1] > match.start()
+        ]  # fmt: skip
+        if hit:
+            places.append((hit[0], hit[-1]))
+    if not places:
+        raise TargetError(f"the context, as the model got it, does not contain {wanted!r}")
+
+    def worth(place: tuple[int, int]) -> tuple[bool, float]:
+        first, last = place  # "art" as a word goes before "art" in "party"
+        total = float(scores[first, 0]) + float(scores[last, 1])
+        return _text(tokens, first, last) == wanted.strip(), total
+
+    return max(places, key=worth)
 
 
 def _text(tokens: Tokens, first: int, last: int) -> str:

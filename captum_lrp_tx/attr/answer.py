@@ -180,7 +180,7 @@ class AnswerLRP(CaptumMethod):
                 relevance.
             start (int): Place of the first token of the answer: the length of the prompt.
             hops (int, optional): How many at most; 0 for none. Unless given, until no more than a
-                thousandth is left on the answer.
+                thousandth is left on the answer, for each example.
             margin (float): Tokens preferred by less, in nats, hand on only part of their relevance.
 
         Returns:
@@ -259,19 +259,20 @@ class AnswerLRP(CaptumMethod):
         value, relevance, named = explain(watched)
         absorbed = [_added(named, {CONSTANT: watched.rest(value)})]
         steps = [relevance]
-        first = float(relevance[:, start:].abs().sum())
+        left = relevance[:, start:].abs().sum(1)  # each example ends by itself, as it does alone
+        enough = left * _LEFT if hops is None else torch.zeros_like(left)
         preferred = watched.preferred.to(relevance)
-        while len(steps) <= limit and bool(relevance[:, start:].any()):
-            given = relevance[:, start:]
+        while len(steps) <= limit and bool((left > enough).any()):
+            given = relevance[:, start:] * (left > enough)[:, None]
             passed = torch.where(preferred > 0, given / preferred.clamp(min=margin), 0.0)
             _, come, named = explain(GeneratedTokens(ids, start, passed))
             kept = (given - passed * preferred).double()
             kept = torch.where(kept.abs() > ROUNDING * given.abs(), kept, 0.0)
-            relevance = come + torch.cat([relevance[:, :start], torch.zeros_like(given)], 1)
+            stays = torch.cat([relevance[:, :start], relevance[:, start:] - given], 1)
+            relevance = come + stays
             steps.append(relevance)
             absorbed.append(_added(absorbed[-1], named, {UNDECIDED: float(kept.sum())}))
-            if hops is None and float(relevance[:, start:].abs().sum()) <= _LEFT * first:
-                break
+            left = relevance[:, start:].abs().sum(1)
         return AnswerRelevance(value, torch.stack(steps), tuple(absorbed), start)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_lrp_tx import AnswerLRP, ConservativeLRP, audit
 from captum_lrp_tx.attr.answer import CONSTANT, UNDECIDED
-from captum_lrp_tx.attr.targets import Contrast, LogOdds, Span
+from captum_lrp_tx.attr.targets import Contrast, LogOdds, Span, Sum
 from captum_lrp_tx.errors import InputError, TargetError
 from language_models import language_model
 
@@ -131,6 +131,17 @@ def test_hops_end_by_themselves() -> None:
     found = AnswerLRP(model).attribute_hops(ids, start=PROMPT)
     left = found.left / found.left[0]
     assert 0 < found.hops < ANSWER and float(left[-1]) <= 1e-3 < float(left[-2])
+
+
+def test_hops_of_an_example_end_as_they_do_alone() -> None:
+    model, ids = written("llama", rows=3)
+    # beside relevance of another size, what is left here is little
+    target = [Sum((-1, 3), weights=w) for w in (1e-4, 1.0, 1e3)]
+    lrp = AnswerLRP(model)
+    together = lrp.attribute(ids, target=target, start=PROMPT)
+    for row in range(3):
+        alone = lrp.attribute_hops(ids[row : row + 1], target=[target[row]], start=PROMPT)
+        torch.testing.assert_close(together[row], alone.relevance[-1, 0], rtol=1e-6, atol=1e-12)
 
 
 def test_a_larger_margin_hands_on_less() -> None:

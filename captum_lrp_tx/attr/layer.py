@@ -21,8 +21,11 @@ from captum_lrp_tx.attr.conservative import (
     check_per_pass,
     formatted,
     forward_of,
+    left_out,
     stacked,
 )
+from captum_lrp_tx.attr.target_lists import select_targets
+from captum_lrp_tx.attr.targets.first_example import FirstExample, counts_examples
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.engine import Propagated
 from captum_lrp_tx.propagation.model.modules import find_modules
@@ -144,13 +147,15 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
         )  # fmt: skip
         if verbose:
             print_applied(result.scope)
-        relevances: list[TensorOrTuple] = []
+        rows = [self._products(result, index) for index in range(len(layers))]
+        relevances = [formatted(products, as_tuple=False) for products in rows]
         deltas: list[Tensor] = []
-        for index in range(len(layers)):
-            products = self._products(result, index)
-            relevances.append(formatted(products, as_tuple=False))
-            if return_convergence_delta:
-                deltas.append(self.compute_convergence_delta(tuple(products), result.output))
+        if return_convergence_delta:
+            by_row = self._by_row(
+                rows, result.output, lambda output: select_targets(output, [target])[0],
+                inputs, additional_forward_args, attribute_to_layer_input,
+            )  # fmt: skip
+            deltas = self._deltas(rows, result.output, by_row)
         return self._returned(relevances, deltas, return_convergence_delta)
 
     @log_usage()  # type: ignore[untyped-decorator]
@@ -192,17 +197,56 @@ class LayerConservativeGI(Conservative, LayerGradientXActivation):
             forward_of(self), inputs, targets, additional_forward_args, strict, targets_per_pass,
             layers=layers, at_layer_input=attribute_to_layer_input,
         )  # fmt: skip
-        relevances: list[TensorOrTuple] = []
+        rows = [[self._products(result, i) for i in range(len(layers))] for result in results]
+        relevances = [stacked(list(column), as_tuple=False) for column in zip(*rows, strict=True)]
         deltas: list[Tensor] = []
-        for i in range(len(layers)):
-            rows = [self._products(result, i) for result in results]
-            relevances.append(stacked(rows, as_tuple=False))
+        if return_convergence_delta:
+            by_row = self._by_row(
+                rows[0], results[0].output, lambda output: select_targets(output, targets)[0],
+                inputs, additional_forward_args, attribute_to_layer_input,
+            )  # fmt: skip
             found = [
-                self.compute_convergence_delta(tuple(row), r.output)
-                for row, r in zip(rows, results, strict=True)
+                self._deltas(row, result.output, by_row)
+                for row, result in zip(rows, results, strict=True)
             ]
-            deltas.append(torch.stack(found))
+            deltas = [torch.stack(column) for column in zip(*found, strict=True)]
         return self._returned(relevances, deltas, return_convergence_delta)
+
+    def _deltas(self, rows: list[list[Tensor]], output: Tensor, by_row: list[bool]) -> list[Tensor]:
+        """What each layer leaves out, of each example where its rows are those of the output."""
+        return [
+            self.compute_convergence_delta(tuple(products), output)
+            if is_by_row
+            else left_out(output.sum(0, keepdim=True), [p[None] for p in products])
+            for products, is_by_row in zip(rows, by_row, strict=True)
+        ]
+
+    def _by_row(
+        self,
+        rows: list[list[Tensor]],
+        output: Tensor,
+        select: Callable[[Tensor], Tensor],
+        inputs: AttributionInputs,
+        additional: Any,
+        at_layer_input: bool,
+    ) -> list[bool]:
+        """Whether the first axis at each layer counts the examples.
+
+        Shapes tell unless there are as many examples as tokens; then relevance of the first example
+        alone does.
+        """
+        count = len(output) if output.dim() else 1
+        square = [any(p.shape[:2] == (count, count) for p in products) for products in rows]
+        if count == 1 or not any(square):
+            return [True] * len(rows)
+        first, _ = self._propagate(
+            forward_of(self), inputs, FirstExample(select), additional, False,
+            layers=self._layers(), at_layer_input=at_layer_input, zeros_if_unreached=True,
+        )  # fmt: skip
+        return [
+            not is_square or all(map(counts_examples, rows[i], self._products(first, i)))
+            for i, is_square in enumerate(square)
+        ]
 
     def _layers(self) -> list[nn.Module]:
         return [self.layer] if isinstance(self.layer, nn.Module) else list(self.layer)

@@ -13,10 +13,14 @@ from captum_lrp_tx.attr.conservative import TensorOrTuple
 from captum_lrp_tx.attr.gradient_attention import ByGradient, check_choice, given, weighted
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.prefix_tokens import prefix_tokens
-from captum_lrp_tx.attr.targets import Target, select_target
+from captum_lrp_tx.attr.targets.first_example import (
+    EveryExample,
+    FirstExample,
+    counts_examples,
+)
 from captum_lrp_tx.errors import UnsupportedModelError
 from captum_lrp_tx.propagation.operations import Kind, RuleTable
-from captum_lrp_tx.rules.deep_taylor import ExamplesFirst, SeenAttention, deep_taylor
+from captum_lrp_tx.rules.deep_taylor import SeenAttention, SquareStreams, deep_taylor
 
 TransformerVariant = Literal[
     "transformer_attribution", "rollout", "last_layer", "full_lrp", "attn_gradcam"
@@ -118,13 +122,18 @@ class TransformerAttribution(ByGradient):
         if not seen.is_square:
             return maps
         # as many examples as tokens: which is which shows in what the first output depends on
-        told = ExamplesFirst(batch)
-        first: RuleTable = {Kind.RESIDUAL: (float("inf"), told)}
-        probe = self._maps(inputs, _OfFirst(target), additional, base=first, gradients=True).result
-        if any(told.second):
+        kept: list[list[Tensor]] = []
+        streams: list[Tensor] = []
+        for target_of in (EveryExample(), FirstExample()):
+            rule = SquareStreams(batch)
+            plain: RuleTable = {Kind.RESIDUAL: (float("inf"), rule)}
+            found = self._maps(inputs, target_of, additional, base=plain, gradients=True).result
+            kept.append(list(rule.gradients.values()))
+            streams += [] if found.stream_gradient is None else [found.stream_gradient]
+        if not all(map(counts_examples, *kept)):
             base = deep_taylor(batch, SeenAttention(), sequence_first=True)
             maps = self._maps(inputs, target, additional, base=base, relevance=True, unit=True)
-        if probe.stream_gradient is not None and bool(probe.stream_gradient[1:].any()):
+        if len(streams) == 2 and not counts_examples(*streams):
             maps.result.transpose_stream()
         return maps
 
@@ -163,17 +172,6 @@ class TransformerAttribution(ByGradient):
             weight = weight / patches.sum(1, keepdim=True).clamp(min=1)
         cam = torch.einsum("bh,bhts->bts", weight, pattern) / pattern.shape[1]
         return torch.einsum("bt,bts->bs", rows, cam.clamp(min=0))
-
-
-class _OfFirst(Target):
-    """The target of the first example alone."""
-
-    def __init__(self, target: Any) -> None:
-        self.parts = (target,)
-
-    def select(self, output: Tensor) -> Tensor:
-        selected = select_target(output, self.parts[0])
-        return torch.cat([selected[:1], 0.0 * selected[1:]])
 
 
 def _entering(maps: Maps) -> Tensor:

@@ -8,6 +8,7 @@ would get.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -141,29 +142,27 @@ class ResidualRule(Rule):
 
 
 @dataclass(frozen=True)
-class ExamplesFirst(Rule):
-    """The plain gradient, which tells what axis of square residual streams counts the examples.
-
-    To be asked for the output of the first example: it depends on nothing of the others.
+class SquareStreams(Rule):
+    """The plain gradient, which is kept at residual streams with as many examples as tokens.
 
     Args:
-        batch (int): Number of examples, as many as tokens.
-        second (list of bool): For every residual sum, whether the second axis counts the examples.
+        batch (int): Number of examples.
+        gradients (dict of int to Tensor): There, by the number of the sum.
     """
 
     batch: int
-    second: list[bool] = field(default_factory=list, repr=False, compare=False)
+    gradients: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
     kinds = frozenset({Kind.RESIDUAL})
 
     def propagate(self, operation: Residual) -> Tensor:
         output = operation.plain()
-        if output.dim() == 3 and output.shape[0] == output.shape[1] == self.batch:
-            alias = output.view_as(output)  # the model may go on in place
-            alias.register_hook(  # type: ignore[no-untyped-call]
-                lambda grad: self.second.append(bool(grad[1:].any()))
-            )
-            return alias
-        return output
+        if output.dim() != 3 or not output.shape[0] == output.shape[1] == self.batch:
+            return output
+        alias, number = output.view_as(output), len(self.gradients)  # the model may go on in place
+        self.gradients[number] = torch.zeros_like(output)
+        keep = functools.partial(self.gradients.__setitem__, number)
+        alias.register_hook(keep)  # type: ignore[no-untyped-call]
+        return alias
 
 
 def deep_taylor(

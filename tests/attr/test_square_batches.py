@@ -15,6 +15,7 @@ from captum_lrp_tx import (
     AttentionRollout,
     ConservativeLRP,
     GenericAttention,
+    LayerConservativeLRP,
     TransformerAttribution,
 )
 
@@ -87,3 +88,23 @@ def test_a_batch_gives_what_its_examples_give_alone(name: str, method: str, floa
         one = {"target": target["target"][i]} if target else {}
         alone = METHODS[method](model).attribute(inputs[i : i + 1], **one)
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_deltas_of_layers(name: str) -> None:
+    """By example where examples come first, else one number, as with fewer or more tokens."""
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    part = model.layers.layers[1] if isinstance(model, Encoder) else model.maps[1]
+    layer = LayerConservativeLRP(model, part)
+    for tokens in (4, 5):
+        ids = torch.randint(9, (4, tokens))
+        relevance, delta = layer.attribute(ids, target=1, return_convergence_delta=True)
+        output = model(ids)[:, 1]
+        if name == "tokens first":
+            torch.testing.assert_close(delta, (output.sum() - relevance.sum())[None])
+        else:
+            torch.testing.assert_close(delta, output - relevance.sum((1, 2)))
+        _, deltas = layer.attribute_targets(ids, [1, 0], return_convergence_delta=True)
+        assert deltas.shape == (2, *delta.shape)
+        torch.testing.assert_close(deltas[0], delta, atol=1e-5, rtol=1e-4)

@@ -138,6 +138,6 @@ def test_integrated_gradients_of_pooled_tokens() -> None:
 
 def test_conservation_by_example_needs_a_row_for_each() -> None:
     assert _total(torch.ones(2, 3), 2).tolist() == [3, 3]
-    assert _total((torch.ones(2, 3), torch.ones(2, 2)), 2, layer=False).tolist() == [5, 5]
+    assert _total((torch.ones(2, 3), torch.ones(2, 2)), 2).tolist() == [5, 5]
     with pytest.raises(InputError, match="no row for each"):
         _total(torch.ones(3, 2, 4), 2)

@@ -16,6 +16,7 @@ from torch import Tensor
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.runs.encoding import encode
 from captum_lrp_tx.runs.padding import padded_batch
+from captum_lrp_tx.runs.subject import content_of
 
 Inputs = Union[Tensor, Mapping[str, Any]]
 
@@ -147,7 +148,7 @@ class ImageExamples(Examples):
         return [1] * len(self)
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(self._images.contiguous().numpy().tobytes())
+        digest = hashlib.sha256(content_of(self._images))
         digest.update(repr((tuple(self._images.shape), self.labels)).encode())
         return digest.hexdigest()[:16]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_lrp_tx._version import __version__
@@ -28,7 +29,14 @@ from captum_lrp_tx.metrics.blocks import rows_first, transformer_blocks
 from captum_lrp_tx.metrics.curves import FRACTIONS, Curve, Fractions
 from captum_lrp_tx.metrics.masking import Masker
 from captum_lrp_tx.metrics.perturbation import Perturbation
-from captum_lrp_tx.runs.subject import device_of, model_fingerprint, placed, refuse_training
+from captum_lrp_tx.propagation.model.modules import find_modules
+from captum_lrp_tx.runs.subject import (
+    content_of,
+    device_of,
+    model_fingerprint,
+    placed,
+    refuse_training,
+)
 
 Targets = Literal["predicted", "label"]
 #: Where gradient x input and LRP take relevance.
@@ -123,12 +131,16 @@ def evaluate(
     count = len(examples) if limit is None else min(limit, len(examples))
     if count < 1 or block_size < 1:
         raise InputError(f"limit and block_size must be positive, not {limit} and {block_size}")
-    at_most = {find_method(name).name: number for name, number in (limits or {}).items()}
+    own = {method.name for method in chosen}
+    at_most = {
+        name if name in own else find_method(name).name: number
+        for name, number in (limits or {}).items()
+    }
     wanted = {method.name: min(at_most.get(method.name, count), count) for method in chosen}
     settings = {
         "version": __version__, "model": model_fingerprint(model), "data": examples.fingerprint(),
-        "target": target, "masker": repr(masker), "at": at, "seed": seed,
-        "fractions": fractions if isinstance(fractions, str) else list(fractions),
+        "target": target, "masker": _described(masker, model), "at": at, "seed": seed,
+        "fractions": fractions if isinstance(fractions, str) else list(map(float, fractions)),
     }  # fmt: skip
     refuse_training(model)
     store = Store(None if out is None else Path(out), settings, fresh)
@@ -170,6 +182,17 @@ _AT = {
     "embeddings": "at the embeddings, the input of the first block",
     "input": "at the token ids or pixels",
 }
+
+
+def _described(masker: Masker, model: Callable[..., Any]) -> str:
+    """What a masker does: its text, and tensors and modules, which that does not tell apart."""
+    told = repr(masker)
+    for name, value in sorted(vars(masker).items()):
+        if isinstance(value, Tensor):
+            told += f", {name.lstrip('_')} {hashlib.sha256(content_of(value)).hexdigest()[:16]}"
+        elif isinstance(value, nn.Module):
+            told += f", {name.lstrip('_')} {[k for k, m in find_modules(model) if m is value]}"
+    return told
 
 
 def _measures(metrics: Sequence[str]) -> list[Measure]:

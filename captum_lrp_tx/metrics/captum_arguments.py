@@ -363,7 +363,8 @@ class _ReplacedRows(TorchFunctionMode):
         if self._found is None:
             raise InputError(
                 f"the model did not look up the token ids (shape {tuple(self._ids.shape)}) in an "
-                "embedding; pass embedded tokens as float inputs instead"
+                "embedding, or in another order (tokens first); pass embedded tokens as float "
+                "inputs, or one example at a time"
             )
         return self._found
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from captum.metrics import infidelity, sensitivity_max
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, select_target
@@ -18,9 +18,14 @@ from captum_lrp_tx.attr.token_gradients import Baseline
 from captum_lrp_tx.errors import InputError, NonFiniteError, TargetError
 from captum_lrp_tx.methods.registry import Chosen, Method, choose_methods
 from captum_lrp_tx.methods.running import ROUNDING, reason
-from captum_lrp_tx.metrics.batches import Batch
+from captum_lrp_tx.metrics.batches import Batch, of_one_length
 from captum_lrp_tx.metrics.bootstrap import Interval, bootstrap_interval
-from captum_lrp_tx.metrics.captum_arguments import embedded_inputs, explanation, spread_over_pixels
+from captum_lrp_tx.metrics.captum_arguments import (
+    EmbeddedInputs,
+    embedded_inputs,
+    explanation,
+    spread_over_pixels,
+)
 from captum_lrp_tx.metrics.captum_perturbations import RandomMasking, UniformNoise
 from captum_lrp_tx.metrics.captum_table import CaptumScore, CaptumScores
 from captum_lrp_tx.metrics.masking import Masker
@@ -167,17 +172,23 @@ class _Chunk:
     """Some examples, with their targets and what the model says about them."""
 
     def __init__(
-        self, model: Callable[..., Any], batch: Batch, masker: Masker, targets: list[Any]
+        self,
+        model: Callable[..., Any],
+        batch: Batch,
+        masker: Masker,
+        lengths: Sequence[int] | None,
+        targets: Sequence[Any] | None,
     ) -> None:
         self.model = model
         self.batch = batch
         self.masker = masker
-        self.targets = targets
+        self.lengths = lengths
         self.main = batch.main
+        self.targets = [None] * len(batch) if targets is None else list(targets)
+        if targets is None:
+            self.targets = self._predicted()
         self.is_ids = not batch.main.is_floating_point()
-        self.embedded = None
-        if self.is_ids:
-            self.embedded = embedded_inputs(model, batch.inputs, batch.extra or None)
+        self.embedded = self._embedded() if self.is_ids else None
         self._outputs: dict[bytes, Tensor] = {}
         self.output = self.forward(batch.main)
         if not bool(torch.isfinite(self.output).all()):
@@ -185,11 +196,63 @@ class _Chunk:
                 "the explained output is NaN or infinite; look at the inputs and the weights"
             )
 
-    def repeated(self, count: int) -> tuple[Batch, list[Any]]:
-        """Every example so many times, as Captum repeats them."""
-        times = count // len(self.batch)
-        rows = torch.arange(len(self.batch)).repeat_interleave(times)
-        return self.batch.take(rows), [t for t in self.targets for _ in range(times)]
+    def parts(self, main: Tensor) -> Iterator[tuple[Tensor, Batch, Tensor, list[Any]]]:
+        """Every example so many times, as Captum repeats them, those of one length together.
+
+        Padding is left out, for some models see it.
+
+        Args:
+            main (Tensor): Token ids, pixels or embedded tokens, each example as often.
+
+        Yields:
+            tuple: rows of ``main``, what else the model gets for them, these rows, their targets.
+        """
+        count = len(self.batch)
+        times = torch.arange(len(main) // count)
+        for numbers in of_one_length(self.lengths or [0] * count, count):
+            rows = (torch.tensor(numbers)[:, None] * len(times) + times).flatten()
+            owners = rows // len(times)
+            tokens = None if self.lengths is None else self.lengths[numbers[0]]
+            own = main[rows] if tokens is None else main[rows][:, :tokens]
+            yield rows, self.batch.take(owners, tokens), own, [self.targets[i] for i in owners]
+
+    def _joined(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """What was found for some of the rows, in their order and filled up with zeros."""
+        values = [value for _, value in parts]
+        if self.lengths is not None and values[0].dim() > 1:
+            width = self.main.shape[1]
+            values = [
+                nn.functional.pad(v, (0, 0) * (v.dim() - 2) + (0, width - v.shape[1]))
+                for v in values
+            ]
+        order = torch.cat([rows for rows, _ in parts]).argsort()
+        return torch.cat(values)[order.to(values[0].device)]
+
+    @torch.no_grad()
+    def _predicted(self) -> list[Any]:
+        found = self.targets
+        for rows, batch, main, _ in self.parts(self.main):
+            output = batch.with_main(main).call(self.model)
+            if output.dim() > 1:
+                classes = target_outputs(output, None, rows).argmax(1)
+                for row, one in zip(rows.tolist(), classes.tolist(), strict=True):
+                    found[row] = one
+        return found
+
+    def _embedded(self) -> EmbeddedInputs:
+        found, parts = None, []
+        for rows, batch, _, _ in self.parts(self.main):
+            found = embedded_inputs(self.model, batch.inputs, batch.extra or None)
+            parts.append((rows, found.inputs))
+        assert found is not None
+        return found._replace(inputs=self._joined(parts))
+
+    def _fresh_outputs(self, main: Tensor) -> Tensor:
+        parts = []
+        for rows, batch, own, targets in self.parts(main):
+            output = select_target(batch.with_main(own).call(self.model), targets)
+            parts.append((rows, output.detach().reshape(len(rows))))
+        return self._joined(parts)
 
     @torch.no_grad()
     def forward(self, main: Tensor) -> Tensor:
@@ -197,9 +260,7 @@ class _Chunk:
         content = main.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
         key = hashlib.blake2b(content, digest_size=16).digest()
         if key not in self._outputs:
-            batch, targets = self.repeated(len(main))
-            output = select_target(batch.with_main(main).call(self.model), targets)
-            self._outputs[key] = output.detach().reshape(len(main))
+            self._outputs[key] = self._fresh_outputs(main)
         return self._outputs[key]
 
     def infidelity(self, relevance: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:
@@ -221,7 +282,17 @@ class _Chunk:
     def explain(self, method: Method, settings: _Settings, inputs: Any) -> tuple[Tensor, ...]:
         """Relevance of the (perturbed) inputs: of tokens, pixels or patches."""
         main = inputs[0] if isinstance(inputs, tuple) else inputs
-        batch, targets = self.repeated(len(main))
+        parts = []
+        for rows, batch, own, targets in self.parts(main):
+            relevance = self._explain(method, settings, batch, own, targets)
+            if not bool(torch.isfinite(relevance).all()):
+                raise NonFiniteError("the relevance is NaN or infinite")
+            parts.append((rows, relevance))
+        return (self._joined(parts),)
+
+    def _explain(
+        self, method: Method, settings: _Settings, batch: Batch, main: Tensor, targets: list[Any]
+    ) -> Tensor:
         attribution = self._attribution(method, settings, batch)
         options: dict[str, Any] = {"target": targets}
         if self.is_ids and main.is_floating_point():
@@ -236,11 +307,8 @@ class _Chunk:
         if len(found) != 1:
             raise InputError(f"the method explains {len(found)} tensors, not one")
         relevance = found[0].detach()
-        if relevance.dim() == 3:  # at embedded tokens or patches
-            relevance = relevance.sum(-1)
-        if not bool(torch.isfinite(relevance).all()):
-            raise NonFiniteError("the relevance is NaN or infinite")
-        return (relevance,)
+        # at embedded tokens or patches
+        return relevance.sum(-1) if relevance.dim() == 3 else relevance
 
     def _attribution(self, method: Method, settings: _Settings, batch: Batch) -> Any:
         baseline = settings.baseline
@@ -288,16 +356,10 @@ def _chunks(
     portion = min(_EXAMPLES_AT_ONCE, batch_size)
     for start in range(0, len(whole), portion):
         rows = torch.arange(start, min(start + portion, len(whole)))
-        batch = whole.take(rows, None if lengths is None else int(lengths[rows].max()))
-        if targets is None:
-            with torch.no_grad():
-                output = batch.call(model)
-            own = [None] * len(rows)
-            if output.dim() > 1:
-                own = target_outputs(output, None, rows).argmax(1).tolist()
-        else:
-            own = [targets[i] for i in rows.tolist()]
-        yield _Chunk(model, batch, masker, own)
+        own = None if lengths is None else lengths[rows].tolist()
+        batch = whole.take(rows, None if own is None else max(own))
+        chosen = None if targets is None else [targets[i] for i in rows.tolist()]
+        yield _Chunk(model, batch, masker, own, chosen)
 
 
 def _targets(target: Any, count: int) -> list[Any] | None:
@@ -319,9 +381,13 @@ def _deviation(chunks: Sequence[_Chunk]) -> float:
         if chunk.embedded is None:
             parts.append(chunk.main.flatten())
             continue
-        mask = chunk.batch.attention_mask
         rows = chunk.embedded.inputs
-        parts.append((rows if mask is None else rows[mask]).flatten())
+        shown = chunk.batch.attention_mask
+        if shown is None:
+            lengths = chunk.lengths or [rows.shape[1]] * len(rows)
+            ends = torch.tensor(lengths, device=rows.device)[:, None]
+            shown = torch.arange(rows.shape[1], device=rows.device) < ends
+        parts.append(rows[shown].flatten())
     return float(torch.cat(parts).double().std(correction=0)) or 1.0
 
 

@@ -16,6 +16,8 @@ from captum_lrp_tx.metrics.masking import Masker
 from captum_lrp_tx.propagation.hygiene.hooks import Hooks, guard
 
 Size = Union[int, tuple[int, int]]
+#: Class and distillation token, and registers.
+_PREFIX = 16
 
 
 class MaskPatches(Masker):
@@ -79,13 +81,19 @@ class MaskPatches(Masker):
             return blocks.sum((2, 4)).flatten(1)
         if attributions.dim() == 3 and tuple(attributions.shape[1:]) == (rows, columns):
             return attributions.flatten(1)
-        # tokens: the class token and its like come first
-        prefix = attributions.shape[1] - rows * columns
-        if attributions.dim() == 2 and 0 <= prefix <= 16:
-            return attributions[:, prefix:]
+        if attributions.dim() == 2:  # tokens: the class token and its like come first
+            # a model drops what is no whole patch, or fills it up
+            grids = [(rows, columns), (height // down, width // across)]
+            fitting = [g for g in dict.fromkeys(grids) if _fits(attributions.shape[1], *g)]
+            if len(fitting) == 1:
+                down, across = fitting[0]
+                found = attributions[:, attributions.shape[1] - down * across :]
+                edge = (0, columns - across, 0, rows - down)
+                return nn.functional.pad(found.reshape(-1, down, across), edge).flatten(1)
         raise InputError(
-            f"attributions of shape {shape} are neither those of pixels nor of the {rows} x "
-            f"{columns} patches of images of {height} x {width}"
+            f"attributions of shape {shape} are neither those of pixels nor, beyond doubt, of the "
+            f"{rows} x {columns} patches of images of {height} x {width}; give the patch size of "
+            "the model and images whose sides are multiples of it, or relevance of pixels"
         )
 
     def masked(self, batch: Batch, hidden: Tensor) -> Batch:
@@ -135,6 +143,17 @@ class RemovePatches(MaskPatches):
         MaskPatches.__init__(self, patch_size, value)
         self._layer = layer
 
+    def _grid(self, batch: Batch) -> tuple[int, int]:
+        rows, columns = super()._grid(batch)
+        height, width = batch.main.shape[2:]
+        if (rows * self.patch_size[0], columns * self.patch_size[1]) != (height, width):
+            raise InputError(
+                f"images of {height} x {width} are not made of whole patches of "
+                f"{self.patch_size[0]} x {self.patch_size[1]}, which RemovePatches needs; resize "
+                "them, or use MaskPatches"
+            )
+        return rows, columns
+
     def run(self, model: Callable[..., Any], batch: Batch, hidden: Tensor) -> Tensor:
         layer = self._layer or transformer_blocks(model)[0]
         counts = hidden.sum(1)
@@ -161,10 +180,16 @@ class RemovePatches(MaskPatches):
             tokens: Any = args[0] if args else None
             fits = isinstance(tokens, Tensor) and tokens.dim() == 3 and len(tokens) == len(shown)
             prefix = tokens.shape[1] - shown.shape[1] if fits else -1
-            if prefix < 0:
+            if not fits or not _fits(tokens.shape[1], *self._grid(batch)):
                 raise UnsupportedModelError(
                     f"{type(module).__name__} does not take (examples, tokens, dim) with "
-                    f"{shown.shape[1]} patches first; name the layer that does, or use MaskPatches"
+                    f"{shown.shape[1]} patches last and no others; give the patch size of the "
+                    "model, name the layer that does, or use MaskPatches"
+                )
+            if prefix == 0 and not bool(shown.any(1).all()):
+                raise UnsupportedModelError(
+                    f"{type(module).__name__} takes patches only, so that nothing is left where "
+                    "all are taken out; use MaskPatches"
                 )
             seen.append(True)
             stay = nn.functional.pad(shown.to(tokens.device), (prefix, 0), value=True)
@@ -179,3 +204,9 @@ class RemovePatches(MaskPatches):
                 f"{type(layer).__name__} did not run, so no patch was removed; use MaskPatches"
             )
         return output
+
+
+def _fits(tokens: int, rows: int, columns: int) -> bool:
+    """Whether so many tokens are those of a grid, and not of a finer one, with few before it."""
+    finer = range(1, tokens + 1)
+    return [n for n in finer if 0 <= tokens - rows * columns * n**2 <= _PREFIX] == [1]

@@ -30,7 +30,7 @@ def probability(outputs: Tensor, whole: Tensor, target: Tensor) -> Tensor:
     if outputs.shape[1] == 1:
         raise OutputError(
             "the model has a single output, whose softmax is always 1; pass measure='sigmoid' or "
-            "measure='logit'"
+            "measure='logit', or evaluate with metrics=['pruning'] (--metrics pruning) only"
         )
     return outputs.softmax(1).gather(1, target[:, None])[:, 0]
 

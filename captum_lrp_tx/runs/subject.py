@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_lrp_tx.attr.captum_rules import translate
 from captum_lrp_tx.errors import InputError, RuleError
@@ -17,6 +19,8 @@ from captum_lrp_tx.propagation.model.modules import find_modules
 
 def model_fingerprint(model: Callable[..., Any]) -> str:
     """A hash of the weights of a model and of the rules set on its modules (``module.rule``).
+
+    Of a function that runs a model its code counts as well, and numbers in it.
 
     Args:
         model (nn.Module or callable): A model, or a function that runs one.
@@ -38,10 +42,34 @@ def model_fingerprint(model: Callable[..., Any]) -> str:
             digest.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
             if value.is_meta:  # kept elsewhere until it is needed (accelerate's offloading)
                 continue
-            digest.update(
-                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            )
+            digest.update(content_of(value))
+    if not isinstance(model, nn.Module):
+        digest.update("".join(_code_of(model)).encode())
     return digest.hexdigest()[:16]
+
+
+def content_of(value: Tensor) -> bytes:
+    """The bytes of a tensor, of any type and on any device."""
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _code_of(value: Any) -> Iterator[str]:
+    """What a function does beside the modules that it runs: its code, and the numbers it holds."""
+    if isinstance(value, (str, bytes, int, float, type(None))):
+        yield repr(value)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _code_of(part)
+    elif isinstance(value, CodeType):
+        yield f"{value.co_code!r} {value.co_names}"
+        yield from _code_of(value.co_consts)
+    elif isinstance(value, partial):
+        yield from _code_of((value.func, value.args, list(value.keywords.items())))
+    elif isinstance(value, MethodType):
+        yield from _code_of(value.__func__)
+    elif isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+        yield from _code_of((value.__code__, value.__defaults__ or (), cells))
 
 
 def refuse_training(model: Callable[..., Any]) -> None:

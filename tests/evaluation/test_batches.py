@@ -12,15 +12,55 @@ pytest.importorskip("transformers")
 
 import transformers
 
+from captum_lrp_tx import RandomAttribution
 from captum_lrp_tx.cli import main
-from captum_lrp_tx.evaluation import TextExamples, evaluate
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.evaluation import ImageExamples, TextExamples, evaluate
+from captum_lrp_tx.metrics.captum_scoring import captum_scores
 from captum_lrp_tx.metrics.curves import pruning_curve
 from captum_lrp_tx.metrics.masking import MaskTokens, RemoveTokens
+from captum_lrp_tx.metrics.patches import MaskPatches
 from captum_lrp_tx.metrics.sums import conservation
-from captum_lrp_tx.models import sentiment
+from captum_lrp_tx.models import digit_samples, digits, sentiment
 
 #: By the model's tokenizer of 3, 3, 3, 4, 5 and 12 tokens: as many of one length as tokens.
 TEXTS = ["good", "bad", "dull", "not good", "a charming film", "it is one of the best films of all"]
+
+
+def scaled(model: torch.nn.Module, factor: float) -> Any:
+    return lambda pixels: model(pixels).logits * factor
+
+
+def test_results_of_other_pixels_or_another_function_are_not_gone_on_with(tmp_path: Path) -> None:
+    """Their texts are the same: "a tensor", and the modules that a function runs."""
+    model, (images, _) = digits(), digit_samples()
+    examples = ImageExamples(images[:2].bfloat16().float())
+    black, white = (MaskPatches(4, torch.full((1, 1, 1), value)) for value in (-1.0, 1.0))
+    runs: list[tuple[Any, Any, str]] = [
+        (scaled(model, 1.0), black, ""), (scaled(model, 1.0), white, "masker"),
+        (scaled(model, 2.0), black, "model"), (lambda x: model(x).logits, black, "model"),
+        (scaled(model, 1.0), black, ""),
+    ]  # fmt: skip
+    for function, masker, different in runs:
+        options: dict[str, Any] = {
+            "masker": masker, "fractions": torch.tensor([0.0, 1.0]), "out": tmp_path,
+        }  # fmt: skip
+        if not different:
+            evaluate(function, examples, ["Random"], **options)
+            continue
+        with pytest.raises(InputError, match=f"different are: {different}"):
+            evaluate(function, examples, ["Random"], **options)
+
+
+def test_images_in_half_precision_and_limits_of_methods_of_ones_own() -> None:
+    model, (images, _) = digits(), digit_samples()
+    examples = ImageExamples(images[:3].bfloat16())
+    mine = ("mine", lambda model: RandomAttribution(model, seed=3))
+    found = evaluate(
+        lambda x: model(x.float()).logits, examples, [mine], masker=MaskPatches(4),
+        limits={"mine": 2},
+    )  # fmt: skip
+    assert found["mine"].rows == (0, 1) and found["mine"].error is None
 
 
 def xlnet(words: int) -> torch.nn.Module:
@@ -126,6 +166,28 @@ def test_conservation_without_padding(build: Any, has_mask: bool) -> None:
         torch.testing.assert_close(found.output[row], alone.output[0], rtol=1e-4, atol=1e-6)
         for level, sums in alone.sums["GI"].items():
             torch.testing.assert_close(found.sums["GI"][level][row], sums[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("has_mask", [True, False])
+@pytest.mark.parametrize("build", [fnet, gpt2])
+def test_captums_scores_without_padding(build: Any, has_mask: bool) -> None:
+    tokenizer: Any = sentiment()[1] if has_mask else WithoutMask()
+    torch.manual_seed(0)
+    model = build(len(sentiment()[1])).eval()
+    # everything is hidden, so that nothing is random
+    options: dict[str, Any] = {
+        "masker": MaskTokens.from_tokenizer(tokenizer), "share": 1.0, "n_perturb_samples": 2,
+        "n_noise_samples": 1,
+    }  # fmt: skip
+    methods = ["GI", "IG"]
+    found = captum_scores(
+        model, tokenizer(TEXTS, padding=True, return_tensors="pt"), methods, **options
+    )
+    for row, text in enumerate(TEXTS):
+        alone = captum_scores(model, tokenizer([text], return_tensors="pt"), methods, **options)
+        for name in methods:
+            together, one = (each[name].values["infidelity"] for each in (found, alone))
+            torch.testing.assert_close(together[row], one[0], rtol=1e-3, atol=1e-7)
 
 
 def test_conservation_with_tokens_in_the_first_dimension() -> None:

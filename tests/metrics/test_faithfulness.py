@@ -460,6 +460,38 @@ def test_relevance_of_patches_comes_in_several_shapes():
             masker.scores(wrong, batch)
 
 
+def test_tokens_of_images_that_are_no_whole_patches():
+    """Models drop the rest, so that rows and columns of their patches are other ones."""
+    tokens = torch.tensor([[9.0, 1, 2, 3, 4]])
+    masker = MaskPatches(2)
+    found = masker.scores(tokens, Batch.of(torch.zeros(1, 1, 5, 5)))
+    assert found.tolist() == [[1, 2, 0, 3, 4, 0, 0, 0, 0]]
+    several = torch.zeros(1, 9)  # 3 x 3, or 2 x 2 with a class token and registers
+    for size, wrong in (((5, 5), several), ((4, 4), torch.zeros(1, 17))):
+        with pytest.raises(InputError, match="beyond doubt"):
+            masker.scores(wrong, Batch.of(torch.zeros(1, 1, *size)))
+    with pytest.raises(InputError, match="whole patches"):
+        RemovePatches(2).features(Batch.of(torch.zeros(1, 1, 4, 5)))
+
+
+def test_patches_are_taken_out_of_their_grid_only():
+    model, images = digits(), digit_samples()[0][:1]
+    batch = Batch.of(images)
+    for size, why in ((14, "patch size of the model"), (28, "patch size of the model")):
+        masker = RemovePatches(size)
+        with torch.no_grad(), pytest.raises(UnsupportedModelError, match=why):
+            masker.run(model, batch, torch.ones_like(masker.features(batch)))
+    mean = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    masker = RemovePatches(2, layer=mean[0])
+    batch = Batch.of(torch.randn(1, 1, 4, 4))
+
+    def patches_only(x: Tensor) -> Tensor:
+        return mean(nn.functional.unfold(x, 2, stride=2).mT).mean(1)
+
+    with torch.no_grad(), pytest.raises(UnsupportedModelError, match="nothing is left"):
+        masker.run(patches_only, batch, torch.ones(1, 4, dtype=torch.bool))
+
+
 def test_removed_patches_never_reach_the_blocks():
     model, images = digits(), digit_samples()[0][:3]
     masker = RemovePatches(model.config.patch_size)

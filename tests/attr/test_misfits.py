@@ -163,6 +163,25 @@ def test_what_is_no_tensor(model: Any, tokenizer: Any) -> None:
     assert vision.attribute(torch.from_numpy(double).float(), target=1).shape == double.shape
 
 
+def test_ids_under_another_name(model: Any, tokenizer: Any) -> None:
+    given = tokenizer(TEXT, return_tensors="pt")
+    named = {"words_mask": given["attention_mask"], "words": given["input_ids"]}
+
+    def forward(words: Tensor, words_mask: Tensor) -> Tensor:
+        logits: Tensor = model(input_ids=words, attention_mask=words_mask).logits
+        return logits
+
+    with pytest.raises(InputError, match=r"end in 'input_ids'.*model\(words=input_ids, \*\*oth"):
+        lrp.ConservativeLRP(forward).attribute(named, target=1)
+    renamed = {"words_mask": named["words_mask"], "input_ids": named["words"]}
+    found = lrp.ConservativeLRP(
+        lambda input_ids, **others: forward(words=input_ids, **others)
+    ).attribute(renamed, target=1)
+    assert torch.equal(found, lrp.ConservativeLRP(model).attribute(given, target=1))
+    with pytest.raises(InputError, match="return_tensors='pt'"):
+        lrp.ConservativeLRP(forward).attribute({"words": [[1, 2]]}, target=1)
+
+
 def test_floats_in_place_of_ids(model: Any, tokenizer: Any) -> None:
     """Which Captum's NoiseTunnel makes of them."""
     inputs = tokenizer(TEXT, return_tensors="pt")

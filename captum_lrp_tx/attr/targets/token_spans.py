@@ -52,6 +52,9 @@ class Span(Sum):
     prompt and on those generated tokens before the end of the span that helped to predict later
     ones.
 
+    A span knows no mask: padding behind a shorter answer counts as part of it.  Give a list then,
+    one span for each text, that ends where its answer does.
+
     Args:
         ids (Tensor or sequence of int): The text, prompt and answer: ``(tokens,)``, or
             ``(batch, tokens)`` where each example has its own.

@@ -81,6 +81,17 @@ def test_answers_are_contrasted() -> None:
     )
 
 
+def test_answers_of_a_batch_end_where_each_has_its_end() -> None:
+    lrp = ConservativeLRP(language_model("llama"))
+    ids = torch.tensor([[1, 5, 9, 12, 7], [1, 7, 8, 0, 0]])
+    mask = (ids != 0).long()
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    found = lrp.attribute(inputs, target=[Span(ids[0], 2), Span(ids[1], 2, 3)])
+    close(found[:1], lrp.attribute(ids[:1], target=Span(ids[:1], 2)))
+    close(found[1:, :3], lrp.attribute(ids[1:, :3], target=Span(ids[1:, :3], 2)))
+    assert not found[1:, 3:].any()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -31,8 +31,9 @@ class MaskedLRP(PartMethod):
     Relevance that passes through a chosen set of heads or neurons, down to the inputs.
 
     Where a branch of the residual stream is named, only the chosen part of it lets relevance
-    through: what passes the branch by is cut off unless ``"stream"`` is chosen.  So the maps of all
-    heads (or neurons) of a branch and of its stream add up to the relevance of the inputs.
+    through: what passes the branch by is cut off unless ``"stream"`` is chosen, also what a branch
+    beside it adds (an MLP that reads the same stream as the attention).  So the maps of all heads
+    (or neurons) of a branch and of its stream add up to the relevance of the inputs.
     Branches that are not named let everything through; several that are make a path.  Relevance
     that never comes to the residual stream of a branch is not cut: in an encoder-decoder that of
     the encoder's input goes to later layers of the decoder by cross-attention.

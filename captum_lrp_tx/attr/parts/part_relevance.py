@@ -75,8 +75,8 @@ class Part:
         module (str): The module that makes the branch.
         kind (str): ``"attention"``, or ``"mlp"`` for every branch without.
         relevance (Tensor): Of what the branch adds, shape ``(batch, tokens)``.
-        stream (Tensor): Of what it is added to, shape ``(batch, tokens)``. Both together are all
-            that arrives here.
+        stream (Tensor): Of what it is added to, shape ``(batch, tokens)``, with what a branch
+            beside adds in the same sum. Both together are all that arrives here.
         heads (Tensor, optional): Shape ``(batch, heads, tokens)``; a head counts where it writes.
         neurons (Tensor, optional): Shape ``(batch, tokens, neurons)``.
     """
@@ -233,9 +233,10 @@ def _part(branch: Branch) -> Part:
     gradient = branch.written.gradient
     stream = torch.zeros_like(branch.stream) if gradient is None else branch.stream * gradient
     heads, neurons = branch.heads, branch.neurons
+    passing = sum((other.relevance().sum(-1) for other in branch.beside), stream.sum(-1))
     return Part(
         branch.layer, branch.module, branch.kind,
-        branch.written.relevance().sum(-1), stream.sum(-1),
+        branch.written.relevance().sum(-1), passing,
         None if heads is None else heads.relevance().sum(-1),
         None if neurons is None else neurons.relevance(),
     )  # fmt: skip

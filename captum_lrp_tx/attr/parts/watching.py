@@ -77,6 +77,7 @@ class Branch:
         heads (Seen, optional): ``(batch, heads, tokens, channels)``, before they are mixed.
         neurons (Seen, optional): What the last linear map of an MLP reads, ``(batch, tokens,
             neurons)``.
+        beside (list of Seen): What others add to the stream in the same sum.
     """
 
     layer: int
@@ -86,6 +87,7 @@ class Branch:
     stream: Tensor
     heads: Seen | None = None
     neurons: Seen | None = None
+    beside: list[Seen] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -181,6 +183,8 @@ class Watcher:
     _linear: dict[Node, Tensor] = field(default_factory=dict)
     #: Sums that add no branch, by node: both summands.
     _sums: dict[Node, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    #: Branches by number of the node of the stream that they read.
+    _beside: dict[int, list[Branch]] = field(default_factory=dict)
     #: Number of the node of a stream, by number of the sum that a branch was added to it by.
     _below: dict[int, int] = field(default_factory=dict)
 
@@ -241,6 +245,7 @@ class Watcher:
                 break  # x + x ** 3 inside an activation
             parts = self._parts(branch, root)
             found = [self._branch(part, stream, root) for part in parts]
+            self._note_beside(found, parts, root)
             masks = [m for b in found if (m := self.masks.at_stream(b)) is not None]
             if masks:
                 alias = stream.view_as(stream)
@@ -252,6 +257,17 @@ class Watcher:
             return result
         self._sums[result.grad_fn] = operation.first, operation.second
         return result
+
+    def _note_beside(self, found: list[Branch], parts: list[Tensor], root: int) -> None:
+        """Branches that read the same stream: what passes one by may go through the others."""
+        beside = self._beside.setdefault(root, [])
+        for branch, part in zip(found, parts, strict=True):
+            branch.beside = [other.written for other in found if other is not branch]
+            for other in (*beside, *found):
+                mask = None if other is branch else self.masks.at_stream(other)
+                if mask is not None:
+                    part.register_hook(mask)  # type: ignore[no-untyped-call]
+        beside += found
 
     def _stream_of(self, branch: Tensor, stream: Tensor) -> int | None:
         """Number of the node that both come from, if the branch was computed from the stream."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -148,3 +149,53 @@ def test_heads_and_neurons_that_cannot_be_told_are_refused() -> None:
     assert part.heads is None and [kind for kind, _, _ in part.units()] == ["attention", "stream"]
     with pytest.raises(InputError, match="cannot be told; choose 'all' or 'stream'"):
         MaskedLRP(forward).attribute(x, through={part.module: [0]})
+
+
+#: A block with attention and MLP side by side: how what they add comes to the residual stream.
+SIDE_BY_SIDE: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "together": lambda x, a, m: a + m + x,
+    "attention first": lambda x, a, m: (x + a) + m,
+    "attention last": lambda x, a, m: (x + m) + a,
+}
+
+
+@pytest.mark.parametrize("form", SIDE_BY_SIDE)
+def test_masks_of_attention_and_mlp_side_by_side(form: str) -> None:
+    """What a branch beside adds passes the named one by: it is cut off with the stream."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(12, elementwise_affine=False)
+            self.out = nn.Linear(12, 12, bias=False)
+            self.up, self.down = nn.Linear(12, 8, bias=False), nn.Linear(8, 12, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.norm(x)
+            q = h.unflatten(-1, (3, -1)).transpose(1, 2)
+            heads = ((q @ q.mT).softmax(-1) @ q).transpose(1, 2).flatten(2)
+            return SIDE_BY_SIDE[form](x, self.out(heads), self.down(torch.relu(self.up(h))))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(), Block()).double()
+    x = torch.randn(2, 5, 12).double()
+
+    def score(x: Tensor) -> Tensor:
+        result: Tensor = model(x)[:, 0, :3].sum(1)
+        return result
+
+    masked = MaskedLRP(score)
+    whole = ConservativeLRP(score).attribute(x)
+    found = PartRelevance(score, neurons=True).attribute(x)
+    assert len(found.parts) == 4
+    for part in found.parts:
+        count = 3 if part.kind == "attention" else 8
+        chosen: list[Any] = [*([i] for i in range(count)), "stream"]
+        maps = [masked.attribute(x, through={part.module: passing}) for passing in chosen]
+        torch.testing.assert_close(torch.stack([torch.as_tensor(m) for m in maps]).sum(0), whole)
+    arrives = [float(p.arriving.sum()) for p in found.parts]
+    if form == "together":  # all of it at both parts of a block
+        assert arrives == pytest.approx([float(whole.sum())] * 4)
+    for part in found.parts[-2:]:
+        through = masked.attribute(x, through={part.module: "all"})
+        torch.testing.assert_close(torch.as_tensor(through).sum((1, 2)), part.relevance.sum(1))

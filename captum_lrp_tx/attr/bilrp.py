@@ -239,9 +239,12 @@ class BiLRP(CaptumMethod):
                 found.append(output_tensor(side.forward_func(*args, *extra, **kwargs)).detach())
         shapes = [tuple(phi.shape) for phi in found]
         if any(phi.dim() != 2 for phi in found) or shapes[0] != shapes[1]:
+            advice = "For one row of states for each token pass pooling='mean'."
+            if all(phi.dim() == 2 for phi in found):
+                advice = "Pass as many examples on one side as on the other, with features alike."
             raise OutputError(
                 f"Features of the two sides have shapes {shapes[0]} and {shapes[1]}; both must be "
-                "(batch, features). For one row of states for each token pass pooling='mean'."
+                f"(batch, features). {advice}"
             )
         if not all(bool(torch.isfinite(phi).all()) for phi in found):
             raise NonFiniteError("The features contain NaN or infinity.")

@@ -30,7 +30,12 @@ from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.runs.encoding import Encoded, encode
 from captum_lrp_tx.runs.folder import open_folder
-from captum_lrp_tx.runs.subject import device_of, model_fingerprint, refuse_training
+from captum_lrp_tx.runs.subject import (
+    content_of,
+    device_of,
+    model_fingerprint,
+    refuse_training,
+)
 
 
 def attribute_dataset(
@@ -137,7 +142,7 @@ def attribute_dataset(
         "torch": torch.__version__,
         "captum": captum.__version__,
         "method": type(method).__name__,
-        "rules": _described(method),
+        "rules": _described(method, named),
         "options": {key: repr(value) for key, value in (options or {}).items()},
         "model": model_name or _model_name(modules),
         "weights": model_fingerprint(forward),
@@ -266,13 +271,23 @@ def _model_name(modules: Sequence[nn.Module]) -> str:
     return Path(str(name)).name
 
 
-def _described(method: Any) -> dict[str, str]:
-    """What a method's numbers depend on beside the model."""
+def _described(method: Any, named: Sequence[tuple[str, nn.Module]]) -> dict[str, str]:
+    """What a method's numbers depend on beside the model.
+
+    Modules and functions as keys of a composite have no text of their own, so that what they stand
+    for is told: rules by the names of modules.
+    """
+    names = {id(module): name for name, module in named}
     found: dict[str, str] = {}
     for key, value in sorted(vars(method).items()):
         if isinstance(value, Composite):
             rules = {kind.value: repr(rule) for kind, rule in value.base.items()}
             found[key] = f"{value!r} {dict(sorted(rules.items()))}"
+            if not value.is_preset:
+                tables = [(names[id(module)], table) for module, table in value.assign(named)]
+                found[key] += f" {_hash([(n, sorted(map(repr, t.items()))) for n, t in tables])}"
+        elif isinstance(value, torch.Tensor):
+            found[key.lstrip("_")] = hashlib.sha256(content_of(value)).hexdigest()[:16]
         elif isinstance(value, (str, int, float, bool)):
             found[key.lstrip("_")] = repr(value)
     return found

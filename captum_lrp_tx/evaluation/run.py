@@ -271,11 +271,29 @@ class _Work:
         )  # fmt: skip
         relevance: Tensor | None = found.relevance
         if layer is not None:
-            relevance = rows_first(found.relevance, len(used))
+            relevance = rows_first(_by_token(found.relevance, used), len(used))
         if relevance is None:
             parts = (used.take(rows) for rows in ([0], range(1, len(used))))
             return torch.cat([self._explained(method, part) for part in parts])
         return relevance.cpu().double()
+
+
+def _by_token(relevance: Tensor, used: Perturbation) -> Tensor:
+    """Relevance at a block, of maps summed over the channels, which come first or last."""
+    if relevance.dim() != 4:
+        return relevance
+    features, (height, width) = used.features.shape[1], used.batch.main.shape[-2:]
+    fitting = [
+        part
+        for part in (relevance.sum(-1), relevance.sum(1))
+        if part[0].numel() == features and part.shape[1] * width == part.shape[2] * height
+    ]
+    if len(fitting) != 1:
+        raise InputError(
+            f"relevance of shape {tuple(relevance.shape)} at the first block does not say which of "
+            f"it is that of the {features} features; take it at the pixels: at='input' (--at input)"
+        )
+    return fitting[0]
 
 
 def _fill(

@@ -55,7 +55,8 @@ def run(
         baseline (int, float or Tensor, optional): Of the methods that have one.
         seed (int): Of the methods that are random.
         layer (Module, optional): Take relevance where this module gets its input, summed over the
-            last dimension, if the method has a form for layers.
+            last dimension, if the method has a form for layers. Maps of four dimensions, whose
+            channels may come first, are left as they are.
         with_delta (bool): Also ask what is left out, which costs some methods further passes.
 
     Raises:
@@ -96,7 +97,8 @@ def run(
         raise NonFiniteError(
             "the relevance is NaN or infinite; explain in single precision, or try another method"
         )
-    return Found(relevance if layer is None else relevance.sum(-1), left_out)
+    is_summed = layer is not None and relevance.dim() != 4
+    return Found(relevance.sum(-1) if is_summed else relevance, left_out)
 
 
 def reason(error: Exception) -> str:

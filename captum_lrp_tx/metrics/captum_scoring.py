@@ -13,6 +13,7 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from captum_lrp_tx.attr.class_names import by_number
 from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, select_target
 from captum_lrp_tx.attr.token_gradients import Baseline
 from captum_lrp_tx.errors import InputError, NonFiniteError, TargetError
@@ -30,6 +31,7 @@ from captum_lrp_tx.metrics.captum_perturbations import RandomMasking, UniformNoi
 from captum_lrp_tx.metrics.captum_table import CaptumScore, CaptumScores
 from captum_lrp_tx.metrics.masking import Masker
 from captum_lrp_tx.metrics.targets import target_outputs
+from captum_lrp_tx.propagation.model.modules import find_modules
 
 #: The rules of Ali et al. 2022 one by one and together, and Integrated Gradients.
 RULES_AND_IG: tuple[str, ...] = ("GI", "LRP(AH)", "LRP(LN)", "LRP(AH+LN)", "LRP", "IG")
@@ -78,8 +80,8 @@ def captum_scores(
         methods (str or sequence): See :func:`captum_lrp_tx.methods.choose_methods`.
         masker (Masker): What is hidden: ``MaskTokens.from_tokenizer(tokenizer, "mask",
             keep_special=True)``, ``MaskPatches(4, value=-1.0)``.
-        target (int, tuple, Tensor, list or Target, optional): As for ``attribute``; the predicted
-            classes unless given.
+        target (int, str, tuple, Tensor, list or Target, optional): As for ``attribute``, or names
+            of classes; the predicted classes unless given.
         additional_forward_args (Any, optional): Further positional arguments of the model.
         n_perturb_samples (int): Random maskings for each example.
         n_noise_samples (int): Noisy copies of each example.
@@ -351,7 +353,7 @@ def _chunks(
     model: Callable[..., Any], whole: Batch, masker: Masker, target: TargetType, batch_size: int
 ) -> Iterator[_Chunk]:
     """A few examples at a time, without padding that none of them needs."""
-    targets = _targets(target, len(whole))
+    targets = _targets(by_number(target, find_modules(model)), len(whole))
     lengths = masker.lengths(whole)
     portion = min(_EXAMPLES_AT_ONCE, batch_size)
     for start in range(0, len(whole), portion):

@@ -302,7 +302,7 @@ def _total(relevance: Any, examples: int) -> Tensor:
 
 
 def _rows_of(classes: Any, rows: Tensor, count: int) -> Any:
-    if classes is None or isinstance(classes, int):
+    if not isinstance(classes, (list, Tensor)):
         return classes
     found = torch.as_tensor(classes)
     return found[rows] if found.dim() == 1 and len(found) == count else classes

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx import ConservativeLRP, attribute_dataset
+from captum_lrp_tx import Composite, ConservativeLRP, attribute_dataset
+from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.rules import GammaRule
 from captum_lrp_tx.runs.padding import as_they_were, is_alike, padded_batch
 
 pytest.importorskip("pyarrow", exc_type=ImportError)
@@ -69,6 +71,19 @@ def test_every_text_is_explained_as_if_alone(together: tuple[str, int], tmp_path
         torch.testing.assert_close(torch.tensor(row["relevance"]), expected[0])
     again = attribute_dataset(model, texts, tmp_path, show_progress=False)
     assert list(again) == list(found)
+
+
+def test_rules_of_other_modules_are_not_gone_on_with(tmp_path: Path) -> None:
+    """Modules and functions as keys of a composite have the same text, whichever they are."""
+    model = Minds("first").eval()
+    texts = [{"input_ids": r, "attention_mask": torch.ones_like(r)} for r in rows_of()]
+    keys: list[Any] = [lambda n, m: n == "head", lambda n, m: n == "words", model.head, model.words]
+    for folder, (one, other) in (("a", keys[:2]), ("b", keys[2:])):
+        runs = [ConservativeLRP(model, Composite([(key, GammaRule(0.5))])) for key in (one, other)]
+        attribute_dataset(runs[0], texts, tmp_path / folder, show_progress=False)
+        attribute_dataset(runs[0], texts, tmp_path / folder, show_progress=False)
+        with pytest.raises(InputError, match="different are: rules"):
+            attribute_dataset(runs[1], texts, tmp_path / folder, show_progress=False)
 
 
 def test_sides() -> None:

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 import transformers
 
-from captum_lrp_tx import RandomAttribution
+from captum_lrp_tx import LayerConservativeGI, RandomAttribution
 from captum_lrp_tx.cli import main
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation import ImageExamples, TextExamples, evaluate
@@ -50,6 +50,46 @@ def test_results_of_other_pixels_or_another_function_are_not_gone_on_with(tmp_pa
             continue
         with pytest.raises(InputError, match=f"different are: {different}"):
             evaluate(function, examples, ["Random"], **options)
+
+
+class Maps(torch.nn.Module):
+    """Blocks of maps with as many channels as rows, which come first or last."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.last, self.embed, self.head = last, torch.nn.Conv2d(1, 4, 2, 2), torch.nn.Linear(4, 3)
+
+        def layer() -> torch.nn.Module:
+            return torch.nn.Linear(4, 4) if last else torch.nn.Conv2d(4, 4, 1)
+
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.Sequential(layer(), layer(), layer()) for _ in range(2)
+        )
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        states = self.embed(pixels)
+        states = states.movedim(1, -1) if self.last else states
+        for block in self.blocks:
+            states = block(states)
+        logits: torch.Tensor = self.head(states.mean((1, 2) if self.last else (2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_channels_are_not_taken_for_rows(last: bool) -> None:
+    model, images = Maps(last).eval(), torch.randn(2, 1, 8, 8)
+    (found,) = evaluate(model, ImageExamples(images), ["GI"], masker=MaskPatches(2))
+    assert found.error is not None and "at='input'" in found.error
+    # here only one of the readings has the sides of the image
+    images = torch.randn(2, 1, 8, 16)
+    (found,) = evaluate(model, ImageExamples(images), ["GI"], masker=MaskPatches(2))
+    at_block = LayerConservativeGI(model, model.blocks[0], "gi").attribute(
+        images, model(images).argmax(1), attribute_to_layer_input=True
+    )
+    relevance = at_block.sum(-1 if last else 1)
+    curve = pruning_curve(model, images, relevance, masker=MaskPatches(2))
+    torch.testing.assert_close(found.values("pruning"), curve.area)
 
 
 def test_images_in_half_precision_and_limits_of_methods_of_ones_own() -> None:

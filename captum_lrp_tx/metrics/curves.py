@@ -31,6 +31,11 @@ _MEASURES: dict[str, Measure] = {
     "log probability": measures.log_probability,
     "squared change": measures.squared_change,
 }
+#: What they are of models that answer for every class by itself.
+_MULTI_LABEL: dict[str, Measure] = {
+    "probability": measures.sigmoid,
+    "log probability": measures.log_sigmoid,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,9 +175,10 @@ def perturbation_curve(
             the whole input and remove.
         order (str): ``"morf"``: the most relevant features first; ``"lerf"``: the least relevant.
         ranking (str): ``"signed"`` relevance, or its ``"absolute"`` value.
-        measure (str or callable): ``"probability"`` (softmax), ``"sigmoid"``, ``"logit"``,
-            ``"log probability"``, ``"squared change"`` (of the logits, summed over the classes), or
-            a function of the variants' outputs, the whole inputs' outputs (both ``(n, classes)``)
+        measure (str or callable): ``"probability"`` (softmax, or sigmoid where the configuration
+            of a model says ``multi_label_classification``), ``"sigmoid"``, ``"logit"``, ``"log
+            probability"``, ``"squared change"`` (of the logits, summed over the classes), or a
+            function of the variants' outputs, the whole inputs' outputs (both ``(n, classes)``)
             and the target classes ``(n,)`` that returns one number for each.
         fractions (sequence of float or str): Rising, between 0 and 1; or ``"all"`` for a step
             after each feature.
@@ -197,7 +203,6 @@ def perturbation_curve(
     _one_of("ranking", ranking, ("signed", "absolute"))
     if isinstance(measure, str):
         _one_of("measure", measure, tuple(_MEASURES))
-        measure = _MEASURES[measure]
     if isinstance(model, Perturbation):
         if any(
             given is not None
@@ -217,6 +222,9 @@ def perturbation_curve(
         )  # fmt: skip
     if attributions is None:
         raise InputError("attributions are missing; give attributions=")
+    if isinstance(measure, str):
+        own = _MULTI_LABEL if used.is_multi_label else {}
+        measure = own.get(measure, _MEASURES[measure])
     steps = _steps(fractions)
     scores = used.scores(attributions)
     counts = used.counts

@@ -40,6 +40,11 @@ def sigmoid(outputs: Tensor, whole: Tensor, target: Tensor) -> Tensor:
     return outputs.gather(1, target[:, None])[:, 0].sigmoid()
 
 
+def log_sigmoid(outputs: Tensor, whole: Tensor, target: Tensor) -> Tensor:
+    """Logarithm of the sigmoid of the target's logit."""
+    return torch.nn.functional.logsigmoid(outputs.gather(1, target[:, None])[:, 0])
+
+
 def logit(outputs: Tensor, whole: Tensor, target: Tensor) -> Tensor:
     """The target's logit."""
     return outputs.gather(1, target[:, None])[:, 0]
@@ -79,6 +84,8 @@ class Perturbation:
     Attributes:
         whole (Tensor): Outputs of the whole inputs, ``(examples, classes)``.
         target (Tensor): Class of each example.
+        is_multi_label (bool): Whether the model's configuration says that it answers for every
+            class by itself, so that its probabilities are sigmoids.
 
     Raises:
         InputError: The inputs do not fit the masker.
@@ -109,6 +116,11 @@ class Perturbation:
             raise InputError(f"batch_size must be positive, not {batch_size}")
         _warn_if_random(model)
         self._model = model
+        self.is_multi_label = any(
+            getattr(getattr(module, "config", None), "problem_type", None)
+            == "multi_label_classification"
+            for _, module in find_modules(model)
+        )
         self.batch = Batch.of(inputs, additional_forward_args)
         self.masker = masker
         self._batch_size = batch_size

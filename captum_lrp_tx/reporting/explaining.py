@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
-from captum_lrp_tx.errors import InputError, NonFiniteError
+from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError
 from captum_lrp_tx.methods.registry import Method
 from captum_lrp_tx.methods.running import is_signed, reason, replaced, run
 from captum_lrp_tx.metrics.absorbed import absorbed_by_constants
@@ -59,15 +59,14 @@ def explain(
     def attempt(rows: list[Key]) -> None:
         try:
             values, totals, left = _attribute(model, method, samples, rows, baseline, seed)
-        except NonFiniteError as error:
-            if len(rows) > 1:  # the others of the batch need not suffer
+        except Exception as error:
+            # what is wrong with the model is wrong for all; others of the batch need not suffer
+            is_of_all = isinstance(error, CaptumLRPError) and not isinstance(error, NonFiniteError)
+            if len(rows) == 1 or is_of_all:
+                errors.update((example, reason(error)) for example, _ in rows)
+            else:
                 for row in rows:
                     attempt([row])
-            else:
-                errors[rows[0][0]] = reason(error)
-            return
-        except Exception as error:
-            errors.update((example, reason(error)) for example, _ in rows)
             return
         for position, (example, explained) in enumerate(rows):
             for one in [explained] if method.uses_target else classes[example]:

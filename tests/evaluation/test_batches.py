@@ -12,16 +12,17 @@ pytest.importorskip("transformers")
 
 import transformers
 
-from captum_lrp_tx import LayerConservativeGI, RandomAttribution
+from captum_lrp_tx import ConservativeLRP, LayerConservativeGI, RandomAttribution
 from captum_lrp_tx.cli import main
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation import ImageExamples, TextExamples, evaluate
 from captum_lrp_tx.metrics.captum_scoring import captum_scores
-from captum_lrp_tx.metrics.curves import pruning_curve
+from captum_lrp_tx.metrics.curves import activation_curve, pruning_curve
 from captum_lrp_tx.metrics.masking import MaskTokens, RemoveTokens
 from captum_lrp_tx.metrics.patches import MaskPatches
 from captum_lrp_tx.metrics.sums import conservation
 from captum_lrp_tx.models import digit_samples, digits, sentiment
+from captum_lrp_tx.reporting import report
 
 #: By the model's tokenizer of 3, 3, 3, 4, 5 and 12 tokens: as many of one length as tokens.
 TEXTS = ["good", "bad", "dull", "not good", "a charming film", "it is one of the best films of all"]
@@ -275,3 +276,45 @@ def test_commands_with_a_classifier_that_names_no_padding_token(
             model.config.save_pretrained(folder)
         assert status == 0, capsys.readouterr().err
     assert "GI" in (out / "table.md").read_text()
+
+
+def test_classes_that_are_asked_about_one_by_one_have_sigmoids() -> None:
+    """In curves and in reports, which show these probabilities."""
+    model, tokenizer = sentiment()
+    model.config.problem_type = "multi_label_classification"
+    try:
+        inputs = tokenizer(TEXTS[:2], return_tensors="pt")
+        relevance = ConservativeLRP(model).attribute(inputs, target=1)
+        options = {"masker": MaskTokens.from_tokenizer(tokenizer), "fractions": (0.0, 1.0)}
+        curve = activation_curve(model, inputs, relevance, [1, 1], **options)
+        made = report(model, TEXTS[:2], tokenizer=tokenizer, methods=["LRP"])
+        logs = activation_curve(
+            model, inputs, relevance, [1, 1], measure="log probability", **options
+        )
+        logits = model(**inputs).logits.detach().double()
+    finally:
+        model.config.problem_type = None
+    torch.testing.assert_close(curve.values[:, 1], logits.sigmoid()[:, 1], rtol=1e-5, atol=1e-6)
+    shown = torch.stack([example.probabilities for example in made.examples])
+    end = made.methods[0].activation.values[:, -1]
+    torch.testing.assert_close(end.float(), shown.max(1).values.float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logs.values, curve.values.log(), rtol=1e-5, atol=1e-6)
+
+
+def test_an_example_that_fails_does_not_fail_its_neighbours() -> None:
+    model, tokenizer = sentiment()
+
+    def picky(of: Any) -> Any:
+        class Picky(ConservativeLRP):
+            def attribute(self, inputs: Any, *args: Any, **more: Any) -> Any:
+                if bool((inputs["input_ids"] == bad).any()):
+                    raise KeyError("bad")
+                return ConservativeLRP.attribute(self, inputs, *args, **more)
+
+        return Picky(of)
+
+    bad = tokenizer("bad")["input_ids"][1]
+    made = report(
+        model, TEXTS[:3], tokenizer=tokenizer, methods=[("picky", picky)], faithfulness=False
+    )
+    assert list(made.methods[0].errors) == [1] and "KeyError" in made.methods[0].errors[1]

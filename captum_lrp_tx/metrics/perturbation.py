@@ -16,7 +16,7 @@ from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType
 from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError, TrainingModeWarning
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.masking import Masker
-from captum_lrp_tx.metrics.targets import split_target, target_classes, target_outputs
+from captum_lrp_tx.metrics.targets import split_target, target_classes, target_outputs, wide
 from captum_lrp_tx.propagation.model.modules import find_modules
 
 #: From the outputs of masked variants ``(n, classes)``, those of the whole inputs, and the target
@@ -281,7 +281,7 @@ class Perturbation:
                     chunk = chunk[lengths[chunk] == tokens]
                 batch = self.batch.take(rows[chunk], tokens)
                 outputs = self.masker.run(self._model, batch, hidden(chunk)).detach()
-                chosen = target_outputs(outputs, self._position, rows[chunk]).float().cpu()
+                chosen = wide(target_outputs(outputs, self._position, rows[chunk])).cpu()
                 finished = finish(chosen, rows[chunk])
                 if results is None:
                     results = finished.new_zeros(len(rows), *finished.shape[1:])

@@ -24,7 +24,7 @@ from captum_lrp_tx.metrics.blocks import rows_first, transformer_blocks
 from captum_lrp_tx.metrics.masking import MaskTokens
 from captum_lrp_tx.metrics.perturbation import logit
 from captum_lrp_tx.metrics.sums_figure import conservation_figure
-from captum_lrp_tx.metrics.targets import split_target, target_classes, target_outputs
+from captum_lrp_tx.metrics.targets import split_target, target_classes, target_outputs, wide
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.rule import Bias
 
@@ -230,7 +230,7 @@ def conservation(
         for rows in chunks:
             part = batch.take(rows, sizes[int(rows[0])] or None)
             with torch.no_grad():
-                found = target_outputs(part.call(model), position, rows).float().cpu()
+                found = wide(target_outputs(part.call(model), position, rows)).cpu()
             if not bool(torch.isfinite(found).all()):
                 raise NonFiniteError(
                     "the output is NaN or infinite; look at the inputs and the weights"

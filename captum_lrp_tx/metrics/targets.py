@@ -121,3 +121,14 @@ def target_classes(target: Any, whole: Tensor) -> Tensor:
     if bool((classes < 0).any()) or bool((classes >= count).any()):
         raise TargetError(f"target={target!r} is out of range: the classes are 0 to {count - 1}")
     return classes
+
+
+def wide(outputs: Tensor) -> Tensor:
+    """Outputs in single precision, or in double where the model computes in it.
+
+    Example::
+
+        >>> wide(torch.ones(1, dtype=torch.float64)).dtype
+        torch.float64
+    """
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))

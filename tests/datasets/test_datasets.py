@@ -421,6 +421,19 @@ def test_columns_of_pandas_and_classes_by_name(model: Any, tmp_path: Path) -> No
     assert [row["relevance"] for row in rows] == [row["relevance"] for row in same]
 
 
+def test_a_regression_with_several_numbers_predicts_none_of_them(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, tokenizer = model
+    monkeypatch.setattr(network.config, "problem_type", "regression")
+    with pytest.raises(TargetError, match="2 numbers; name one as target: negative, positive"):
+        attribute_dataset(network, ["a film"], tmp_path / "out", tokenizer=tokenizer)
+    rows = attribute_dataset(
+        network, ["a film"], tmp_path / "out", tokenizer=tokenizer, target="positive"
+    )
+    assert rows[0]["explained"] == "1"
+
+
 def test_what_cannot_be_explained(model: Any, tmp_path: Path) -> None:
     network, tokenizer = model
     cases: list[tuple[Any, dict[str, Any], str]] = [

@@ -51,6 +51,7 @@ SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "rsub": lambda x: B - x @ (-W),
     "alpha": lambda x: torch.add(x @ W, B / 2, alpha=2),
     "alpha of the map": lambda x: torch.add(B, x @ W, alpha=1.0),
+    "taken off the other way round": lambda x: torch.rsub(-B / 2, x @ W, alpha=2),
     "a number": lambda x: (x @ W - 2.0) + (B + 2.0),
     "a number added": lambda x: (x @ W + 2.0) + (B - 2.0),
     "a number first": lambda x: (2 + x @ W) + (B - 2.0),

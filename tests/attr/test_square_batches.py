@@ -91,6 +91,21 @@ def test_a_batch_gives_what_its_examples_give_alone(name: str, method: str, floa
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_probabilities_whose_sum_has_no_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    network = MODELS[name]().eval()
+
+    def model(ids: Tensor) -> Tensor:
+        return network(ids).softmax(-1)
+
+    ids = torch.randint(9, (4, 4))
+    together = TransformerAttribution(model).attribute(ids, target=1)
+    for i in range(4):
+        alone = TransformerAttribution(model).attribute(ids[i : i + 1], target=1)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_deltas_of_layers(name: str) -> None:
     """By example where examples come first, else one number, as with fewer or more tokens."""
     torch.manual_seed(0)

@@ -15,15 +15,19 @@ from captum_lrp_tx.attr.targets.indices import Target
 
 
 def all_outputs(output: Tensor) -> Tensor:
-    """The sum of the outputs of each example: shape ``(batch,)``."""
-    return output.reshape(len(output), -1).sum(1)
+    """All outputs of each example, weighted and summed: shape ``(batch,)``.
+
+    The plain sum of probabilities, or of what a norm gave, is a constant without a gradient.
+    """
+    each = output.reshape(len(output), -1)
+    return each @ torch.arange(1, each.shape[1] + 1, device=each.device).sin().to(each.dtype)
 
 
 class EveryExample(Target):
     """What a function gives for each example.
 
     Args:
-        select (callable): From the model's output to ``(batch,)``; the sum of all outputs unless
+        select (callable): From the model's output to ``(batch,)``; :func:`all_outputs` unless
             given.
     """
 
@@ -41,8 +45,8 @@ class FirstExample(EveryExample):
 
     Example::
 
-        >>> FirstExample().select(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-        tensor([3., 0.])
+        >>> FirstExample(lambda output: output[:, 1]).select(torch.eye(2) + 1)
+        tensor([1., 0.])
     """
 
     def select(self, output: Tensor) -> Tensor:

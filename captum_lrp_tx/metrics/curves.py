@@ -222,9 +222,8 @@ def perturbation_curve(
         )  # fmt: skip
     if attributions is None:
         raise InputError("attributions are missing; give attributions=")
-    if isinstance(measure, str):
-        own = _MULTI_LABEL if used.is_multi_label else {}
-        measure = own.get(measure, _MEASURES[measure])
+    named = {**_MEASURES, **(_MULTI_LABEL if used.is_multi_label else {})}
+    measured = named[measure] if isinstance(measure, str) else measure
     steps = _steps(fractions)
     scores = used.scores(attributions)
     counts = used.counts
@@ -241,7 +240,7 @@ def perturbation_curve(
     else:  # the features that come last are those still hidden
         hidden = counts[:, None] - moved
         ranks = counts[:, None] - 1 - ranks
-    return Curve(name, at, used.values(ranks, hidden, measure, name))
+    return Curve(name, at, used.values(ranks, hidden, measured, name))
 
 
 def activation_curve(

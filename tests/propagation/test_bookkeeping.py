@@ -201,6 +201,14 @@ def test_what_is_below_the_smallest_normal_number_counts_as_zero() -> None:
     tiny = torch.finfo(torch.float32).tiny
     ones = torch.ones(3)
     assert safe_ratio(ones, torch.tensor([tiny / 2, -tiny / 2, tiny])).tolist() == [0, 0, 1 / tiny]
+    # of large tensors the smallest entry is asked for first
+    many = torch.linspace(-2, 3, 1 << 19).where(torch.arange(1 << 19) % 2 == 0, 1.0)
+    assert many.abs().min() > 0 and torch.equal(safe_ratio(many + 1, many), (many + 1) / many)
+    for few in (0.0, tiny / 2, math.nan):
+        many[12345] = few
+        got, plain = safe_ratio(many + 1, many), (many + 1) / many
+        plain[12345] = few if math.isnan(few) else 0.0
+        assert torch.equal(got.nan_to_num(-7.0), plain.nan_to_num(-7.0))
 
 
 def test_zeros_become_something_to_divide_by() -> None:

@@ -23,6 +23,7 @@ from captum_lrp_tx.propagation.autograd.pattern_product import (
     attention_with_logsumexp,
     transposed_pattern_product,
 )
+from captum_lrp_tx.propagation.autograd.rows import is_packed
 
 
 def safe_ratio(
@@ -41,6 +42,9 @@ def safe_ratio(
     if epsilon:
         denominator = denominator + torch.where(denominator < 0, -epsilon, epsilon)
     tiny = torch.finfo(denominator.dtype).tiny
+    is_large = denominator.numel() >= compact.LARGE and denominator.device.type == "cpu"
+    if is_large and not is_packed(denominator) and denominator.abs().amin() >= tiny:
+        return (numerator / denominator).to(dtype)  # a look takes a third of the time of a mask
     ratio = numerator / denominator
     return ratio.masked_fill_(denominator.abs() < tiny, 0.0).to(dtype)
 

@@ -5,8 +5,6 @@ Under a pooled or last position the top layers receive gradients in one row of e
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,7 @@ _FEW = 0.25
 def rows_with_entries(x: Tensor) -> Tensor | None:
     """Indices of the rows (dimension -2) that are not all zero, if they are few; else ``None``.
 
-    A look at the first channels settles the usual case.  Not asked on other devices than the CPU,
+    A look at the first channel settles the usual case.  Not asked on other devices than the CPU,
     which would have to wait for the answer, nor of several packed gradients.
 
     Args:
@@ -29,8 +27,8 @@ def rows_with_entries(x: Tensor) -> Tensor | None:
     if x.device.type != "cpu" or x.shape[-2] < 8 or is_packed(x):
         return None
     few = int(_FEW * x.shape[-2])
-    if int(_any_in_row(x[..., :8]).sum()) > few:
-        return None
+    if int(torch.count_nonzero(x[..., 0])) > few * (x[..., 0].numel() // x.shape[-2]):
+        return None  # too many even if every example had the same rows
     present = _any_in_row(x)
     return None if int(present.sum()) > few else present.nonzero().squeeze(-1)
 
@@ -42,8 +40,8 @@ def is_packed(grad: Tensor) -> bool:
 
 def _any_in_row(x: Tensor) -> Tensor:
     others = [d for d in range(x.dim()) if d != x.dim() - 2]
-    largest: Tensor = torch.linalg.vector_norm(x, math.inf, others)
-    return largest != 0  # true of NaN as well
+    # true of NaN as well; vector_norm takes ten times as long on a CPU
+    return x.abs().amax(others) != 0
 
 
 def product_of_rows(grad: Tensor, weight: Tensor) -> Tensor:

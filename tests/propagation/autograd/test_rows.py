@@ -20,6 +20,10 @@ def test_rows_with_entries() -> None:
     late = torch.randn(2, 20, 12)
     late[..., :8] = 0  # the first channels tell nothing here
     assert rows_with_entries(late) is None
+    ragged = torch.zeros(4, 20, 12)  # few rows of each example, many of all
+    for example in range(4):
+        ragged[example, 5 * example : 5 * example + 5] = 1
+    assert rows_with_entries(ragged) is None
 
 
 def test_rows_are_few_up_to_a_quarter() -> None:

@@ -365,6 +365,21 @@ def test_training_mode_of_batch_norm(untouched: Untouched) -> None:
         ConservativeLRP(model).attribute(torch.randn(3, 4), target=0)
 
 
+@pytest.mark.parametrize(
+    ("draw", "name"),
+    [
+        (lambda x: x * x.new_empty(len(x), 1, 1).bernoulli_(0.9) / 0.9, "bernoulli_"),
+        (lambda x: x * (torch.rand(len(x), 1, 1) > 0.1), "rand"),
+        (lambda x: x + torch.randn_like(x) * 0.1, "randn_like"),
+    ],
+)
+def test_numbers_drawn_by_hand(draw: Any, name: str, untouched: Untouched) -> None:
+    """Stochastic depth, as in timm, and noise."""
+    model = Block(Call(draw)).eval()
+    with untouched(model), pytest.warns(TrainingModeWarning, match=rf"torch\.{name}\."):
+        ConservativeLRP(model).attribute(torch.randn(2, 5, 8), target=0)
+
+
 def test_training_mode_without_anything_random(no_warnings: None) -> None:
     ConservativeLRP(mlp().train()).attribute(torch.randn(2, 4), target=0)
 

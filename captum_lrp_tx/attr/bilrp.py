@@ -54,7 +54,7 @@ class BiLRP(CaptumMethod):
         similarity (str): ``"cosine"`` or ``"dot"``, the product of the features as they are.
         pooling (str or callable, optional): ``"mean"`` of ``last_hidden_state`` (or of an output of
             shape ``(batch, tokens, features)``) over the tokens that the ``attention_mask`` of the
-            inputs keeps, ``"first"`` token, or a function of what the model returns.
+            inputs keeps, their ``"first"`` token, or a function of what the model returns.
         other_model (nn.Module or callable, optional): What gives the features of the second input,
             if not the same model (the two towers of CLIP).
 
@@ -280,7 +280,7 @@ def pooled(returned: Any, how: Literal["mean", "first"], mask: Tensor | None = N
     Args:
         returned: A tensor of shape ``(batch, tokens, features)``, or something with such a
             ``last_hidden_state``.
-        how (str): The mean over tokens, or the first token.
+        how (str): The mean over tokens, or the first token that is no padding.
         mask (Tensor, optional): Shape ``(batch, tokens)``, 0 for padding.
 
     Returns:
@@ -302,7 +302,10 @@ def pooled(returned: Any, how: Literal["mean", "first"], mask: Tensor | None = N
             "of shape (batch, tokens, features); pass a function of it as pooling."
         )
     if how == "first":
-        return states[:, 0]
+        if mask is None or bool(mask[:, 0].all()):
+            return states[:, 0]
+        first = mask.to(states.device).argmax(1)  # behind padding on the left
+        return states[torch.arange(len(states), device=states.device), first]
     if mask is None:
         return states.mean(1)
     weights = mask.unsqueeze(-1).to(states.dtype)

@@ -344,7 +344,8 @@ class Conservative(CaptumMethod):
                 subject,
                 "random",
                 f"Active in this pass: {', '.join(sorted(scope.random))}. The explanation is "
-                "random; call model.eval() first.",
+                "random; call model.eval() first (and torch.manual_seed() if the model draws "
+                "numbers even then).",
                 TrainingModeWarning,
             )
 

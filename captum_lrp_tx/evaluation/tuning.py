@@ -53,7 +53,8 @@ class Tuned:
     Attributes:
         best (Trial): With the smallest loss.
         trials (tuple of Trial): In the order in which they were made.
-        composite (Composite): To explain with: ``ConservativeLRP(model, tuned.composite)``.
+        composite (Composite): To explain with: ``ConservativeLRP(model, tuned.composite)``. Its
+            rules treat biases as they did when they were measured.
         layers (mapping): Names of the modules of each kind.
     """
 
@@ -211,7 +212,8 @@ def tune(
     for kind in kinds if len(kinds) > 1 else ():
         wanted = [{**best.gammas, kind: gamma} for gamma in gammas]
         best = min([best, *measured(wanted)], key=lambda t: t.loss)
-    return Tuned(best, tuple(trials.values()), composite_of(kinds, best.gammas, base), kinds)
+    composite = composite_of(kinds, best.gammas, base).with_bias(bias)
+    return Tuned(best, tuple(trials.values()), composite, kinds)
 
 
 def composite_of(

@@ -114,7 +114,6 @@ class Perturbation:
             raise InputError(f"masker must be a Masker, not {type(masker).__name__}")
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size must be positive, not {batch_size}")
-        _warn_if_random(model)
         self._model = model
         self.is_multi_label = any(
             getattr(getattr(module, "config", None), "problem_type", None)
@@ -134,7 +133,9 @@ class Perturbation:
         self._position, classes = split_target(target, len(self.batch), model)
         rows = torch.arange(len(self.batch))
         nothing = torch.zeros_like(self.features)
+        drawn = _state_of_random_numbers(self.batch.main.device)
         self.whole = self._outputs(rows, lambda chunk: nothing[chunk], lambda out, _: out, "whole")
+        _warn_if_random(model, drawn, _state_of_random_numbers(self.batch.main.device))
         if not bool(torch.isfinite(self.whole).all()):
             raise NonFiniteError(
                 "the output of the whole inputs is NaN or infinite; "
@@ -299,11 +300,21 @@ class Perturbation:
         return self.masker.default_batch_size
 
 
-def _warn_if_random(model: Callable[..., Any]) -> None:
-    """Dropout and batch statistics would make the curves random."""
+def _state_of_random_numbers(device: torch.device) -> list[Tensor]:
+    kinds = [torch, *([torch.get_device_module(device)] if device.type != "cpu" else [])]
+    return [kind.get_rng_state() for kind in kinds if hasattr(kind, "get_rng_state")]
+
+
+def _warn_if_random(model: Callable[..., Any], before: list[Tensor], after: list[Tensor]) -> None:
+    """Dropout, stochastic depth and batch statistics would make the curves random.
+
+    Not all of it is done by modules for it, so random numbers drawn in training mode tell, too.
+    """
     kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-    active = [name for name, module in find_modules(model)
-              if module.training and isinstance(module, kinds)]  # fmt: skip
+    training = [(name, module) for name, module in find_modules(model) if module.training]
+    active = [name for name, module in training if isinstance(module, kinds)]
+    if not active and not all(map(torch.equal, before, after)):
+        active = [name or type(module).__name__ for name, module in training[:1]]
     if active:
         warnings.warn(
             f"Active while the model is measured: {', '.join(active[:5])}. The results are "

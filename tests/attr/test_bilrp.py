@@ -225,6 +225,23 @@ def test_other_poolings(how: Any) -> None:
     torch.testing.assert_close(pairs[0], expected)
 
 
+def test_the_first_token_is_behind_padding_on_the_left() -> None:
+    case, given, other = doubled("hf-BertForSequenceClassification-sdpa-padded")
+    one = {key: value[:1, :4] for key, value in given.items()}
+    one["attention_mask"] = torch.ones_like(one["input_ids"])
+    left = {key: nn.functional.pad(value, (3, 0)) for key, value in one.items()}
+    bert = case.model.bert
+    places = torch.tensor([[0, 0, 0, 0, 1, 2, 3]])
+    explainer = BiLRP(lambda **k: bert(**k, position_ids=places[:, -k["input_ids"].shape[1] :]),
+                      pooling="first")  # fmt: skip
+    other = {key: value[:1, :4] for key, value in other.items()}
+    other["attention_mask"] = torch.ones_like(other["input_ids"])
+    plain = BiLRP(bert, pooling="first").attribute(one, other)
+    padded = explainer.attribute(left, {k: nn.functional.pad(v, (3, 0)) for k, v in other.items()})
+    torch.testing.assert_close(padded[:, 3:, 3:], plain)
+    assert not padded[:, :3].any() and not padded[..., :3].any()
+
+
 def test_pictures() -> None:
     pytest.importorskip("matplotlib")
     pairs = torch.tensor([[0.1, 0.5, 0.0], [0.0, -0.3, 0.2]])

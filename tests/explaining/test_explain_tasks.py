@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -220,7 +221,8 @@ def test_similarity_of_two_texts(tokenizer: Any) -> None:
         for t in made.text or ()
     ]
     assert made.value == pytest.approx(torch.cosine_similarity(*states).item(), abs=1e-5)
-    assert (made.explains, made.task) == ("cosine similarity", "similarity of two texts")
+    assert made.explains == "cosine similarity of the means over tokens"
+    assert made.task == "similarity of two texts"
     parts = [w.part for w in made.words()]
     assert parts == ["first"] * 3 + ["second"] * 4
     halves = [
@@ -232,6 +234,37 @@ def test_similarity_of_two_texts(tokenizer: Any) -> None:
         lrp.explain(model, tokenizer, "a film")
     with pytest.raises(TargetError, match="one number"):
         lrp.explain(model, tokenizer, ("a", "film"), target=1)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "refused"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, ""),
+        ({"pooling_mode": "mean", "include_prompt": True}, ""),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "mode_cls_token"),
+        ({"pooling_mode": "lasttoken"}, "Pooling lasttoken"),
+        (None, "2_Dense is a Dense"),
+    ],
+)
+def test_folders_of_sentence_transformers(
+    tokenizer: Any, tmp_path: Path, pooling: dict[str, Any] | None, refused: str
+) -> None:
+    bert("Model").save_pretrained(tmp_path)
+    kinds = ["Transformer", "Pooling", "Normalize", *(["Dense"] if pooling is None else [])]
+    parts = [
+        {"path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds[:2] + kinds[:1:-1])
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(parts), encoding="utf-8")
+    (tmp_path / "1_Pooling").mkdir()
+    says = json.dumps(pooling or {"pooling_mode": "mean"})
+    (tmp_path / "1_Pooling" / "config.json").write_text(says, encoding="utf-8")
+    model = transformers.BertModel.from_pretrained(tmp_path).eval()
+    if not refused:
+        assert lrp.explain(model, tokenizer, ("a good film", "the film")).value
+    else:
+        with pytest.raises(InputError, match=rf"{refused}.*SentenceTransformer\('"):
+            lrp.explain(model, tokenizer, ("a good film", "the film"))
 
 
 def test_models_of_ones_own(tokenizer: Any) -> None:

@@ -658,6 +658,26 @@ def test_active_dropout_is_told():
         Perturbation(model.eval(), ids, 0, masker=MaskTokens(0))
 
 
+def test_dropout_without_a_module_for_it_is_told():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(5, 4), nn.Linear(4, 2)
+
+        def forward(self, ids):
+            words = nn.functional.dropout(self.words(ids), 0.5, self.training)
+            return self.head(words.mean(1))
+
+    ids = torch.tensor([[1, 2]])
+    with pytest.warns(TrainingModeWarning, match=r"measured: Own\..*model\.eval"):
+        Perturbation(Own(), ids, 0, masker=MaskTokens(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Perturbation(Own().eval(), ids, 0, masker=MaskTokens(0))
+        Perturbation(nn.Sequential(nn.Embedding(5, 2), nn.Flatten(), nn.Linear(4, 2)), ids, 0,
+                     masker=MaskTokens(0))  # fmt: skip
+
+
 # ---- bootstrap --------------------------------------------------------------------------------
 def test_interval_agrees_with_scipy():
     stats = pytest.importorskip("scipy.stats")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -31,16 +34,17 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return of_both
 
 
-def whole(output: Tensor) -> Choice:
+def whole(output: Tensor, of: str = "") -> Choice:
     """The similarity, which is all there is to explain."""
-    return Choice(None, "similarity", "cosine similarity", f"similarity {float(output):+.4f}")
+    return Choice(None, "similarity", f"cosine similarity{of}", f"similarity {float(output):+.4f}")
 
 
 class Similarity(Task):
     """The cosine of the embeddings of two texts.
 
     An embedding is the mean over the tokens of what the model gives in ``last_hidden_state``, or
-    what it calls ``sentence_embedding`` (sentence-transformers).
+    what it calls ``sentence_embedding`` (sentence-transformers). A plain model is refused if it
+    lies in a folder of sentence-transformers that says otherwise.
     """
 
     name = "similarity of two texts"
@@ -55,6 +59,10 @@ class Similarity(Task):
             )
         first, second = (encode(text, reader) for text in item)
         model = reader.model
+        of = ""
+        if not _embeds_itself(model):
+            _refuse_other_embeddings(model)
+            of = " of the means over tokens"
         inputs = {
             f"{part}_{key}": value
             for part, one in (("first", first), ("second", second))
@@ -67,7 +75,7 @@ class Similarity(Task):
 
         tokens = _named(first.tokens, "first") + _named(second.tokens, "second")
         yield Case(
-            self.name, forward, inputs, whole,
+            self.name, forward, inputs, partial(whole, of=of),
             of_texts(tokens, "first_input_ids", "second_input_ids"),
             warnings=tuple(dict.fromkeys(first.warnings + second.warnings)),
         )  # fmt: skip
@@ -78,8 +86,38 @@ def _part(given: Mapping[str, Any], part: str) -> dict[str, Any]:
     return {key[len(start) :]: value for key, value in given.items() if key.startswith(start)}
 
 
+def _embeds_itself(model: Callable[..., Any]) -> bool:
+    """Whether it is a model of sentence-transformers."""
+    return hasattr(model, "encode") and hasattr(model, "tokenize")
+
+
+def _refuse_other_embeddings(model: Callable[..., Any]) -> None:
+    """Complains about a folder of sentence-transformers whose embeddings are no means over tokens.
+
+    Raises:
+        InputError: With the part that says so.
+    """
+    folder = Path(str(getattr(getattr(model, "config", None), "_name_or_path", "")))
+    if not (folder / "modules.json").is_file():
+        return
+    for part in json.loads((folder / "modules.json").read_text(encoding="utf-8"))[1:]:
+        kind, path = str(part["type"]).rpartition(".")[2], folder / part["path"] / "config.json"
+        says = json.loads(path.read_text(encoding="utf-8")) if kind == "Pooling" else {}
+        # one name, or before version 6 a flag for each
+        modes = {key for key, value in says.items() if key.startswith("pooling_mode_") and value}
+        modes |= {str(says["pooling_mode"])} if "pooling_mode" in says else set()
+        if kind == "Normalize" or (modes and modes <= {"mean", "pooling_mode_mean_tokens"}):
+            continue
+        raise InputError(
+            f"a plain {type(model).__name__} is explained by the means of its states over tokens, "
+            f"but {folder} makes its embeddings another way: {part['path']} is a "
+            f"{' '.join([kind, *sorted(modes)])}; give "
+            f"sentence_transformers.SentenceTransformer({str(folder)!r}) as the model"
+        )
+
+
 def _embedding(model: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:
-    if hasattr(model, "encode") and hasattr(model, "tokenize"):  # sentence-transformers
+    if _embeds_itself(model):
         embedded: Tensor = model(inputs)["sentence_embedding"]
         return embedded
     states = getattr(model(**inputs), "last_hidden_state", None)

@@ -61,8 +61,13 @@ _NUMBERS = frozenset(["item", "tolist"])
 _PRODUCTS = frozenset("mul __mul__ __rmul__ multiply".split())
 #: Calls whose numbers and flags decide what they are.
 _TOLD_BY_VALUE = frozenset(["batch_norm", "instance_norm", "einsum", "pow", "__pow__", "norm"])
+#: What draws numbers: noise, or stochastic depth written out.
+_DRAWING = frozenset(
+    """rand randn randint rand_like randn_like randint_like randperm bernoulli bernoulli_ normal
+    normal_ uniform_ random_ exponential_ multinomial poisson binomial""".split()
+)
 #: Calls that :func:`_prepared` looks at; nearly all others need none of it.
-_PREPARED = _TOLD_BY_VALUE | _PRODUCTS | ADDITIONS | CUTTING
+_PREPARED = _TOLD_BY_VALUE | _PRODUCTS | ADDITIONS | CUTTING | _DRAWING
 #: What may be, or hold, a parameter.
 _HOLDS = (Tensor, list, tuple)
 
@@ -218,6 +223,8 @@ def _prepared(context: Context, call: Call) -> tuple[Call, Tensor | None]:
         tuple: the call, and the tensor that its result is to be written into, if there is one.
     """
     inputs, written = context.inputs, None
+    if call.name in _DRAWING:
+        context.scope.random.add(f"torch.{call.name}")
     if call.name in _TOLD_BY_VALUE:
         told = [a for a in call.args if isinstance(a, (int, float, str))]
         context.ran = hash((context.ran, *told))

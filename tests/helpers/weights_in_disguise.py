@@ -291,6 +291,19 @@ def log_sinkhorn(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
     return p(s.exp()) @ w.c(x)
 
 
+# ---- what only looks like a part of a pattern --------------------------------------------------
+def by_one_weight(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    """Divided by a single one of the exponentials, not by their sum."""
+    e = (x @ w.vector).exp()
+    return ((e[..., None] * w.c(x)).sum(1) / e[:, :1])[:, None] + x
+
+
+def gate_behind_tanh(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    """A sink's share of what a function has made of the values is a gate like any other."""
+    s = scores(w, x)
+    return (p(s.softmax(-1)) @ w.c(x)).tanh() * (total(s) - SINK).sigmoid()
+
+
 DISGUISED: dict[str, Callable[..., Any]] = {
     **{f"{a}, {b}": reading(WEIGHTS[a], READS[b]) for a in WEIGHTS for b in READS},
     **{f"{a} of {b}": activated(SCORES[b], ACTIVATIONS[a], torch.matmul)
@@ -305,4 +318,6 @@ DISGUISED: dict[str, Callable[..., Any]] = {
     **{f"gated, {a}": gated(GATES[a]) for a in GATES},
     **{f"gated, {a}": gated(GATES["sigmoid"], READS[a]) for a in READS if a != "matmul"},
     "sinkhorn of logarithms": log_sinkhorn,
+    "divided by one weight": by_one_weight,
+    "gate behind a tanh": gate_behind_tanh,
 }  # fmt: skip

@@ -150,8 +150,6 @@ def heads_of(query: Tensor, shared: Tensor) -> Tensor:
 def _swappable(
     query: Tensor, key: Tensor, grad: Tensor, mask: Tensor | None, is_causal: bool
 ) -> bool:
-    if not query.shape[:-2] == key.shape[:-2] == grad.shape[:-2]:  # something is broadcast
-        return False
     if is_packed(grad):  # one pattern for all of them
         return False
     if is_causal and query.shape[-2] != key.shape[-2]:

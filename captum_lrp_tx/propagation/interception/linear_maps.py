@@ -53,8 +53,11 @@ def _linear(context: Context, call: Call) -> Any:
         is_told = id(weight) in context.claims or dequantised(weight, x.dtype) is not None
         if is_told and depends(x) and not depends(weight):
             return _wrapped_linear(context, call, x, weight, bias)
-    if depends(weight):
-        product = contraction(context, call.replaced((x, weight)))
+    is_vector = weight.dim() == 1  # which makes no axis: the product ``x @ weight``
+    if depends(weight) or (is_vector and depends(x)):
+        product = contraction(
+            context, call.replaced((x, weight), func=torch.matmul if is_vector else None)
+        )
         if bias is None:
             return product
         with torch.no_grad():
@@ -67,7 +70,7 @@ def _linear(context: Context, call: Call) -> Any:
     run = func
     trainable = folds(context, x, weight)
     rows = x.numel() // max(1, x.shape[-1]) if x.dim() > 1 else 1
-    if trainable or (weight.dim() == 2 and rows >= _MANY_ROWS):
+    if trainable or rows >= _MANY_ROWS:
 
         def run(i: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
             value = w.detach().requires_grad_() if trainable else w
@@ -79,7 +82,7 @@ def _linear(context: Context, call: Call) -> Any:
     operation = LinearMap(
         run, (x, weight, bias), {}, context.absorber(bias),
         input=x, weight=weight, bias=bias,
-        apply=lambda i, w: func(i, w), distribute=spread_last, by_row=weight.dim() == 2,
+        apply=lambda i, w: func(i, w), distribute=spread_last, by_row=True,
         channel=-1, fold=fold_last,
     )  # fmt: skip
     return apply_linear(context, operation)

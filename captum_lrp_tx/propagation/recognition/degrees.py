@@ -248,8 +248,6 @@ class Search:
             return []
         if _WEIGHTS in node.metadata:
             return []
-        if self.through_norms and len(edges) == 1 and _DIVISOR in node.metadata:
-            return edges
         if name == "Exp":
             power = _power_of(edges[0][0]) if edges else None
             return [] if power is None else [power.base]

@@ -43,14 +43,6 @@ class Normalising(Enum):
     LAST_STEP = "after a part of the norm was taken: x * m ** -0.25 * m ** -0.25"
 
 
-def _use_ratio(node: Node | None) -> None:
-    while node is not None and node.metadata.pop(IS_RATIO, None) is None:
-        before = [e for e, _ in node.next_functions if e is not None]
-        if len(before) != 1 or node_name(node) not in KEEP_ENTRIES | {"Add", "Mul"}:
-            return
-        (node,) = before
-
-
 def normalises(
     degrees: Degrees, statistic: Tensor, others: Sequence[Tensor], quotient: bool
 ) -> Normalising | None:
@@ -78,7 +70,6 @@ def normalises(
         if found.is_shifted and not found.is_pooled:
             return None
         if not found.of and found.is_reduced and found.is_nonlinear:
-            _use_ratio(statistic.grad_fn)
             return Normalising.WHOLE  # norms compared with their own mean (global response norm)
         if all(map(is_weight, found.of)):
             return None  # weights of a mixture in units of their own size, sum or norm

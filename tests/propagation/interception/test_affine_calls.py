@@ -6,6 +6,10 @@ With rules that conserve nothing else can be right for ``f(x) = A x + c``: the i
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -156,6 +160,26 @@ def test_distributed_biases_leave_nothing(call: str) -> None:
     assert float(share.sum()) == pytest.approx(constant, abs=2e-3)
     ignored = ConservativeLRP(forward, bias="ignore").attribute(x)
     assert torch.isfinite(ignored).all()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": "distribute"}, {"rules": "lrp-gamma"}, {"rules": "ah"}]
+)
+@pytest.mark.parametrize("examples", [2, C])
+def test_a_linear_layer_of_a_vector_makes_no_axis(examples: int, options: Any) -> None:
+    """What its results count are the tokens: it is ``x @ w``, and what tokens add is no bias."""
+    weight, places = torch.nn.Parameter(made(C).double()), made(T).double()
+
+    def forward(multiply: Callable[..., Tensor], x: Tensor) -> Tensor:
+        scores = multiply(x.mT, weight) + places
+        return ((scores.softmax(-1) ** 2)[:, None] @ scores.tanh()[..., None]).flatten(1)
+
+    x = torch.randn(examples, C, T, dtype=torch.float64)
+    got, want = (
+        ConservativeLRP(functools.partial(forward, f), **options).attribute(x, target=0)
+        for f in (F.linear, torch.matmul)
+    )
+    torch.testing.assert_close(got, want)
 
 
 def test_the_generalised_gamma_rule_by_hand() -> None:

@@ -100,6 +100,12 @@ OTHERS: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
     "of values mixed by a softmax": lambda x, n: (lambda y: y / n(mean_square(y).sqrt()))(
         ((x @ MATRIX).softmax(-1)[..., :3, None] * torch.stack([x, x.sin(), x.cos()], -2)).sum(-2)),
     "of a linear map": lambda x, n: (x @ MATRIX) / n(mean_square(x).sqrt()),
+    "of a distance from a constant": lambda x, n: (lambda y: y / n(y.norm(dim=-1, keepdim=True)))(
+        MATRIX[0] - x),
+    "of norms by their mean, laid out anew": lambda x, n: (
+        lambda y: y * n(relative(y.norm(dim=1))).unsqueeze(1))(x.tanh()),
+    "of norms by their mean, weighted": lambda x, n: (
+        lambda y: y * (MATRIX[0] * n(relative(y.norm(dim=1, keepdim=True)))))(x.tanh()),
     # what is no norm
     "activations by their sum": lambda x, n: (lambda p: p / (p.sum(-1, keepdim=True) + EPS))(
         F.relu(x)),
@@ -120,6 +126,10 @@ OTHERS: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
     "weights by their norm": lambda x, n: (lambda p: p / p.norm(dim=-1, keepdim=True))(
         x.softmax(-1)[..., :4]),
 }  # fmt: skip
+
+
+def relative(norms: Tensor) -> Tensor:
+    return norms / norms.mean(-1, keepdim=True)
 
 
 def gated(x: Tensor) -> Tensor:
@@ -190,6 +200,9 @@ NOT_HELD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "multiplied": (
         lambda x: x * torch.linalg.det(x[..., None, :] @ x[..., None])[..., None].rsqrt(),
         "own size"),
+    "of norms by their mean, and these beside": (
+        lambda x: (lambda y: (lambda g: y * g + g)(relative(y.norm(dim=1, keepdim=True))))(
+            x.tanh()), "own mean"),
     "moduli by masks": (
         lambda x: x / (x * (x > 0) - x * (x < 0)).sum(-1, keepdim=True), "own size"),
     "mean of moduli by masks": (

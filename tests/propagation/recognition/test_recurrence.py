@@ -156,6 +156,7 @@ def test_step_input_and_signal_in_one_product() -> None:
     assert resolve([step, x, b], order, False) == (1, "state")
     sets = [frozenset("bd")] * 3 + [frozenset("bdn")]
     assert resolve([step, x, made("free", 2, 5)], sets, False) == UNKNOWN
+    assert resolve([made("decayed", 2, 5), x, x], sets, False) == UNKNOWN  # without a step
 
 
 @pytest.mark.parametrize(

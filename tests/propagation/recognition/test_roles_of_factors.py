@@ -195,7 +195,14 @@ AXES: dict[str, tuple[Callable[[Data], Tensor], int, Origin]] = {
     "pooled": (lambda d: d.linear().view(1, N, N).mean(1), 1, Origin.PARAMETERS),
     "residual": (lambda d: d.x + d.linear(), 0, Origin.DATA),
     "chosen places": (lambda d: d.linear()[torch.tensor([1, 0])], 0, Origin.DATA),
+    "examples of a convolution": (lambda d: convolution(d), 0, Origin.DATA),
+    "channels of a convolution": (lambda d: convolution(d), 1, Origin.PARAMETERS),
+    "places of a convolution": (lambda d: convolution(d), 2, Origin.DATA),
 }  # fmt: skip
+
+
+def convolution(d: Data) -> Tensor:
+    return F.conv1d(d.linear()[None], torch.rand(3, N, 1))
 
 
 @pytest.mark.parametrize("name", AXES)

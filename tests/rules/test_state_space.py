@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import zoo
 from captum_lrp_tx import Composite, ConservativeLRP, audit, rules
-from captum_lrp_tx.errors import UncoveredOperationError
+from captum_lrp_tx.errors import NoRuleAppliedWarning, UncoveredOperationError
 from closeness import close_to_largest
 from state_space_models import CONFIGURATIONS, build
 
@@ -318,11 +318,38 @@ def test_a_state_handed_in_is_a_constant(family: str) -> None:
     assert mixer.A_log.grad is None
 
 
-def test_ah_ln_leaves_scans_to_the_gradient() -> None:
-    model, ids = build("Mamba"), torch.randint(3, 40, (1, 6))
-    report = audit.explainability(model, ids, (5, 1), rules="ah+ln", file=None)
+@pytest.mark.parametrize("family", ["Mamba", "Mamba2"])
+def test_ah_ln_leaves_scans_to_the_gradient(family: str) -> None:
+    """Step by step or as a table of what each position reads, which is no attention pattern."""
+    model, ids = build(family), torch.randint(3, 40, (1, 6))
+    report = audit.explainability(model, ids, (5, 1), rules="ah+ln", file=None, strict=True)
     assert not any(item.kind == "scan" for item in report.applied)
-    assert any("matrix product" in f.what and "mixer" in f.module for f in report.findings)
+    assert any("product" in f.what and "mixer" in f.module for f in report.findings)
+
+
+@pytest.mark.parametrize("has_softmax", (False, True))
+def test_decays_of_scores_are_a_scan_and_decays_of_a_softmax_are_not(has_softmax: bool) -> None:
+    c, b, x = torch.randn(3, 2, 5, 6)
+
+    def forward(c: Tensor, b: Tensor, x: Tensor) -> Tensor:
+        scores = F.silu(c) @ F.silu(b).transpose(1, 2)
+        scores = scores.softmax(-1) if has_softmax else scores
+        sums = F.softplus(x[..., 0]).cumsum(1)
+        decays = (sums[:, None] - sums[:, :, None]).tril().exp()
+        return torch.einsum("bts,bsd->btd", scores * decays, x).sum((1, 2))
+
+    lrp = ConservativeLRP(forward, "ah+ln")
+    if has_softmax:
+        with pytest.raises(UncoveredOperationError, match="not recognised as an attention"):
+            lrp.attribute((c, b, x), strict=True)
+    else:
+        with pytest.warns(NoRuleAppliedWarning) as told:  # and of nothing else
+            found = lrp.attribute((c, b, x))
+        assert len(told) == 1
+        leaves = [t.clone().requires_grad_() for t in (c, b, x)]
+        plain = torch.autograd.grad(forward(*leaves).sum(), leaves)
+        for relevance, leaf, gradient in zip(found, leaves, plain, strict=True):
+            torch.testing.assert_close(relevance, (leaf * gradient).detach())
 
 
 def test_a_scan_is_found_without_transformers_names() -> None:

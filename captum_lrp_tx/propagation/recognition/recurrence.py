@@ -57,7 +57,12 @@ def marked(node: Node) -> str | None:
 
 def role(tensor: Tensor) -> str | None:
     """Role of a tensor in a state space model; ``None`` if it has none."""
-    return None if tensor.grad_fn is None else _role(tensor.grad_fn, {})
+    return None if tensor.grad_fn is None else role_of(tensor.grad_fn)
+
+
+def role_of(node: Node) -> str | None:
+    """The same of what a node made."""
+    return _role(node, {})
 
 
 def _role(node: Node, found: dict[Node, str | None]) -> str | None:

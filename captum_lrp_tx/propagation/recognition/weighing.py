@@ -37,7 +37,7 @@ from captum_lrp_tx.propagation.graph import (
     node_name,
     parents,
 )
-from captum_lrp_tx.propagation.recognition import axes, patterns
+from captum_lrp_tx.propagation.recognition import axes, patterns, recurrence
 from captum_lrp_tx.propagation.recognition.axes import Origin
 from captum_lrp_tx.propagation.recognition.contracted import Contraction, contraction_of
 from captum_lrp_tx.propagation.recognition.rescaling import MATMUL
@@ -133,7 +133,10 @@ def weighing_of(func: Any, args: Sequence[Any], factors: Sequence[int]) -> Weigh
             if _sums_to_one(args[i], how.summed(i)):
                 return Weighing((i,), what="weights that sum to one, as their values tell")
     untold = any(
-        i not in found and is_of_softmax(args[i].grad_fn) and is_of_data(args[i], i, how)
+        i not in found
+        and is_of_softmax(args[i].grad_fn)
+        and is_of_data(args[i], i, how)
+        and not _is_kernel(args[i])
         for i in factors
     )
     proposed = tuple(features) if _is_along_data(args, features, how) else ()
@@ -205,6 +208,22 @@ def is_of_softmax(root: Node | None) -> bool:
         else:
             known[one] = not suffices
     return known.get((root, False), False)
+
+
+def _is_kernel(tensor: Tensor) -> bool:
+    """Whether products of a state space model's coefficients decay, ``C_t (decays) B_s``.
+
+    They are as plain as in its recurrence, step by step, which has no pattern.
+    """
+    product = axes.moved(tensor)
+    while product is not None and node_name(product) == "Undecided":
+        product = axes.moved(parents(product)[0])
+    if product is None or node_name(product) != "Mul" or len(parents(product)) != 2:
+        return False
+    factors, search = parents(product), patterns.Search()
+    decays = [node for node in factors if recurrence.role_of(node) == "decay"]
+    others = [search.of(node) for node in factors if node not in decays]
+    return len(decays) == 1 and all(o is not None and o.logits is None for o in others)
 
 
 def _meets(

@@ -66,14 +66,24 @@ def read_table(file: Path) -> Table:
     column = next((folded.index(name) for name in _TEXT_COLUMNS if name in folded), None)
     place = next((folded.index(name) for name in _LABEL_COLUMNS if name in folded), None)
     is_csv = file.suffix.lower() == ".csv"
-    if column is None and (len(names) > 1 or is_csv):
+    if column is None and (len(names) > 1 or (is_csv and any(names))):
         raise InputError(
             f'{file} is a table without a column "sentence" (or "text"); it has '
             f"{', '.join(map(repr, names[:20]))}"
         )
     rows = []
     for number, fields in lines if column is None else lines[1:]:
-        text = _field(fields, 0 if column is None else column)
+        if column is None:
+            text = "\t".join(fields).strip()
+        elif any(map(str.strip, fields[len(names) :])):
+            # else a text would end where its first comma is
+            raise InputError(
+                f"line {number} of {file} has {len(fields)} fields, but the first line names "
+                f"{len(names)}; "
+                + ("put texts that hold the separator in quotes" if is_csv else "take out the tabs")
+            )
+        else:
+            text = _field(fields, column)
         if text:
             label = "" if column is None or place is None else _field(fields, place)
             rows.append((number, text, label))
@@ -113,7 +123,8 @@ def _lines(content: str, file: Path) -> Iterator[tuple[int, list[str]]]:
         return
     head = content.partition("\n")[0]
     mark = ";" if head.count(";") > head.count(",") else ","
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=mark)
+    # strict: a quote that is not closed would make one text of all that follows
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=mark, strict=True)
     try:
         for fields in reader:
             yield reader.line_num, fields

@@ -229,11 +229,17 @@ def _wanted(target: Any, encoded: Encoded) -> list[Wanted]:
     count = len(encoded.examples)
     if isinstance(target, str):
         if target == "label" and encoded.labels is not None:
+            if min(encoded.labels) < 0:  # which would count from the last class
+                place = next(i for i, label in enumerate(encoded.labels) if label < 0)
+                raise TargetError(
+                    f"the label of example {place} is {encoded.labels[place]}, no class; leave out "
+                    "examples without a label"
+                )
             return list(encoded.labels)
         if target != "predicted":
             raise TargetError(
-                "the examples have no labels; give a list of targets, or explain the predicted "
-                "class"
+                "the examples have no labels that are numbers of classes; give a list of targets, "
+                "or explain the predicted class"
                 if target == "label"
                 else f"target is 'predicted', 'label', a class, or a list, not {target!r}"
             )

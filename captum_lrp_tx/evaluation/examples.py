@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.runs.encoding import encode
+from captum_lrp_tx.runs.encoding import encode, whole_numbers
 from captum_lrp_tx.runs.padding import padded_batch
 from captum_lrp_tx.runs.subject import content_of
 
@@ -51,7 +51,10 @@ class Examples(ABC):
             return None
         if len(labels) != len(self):
             raise InputError(f"{len(labels)} labels for {len(self)} examples; give one for each")
-        return tuple(int(label) for label in labels)
+        numbers = whole_numbers(labels)
+        if numbers is None:
+            raise InputError("labels must be numbers of classes, one for each example")
+        return tuple(numbers)
 
 
 class TextExamples(Examples):

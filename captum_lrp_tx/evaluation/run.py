@@ -213,7 +213,10 @@ def _labels(examples: Examples, target: Targets, at: At) -> Sequence[int] | None
             f"and {at!r}"
         )
     if target == "label" and examples.labels is None:
-        raise InputError("the examples have no labels; explain the predicted class instead")
+        raise InputError(
+            "the examples have no labels that are numbers of classes; explain the predicted class "
+            "instead"
+        )
     return examples.labels if target == "label" else None
 
 

@@ -146,6 +146,22 @@ def _rows(columns: Mapping[str, Sequence[Sequence[int]]]) -> list[Example]:
     return [{key: torch.as_tensor(v) for key, v in zip(columns, row, strict=True)} for row in rows]
 
 
+def whole_numbers(values: Iterable[Any]) -> list[int] | None:
+    """Labels as numbers of classes; ``None`` if some are names, or numbers of a regression.
+
+    Example::
+
+        >>> whole_numbers([1.0, 0]), whole_numbers([2.5]), whole_numbers(["good"])
+        ([1, 0], None, None)
+    """
+    found = list(values)
+    try:
+        numbers = [int(value) for value in found]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return numbers if all(a == b for a, b in zip(numbers, found, strict=True)) else None
+
+
 def _from_columns(
     data: Any,
     names: Sequence[str],
@@ -156,7 +172,7 @@ def _from_columns(
 ) -> tuple[list[Example], list[int] | None]:
     """Rows of a ``datasets.Dataset`` and its labels."""
     label = next((name for name in _LABELS if name in names), None)
-    labels = None if label is None else [int(value) for value in data[label]]
+    labels = None if label is None else whole_numbers(data[label])
     if "input_ids" in names and text_column is None:
         kept = [name for name in _COLUMNS if name in names]
         return _rows({name: list(data[name]) for name in kept}), labels
@@ -166,7 +182,12 @@ def _from_columns(
             f"the data set has no column {text_column or 'sentence, text or input_ids'!r}; it has "
             f"{', '.join(names)}. Name one with text_column=."
         )
-    texts = [str(text) for text in data[column]]
+    texts = list(data[column])
+    wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+    if wrong is not None:  # of None the text would be "None"
+        raise InputError(
+            f"example {wrong} of {column!r} is {texts[wrong]!r}, no text; leave it out"
+        )
     return _tokenized(texts, tokenizer, max_length, workers), labels
 
 
@@ -180,7 +201,7 @@ def _from_batches(batches: Iterable[Any]) -> tuple[list[Example], list[int] | No
         ids = batch["input_ids"]
         found = next((batch[name] for name in _LABELS if name in batch), None)
         if isinstance(found, Tensor) and found.shape == ids.shape[:1]:
-            labels.extend(int(label) for label in found)
+            labels.extend(whole_numbers(found.tolist()) or ())
         kept = {key: value.cpu() for key, value in batch.items() if key not in _LABELS}
         if ids.dim() != 2:
             raise InputError(

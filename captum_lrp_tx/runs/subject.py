@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType
@@ -44,7 +44,11 @@ def model_fingerprint(model: Callable[..., Any]) -> str:
                 continue
             digest.update(content_of(value))
     if not isinstance(model, nn.Module):
-        digest.update("".join(_code_of(model)).encode())
+        owner = getattr(model, "__self__", model)  # of a method, or an object that is called
+        held = {} if isinstance(owner, nn.Module) else getattr(owner, "__dict__", {})
+        call = getattr(type(owner), "__call__", None)  # noqa: B004
+        parts = [*_code_of((model, call, held)), *_contents(held.values())]
+        digest.update("".join(parts).encode())
     return digest.hexdigest()[:16]
 
 
@@ -55,8 +59,12 @@ def content_of(value: Tensor) -> bytes:
 
 def _code_of(value: Any) -> Iterator[str]:
     """What a function does beside the modules that it runs: its code, and the numbers it holds."""
-    if isinstance(value, (str, bytes, int, float, type(None))):
+    if isinstance(value, (str, bytes, int, float, complex, type(None))):
         yield repr(value)
+    elif isinstance(value, (set, frozenset)):
+        yield repr(sorted(map(repr, value)))
+    elif isinstance(value, dict):
+        yield from _code_of([*value.items()])
     elif isinstance(value, (tuple, list)):
         for part in value:
             yield from _code_of(part)
@@ -64,12 +72,23 @@ def _code_of(value: Any) -> Iterator[str]:
         yield f"{value.co_code!r} {value.co_names}"
         yield from _code_of(value.co_consts)
     elif isinstance(value, partial):
-        yield from _code_of((value.func, value.args, list(value.keywords.items())))
+        yield from _code_of((value.func, value.args, value.keywords))
     elif isinstance(value, MethodType):
         yield from _code_of(value.__func__)
     elif isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
-        yield from _code_of((value.__code__, value.__defaults__ or (), cells))
+        read = [value.__globals__.get(name) for name in value.__code__.co_names]
+        numbers = [one for one in read if isinstance(one, (str, int, float))]
+        given = (value.__defaults__ or (), value.__kwdefaults__ or {})
+        yield from _code_of((value.__code__, *given, cells, numbers))
+        yield from _contents([*cells, *read])
+
+
+def _contents(values: Iterable[Any]) -> Iterator[str]:
+    """What tensors hold that are no weights of a module; those in lists may be of the last run."""
+    for value in values:
+        if isinstance(value, Tensor) and not value.is_meta:
+            yield hashlib.sha256(content_of(value)).hexdigest()
 
 
 def refuse_training(model: Callable[..., Any]) -> None:

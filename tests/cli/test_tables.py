@@ -48,6 +48,32 @@ def test_other_files_are_lines_or_have_tabs(tmp_path: Path) -> None:
     assert read_table(file).rows == [(2, 'a "film"', "1")]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [("a.csv", "text\na charming, funny film\ndull\n", r"line 2 .*2 fields.*names 1; put "),
+     ("a.csv", "text,label\ngood,1\na, b,0\n", r"line 3 .*3 fields.*names 2"),
+     ("a.tsv", "text\tlabel\na\tb\t1\n", r"line 2 .*3 fields.*take out the tabs"),
+     ("a.csv", 'text\n"dull, slow\ngood\nbad\n', r"no CSV file: unexpected end of data"),
+     ("a.csv", "", "holds no text")],
+)  # fmt: skip
+def test_texts_that_would_be_cut_or_joined_are_refused(
+    name: str, content: str, reason: str, tmp_path: Path
+) -> None:
+    file = tmp_path / name
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=reason):
+        read_table(file)
+
+
+def test_lines_keep_their_tabs_and_tables_may_end_in_separators(tmp_path: Path) -> None:
+    file = tmp_path / "reviews.txt"
+    file.write_text("a film\nan\todd tab\n", encoding="utf-8")
+    assert read_table(file).rows == [(1, "a film", ""), (2, "an\todd tab", "")]
+    file = tmp_path / "reviews.csv"
+    file.write_text("text,label\ngood,1, ,\n", encoding="utf-8")
+    assert read_table(file).rows == [(2, "good", "1")]
+
+
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet", ".xlsx"])
 def test_tables_of_other_kinds_are_no_lines_of_text(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"reviews{suffix}"

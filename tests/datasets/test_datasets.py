@@ -37,6 +37,7 @@ from captum_lrp_tx.errors import InputError, MissingPackageError, TargetError
 from captum_lrp_tx.models import sentiment
 from captum_lrp_tx.rules import GammaRule
 from captum_lrp_tx.runs.encoding import encode
+from captum_lrp_tx.runs.subject import model_fingerprint
 
 LONG = bool(os.environ.get("CAPTUM_LRP_TX_LONG"))
 COUNT = 2000 if LONG else 100
@@ -391,6 +392,35 @@ def test_other_rules_or_weights_are_refused(model: Any, tmp_path: Path) -> None:
         attribute_dataset(ConservativeLRP(network), ["dull"], tmp_path, **options)
 
 
+def _scaled(model: Any, scale: float, by: str) -> Any:
+    """A function with the same code and another number in it."""
+    if by == "keyword":
+
+        def forward(*, factor: float = scale, **inputs: Any) -> Tensor:
+            return model(**inputs).logits * factor
+
+        return forward
+    held: Any = {"tensor": torch.tensor(scale), "dictionary": {"by": scale}}.get(by)
+
+    class Scaled:
+        def __init__(self) -> None:
+            self.model, self.factor = model, scale
+
+        def __call__(self, **inputs: Any) -> Tensor:
+            return self.model(**inputs).logits * self.factor
+
+    if held is None:
+        return Scaled() if by == "object" else Scaled().__call__
+    return lambda **inputs: model(**inputs).logits * (held["by"] if by == "dictionary" else held)
+
+
+@pytest.mark.parametrize("by", ["keyword", "tensor", "dictionary", "object", "method"])
+def test_functions_with_other_numbers_are_other_models(model: Any, by: str) -> None:
+    network = model[0]
+    one, same, other = (model_fingerprint(_scaled(network, s, by)) for s in (1.0, 1.0, 2.0))
+    assert one == same != other
+
+
 def test_folders_of_before_are_told_what_to_do(tmp_path: Path) -> None:
     """Files that have lost their settings, or have those of an older version, are kept."""
     (tmp_path / "settings.json").write_text("{}")
@@ -432,6 +462,26 @@ def test_a_regression_with_several_numbers_predicts_none_of_them(
         network, ["a film"], tmp_path / "out", tokenizer=tokenizer, target="positive"
     )
     assert rows[0]["explained"] == "1"
+
+
+def test_labels_and_texts_that_are_none(model: Any, tmp_path: Path) -> None:
+    sentiment_model, tokenizer = model
+
+    def of(**columns: Any) -> Any:
+        return attribute_dataset(
+            sentiment_model, Columns(**columns), tmp_path / str(sorted(columns)),
+            tokenizer=tokenizer, target="label",
+        )  # fmt: skip
+
+    with pytest.raises(InputError, match=r"example 1 of 'text' is None, no text"):
+        of(text=["good", None], label=[1, 0])
+    # -1 stands for a label that is kept back, and would be the last class
+    with pytest.raises(TargetError, match=r"the label of example 1 is -1, no class"):
+        of(text=["good", "bad"], label=[1, -1])
+    for label in (["good", "bad"], [0.4, 1.0], [None, 1]):
+        with pytest.raises(TargetError, match="no labels that are numbers of classes"):
+            of(text=["good", "bad"], label=label)
+    assert [row["target"] for row in of(text=["good", "bad"], label=[1.0, 0.0])] == [1, 0]
 
 
 def test_what_cannot_be_explained(model: Any, tmp_path: Path) -> None:

@@ -77,12 +77,13 @@ def sound_of(item: Any, reader: Reader) -> Sound:
             f"spectrogram, not {tuple(values.shape)}"
         )
     values = reader.for_model(values.float())
+    turned = values.dim() == 3 and bins is not None and values.shape[2] == bins
     seconds = None
     if isinstance(rate, int):
         hop = 1 if values.dim() == 2 else getattr(extractor, "hop_length", None)
-        seconds = values.shape[-1] * hop / rate if isinstance(hop, int) else None
+        steps = values.shape[1 if turned else -1]
+        seconds = steps * hop / rate if isinstance(hop, int) else None
     others = {k: v.to(values.device) for k, v in made.items() if k != key}
-    turned = values.dim() == 3 and bins is not None and values.shape[2] == bins
     return Sound(key, for_the_model({key: values, **others}, reader.model), seconds, turned)
 
 

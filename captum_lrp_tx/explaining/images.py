@@ -47,15 +47,30 @@ def pixels_of(item: Any, processor: Any, config: Any) -> tuple[Tensor, list[str]
         picture = flattened(item)
     elif isinstance(item, Tensor) or hasattr(item, "__array_interface__"):
         values = item.numpy() if isinstance(item, Tensor) else item
-        if processor is None or values.dtype != "uint8":
-            return array_pixels(values, "the array", config), []
-        picture = _from_array(values)
+        if processor is None or not _is_picture(values):
+            pixels = array_pixels(values, "the array", config)
+            # what goes below zero stays as it is, as a model takes it
+            left_out = processor is not None and float(values.min()) >= 0
+            return pixels, [_LEFT_OUT] if left_out else []
+        picture = flattened(_from_array(values.astype("uint8")))
     else:
         raise InputError(
             f"cannot explain {type(item).__name__} as an image: give a file, a picture of Pillow, "
             "an array or a tensor"
         )
     return picture_pixels(picture, processor, config)
+
+
+_LEFT_OUT = (
+    "the values of the array were scaled to -1 to 1, and the image processor was left out; it gets "
+    "whole numbers from 0 to 255"
+)
+
+
+def _is_picture(values: Any) -> bool:
+    """Whether an array holds a picture as files have it."""
+    is_whole = values.dtype.kind in "iu" and values.size > 0
+    return is_whole and int(values.min()) >= 0 and int(values.max()) <= 255
 
 
 def picture_pixels(picture: Any, processor: Any, config: Any) -> tuple[Tensor, list[str]]:
@@ -140,12 +155,29 @@ def open_picture(file: Path) -> Any:
 
 
 def flattened(picture: Any) -> Any:
-    """A picture on black ground, where it is transparent."""
+    """A picture of 8 bits, on black ground where it is transparent."""
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        picture = _of_eight_bits(picture)
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         image = _pillow("Image")
         picture = picture.convert("RGBA")
         picture = image.alpha_composite(image.new("RGBA", picture.size, "black"), picture)
     return picture
+
+
+def _of_eight_bits(picture: Any) -> Any:
+    """Grey values of more bits, which Pillow would cut at 255: nearly all of them white."""
+    import numpy as np
+
+    values = np.asarray(picture)
+    low, high = float(values.min()), float(values.max())
+    is_16 = picture.mode != "F" and (picture.mode != "I" or high > 255)
+    if not (low >= 0 and high <= (65535 if is_16 else 255)):
+        raise InputError(
+            f"the picture has values from {low:g} to {high:g}; give it with values from 0 to 255"
+        )
+    scaled_down = np.round(values / (257 if is_16 else 1)).astype("uint8")
+    return _pillow("Image").fromarray(scaled_down)
 
 
 def _from_array(values: Any) -> Any:

@@ -140,7 +140,7 @@ def explain(
 
     explainer("lrp" if rules is None else rules)  # complains before anything is read
     reader = Reader(model, processor, truncation, max_length)
-    items, several = _items(inputs)
+    items, several = _items(inputs, getattr(model, "main_input_name", "") == "pixel_values")
     wishes = _wishes(target, len(items), Wish(None, contrast, answer, hops))
     if isinstance(processor, nn.Module):
         raise InputError("the second argument is a model; write explain(model, tokenizer, text)")
@@ -214,8 +214,8 @@ def _is_model(model: Any) -> bool:
     return isinstance(model, nn.Module) and not hasattr(model, "predict")
 
 
-def _items(inputs: Any) -> tuple[list[Any], bool]:
-    """The inputs one by one, and whether there can be many.
+def _items(inputs: Any, sees: bool = False) -> tuple[list[Any], bool]:
+    """The inputs one by one, and whether there can be many; ``sees``: arrays are images.
 
     A tuple is one input (a pair of texts), as is a list of messages or of numbers.
     """
@@ -235,7 +235,7 @@ def _items(inputs: Any) -> tuple[list[Any], bool]:
     if type(inputs).__module__.startswith("PIL.") or hasattr(inputs, "__fspath__"):
         return [inputs], False
     if isinstance(inputs, Tensor) or hasattr(inputs, "__array_interface__"):
-        return _rows_of_array(inputs)
+        return _rows_of_array(inputs, sees)
     if isinstance(inputs, (str, tuple)) or is_chat(inputs) or not isinstance(inputs, Iterable):
         return [inputs], False
     if hasattr(inputs, "column_names"):
@@ -256,11 +256,11 @@ def _items(inputs: Any) -> tuple[list[Any], bool]:
     return items, True
 
 
-def _rows_of_array(inputs: Any) -> tuple[list[Any], bool]:
+def _rows_of_array(inputs: Any, sees: bool) -> tuple[list[Any], bool]:
     """Pixels or token ids of many examples, or an array of texts."""
     if getattr(inputs.dtype, "kind", "") in ("O", "U", "T"):
         return [str(text) for text in inputs.tolist()], True
-    is_pixels = "int64" not in str(inputs.dtype) and "int32" not in str(inputs.dtype)
+    is_pixels = sees or not str(inputs.dtype).endswith(("int64", "int32"))
     if inputs.ndim == (4 if is_pixels else 2) and len(inputs) > 1:
         return [inputs[i : i + 1] for i in range(len(inputs))], True
     return [inputs], False

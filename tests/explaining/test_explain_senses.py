@@ -17,6 +17,7 @@ import transformers
 import captum_lrp_tx as lrp
 from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.errors import InputError, OutputError, TargetError, UnsupportedModelError
+from captum_lrp_tx.models import digits
 from explanations import SMALL, alike, conserved
 from explanations import tokenizer as tokenizer
 
@@ -224,6 +225,47 @@ def test_sounds_as_spectrograms_of_frames() -> None:
     assert made.relevance.shape == (16, 32)  # frequencies first, unlike what the model takes
     assert torch.allclose(made.relevance, expected.T, atol=1e-7)
     assert len(lrp.explain(model, None, {"input_values": inputs["input_values"]})) == 32
+
+
+def test_seconds_of_spectrograms_of_frames() -> None:
+    extractor = SimpleNamespace(sampling_rate=16000, hop_length=160)
+    config = transformers.ASTConfig(
+        **SMALL, max_length=32, num_mel_bins=16, patch_size=8, frequency_stride=8, time_stride=8
+    )
+    model = transformers.ASTForAudioClassification(config).eval()
+    made = lrp.explain(model, extractor, {"input_values": torch.randn(1, 32, 16)}, target=1)
+    assert made.seconds == pytest.approx(0.32)  # of frames, not of frequencies
+
+
+# ---- pictures however they are stored ----------------------------------------------------------
+def test_pictures_of_sixteen_bits_are_no_white_ones(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    grey = np.arange(28 * 28, dtype="uint16").reshape(28, 28) % 256
+    expected = lrp.explain(digits(), None, image.fromarray(grey.astype("uint8"))).image
+    deep = image.fromarray(grey * 257)
+    deep.save(tmp_path / "deep.png")
+    for given in (deep, tmp_path / "deep.png", deep.convert("I"), image.fromarray(grey * 1.0)):
+        assert torch.equal(lrp.explain(digits(), None, given).image, expected)
+    with pytest.raises(InputError, match="values from 0 to 65535; give it with values from 0 to"):
+        lrp.explain(digits(), None, image.fromarray(grey * 257.0))
+
+
+def test_arrays_are_the_pictures_that_they_hold() -> None:
+    image = pytest.importorskip("PIL.Image")
+    config = transformers.ViTConfig(**SMALL, image_size=32, patch_size=8)
+    model = transformers.ViTForImageClassification(config).eval()
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    seen = np.arange(40 * 40 * 4).reshape(40, 40, 4) % 251
+    picture = image.fromarray(seen.astype("uint8"))  # see-through: on black ground
+    expected = lrp.explain(model, processor, picture).image
+    for given in (seen, seen.astype("uint8"), seen.astype("int32")):
+        assert torch.equal(lrp.explain(model, processor, given).image, expected)
+    floats = PIXELS[0].numpy()
+    assert not lrp.explain(model, processor, floats).warnings
+    made = lrp.explain(model, processor, floats / 2 + 0.5)
+    assert "the image processor was left out" in made.warnings[0]
+    grey = np.arange(28 * 28).reshape(28, 28) % 256  # whole numbers of two dimensions: no texts
+    assert lrp.explain(digits(), None, grey).image.shape == (1, 28, 28)
 
 
 # ---- objects and regions ------------------------------------------------------------------------

@@ -286,7 +286,7 @@ def activation_curve(
     """
     return perturbation_curve(
         model, inputs, attributions, target, additional_forward_args,
-        **{"name": "activation", **options, "start": "masked", "measure": measure},
+        **own_options("activation", options, start="masked"), measure=measure,
     )  # fmt: skip
 
 
@@ -326,12 +326,9 @@ def pruning_curve(
 
         >>> pruning_curve(model, inputs, relevance, 1, masker=masker).mean  # doctest: +SKIP
     """
-    chosen = {
-        "name": "pruning", **options, "start": "whole", "order": "lerf", "ranking": "absolute",
-        "measure": measure,
-    }  # fmt: skip
+    chosen = own_options("pruning", options, start="whole", order="lerf", ranking="absolute")
     return perturbation_curve(
-        model, inputs, attributions, target, additional_forward_args, **chosen
+        model, inputs, attributions, target, additional_forward_args, measure=measure, **chosen
     )
 
 
@@ -366,7 +363,7 @@ def insertion_curve(
     """
     return perturbation_curve(
         model, inputs, attributions, target, additional_forward_args,
-        **{"name": "insertion", **options, "start": "masked"},
+        **own_options("insertion", options, start="masked"),
     )  # fmt: skip
 
 
@@ -403,8 +400,21 @@ def deletion_curve(
     """
     return perturbation_curve(
         model, inputs, attributions, target, additional_forward_args,
-        **{"name": "deletion", **options, "start": "whole"},
+        **own_options("deletion", options, start="whole"),
     )  # fmt: skip
+
+
+def own_options(name: str, options: dict[str, Any], **own: Any) -> dict[str, Any]:
+    """The options of a special case, which are refused where it has its own.
+
+    Raises:
+        InputError: One of them would have no effect.
+    """
+    for option in own.keys() & options.keys():
+        raise InputError(
+            f"{name} has {option}={own[option]!r} and takes no other; perturbation_curve() does"
+        )
+    return {"name": name, **options, **own}
 
 
 def _ranks(scores: Tensor, features: Tensor, order: Order, ranking: Ranking) -> Tensor:

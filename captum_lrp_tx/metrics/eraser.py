@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.metrics.curves import deletion_curve, insertion_curve
+from captum_lrp_tx.metrics.curves import deletion_curve, insertion_curve, own_options
 from captum_lrp_tx.metrics.perturbation import Perturbation
 
 #: Shares of the tokens that are taken as rationale (DeYoung et al. 2020, section 4).
@@ -55,7 +55,7 @@ def comprehensiveness(
     """
     curve = deletion_curve(
         model, inputs, attributions, target, additional_forward_args,
-        **{**options, "fractions": _with_zero(bins)},
+        **own_options("comprehensiveness", options, fractions=_with_zero(bins)),
     ).values  # fmt: skip
     return (curve[:, :1] - curve[:, 1:]).mean(1)
 
@@ -96,7 +96,7 @@ def sufficiency(
     steps = shares if shares[-1] == 1 else (*shares, 1.0)
     curve = insertion_curve(
         model, inputs, attributions, target, additional_forward_args,
-        **{**options, "fractions": steps},
+        **own_options("sufficiency", options, fractions=steps),
     ).values  # fmt: skip
     return (curve[:, -1:] - curve[:, : len(shares)]).mean(1)
 
@@ -138,7 +138,8 @@ def log_odds(
     """
     curve = deletion_curve(
         model, inputs, attributions, target, additional_forward_args,
-        **{"measure": "log probability", **options, "fractions": _with_zero((fraction,))},
+        **{"measure": "log probability",
+           **own_options("log_odds", options, fractions=_with_zero((fraction,)))},
     ).values  # fmt: skip
     return curve[:, 1] - curve[:, 0]
 

@@ -631,6 +631,22 @@ class _Tokenizer:
     all_special_ids = (1,)
 
 
+@pytest.mark.parametrize(
+    ("curve", "option"),
+    [(pruning_curve, {"ranking": "signed"}), (pruning_curve, {"order": "morf"}),
+     (activation_curve, {"start": "whole"}), (insertion_curve, {"start": "masked"}),
+     (deletion_curve, {"start": "whole"}), (log_odds, {"fractions": [0.5]}),
+     (comprehensiveness, {"fractions": [0.5]}), (sufficiency, {"fractions": "all"})],
+)  # fmt: skip
+def test_options_without_effect_are_refused(text, relevances, curve, option):
+    model, tokenizer = text[:2]
+    inputs = tokenizer(["a charming film"], return_tensors="pt")
+    masker = MaskTokens.from_tokenizer(tokenizer)
+    relevance = torch.zeros(inputs["input_ids"].shape)
+    with pytest.raises(InputError, match=rf"has {next(iter(option))}=.* and takes no other"):
+        curve(model, inputs, relevance, masker=masker, **option)
+
+
 def test_outputs_that_cannot_be_measured():
     ids, masker = torch.tensor([[1, 2]]), MaskTokens(0)
     relevance = torch.zeros(1, 2)

@@ -76,7 +76,9 @@ def class_number(wanted: object, names: Sequence[str]) -> int:
     number = wanted
     if isinstance(wanted, str):
         number = _named(wanted, names)
-        if number is None and wanted.isdecimal():
+        # where classes are called by other numbers than theirs ("1" to "5"), "0" is none of them
+        misleads = any(name.isdecimal() and int(name) != i for i, name in enumerate(names))
+        if number is None and wanted.isdecimal() and not misleads:
             number = int(wanted)
     elif not isinstance(wanted, bool) and hasattr(wanted, "__index__"):
         number = wanted.__index__()  # of NumPy and torch too
@@ -95,7 +97,12 @@ def _named(wanted: str, names: Sequence[str]) -> int | None:
 
 
 def no_class(wanted: object, names: Sequence[str]) -> TargetError:
-    """What to say about a class that does not exist."""
+    """What to say about a class that does not exist, or that is called as others are."""
+    alike = [str(i) for i, name in enumerate(names) if name.casefold() == str(wanted).casefold()]
+    if len(alike) > 1:
+        return TargetError(
+            f"{len(alike)} classes are called {wanted!r}: {', '.join(alike[:20])}; give the number"
+        )
     listed = ", ".join(n if n == str(i) else f"{i} {n}" for i, n in enumerate(names[:20]))
     more = f" ... ({len(names)} classes)" if len(names) > 20 else ""
     return TargetError(f"there is no class {wanted!r}; the classes are: {listed}{more}")

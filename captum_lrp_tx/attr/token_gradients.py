@@ -22,6 +22,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_lrp_tx.attr.captum_method import CaptumMethod
+from captum_lrp_tx.attr.class_names import by_number
 from captum_lrp_tx.attr.conservative import (
     AttributionInputs,
     TargetType,
@@ -33,7 +34,6 @@ from captum_lrp_tx.attr.conservative import (
 from captum_lrp_tx.attr.embedding_rows import EmbeddingRows
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.misfits import told_misfits
-from captum_lrp_tx.attr.targets import holds_target
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.model.outputs import output_tensor
@@ -85,12 +85,15 @@ class OnTokens(CaptumMethod, GradientAttribution):
 
     def _prepare(
         self, inputs: AttributionInputs, additional_forward_args: Any, target: TargetType
-    ) -> tuple[_Prepared, TargetType]:
-        """What Captum's class is called with, and the target if it is one that Captum knows."""
+    ) -> _Prepared:
+        """What Captum's class is called with: a function that selects the target itself.
+
+        So targets are what they are for every other class, and errors say what to do.
+        """
         used = self._used(inputs, additional_forward_args)
-        if not holds_target(target):
-            return used, target
-        chosen: Any = target
+        chosen: Any = by_number(target, find_modules(self.forward_func))
+        if isinstance(chosen, Tensor):
+            chosen = chosen.tolist() if chosen.numel() > 1 else chosen.item()
         first = used.values[0]
         if isinstance(chosen, list) and len(chosen) != len(first):
             raise TargetError(f"{len(chosen)} targets were given for {len(first)} examples.")
@@ -98,10 +101,17 @@ class OnTokens(CaptumMethod, GradientAttribution):
         def forward(*values: Any) -> Tensor:
             *rest, examples = values  # Captum repeats the examples, and these numbers with them
             own = [chosen[i] for i in examples.tolist()] if isinstance(chosen, list) else chosen
-            return select_target(used.forward(*rest), own)
+            output = used.forward(*rest)
+            selected = select_target(output, own)
+            if selected.numel() != len(examples):
+                raise TargetError(
+                    f"The output has the shape {tuple(output.shape)}, so a target is needed that "
+                    f"names one value of each example, not {own!r}."
+                )
+            return selected.reshape(-1)
 
         numbers = torch.arange(len(first), device=first.device)
-        return replace(used, forward=forward, extra=(*(used.extra or ()), numbers)), None
+        return replace(used, forward=forward, extra=(*(used.extra or ()), numbers))
 
     def _used(self, inputs: AttributionInputs, additional_forward_args: Any) -> _Prepared:
         prepared = inputs_of(inputs)
@@ -169,13 +179,12 @@ class OnTokens(CaptumMethod, GradientAttribution):
                 f"{tuple(ids.shape)}"
             ) from error
 
-    def _delta(self, used: _Prepared, attributions: tuple[Tensor, ...], target: Any) -> Tensor:
+    def _delta(self, used: _Prepared, attributions: tuple[Tensor, ...]) -> Tensor:
         """Difference of the outputs minus the sum of relevance, as of the other methods."""
         with torch.no_grad():
             extra = used.extra or ()
-            start = select_target(used.forward(*used.baselines, *extra), target)
-            end = select_target(used.forward(*used.values, *extra), target)
-        return left_out(end.flatten() - start.flatten(), attributions)
+            difference = used.forward(*used.values, *extra) - used.forward(*used.baselines, *extra)
+        return left_out(difference, attributions)
 
 
 class FromBaseline(OnTokens):
@@ -212,15 +221,15 @@ class FromBaseline(OnTokens):
             - **delta** (Tensor, shape ``(batch,)``).
         """
         with torch.inference_mode(False), torch.enable_grad():
-            used, target = self._prepare(inputs, additional_forward_args, target)
-            attributions = self._attributions(used, target)
+            used = self._prepare(inputs, additional_forward_args, target)
+            attributions = self._attributions(used)
             relevance = used.formatted(attributions)
             if not return_convergence_delta:
                 return relevance
-            return relevance, self._delta(used, attributions, target).detach()
+            return relevance, self._delta(used, attributions).detach()
 
     @abstractmethod
-    def _attributions(self, used: _Prepared, target: TargetType) -> tuple[Tensor, ...]:
+    def _attributions(self, used: _Prepared) -> tuple[Tensor, ...]:
         """What Captum's class gives."""
 
 
@@ -263,12 +272,12 @@ class TokenIntegratedGradients(FromBaseline):
         self._n_steps = n_steps
         self._internal_batch_size = internal_batch_size
 
-    def _attributions(self, used: _Prepared, target: TargetType) -> tuple[Tensor, ...]:
+    def _attributions(self, used: _Prepared) -> tuple[Tensor, ...]:
         size = self._internal_batch_size or used.portion()
         method: Any = IntegratedGradients(used.forward)
         attributions: tuple[Tensor, ...] = method.attribute(
-            used.values, baselines=used.baselines, target=target,
-            additional_forward_args=used.extra, n_steps=self._n_steps,
+            used.values, baselines=used.baselines, additional_forward_args=used.extra,
+            n_steps=self._n_steps,
             internal_batch_size=max(size, len(used.values[0])),
         )  # fmt: skip
         return attributions
@@ -310,17 +319,12 @@ class TokenGradientShap(FromBaseline):
         self._n_samples = n_samples
         self._stdevs = stdevs
 
-    def _attributions(self, used: _Prepared, target: TargetType) -> tuple[Tensor, ...]:
+    def _attributions(self, used: _Prepared) -> tuple[Tensor, ...]:
         # one by one: of several Captum draws random numbers for all, and of their baselines any
-        count = len(used.values[0])
-        several = isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1)
-        targets: Any = target if several else [target] * count
-        if len(targets) != count:
-            raise TargetError(f"{len(targets)} targets were given for {count} examples.")
-        parts = [self._of_one(used.row(row), one) for row, one in enumerate(targets)]
+        parts = [self._of_one(used.row(row)) for row in range(len(used.values[0]))]
         return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
-    def _of_one(self, used: _Prepared, target: TargetType) -> tuple[Tensor, ...]:
+    def _of_one(self, used: _Prepared) -> tuple[Tensor, ...]:
         method: Any = GradientShap(used.forward)
         sums = [torch.zeros_like(value) for value in used.values]
         portion = used.portion()
@@ -329,7 +333,7 @@ class TokenGradientShap(FromBaseline):
                 count = min(portion, self._n_samples - start)
                 means = method.attribute(
                     used.values, used.baselines, n_samples=count, stdevs=self._stdevs,
-                    target=target, additional_forward_args=used.extra,
+                    additional_forward_args=used.extra,
                 )  # fmt: skip
                 sums = [a + mean.detach() * count for a, mean in zip(sums, means, strict=True)]
         return tuple(a / self._n_samples for a in sums)
@@ -373,10 +377,10 @@ class TokenSaliency(OnTokens):
             are a tuple.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            used, target = self._prepare(inputs, additional_forward_args, target)
+            used = self._prepare(inputs, additional_forward_args, target)
             values = tuple(value.requires_grad_() for value in map(torch.clone, used.values))
             gradients: tuple[Tensor, ...] = Saliency(used.forward).attribute(
-                values, target=target, additional_forward_args=used.extra
+                values, additional_forward_args=used.extra
             )
             if not used.is_ids:
                 return formatted([gradients[0].detach()], used.is_tuple)

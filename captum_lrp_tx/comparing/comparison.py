@@ -90,9 +90,11 @@ class Comparison:
         wanted = {plain(name)}
         with contextlib.suppress(InputError):
             wanted.add(plain(find_method(name).name))
-        for row in self.rows:
-            if plain(row.name) in wanted:
-                return row
+        # as it is written first: names of one's own may differ by a dot (1.0 and 10)
+        for fits in (lambda row: row.name == name, lambda row: plain(row.name) in wanted):
+            found = [row for row in self.rows if fits(row)]
+            if found:
+                return found[0]
         raise KeyError(name)
 
     def __iter__(self) -> Iterator[Row]:

@@ -184,6 +184,9 @@ def test_class_index_prefers_exact_names():
     assert class_number("1", ["x", "y"]) == 1
     with pytest.raises(TargetError, match="0 A, 1 AA"):
         class_number("aaa", ["A", "AA"])
+    with pytest.raises(TargetError, match="2 classes are called 'a': 0, 1; give the number"):
+        class_number("a", ["a", "a", "b"])
+    assert class_number(1, ["a", "a"]) == 1
     np = pytest.importorskip("numpy")
     assert class_number(np.int64(1), ["x", "y"]) == 1
     for wanted in (True, 1.0, None):

@@ -425,6 +425,26 @@ def test_a_method_of_ones_own(text):
         rows["IG"]
 
 
+def test_names_that_differ_by_a_dot_are_two_methods(text):
+    rows = compare(*text[:2], 1, methods=[
+        (f"gamma {gamma}", lambda m, g=gamma: ConservativeLRP(m, "lrp-gamma" if g == 10 else "lrp"))
+        for gamma in (1.0, 10)
+    ])  # fmt: skip
+    assert [rows[row.name] is row for row in rows] == [True, True]
+    assert rows["Gamma (10)"] is rows["gamma 1.0"]  # in another spelling they are the same
+
+
+@pytest.mark.parametrize("make", [TokenIntegratedGradients, TokenGradientShap, TokenSaliency])
+def test_captums_methods_take_the_targets_of_the_others(make, text):
+    model, inputs, *_ = text
+    explainer, expected = make(model), make(model).attribute(inputs, 1)
+    for target in ("positive", ["positive"], (1,), torch.tensor([1], dtype=torch.uint8)):
+        assert torch.equal(explainer.attribute(inputs, target), expected)
+    for target in ("pos", 2, [1, 1], True, 1.0, None):
+        with pytest.raises(TargetError):
+            explainer.attribute(inputs, target)
+
+
 @pytest.mark.parametrize("sums_up", [True, False])
 @pytest.mark.parametrize("least", [0.0, -1.0])
 def test_what_sums_up_has_a_sign_even_if_nothing_is_negative(text, sums_up, least):

@@ -345,6 +345,10 @@ def test_labels_must_fit(text):
         quick(text, labels="positive")
     assert quick(text, labels=torch.tensor([1, 0, 1])).accuracy == pytest.approx(2 / 3)
     assert quick(text, labels=["1", "Negative", None]).accuracy == 1.0
+    stars = {"class_names": ["1", "2"]}  # not the numbers of these classes
+    assert quick(text, labels=["2", "1", 1], **stars).accuracy == pytest.approx(2 / 3)
+    with pytest.raises(InputError, match=r"label 0: there is no class .0.; .* 0 1, 1 2"):
+        quick(text, labels=["0", "1", "1"], **stars)
 
 
 @pytest.mark.parametrize(

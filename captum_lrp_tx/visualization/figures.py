@@ -20,7 +20,7 @@ from captum_lrp_tx.visualization.canvas import (
 )
 from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
 from captum_lrp_tx.visualization.glyphs import families, quiet_about_glyphs
-from captum_lrp_tx.visualization.layout import placed, wrapped
+from captum_lrp_tx.visualization.layout import chunks, placed, wrapped
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
 from captum_lrp_tx.visualization.wording import printable
 
@@ -63,7 +63,9 @@ def figure(heatmap: TokenHeatmap, *, width: float = 6.5, merge: bool = True) -> 
     room = total_width - 2 * margin
     lines = list(wrapped(pieces, room, measure, gap))
     facts = heatmap.facts()
-    head = size * 1.9 if heatmap.title else 0.0
+    bold = 1.25  # how much wider such letters are, at most
+    title = broken(printable(heatmap.title), lambda text: ruler(text) * bold, room)
+    head = size * (0.5 + 1.4 * len(title)) if heatmap.title else 0.0
     notes = notes_of(facts, lambda text: ruler(text) * small / size, room)
     height = 2 * margin + head + len(notes) * small * 1.55 + 4 + len(lines) * step + 16
     drawing = new_figure(width, height / 72)
@@ -75,15 +77,16 @@ def figure(heatmap: TokenHeatmap, *, width: float = 6.5, merge: bool = True) -> 
 
     y = -margin
     if heatmap.title:
-        write(margin, y - size, printable(heatmap.title), fontsize=size, fontweight="bold")
+        for number, line in enumerate(title):
+            write(margin, y - size * (1 + 1.4 * number), line, fontsize=size, fontweight="bold")
         y -= head
     for note in notes:
         write(margin, y - small, note, fontsize=small, color=GREY)
         y -= small * 1.55
     y -= 4
     patches = matplotlib("patches")
-    for line in lines:
-        for x, text, piece in placed(line, pieces, room, measure, gap):
+    for row in lines:
+        for x, text, piece in placed(row, pieces, room, measure, gap):
             background, ink = colour_of(piece.relevance, scale, piece.special)
             box = patches.FancyBboxPatch(
                 (margin + x, y - step + 3.2), measure(text), step - 4.6,
@@ -196,16 +199,29 @@ def image_figure(
 def notes_of(
     facts: Sequence[tuple[str, str]], measure: Callable[[str], float], width: float
 ) -> list[str]:
-    """The facts in as few lines as they need."""
+    """The facts in as few lines as they need; one that is wider than a line goes on in the next."""
     lines = [""]
     for name, text in facts:
         fact = f"{name}: {text}"
         joined = f"{lines[-1]}    {fact}" if lines[-1] else fact
-        if measure(joined) <= width or not lines[-1]:
+        if measure(joined) <= width:
             lines[-1] = joined
         else:
-            lines.append(fact)
+            lines += broken(fact, measure, width)
     return [line for line in lines if line]
+
+
+def broken(text: str, measure: Callable[[str], float], width: float) -> list[str]:
+    """A text in lines, broken between words, or in a word that is wider than a line."""
+    lines = [""]
+    for word in text.split(" "):
+        for part in chunks(word, width, measure):
+            joined = f"{lines[-1]} {part}" if lines[-1] else part
+            if measure(joined) <= width or not lines[-1]:
+                lines[-1] = joined
+            else:
+                lines.append(part)
+    return lines
 
 
 def _legend(axes: Any, x: float, y: float, scale: float, measure: Callable[[str], float]) -> None:

@@ -23,7 +23,7 @@ def wrapped(
     used = 0.0
     for piece in pieces:
         space = piece.space
-        for text in _chunks(piece.text, width - gap, measure):
+        for text in chunks(piece.text, width - gap, measure):
             needed = measure(text)
             if line and used + needed + (gap if space else 0.0) > width:
                 yield line
@@ -73,7 +73,8 @@ def placed(
     return [(start + x, text, piece) for x, text, piece in made]
 
 
-def _chunks(text: str, width: float, measure: Callable[[str], float]) -> Iterator[str]:
+def chunks(text: str, width: float, measure: Callable[[str], float]) -> Iterator[str]:
+    """A text cut where it is wider than a line."""
     while len(text) > 1 and measure(text) > width:
         # the longest beginning that fits, by bisection; at least one character
         cut = max(bisect_right(range(1, len(text)), width, key=lambda n: measure(text[:n])), 1)

@@ -315,6 +315,22 @@ def test_png_grows_with_the_text(tmp_path):
     assert 150 < first.size[1] < 300 < second.size[1] < 3000
 
 
+def test_long_facts_and_titles_go_on_in_the_next_line():
+    """What was wider than the figure was cut off at its edge."""
+    pytest.importorskip("matplotlib")
+    told = [("prediction", "good"), ("warning", "many words " * 20 + "x" * 200)]
+    drawn = viz.figure(
+        TokenHeatmap(["good"], [1.0], title="Relevance for " + "it " * 60, told=told)
+    )
+    drawn.set_dpi(200)  # as files are written
+    texts = drawn.axes[0].texts
+    right = max(text.get_window_extent().x1 for text in texts)
+    assert right <= drawn.bbox.width
+    shown = " ".join(text.get_text() for text in texts)
+    assert shown.count("many words") == 20 and shown.count("x") == 200 and shown.count("it ") == 60
+    assert min(text.get_window_extent().y0 for text in texts) >= 0
+
+
 def test_png_shows_both_signs():
     pytest.importorskip("matplotlib")
     np = pytest.importorskip("numpy")

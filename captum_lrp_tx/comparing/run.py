@@ -13,7 +13,7 @@ from captum._utils.common import _format_additional_forward_args
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_lrp_tx.attr.class_names import by_number
+from captum_lrp_tx.attr.class_names import by_number, refuse_argmax_of_numbers
 from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, select_target
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.misfits import told_misfits
@@ -167,12 +167,15 @@ def _output(
     model: Callable[..., Any], prepared: Inputs, target: TargetType, additional: Any
 ) -> tuple[Any, float]:
     """The target and the value of the output to explain."""
-    target = by_number(target, find_modules(model))
+    modules = find_modules(model)
+    target = by_number(target, modules)
     args, kwargs = prepared.call_arguments()
     more = tuple(map(fresh, _format_additional_forward_args(additional) or ()))
     with told_misfits(model, kwargs or args, more):
         output = output_tensor(model(*args, *more, **kwargs))
     if target is None and output.dim() == 2:
+        if output.shape[1] > 1:
+            refuse_argmax_of_numbers(modules)
         target = int(output[0].argmax())
     selected = select_target(output, target)
     if selected.numel() != 1:

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from captum_lrp_tx._version import __version__
-from captum_lrp_tx.attr.class_names import by_number, labels_of
+from captum_lrp_tx.attr.class_names import by_number, refuse_argmax_of_numbers
 from captum_lrp_tx.attr.conservative import forward_of
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.targets import Target
@@ -129,7 +129,7 @@ def attribute_dataset(
     if not (isinstance(target, str) and target in ("predicted", "label")):
         target = by_number(target, named)
     elif target == "predicted":
-        _refuse_numbers(getattr(modules[0], "config", None) if modules else None)
+        refuse_argmax_of_numbers(named[:1])
     refuse_training(forward)
     encoded = encode(
         data, tokenizer, text_column=text_column, max_length=max_length, workers=workers
@@ -212,16 +212,6 @@ def _write_missing(
 
 def _tokens(encoded: Encoded, batch: Batch) -> int:
     return sum(len(encoded.examples[row]["input_ids"]) for row in batch)
-
-
-def _refuse_numbers(config: Any) -> None:
-    """Of several numbers of a regression none is a prediction before the others."""
-    count = getattr(config, "num_labels", None) or 1
-    if getattr(config, "problem_type", None) == "regression" and count > 1:
-        raise TargetError(
-            f"the model is a regression with {count} numbers; name one as target: "
-            f"{', '.join(labels_of(config, count))}"
-        )
 
 
 def _wanted(target: Any, encoded: Encoded) -> list[Wanted]:

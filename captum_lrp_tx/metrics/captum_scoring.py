@@ -30,7 +30,7 @@ from captum_lrp_tx.metrics.captum_arguments import (
 from captum_lrp_tx.metrics.captum_perturbations import RandomMasking, UniformNoise
 from captum_lrp_tx.metrics.captum_table import CaptumScore, CaptumScores
 from captum_lrp_tx.metrics.masking import Masker
-from captum_lrp_tx.metrics.targets import target_outputs
+from captum_lrp_tx.metrics.targets import target_classes, target_outputs
 from captum_lrp_tx.propagation.model.modules import find_modules
 
 #: The rules of Ali et al. 2022 one by one and together, and Integrated Gradients.
@@ -236,7 +236,7 @@ class _Chunk:
         for rows, batch, main, _ in self.parts(self.main):
             output = batch.with_main(main).call(self.model)
             if output.dim() > 1:
-                classes = target_outputs(output, None, rows).argmax(1)
+                classes = target_classes(None, target_outputs(output, None, rows), self.model)
                 for row, one in zip(rows.tolist(), classes.tolist(), strict=True):
                     found[row] = one
         return found

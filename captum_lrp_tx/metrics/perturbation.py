@@ -141,7 +141,7 @@ class Perturbation:
                 "the output of the whole inputs is NaN or infinite; "
                 "look at the inputs and the weights"
             )
-        self.target = target_classes(classes, self.whole)
+        self.target = target_classes(classes, self.whole, model)
         self._blank: Tensor | None = None
 
     def __len__(self) -> int:

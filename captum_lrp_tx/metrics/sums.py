@@ -235,7 +235,7 @@ def conservation(
                 raise NonFiniteError(
                     "the output is NaN or infinite; look at the inputs and the weights"
                 )
-            wanted = target_classes(_rows_of(classes, rows, len(batch)), found)
+            wanted = target_classes(_rows_of(classes, rows, len(batch)), found, model)
             outputs[rows] = logit(found, found, wanted).double()
             goal: Any = wanted.to(part.main.device)
             if position is not None:

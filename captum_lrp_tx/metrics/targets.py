@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.attr.class_names import by_number
+from captum_lrp_tx.attr.class_names import by_number, refuse_argmax_of_numbers
 from captum_lrp_tx.errors import OutputError, TargetError
 from captum_lrp_tx.propagation.model.modules import find_modules
 
@@ -95,18 +95,22 @@ def target_outputs(outputs: Tensor, position: Position | None, rows: Tensor) -> 
     return outputs
 
 
-def target_classes(target: Any, whole: Tensor) -> Tensor:
+def target_classes(target: Any, whole: Tensor, model: Any = None) -> Tensor:
     """The class of each example, ``(examples,)``; the predicted one if there is no target.
 
     Args:
         target (int, Tensor or list, optional): Classes as of :func:`split_target`.
         whole (Tensor): Outputs, ``(examples, classes)``.
+        model (callable, optional): Whose configuration may say that its outputs are no classes.
 
     Raises:
-        TargetError: The target is malformed or out of range.
+        TargetError: The target is malformed or out of range, or missing for a regression with
+            several numbers.
     """
     examples, count = whole.shape
     if target is None:
+        if model is not None and count > 1:
+            refuse_argmax_of_numbers(find_modules(model))
         return whole.argmax(1)
     try:
         classes = torch.as_tensor(target).cpu()

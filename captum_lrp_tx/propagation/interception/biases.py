@@ -301,7 +301,7 @@ def _is_same_for_all_rows(
 
     Constants of their own for tokens or examples (positions, what another model made) are summands
     that have nothing to do with the map.  A dimension of size 1 does not show which it is: there a
-    bias is what had one dimension, or is the whole of what the model stores.
+    bias is what had one dimension, or is or was made of the whole of what the model stores.
     """
     if not isinstance(constant, Tensor):
         return True
@@ -317,8 +317,8 @@ def _is_same_for_all_rows(
         return True
     if 1 in x.shape[-constant.dim() :]:
         base = constant if constant._base is None else constant._base
-        stored = isinstance(original, nn.Parameter) or context.isolation.is_stored(_once(constant))
-        if base.dim() != 1 and not stored:
+        stored = any(map(context.constants.is_whole, (constant, _once(constant))))
+        if base.dim() != 1 and not (stored or isinstance(original, nn.Parameter)):
             return False
     rows = _rows_of(found)
     ones = torch.ones((), dtype=torch.float64, device=x.device).expand(x.shape)

@@ -6,6 +6,7 @@ tensor requires a gradient exactly if it depends on the explained inputs.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ _LAST = 0xFFFF
 _TRAINABLE = "_captum_lrp_tx_trainable"
 #: The attribute of constants that the model made of nothing but its own.
 _OF_MODEL = "_captum_lrp_tx_of_model"
+#: The attribute of those that it made of all entries of what it stores: of no slice for a token.
+_WHOLE = "_captum_lrp_tx_whole"
 #: So many autograd functions in a row are followed to the parameters that they took.
 _MOST_FUNCTIONS = 20
 
@@ -144,9 +147,17 @@ class Constants:
                 and all(map(self.is_of_model, tensors_in(made_of)))
             ):
                 setattr(x, _OF_MODEL, self._token)
+                sources = tensors_in(made_of)
+                if sources and all(self.is_whole(t, x.numel()) for t in sources):
+                    setattr(x, _WHOLE, self._token)
         elif isinstance(x, (list, tuple)):
             for item in x:
                 self.mark_of_model(item, made_of)
+
+    def is_whole(self, x: Tensor, most: float = math.inf) -> bool:
+        """Whether a constant has all entries, ``most`` of them, of what the model stores."""
+        is_whole = getattr(x, _WHOLE, None) is self._token or self._isolation.is_stored(x)
+        return is_whole and x.numel() <= most
 
     # ---- whether they were trained -----------------------------------------------------------
     def mark_trainable(self, x: Any) -> None:

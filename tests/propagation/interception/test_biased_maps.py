@@ -282,12 +282,14 @@ class Latent(nn.Module):
             return self.head(torch.tanh(y[:, 0] + number))
         if self.way == "made":  # of a parameter, by the model
             return self.head(torch.tanh(y[:, 0] + self.query[:, 0, :1].exp()))
+        if self.way == "scaled":  # all of it
+            return self.head(torch.tanh(self.map(x) + 2 * self.query.exp()).mean(1))
         query = self.query.expand(len(x), -1, -1) if self.way == "expanded" else self.query
         return self.head(torch.tanh(y + query)[:, 0])
 
 
 @pytest.mark.parametrize("options", WAYS[2::3])
-@pytest.mark.parametrize("way", ["expanded", "stored", "number", "made"])
+@pytest.mark.parametrize("way", ["expanded", "stored", "number", "made", "scaled"])
 def test_a_batch_of_one_is_no_other_case(way: str, options: Any) -> None:
     """What is a bias must not be told by the size of the batch."""
     torch.manual_seed(0)
@@ -300,6 +302,25 @@ def test_a_batch_of_one_is_no_other_case(way: str, options: Any) -> None:
     if way == "expanded":
         model.way = "stored"
         torch.testing.assert_close(explainer.attribute(x, 1, number), together)
+
+
+class Places(nn.Module):
+    """Rows of a learned table, scaled, for as many tokens as there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(PLACES.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ W + 2 * self.table[: x.shape[1]]).sum(1)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+def test_a_scaled_place_is_no_bias(tokens: int) -> None:
+    """One row of a table is not the whole of what the model stores, though it meets one token."""
+    x = torch.randn(2, tokens, 6, dtype=torch.float64)
+    got = ConservativeLRP(Places(), bias="distribute").attribute(x, target=1)
+    torch.testing.assert_close(got, x * W[:, 1])
 
 
 @pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])

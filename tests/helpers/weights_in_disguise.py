@@ -291,11 +291,37 @@ def log_sinkhorn(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
     return p(s.exp()) @ w.c(x)
 
 
+# ---- queries one by one -------------------------------------------------------------------------
+def factorised_by_entries(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    """Keys with a softmax over the tokens: what they have summed is read by queries as they are."""
+    summed = p(w.b(x).softmax(1)).mT @ w.c(x)
+    return (p(w.a(x))[..., None] * summed[:, None]).sum(2)
+
+
+def pooled_rows(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    """What queries have read is joined to tokens again, no mixture of experts."""
+    a, v = p(scores(w, x).softmax(-1)), w.c(x)
+    read = torch.stack([torch.einsum("bj,bjc->bc", a[:, i], v) for i in range(TOKENS)], 1)
+    return p((read @ w.vector).softmax(-1))[:, None] @ read + x
+
+
 # ---- what only looks like a part of a pattern --------------------------------------------------
 def by_one_weight(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
     """Divided by a single one of the exponentials, not by their sum."""
     e = (x @ w.vector).exp()
     return ((e[..., None] * w.c(x)).sum(1) / e[:, :1])[:, None] + x
+
+
+def energies(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    """Tokens compared with nothing but themselves."""
+    h = w.a(x)
+    return (h * h).sum(-1).sigmoid()[:, None] @ w.c(x) + x
+
+
+def two_of_one_gate(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    """Summed over what was stacked, not along the axis of the softmax."""
+    gate = (x @ w.vector).softmax(-1)[..., None]
+    return torch.stack([gate * w.c(x), gate * w.d(x)]).sum(0)
 
 
 def gate_behind_tanh(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
@@ -318,6 +344,10 @@ DISGUISED: dict[str, Callable[..., Any]] = {
     **{f"gated, {a}": gated(GATES[a]) for a in GATES},
     **{f"gated, {a}": gated(GATES["sigmoid"], READS[a]) for a in READS if a != "matmul"},
     "sinkhorn of logarithms": log_sinkhorn,
+    "factorised, by entries": factorised_by_entries,
+    "rows, pooled": pooled_rows,
     "divided by one weight": by_one_weight,
+    "energies": energies,
+    "two of one gate": two_of_one_gate,
     "gate behind a tanh": gate_behind_tanh,
 }  # fmt: skip

@@ -165,11 +165,11 @@ def _norm(context: Context, call: Call, quotient: bool) -> Tensor | None:
     if context.scope.rule(Kind.NORM) is None:
         return None
     degrees = context.degrees
-    if quotient and homogeneity.is_ratio(degrees, args[0], args[1]):
-        result = _tensor(call.run())
-        mark_node(result, homogeneity.IS_RATIO)  # what the ratio multiplies decides
-        return result
     for i in (1,) if quotient else (1, 0):
+        if homogeneity.is_ratio(degrees, args[1 - i], args[i], quotient):
+            result = _tensor(call.run())
+            mark_node(result, homogeneity.IS_RATIO)  # what the ratio multiplies decides
+            return result
         if homogeneity.are_weights(args[1 - i], args[i], quotient):
             other = _other(context, call, quotient)
             result = _tensor(call.run()) if other is None else other

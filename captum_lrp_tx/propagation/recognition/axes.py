@@ -74,19 +74,22 @@ def is_linear_map(node: Node) -> bool:
     return _MADE in node.metadata or node_name(node) == "Convolution"
 
 
-def note_weighed(result: Any, came_from: Sequence[tuple[Tensor, int] | None]) -> None:
+def note_weighed(
+    result: Any, came_from: Sequence[tuple[Tensor, int] | None], weights: Sequence[Tensor] = ()
+) -> None:
     """Remember for every axis of weighed values which tensor it came from, and its axis there.
 
-    The weights are constants by then, from which the graph leads nowhere.  ``None`` stands for an
-    axis that parameters made.
+    The ``weights`` are constants by then, from which the graph leads nowhere.  ``None`` stands for
+    an axis that parameters made.
     """
     node: Node | None = getattr(result, "grad_fn", None)
     if node is not None:
         node.metadata[_CAME_FROM] = [
             None if one is None else (one[0].grad_fn, one[1] % one[0].dim()) for one in came_from
         ]
-        tensors = [one[0] for one in came_from if one is not None and one[0].grad_fn is not None]
-        node.metadata[_MADE_OF] = {(t.grad_fn, t.output_nr) for t in tensors}
+        tensors = [*weights, *(one[0] for one in came_from if one is not None)]
+        made_of = {(t.grad_fn, t.output_nr) for t in tensors if t.grad_fn is not None}
+        node.metadata[_MADE_OF] = made_of
 
 
 def note_spread(result: Any, first: Tensor, second: Tensor) -> None:

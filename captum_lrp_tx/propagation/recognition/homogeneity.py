@@ -30,6 +30,8 @@ from captum_lrp_tx.propagation.recognition.degrees import (
 )
 
 _WEIGHTS = frozenset({"Sigmoid", "Hardsigmoid"})
+#: Norms by name, of whatever was multiplied before.
+_LENGTHS = frozenset({"LinalgVectorNorm", "Norm", "Std"})
 #: Where the node of a product notes that a norm was taken in several steps, and this is the last.
 IN_STEPS = "captum_lrp_tx.norm_in_steps"
 #: Where the node of a quotient notes that it compares norms and was multiplied with nothing yet.
@@ -165,21 +167,25 @@ def is_known(statistic: tuple[Node, int], source: tuple[Node, int]) -> bool:
     return set(found.of) <= {Source.at(source[0])}
 
 
-def is_ratio(degrees: Degrees, numerator: Tensor, divisor: Tensor) -> bool:
-    """Whether norms are compared with their own mean, as global response norm does."""
+def is_ratio(degrees: Degrees, numerator: Tensor, divisor: Tensor, quotient: bool) -> bool:
+    """Whether norms are compared with their own mean, as global response norm does.
+
+    If it is no ``quotient``, the divisor is given by its reciprocal.
+    """
     if numerator.grad_fn is None or divisor.grad_fn is None:
         return False
     search = degrees.shallow
-    below = search.degree(divisor.grad_fn, 0)
+    below = product([search.degree(divisor.grad_fn, 0)], (1.0 if quotient else -1.0,))
     if not (below.is_nonlinear and below.is_reduced):
         return False
     above = search.degree(numerator.grad_fn, 0)
     # not scores and their sums, which grow with queries and with keys
-    lengths = len(above.of) == 1 and all(abs(d - 1) < 1e-3 for d in above.of.values())
+    is_one = len(above.of) == 1 or node_name(moved(numerator.grad_fn, 0)[0]) in _LENGTHS
+    lengths = is_one and all(abs(d - 1) < 1e-3 for d in above.of.values())
     if not (lengths and above.is_nonlinear and above.is_reduced) or differs(above, below):
         return False
     # the largest of neighbours are a statistic, too, and have a norm like anything else
-    return not _is_of(degrees, divisor, numerator, quotient=True)
+    return not _is_of(degrees, divisor, numerator, quotient)
 
 
 def _cancels(numerator: float, divisor: float, found: Degree) -> bool:

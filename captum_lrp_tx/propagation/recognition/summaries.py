@@ -69,7 +69,8 @@ def summarize(result: Any, args: Sequence[Any], func: Any, weights: Sequence[int
             summary.keys.append((meaning, node, there + args[i].dim(), place))
     mark_node(result, SUMMARY, summary)
     if how is not None:
-        axes.note_weighed(result, [(args[i], axis) for i, axis in how.came_from(weights)])
+        came_from = [(args[i], axis) for i, axis in how.came_from(weights)]
+        axes.note_weighed(result, came_from, [args[i] for i in weights])
     return summary
 
 

@@ -309,7 +309,8 @@ def reading_of(first: Tensor, second: Tensor) -> Reading | None:
                 if one.shape[axis] != other.shape[axis] or one.shape[axis] == 1:
                     continue
                 key = keys_at(summary, steps, axis)
-                if key is not None and (gate_strength(one) or patterns.is_pattern(one)):
+                is_feature = gate_strength(one) or patterns.is_pattern(one)
+                if key is not None and (summary.is_certain or is_feature):
                     sums = [s.weighed for s, _ in found if s.weighed is not None]
                     return Reading(query, axis, key, sums)
     return None

@@ -104,6 +104,10 @@ OTHERS: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
         MATRIX[0] - x),
     "of norms by their mean, laid out anew": lambda x, n: (
         lambda y: y * n(relative(y.norm(dim=1))).unsqueeze(1))(x.tanh()),
+    "of norms of a product by their mean": lambda x, n: (
+        x * n(relative(x.norm(dim=1, keepdim=True)))),
+    "of norms by their mean, by a reciprocal": lambda x, n: (lambda y: (lambda g: y * n(
+        g * g.mean(-1, keepdim=True).reciprocal()))(y.norm(dim=1, keepdim=True)))(x.tanh()),
     "of norms by their mean, weighted": lambda x, n: (
         lambda y: y * (MATRIX[0] * n(relative(y.norm(dim=1, keepdim=True)))))(x.tanh()),
     # what is no norm
@@ -116,6 +120,7 @@ OTHERS: dict[str, Callable[[Tensor, Freeze], Tensor]] = {
     ).view(*x.shape[:2], 1),
     "by squares and moduli": lambda x, n: x
     / (x.square() + x.abs()).sum(-1, keepdim=True).sqrt(),
+    "a length by its own entries": lambda x, n: x.norm(dim=-1, keepdim=True) / x,
     "by a signed sum": lambda x, n: x / x.sum(-1, keepdim=True),
     "multiplied": lambda x, n: x * x.norm(dim=-1, keepdim=True),
     "scaled back": lambda x, n: (x / n(x.std(1, keepdim=True))).tanh() * x.std(1, keepdim=True),

@@ -500,6 +500,11 @@ def test_sentence_transformers_embed_by_themselves(tokenizer: Any) -> None:
     expected = lrp.explain(inner, tokenizer, ("a good film", "the film is good"))
     assert made.task == "similarity of two texts" and made.value == pytest.approx(expected.value)
     torch.testing.assert_close(made.relevance, expected.relevance)
+    assert not made.warnings
+    model = Sentences().eval()
+    model.prompts, model.default_prompt_name = {"query": "the "}, "query"  # type: ignore[assignment]
+    (told,) = lrp.explain(model, tokenizer, ("good film", "film is good")).warnings
+    assert "puts the prompt 'the ' before every text" in told
 
 
 def test_a_real_model_of_sentiment(shared: Any) -> None:

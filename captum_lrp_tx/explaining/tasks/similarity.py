@@ -77,7 +77,7 @@ class Similarity(Task):
         yield Case(
             self.name, forward, inputs, partial(whole, of=of),
             of_texts(tokens, "first_input_ids", "second_input_ids"),
-            warnings=tuple(dict.fromkeys(first.warnings + second.warnings)),
+            warnings=tuple(dict.fromkeys((*first.warnings, *second.warnings, *_prompts(model)))),
         )  # fmt: skip
 
 
@@ -89,6 +89,18 @@ def _part(given: Mapping[str, Any], part: str) -> dict[str, Any]:
 def _embeds_itself(model: Callable[..., Any]) -> bool:
     """Whether it is a model of sentence-transformers."""
     return hasattr(model, "encode") and hasattr(model, "tokenize")
+
+
+def _prompts(model: Any) -> list[str]:
+    """What to know of the prompt that a model of sentence-transformers puts before every text."""
+    name = getattr(model, "default_prompt_name", None)
+    prompt = (getattr(model, "prompts", None) or {}).get(name)
+    if not _embeds_itself(model) or not prompt:
+        return []
+    return [
+        f"encode() of this model puts the prompt {prompt!r} before every text, explain() does not; "
+        "write it before both texts to explain what encode() compares"
+    ]
 
 
 def _refuse_other_embeddings(model: Callable[..., Any]) -> None:

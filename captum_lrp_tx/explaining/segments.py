@@ -77,6 +77,8 @@ def _named(segments: Segments) -> list[tuple[str, str]]:
     for name, text in named:
         if not isinstance(text, str):
             raise InputError(f"the segment {name!r} is no text but {type(text).__name__}")
+        if name == REST:
+            raise InputError(f"a segment is called {REST!r}, as what lies in none; rename it")
     return named
 
 

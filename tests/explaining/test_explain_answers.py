@@ -178,6 +178,7 @@ def test_pieces_of_characters_that_take_several_tokens() -> None:
     [
         ({"first": "a tree"}, "is not in the text as it stands"),
         ({"first": 3}, "is no text but int"),
+        ({"rest": "a good film"}, "is called 'rest', as what lies in none"),
         (["the old"], "chat messages, or texts by name"),
     ],
 )

@@ -90,11 +90,23 @@ class RandomAttribution(CaptumMethod):
         row = row.cpu()
         shown = torch.ones(row.shape, dtype=torch.bool) if mask is None else mask.cpu()
         content = row[shown].contiguous()
-        digest = zlib.crc32(content.view(torch.uint8).numpy().tobytes(), position)
-        generator = torch.Generator().manual_seed((self.seed * 0x9E3779B1 + digest) % 2**63)
+        generator = generator_of(content, self.seed, position)
         numbers = torch.zeros(row.shape)
         numbers[shown] = torch.randn(content.shape, generator=generator)
         return numbers
+
+
+def generator_of(content: Tensor, seed: int, position: int = 0) -> torch.Generator:
+    """Random numbers of an example, whatever is in the batch beside it.
+
+    Args:
+        content (Tensor): Of the example, without padding.
+        seed (int): The same seed gives the same numbers for the same content.
+        position (int): Of several inputs of the example.
+    """
+    flat = content.detach().cpu().contiguous().flatten()
+    digest = zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), position)
+    return torch.Generator().manual_seed((seed * 0x9E3779B1 + digest) % 2**63)
 
 
 def mask_of(inputs: Any, key: str, x: Tensor) -> Tensor | None:

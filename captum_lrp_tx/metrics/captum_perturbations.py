@@ -21,7 +21,7 @@ For noise on such relevance pass ``multiply_by_inputs=True`` to :class:`Gaussian
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from captum._utils.common import safe_div
 from torch import Tensor
 
 from captum_lrp_tx.attr.conservative import AttributionInputs
+from captum_lrp_tx.attr.random import generator_of
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.masking import Masker
@@ -42,8 +43,9 @@ class RandomMasking:
     perturbation is 1 where a feature is hidden and 0 elsewhere, in the shape of the inputs; it is 1
     also where the hidden feature looked like its replacement before.
 
-    Samples are drawn one after the other, so they do not depend on how many Captum puts into a
-    batch (``max_examples_per_batch``).  An object goes on where it stopped: make a new one, or
+    Samples are drawn one after the other, and for each example by its content, so they depend
+    neither on how many Captum puts into a batch (``max_examples_per_batch``) nor on what else is in
+    it.  An object goes on where it stopped: make a new one, or
     call :meth:`restart`, to perturb the inputs of another method in the same way.
 
     Args:
@@ -102,7 +104,11 @@ class RandomMasking:
 
     def restart(self) -> None:
         """Draw the same samples again."""
-        self._generator = torch.Generator().manual_seed(self.seed)
+        main = self._batch.main.cpu()
+        own = zip(main, self._features, strict=True)
+        # the tokens that can be hidden; pixels all
+        contents = [x[some] if x.shape == some.shape else x for x, some in own]
+        self._generators = [generator_of(content, self.seed) for content in contents]
 
     def __call__(self, inputs: Any, baselines: Any = None) -> tuple[Tensor, Tensor]:
         """Perturbations and perturbed inputs.
@@ -139,17 +145,17 @@ class RandomMasking:
 
     def _draw(self) -> Tensor:
         """One sample for each example: which of its features are hidden."""
-        counts = self._features.sum(1)
-        if self.share is None:
-            chance = torch.rand(len(counts), generator=self._generator)
-            wanted = (chance * counts).floor().long() + 1
-        else:
-            wanted = (counts * self.share + 0.5).floor().long()
-        wanted = wanted.clamp(min=1).minimum(counts)
-        numbers = torch.rand(self._features.shape, generator=self._generator)
-        numbers = numbers.masked_fill(~self._features, math.inf)
-        ranks = numbers.argsort(1).argsort(1)
-        return (ranks < wanted[:, None]) & self._features
+        hidden = torch.zeros_like(self._features)
+        for row, generator in enumerate(self._generators):
+            places = self._features[row].nonzero()[:, 0]
+            count = len(places)
+            if self.share is None:
+                wanted = int(torch.rand((), generator=generator) * count) + 1
+            else:
+                wanted = int(count * self.share + 0.5)
+            order = torch.rand(count, generator=generator).argsort()
+            hidden[row, places[order[: min(max(wanted, 1), count)]]] = True
+        return hidden
 
     def _indicator(self, hidden: Tensor, batch: Batch) -> Tensor:
         inputs = batch.main
@@ -267,6 +273,34 @@ class UniformNoise:
             return tuple(self(x, perturb_radius) for x in inputs)
         _check_float(inputs)
         noise = torch.rand(inputs.shape, generator=self._generator) * 2 - 1
+        return inputs + perturb_radius * noise.to(inputs.device, inputs.dtype)
+
+
+class NoiseOfEach:
+    """:class:`UniformNoise` that each example has from its own generator, and none on padding.
+
+    Args:
+        contents (sequence of Tensor): Of the examples, without padding.
+        seed (int): Of the noise.
+        lengths (sequence of int, optional): How many tokens of each example get noise.
+    """
+
+    def __init__(
+        self, contents: Sequence[Tensor], seed: int, lengths: Sequence[int] | None = None
+    ) -> None:
+        self._generators = [generator_of(content, seed) for content in contents]
+        self._lengths = lengths
+
+    def __call__(self, inputs: Any, perturb_radius: float = 0.02) -> Any:
+        """Inputs with noise, the samples of one example next to each other."""
+        if isinstance(inputs, tuple):
+            return tuple(self(x, perturb_radius) for x in inputs)
+        noise = torch.zeros(inputs.shape)
+        samples = len(inputs) // len(self._generators)
+        for place, row in enumerate(noise):
+            example = place // samples
+            own = row if self._lengths is None else row[: self._lengths[example]]
+            own.copy_(torch.rand(own.shape, generator=self._generators[example]) * 2 - 1)
         return inputs + perturb_radius * noise.to(inputs.device, inputs.dtype)
 
 

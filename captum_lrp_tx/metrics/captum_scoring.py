@@ -27,7 +27,7 @@ from captum_lrp_tx.metrics.captum_arguments import (
     explanation,
     spread_over_pixels,
 )
-from captum_lrp_tx.metrics.captum_perturbations import RandomMasking, UniformNoise
+from captum_lrp_tx.metrics.captum_perturbations import NoiseOfEach, RandomMasking
 from captum_lrp_tx.metrics.captum_table import CaptumScore, CaptumScores
 from captum_lrp_tx.metrics.masking import Masker
 from captum_lrp_tx.metrics.targets import target_classes, target_outputs
@@ -61,7 +61,8 @@ def captum_scores(
 
     **Infidelity**: tokens or patches are hidden at random (:class:`RandomMasking`); the sum of the
     relevance of what was hidden is compared with the change of the output. All methods see the same
-    perturbations. Relevance of patches counts for all their pixels in equal shares.
+    perturbations, which for each example depend on the seed and on its content only. Relevance of
+    patches counts for all their pixels in equal shares.
     What hidden features are replaced by matters: gradient x input and LRP explain against an input
     of zeros, Integrated Gradients against its baseline, so ``MaskPatches(4, value=0.0)`` suits the
     former even where the background has another value.
@@ -333,10 +334,13 @@ class _Chunk:
         count = len(self.batch)
         start = self.main if self.embedded is None else self.embedded.inputs
         at_once = min(max(settings.batch_size, count), count * settings.noise_samples)
+        lengths = self.lengths or [self.main.shape[1]] * count
+        own = [x[:length] for x, length in zip(self.main, lengths, strict=True)]
+        noise = NoiseOfEach(own, settings.seed, self.lengths)
         changes = sensitivity_max(
-            lambda inputs: self.explain(method, settings, inputs), start,
-            UniformNoise(settings.seed), perturb_radius=settings.radius,
-            n_perturb_samples=settings.noise_samples, max_examples_per_batch=at_once,
+            lambda inputs: self.explain(method, settings, inputs), start, noise,
+            perturb_radius=settings.radius, n_perturb_samples=settings.noise_samples,
+            max_examples_per_batch=at_once,
         ).detach().double().cpu().reshape(count)  # fmt: skip
         # an output may happen to be near zero; rounding errors are those of the usual size
         size = self.output.abs().cpu()

@@ -42,7 +42,12 @@ from captum_lrp_tx.metrics.captum_arguments import (
     explanation,
     spread_over_pixels,
 )
-from captum_lrp_tx.metrics.captum_perturbations import GaussianNoise, RandomMasking, UniformNoise
+from captum_lrp_tx.metrics.captum_perturbations import (
+    GaussianNoise,
+    NoiseOfEach,
+    RandomMasking,
+    UniformNoise,
+)
 from captum_lrp_tx.metrics.captum_scoring import captum_scores
 from captum_lrp_tx.metrics.masking import MaskTokens, RemoveTokens
 from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
@@ -495,6 +500,8 @@ def test_scores_of_text_are_captums(untouched: Any) -> None:
     embedded = embedded_inputs(bert(), given)
     rows = embedded.inputs[given["attention_mask"] > 0]
     radius = 0.1 * float(rows.double().std(correction=0))
+    lengths = given["attention_mask"].sum(1).tolist()
+    contents = [row[:length] for row, length in zip(ids, lengths, strict=True)]
     for name in ("LRP(LN)", "LRP"):
         method = METHODS[name](bert(), None)
         relevance = method.attribute(given, target=[2, 0])
@@ -506,8 +513,9 @@ def test_scores_of_text_are_captums(untouched: Any) -> None:
             )  # fmt: skip
             close(scores[name].values[key], expected, rtol=1e-3, atol=1e-6)
         expected = sensitivity_max(
-            embedded.forward.explanation(method), embedded.inputs, UniformNoise(6),
-            perturb_radius=radius, n_perturb_samples=3, target=[2, 0],
+            embedded.forward.explanation(method), embedded.inputs,
+            NoiseOfEach(contents, 6, lengths), perturb_radius=radius, n_perturb_samples=3,
+            target=[2, 0],
             additional_forward_args=embedded.additional_forward_args,
         )  # fmt: skip
         close(scores[name].values["sensitivity"], expected, rtol=1e-3, atol=1e-5)
@@ -569,9 +577,13 @@ def test_scores_do_not_depend_on_batches_padding_or_company() -> None:
         rtol=1e-3,
         atol=1e-5,
     )
-    # each example is a batch of its own with batch_size=1: other random numbers, same examples
+    # with batch_size=1 each example is a batch of its own, with the same random numbers
     single = captum_scores(bert(), given, ["LRP"], target=1, batch_size=1, **options)
-    assert single["LRP"].n == 3 and bool(torch.isfinite(single["LRP"].values["infidelity"]).all())
+    turned = {key: value.flip(0) for key, value in given.items()}
+    other = captum_scores(bert(), turned, ["LRP"], target=1, batch_size=2, **options)
+    for name, expected in alone["LRP"].values.items():
+        close(single["LRP"].values[name], expected, rtol=1e-3, atol=1e-5)
+        close(other["LRP"].values[name].flip(0), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_targets_of_all_kinds() -> None:

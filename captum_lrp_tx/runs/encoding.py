@@ -72,11 +72,12 @@ def encode(
             taken off.
         tokenizer (PreTrainedTokenizerBase, optional): Needed for texts.
         text_column (str, optional): Where the texts are; ``sentence`` or ``text`` unless given.
-        max_length (int, optional): Longer texts are cut to so many tokens.
+        max_length (int, optional): Longer texts are cut to so many tokens; token ids are not.
         workers (int): Processes that tokenize, beside this one.
 
     Raises:
-        InputError: No examples, no tokenizer, or something that cannot be read.
+        InputError: No examples, no tokenizer, token ids beyond ``max_length``, or something that
+            cannot be read.
 
     Example::
 
@@ -108,6 +109,11 @@ def encode(
         raise InputError(f"cannot read examples from {type(data).__name__}: {_KINDS}")
     if not examples:
         raise InputError("there are no examples; give at least one")
+    if max_length is not None and max(map(len, (e["input_ids"] for e in examples))) > max_length:
+        raise InputError(
+            f"max_length={max_length} cuts texts, and these are token ids; let the tokenizer cut "
+            f"them: tokenizer(..., truncation=True, max_length={max_length})"
+        )
     empty = next((i for i, example in enumerate(examples) if not len(example["input_ids"])), None)
     if empty is not None:
         raise InputError(f"example {empty} has no tokens; leave it out")

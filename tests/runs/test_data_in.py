@@ -17,6 +17,7 @@ from captum_lrp_tx.metrics import Perturbation
 from captum_lrp_tx.metrics.patches import MaskPatches
 from captum_lrp_tx.metrics.targets import split_target, target_outputs
 from captum_lrp_tx.reporting.samples import read_samples
+from captum_lrp_tx.runs.encoding import encode
 from captum_lrp_tx.runs.subject import device_of
 
 IDS = torch.tensor([[5, 6, 0], [7, 8, 9]])
@@ -240,3 +241,10 @@ def test_values_of_patches() -> None:
         images = torch.rand(2, 1, 4, 4)
         with pytest.raises(InputError, match="does not fit images of shape"):
             _ = Perturbation(lambda x: x.flatten(1)[:, :3], images, [0, 1], masker=masker).blank
+
+
+def test_token_ids_are_not_cut() -> None:
+    batch = {"input_ids": torch.tensor([[1, 2, 3, 4]]), "attention_mask": torch.ones(1, 4)}
+    assert encode([batch], max_length=4).lengths() == [4]
+    with pytest.raises(InputError, match="max_length=3 cuts texts, and these are token ids"):
+        encode([batch], max_length=3)

@@ -169,6 +169,42 @@ def test_multiple_choice(tokenizer: Any) -> None:
         lrp.explain(model, tokenizer, "who?")
 
 
+class Reads(torch.nn.Module):
+    """Scores choices by one of their places, or by all of them with their padding."""
+
+    def __init__(self, places: slice) -> None:
+        super().__init__()
+        self.table, self.head, self.places = (
+            torch.nn.Embedding(40, 4),
+            torch.nn.Linear(4, 1),
+            places,
+        )
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.head(self.table(input_ids)[:, :, self.places].sum(2))
+        return scores[..., 0]
+
+
+def test_choices_are_filled_up_where_the_model_does_not_see_it(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = ("who made the film?", ["Anna made it.", "Rome"])
+    model, last = bert("ForMultipleChoice"), Reads(slice(-2, -1)).eval()
+    expected = lrp.explain(model, tokenizer, item, "Rome")
+    monkeypatch.setattr(tokenizer, "padding_side", "left")
+    found = lrp.explain(model, tokenizer, item, "Rome")
+    assert torch.equal(found.relevance, expected.relevance) and found.value == expected.value
+    made = lrp.explain(last, tokenizer, item, "Rome", task="multiple choice")
+    conserved(made)
+    ids = tokenizer(item[0], "Rome", return_tensors="pt")["input_ids"]
+    alone = last(ids[None], torch.ones_like(ids[None]))
+    assert made.value == pytest.approx(float(alone), abs=1e-6)
+    with pytest.raises(InputError, match="other scores than alone; give choices of the same"):
+        lrp.explain(Reads(slice(None)).eval(), tokenizer, item, task="multiple choice")
+    same = (item[0], ["Anna", "Rome"])  # what it suggests works
+    conserved(lrp.explain(Reads(slice(None)).eval(), tokenizer, same, task="multiple choice"))
+
+
 def test_masked_token(tokenizer: Any) -> None:
     model = bert("ForMaskedLM")
     made = lrp.explain(model, tokenizer, "the film is [MASK].", target="good")

@@ -22,8 +22,10 @@ from captum_lrp_tx.explaining.tasks.base import (
     of_texts,
     refuse_answer,
 )
-from captum_lrp_tx.explaining.texts import Reader, encode
+from captum_lrp_tx.explaining.texts import Encoded, Reader, encode
 from captum_lrp_tx.explaining.words import Tokens
+from captum_lrp_tx.propagation.model.outputs import output_tensor
+from captum_lrp_tx.runs.padding import is_alike
 from captum_lrp_tx.runs.subject import device_of
 
 
@@ -75,6 +77,38 @@ def _number(values: Tensor, wish: Wish, labels: list[str]) -> Choice:
     choice = choose(values, wish, ClassNames(labels))
     explains = choice.explains.removeprefix("logit of ")
     return replace(choice, explains=explains, prediction="", probability=None)
+
+
+def _together(rows: list[Encoded], reader: Reader) -> dict[str, Tensor]:
+    """The choices as one example, filled up where the model does not see it.
+
+    Models that read the first place, or count places from there, see padding on the left, and those
+    that read the last one on the right.
+
+    Raises:
+        InputError: If there is no mask, or the model sees padding on both sides.
+    """
+    columns = {key: [row.inputs[key][0].tolist() for row in rows] for key in rows[0].inputs}
+    lengths = {row.inputs["input_ids"].shape[1] for row in rows}
+    is_told = len(lengths) > 1 and not getattr(reader.model, "training", False)  # of no dropout
+    with torch.no_grad():
+        alone = [
+            output_tensor(reader.model(**{key: value[None] for key, value in row.inputs.items()}))
+            for row in (rows if is_told else ())
+        ]
+        for side in ("right", "left"):
+            padded = reader.tokenizer.pad(columns, return_tensors="pt", padding_side=side)
+            if "attention_mask" not in padded:
+                raise InputError(
+                    "the tokenizer gives no attention mask, so choices cannot be padded"
+                )
+            inputs = {key: value[None].to(device_of(reader.model)) for key, value in padded.items()}
+            if not alone or is_alike(output_tensor(reader.model(**inputs)), torch.cat(alone, 1)):
+                return inputs
+    raise InputError(
+        "the model gives choices that are filled up to one length other scores than alone; give "
+        "choices of the same number of tokens"
+    )
 
 
 def each_class(wish: Wish, config: Any) -> Iterator[Wish]:
@@ -200,14 +234,8 @@ class MultipleChoice(Task):
             encode((text, choice), reader, ("text", f"choice {number}"))
             for number, choice in enumerate(choices)
         ]
-        padded = reader.tokenizer.pad(
-            {key: [row.inputs[key][0].tolist() for row in rows] for key in rows[0].inputs},
-            return_tensors="pt",
-        )
-        if "attention_mask" not in padded:
-            raise InputError("the tokenizer gives no attention mask, so choices cannot be padded")
-        inputs = {key: value[None].to(device_of(reader.model)) for key, value in padded.items()}
-        mask = padded["attention_mask"].bool()
+        inputs = _together(rows, reader)
+        mask = inputs["attention_mask"][0].cpu().bool()
 
         def of(output: Tensor) -> Choice:
             choice = choose(output[0], wish, ClassNames(choices))

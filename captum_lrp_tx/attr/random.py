@@ -105,6 +105,7 @@ def generator_of(content: Tensor, seed: int, position: int = 0) -> torch.Generat
         position (int): Of several inputs of the example.
     """
     flat = content.detach().cpu().contiguous().flatten()
+    flat = flat if flat.is_floating_point() else flat.long()  # the same ids in another type
     digest = zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), position)
     return torch.Generator().manual_seed((seed * 0x9E3779B1 + digest) % 2**63)
 

@@ -297,7 +297,7 @@ class TokenGradientShap(FromBaseline):
         n_samples (int): How many points; relevance scatters a good deal with few. They go through
             the model in portions like the steps of :class:`TokenIntegratedGradients`.
         stdevs (float): Standard deviation of Gaussian noise on the inputs; none by default, as in
-            Captum.
+            Captum. Padding gets noise, too, so that of a padded text it is another one than alone.
 
     Example::
 

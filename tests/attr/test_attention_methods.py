@@ -613,6 +613,8 @@ def test_random_depends_on_seed_and_content() -> None:
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
     first = RandomAttribution(None).attribute(ids)  # type: ignore[arg-type]
     again = RandomAttribution(None).attribute(ids)  # type: ignore[arg-type]
+    of_another_type = RandomAttribution(None).attribute(ids.int())  # type: ignore[arg-type]
+    assert torch.equal(torch.as_tensor(of_another_type), torch.as_tensor(first))
     other = RandomAttribution(None, seed=1).attribute(ids)  # type: ignore[arg-type]
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert not torch.equal(first[0], first[1])

@@ -111,7 +111,8 @@ class MaskTokens(Masker):
         if token_id is None:
             known = [k for k in ("unk", "mask", "pad") if getattr(tokenizer, f"{k}_token_id", None)
                      is not None]  # fmt: skip
-            raise InputError(f"the tokenizer has no {token} token; it has: {', '.join(known)}")
+            others = f"it has: {', '.join(known)}" if known else "give an id: MaskTokens(3)"
+            raise InputError(f"the tokenizer has no {token} token; {others}")
         return cls(
             int(token_id),
             keep=tuple(sorted(special_ids(tokenizer))) if keep_special else (),

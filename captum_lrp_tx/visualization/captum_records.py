@@ -86,8 +86,9 @@ def text_records(
 
     Returns:
         list of VisualizationDataRecord: In the order of the texts. ``attr_score`` is the sum of
-        relevance over all tokens, in units of the explained output; ``word_attributions`` are
-        scaled to [-1, 1]; ``raw_input_ids`` are readable words, escaped for HTML.
+        relevance over all tokens but padding, in units of the explained output;
+        ``word_attributions`` are scaled to [-1, 1]; ``raw_input_ids`` are readable words,
+        escaped for HTML.
 
     Raises:
         InputError: Shapes that do not fit, or no tokenizer for token ids.

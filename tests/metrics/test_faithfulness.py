@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -397,6 +398,14 @@ def test_special_tokens_stay_if_asked_to(text):
         for ids in inputs["input_ids"].tolist()
     ])  # fmt: skip
     assert torch.equal(MaskTokens(1, keep=special).features(batch), words)
+
+
+def test_tokenizers_without_the_token_say_which_others_they_have():
+    ids = {"unk_token_id": None, "mask_token_id": None, "pad_token_id": None}
+    with pytest.raises(InputError, match=r"no unk token; give an id: MaskTokens\(3\)"):
+        MaskTokens.from_tokenizer(SimpleNamespace(**ids))
+    with pytest.raises(InputError, match="no mask token; it has: pad"):
+        MaskTokens.from_tokenizer(SimpleNamespace(**{**ids, "pad_token_id": 1}), "mask")
 
 
 def test_padding_is_known_by_its_id_too(text):

@@ -36,6 +36,48 @@ def streams_among_the_examples(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tenso
     return x.reshape(-1, T, D)
 
 
+def gated_messages(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    """The gate of the receiver is multiplied onto the values, inside of the sum over senders."""
+    messages = w.c(x)[:, None] * w.d(x).sigmoid()[:, :, None]
+    return (p(pattern(w, x))[..., None] * messages).sum(2)
+
+
+def segments_as_blocks(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    """The patterns of two segments of each example side by side in one matrix."""
+    pairs = zip(w.a(x).unflatten(1, (2, -1)), w.b(x).unflatten(1, (2, -1)), strict=True)
+    return p(torch.stack([torch.block_diag(*(q @ k.mT).softmax(-1)) for q, k in pairs])) @ w.c(x)
+
+
+def deformable(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    """Two places for each token, whose values are weighed in a matrix product."""
+    along = w.a(x)[..., :2].tanh()
+    places = p(torch.stack([along, torch.zeros_like(along)], -1))
+    found = F.grid_sample(w.c(x).mT[:, :, None], places, align_corners=True)
+    return torch.einsum("bdtk,btk->btd", found, p(w.b(x)[..., :2].softmax(-1)))
+
+
+def deformable_levels(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    """As Deformable DETR has it: two heads, with two places on each of two levels."""
+    weights = p(w.b(x).unflatten(-1, (2, 4)).softmax(-1)).unflatten(-1, (2, 2))
+    along = w.a(x).tanh().unflatten(-1, (2, 2, 2))
+    places = p(torch.stack([along, torch.zeros_like(along)], -1))
+    values = w.c(x).unflatten(-1, (2, 4)).permute(0, 2, 3, 1).flatten(0, 1)[:, :, None]
+    found = [
+        F.grid_sample(v, places[:, :, :, i].transpose(1, 2).flatten(0, 1), align_corners=False)
+        for i, v in enumerate(values.split(T // 2, -1))
+    ]
+    weights = weights.transpose(1, 2).reshape(2 * len(x), 1, T, 4)
+    weighed = (torch.stack(found, -2).flatten(-2) * weights).sum(-1)
+    return weighed.view(len(x), D, T).mT
+
+
+def state_space_as_matrix(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    """Mamba-2: scores that decay, without a softmax; a scan has no rule here."""
+    decay = -F.softplus(w.d(x)[..., 0]).cumsum(1)
+    kept = (decay[:, :, None] - decay[:, None]).masked_fill(~CAUSAL, -torch.inf).exp()
+    return (F.silu(w.a(x)) @ F.silu(w.b(x)).mT * kept) @ w.c(x)
+
+
 def stick_breaking(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
     z = scores(w, x).masked_fill(~CAUSAL, -1000000000.0)
     lb, l1 = (F.logsigmoid(z), F.logsigmoid(-z))
@@ -751,5 +793,10 @@ RARER: dict[str, Callable[..., Tensor]] = {
         gaussian_window,
         gmm_attention,
         streams_among_the_examples,
+        gated_messages,
+        segments_as_blocks,
+        deformable,
+        deformable_levels,
+        state_space_as_matrix,
     )
 }

@@ -35,6 +35,7 @@ from captum_lrp_tx.propagation.recognition import (
     weighing,
 )
 from captum_lrp_tx.propagation.recognition.contracted import contraction_of, entries_of
+from captum_lrp_tx.propagation.recognition.undecided import confirm_places
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context
@@ -114,6 +115,8 @@ def _dependent_contraction(context: Context, call: Call, dependent: list[int]) -
             summaries.summarize(result, args, func, what.weights)
             weighed, how = set(dependent) - set(what.weights), contraction_of(func, args)
             are_patterns = all(patterns.is_pattern(args[i]) for i in what.weights)
+            if len(weighed) == 1 and are_patterns:
+                confirm_places(args[next(iter(weighed))])
             if how is not None and len(weighed) == 1 and are_patterns:
                 position = weighed.pop()
                 patterns.mark_product(result, args[position], how.sources(position))

@@ -30,8 +30,8 @@ _DIMENSIONS = frozenset("Select Unbind Unsqueeze Squeeze".split())
 _JOINS = frozenset("Cat Stack".split())
 _REDUCTIONS = frozenset("Sum Mean Amax Amin Logsumexp Nansum".split())
 _PICKS = frozenset("Select Unbind Split SplitWithSizes Slice Narrow UnsafeSplit Chunk".split())
-#: Neighbours laid out along an axis, and places taken by index: of the data.
-_LAID_OUT = frozenset("Im2Col Unfold GridSampler2D GridSampler3D Index AsStrided".split())
+#: Neighbours or blocks laid out along an axis, and places taken by index: of the data.
+_LAID_OUT = frozenset("Im2Col Unfold GridSampler2D GridSampler3D Index AsStrided BlockDiag".split())
 #: Nodes looked at for one axis; what lies further back is the data.
 _MAX_NODES = 400
 

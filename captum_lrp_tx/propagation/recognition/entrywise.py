@@ -64,8 +64,11 @@ def weights(first: Tensor, second: Tensor) -> Weights | None:
         if pattern.is_made_by_parameters and not _is_part_of_data(other):
             return None
         return Weights(position, (), pattern.source)
-    if axis is None and pattern.logits is not None:
-        return None  # entries of a softmax, laid out anew
+    if axis is None and pattern.logits is not None:  # entries of a softmax, laid out anew
+        along = patterns.axes_of_ones(one)  # an axis that was split and joined again, say
+        if len(along) != 1:
+            return None
+        axis = along[0] - one.dim()
     if axis is None:  # a pattern without a softmax
         shared = range(-min(one.dim(), other.dim()), 0)
         common = tuple(d for d in shared if one.shape[d] == other.shape[d] > 1)

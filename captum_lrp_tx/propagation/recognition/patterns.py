@@ -121,25 +121,25 @@ def mark_if_ones(weights: Tensor, logits: Node | None, rounding: float = 64) -> 
     Args:
         weights (Tensor): The weights.
         logits (Node, optional): What they were made of.
-        rounding (float): The error of one weight that arithmetic explains, in units of the
-            smallest step at one.
+        rounding (float): Error of a weight that arithmetic explains, in smallest steps at one.
     """
-    if not weights.is_floating_point():
-        return False  # complex numbers weigh nothing
-    with torch.no_grad():
-        if bool((entries_of(weights) < 0).any()):
-            return False
-        values = weights.double()
-        precision = rounding * torch.finfo(weights.dtype).eps
-        along = [
-            axis
-            for axis, size in enumerate(weights.shape)
-            if size > 1
-            and bool(((summed(values, axis) - 1).abs() < min(size * precision, _MOST_OFF)).all())
-        ]
-    if along:
+    if along := axes_of_ones(weights, rounding):
         mark(weights, along[0] if len(along) == 1 else None, logits)  # None: rows and columns
     return bool(along)
+
+
+def axes_of_ones(weights: Tensor, rounding: float = 64) -> list[int]:
+    """The axes along which the values of weights sum to one."""
+    with torch.no_grad():
+        if not weights.is_floating_point() or bool((entries_of(weights) < 0).any()):
+            return []  # complex numbers weigh nothing
+        precision = rounding * torch.finfo(weights.dtype).eps
+        most = [min(size * precision, _MOST_OFF) for size in weights.shape]
+        return [
+            axis
+            for axis, size in enumerate(weights.shape)
+            if size > 1 and bool(((summed(weights.double(), axis) - 1).abs() < most[axis]).all())
+        ]
 
 
 def mark_exponential(result: Tensor) -> None:

@@ -85,9 +85,7 @@ class Weighed:
             self.is_settled = True
             self.node.chosen = meaning
             self.confirmed(meaning)
-            sampled = None if self.values is None else found(self.values)
-            if sampled is not None and sampled.group is None:
-                sampled.confirm()  # places in deformable attention
+            confirm_places(self.values)
             self.values = None
             for one, key in self.sums:
                 one.confirm(key)
@@ -105,6 +103,25 @@ def found(tensor: Any) -> Weighed | None:
     """The undecided product that a tensor is, moved or scaled since."""
     path = _path(getattr(tensor, "grad_fn", None))
     return None if path is None else path[0]
+
+
+def confirm_places(values: Tensor | None) -> None:
+    """Let places be part of the pattern that weighs what was sampled there, on any of its levels.
+
+    Other products that are weighed (gated values, keys times values) stay what they are.
+    """
+    todo, seen = [getattr(values, "grad_fn", None)], set[Node]()
+    while todo and len(seen) < _MAX_NODES:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        before, weighed = parents(node), node.metadata.get(UNDECIDED)
+        if weighed is not None:
+            if any(node_name(one).startswith("GridSampler") for one in before):
+                weighed.confirm()
+        elif len(before) == 1 or node_name(node) in ("Stack", "Cat"):
+            todo += before if node_name(node) in _SCALED | {"Stack", "Cat"} else []
 
 
 def settle(result: Any) -> bool:

@@ -47,6 +47,21 @@ def by_loop(a: Tensor, v: Tensor) -> Tensor:
     return sum(a[..., j : j + 1] * v[:, j : j + 1] for j in range(TOKENS))
 
 
+def by_picks(a: Tensor, v: Tensor) -> Tensor:
+    """By indices in tensors, in several ways."""
+    j = [torch.tensor([i]) for i in range(TOKENS)]
+    taken = [a.index_select(-1, j[0]), a[..., j[1]], a[:, :, j[2]]]
+    taken += [a.gather(-1, j[i].expand(len(a), TOKENS, 1)) for i in range(3, TOKENS)]
+    return sum(one * v[:, j[i]] for i, one in enumerate(taken))
+
+
+def as_kernels(a: Tensor, v: Tensor) -> Tensor:
+    kernels = zip(a, v)
+    return torch.stack(
+        [F.conv1d(one.mT[:, None], rows[:, None])[..., 0].mT for rows, one in kernels]
+    )
+
+
 def by_chunks(a: Tensor, v: Tensor) -> Tensor:
     return a[..., :2] @ v[:, :2] + a[..., 2:] @ v[:, 2:]
 
@@ -61,7 +76,7 @@ def by_rows(a: Tensor, v: Tensor) -> Tensor:
 
 READS: dict[str, Read] = {
     "matmul": torch.matmul, "entries": by_entries, "loop": by_loop, "chunks": by_chunks,
-    "tensordot": by_example, "rows": by_rows,
+    "tensordot": by_example, "rows": by_rows, "picks": by_picks,
 }  # fmt: skip
 
 
@@ -291,6 +306,14 @@ def log_sinkhorn(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
     return p(s.exp()) @ w.c(x)
 
 
+#: No rule weighs values by a convolution.
+KERNELS: dict[str, Scores] = {
+    "softmax": lambda s: s.softmax(-1),
+    "of two": lambda s: s.softmax(-1) @ (s.mT - s).softmax(-1),
+    "squared": lambda s: s.softmax(-1).square(),
+}
+
+
 # ---- queries one by one -------------------------------------------------------------------------
 def factorised_by_entries(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
     """Keys with a softmax over the tokens: what they have summed is read by queries as they are."""
@@ -344,6 +367,7 @@ DISGUISED: dict[str, Callable[..., Any]] = {
     **{f"gated, {a}": gated(GATES[a]) for a in GATES},
     **{f"gated, {a}": gated(GATES["sigmoid"], READS[a]) for a in READS if a != "matmul"},
     "sinkhorn of logarithms": log_sinkhorn,
+    **{f"kernels, {a}": reading(KERNELS[a], as_kernels) for a in KERNELS},
     "factorised, by entries": factorised_by_entries,
     "rows, pooled": pooled_rows,
     "divided by one weight": by_one_weight,

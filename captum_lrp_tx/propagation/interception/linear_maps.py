@@ -13,6 +13,7 @@ from captum_lrp_tx.propagation.autograd.functions import Combine, LinearValue, W
 from captum_lrp_tx.propagation.autograd.handing_over import spread_last
 from captum_lrp_tx.propagation.autograd.pattern_product import LOW_PRECISION
 from captum_lrp_tx.propagation.autograd.rows import product_of_rows
+from captum_lrp_tx.propagation.graph import mark_node
 from captum_lrp_tx.propagation.interception.biases import Step, composed, of_zeros
 from captum_lrp_tx.propagation.interception.calls import Call, Handler, bind, by_name, depends
 from captum_lrp_tx.propagation.interception.constant_weights import (
@@ -33,6 +34,8 @@ from captum_lrp_tx.propagation.interception.quantised import (
 )
 from captum_lrp_tx.propagation.interception.spreading import spread_through
 from captum_lrp_tx.propagation.operations import Kind, LinearMap
+from captum_lrp_tx.propagation.recognition import patterns, weighing
+from captum_lrp_tx.propagation.recognition.rescaling import UNTOLD
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context
@@ -158,7 +161,10 @@ def _convolution(context: Context, call: Call) -> Any:
     rest = call.args[3:]
     more = {k: v for k, v in call.kwargs.items() if k not in _OPERANDS}
     if not depends(x) or depends(weight):
-        return call.run()
+        result = call.run()
+        if context.scope.rule(Kind.ATTENTION) is not None and any(map(_is_pattern, (x, weight))):
+            mark_node(result, UNTOLD)
+        return result
     spatial, run = weight.dim() - 2, func
     plain = dequantised(weight, x.dtype) if is_wrapped(weight) else None
     if plain is not None:
@@ -194,6 +200,11 @@ def _convolution(context: Context, call: Call) -> Any:
         channel=-spatial - 1,
     )  # fmt: skip
     return apply_linear(context, operation)
+
+
+def _is_pattern(x: Tensor) -> bool:
+    """Whether kernels, say, are a pattern or a function of one."""
+    return patterns.is_pattern(x) or weighing.is_of_softmax(x.grad_fn)
 
 
 def _batch_norm(context: Context, call: Call) -> Any:

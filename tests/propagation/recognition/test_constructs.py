@@ -13,7 +13,7 @@ from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.errors import UncoveredOperationError
 from constructs import CONSTRUCTS
 from rarer_constructs import RARER
-from weights_in_disguise import DISGUISED, GATES, READS
+from weights_in_disguise import DISGUISED, GATES, KERNELS, READS
 
 pytestmark = pytest.mark.core  # names of autograd's nodes change between versions of torch
 
@@ -41,6 +41,8 @@ REFUSED = {
     # a gate that is multiplied in before the values has a gradient of its own
     **{(f"gated, {gate}", preset): "weights that were not recognised"
        for gate in GATES.keys() | READS.keys() - {"matmul"} for preset in ("ah", "ah+ln")},
+    **{(f"kernels, {weights}", preset): "weights that were not recognised"
+       for weights in KERNELS for preset in ("ah", "ah+ln")},
 }  # fmt: skip
 
 

@@ -321,6 +321,12 @@ def factorised_by_entries(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
     return (p(w.a(x))[..., None] * summed[:, None]).sum(2)
 
 
+def summed_by_entries(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    """What keys have summed entry by entry is read by queries as the product is."""
+    summed = (p(w.b(x).softmax(1))[..., None] * w.c(x)[:, :, None]).sum(1)
+    return p(w.a(x)) @ summed
+
+
 def pooled_rows(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
     """What queries have read is joined to tokens again, no mixture of experts."""
     a, v = p(scores(w, x).softmax(-1)), w.c(x)
@@ -369,6 +375,7 @@ DISGUISED: dict[str, Callable[..., Any]] = {
     "sinkhorn of logarithms": log_sinkhorn,
     **{f"kernels, {a}": reading(KERNELS[a], as_kernels) for a in KERNELS},
     "factorised, by entries": factorised_by_entries,
+    "factorised, summed by entries": summed_by_entries,
     "rows, pooled": pooled_rows,
     "divided by one weight": by_one_weight,
     "energies": energies,

@@ -5,6 +5,7 @@ Relevance is propagated here as the paper writes it, ``R`` from layer to layer, 
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -139,3 +140,26 @@ def test_attnlrp_follows_the_equations(fused: bool, seed: int) -> None:
     # the equations divide without a stabiliser
     got = ConservativeLRP(block, rules="attnlrp", epsilon=0.0).attribute(x, target=1, strict=True)
     torch.testing.assert_close(got[0], expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("preset", ["attnlrp", "lrp"])
+@pytest.mark.parametrize("read", [False, True])
+@pytest.mark.parametrize("summed", [False, True])
+def test_factorised_attention_is_shared_alike_entry_by_entry(
+    summed: bool, read: bool, preset: str
+) -> None:
+    """Whether keys sum values, or queries read them, as a matrix product or entry by entry."""
+    maps = torch.randn(3, 4, 4, dtype=torch.float64)
+
+    def forward(summed: bool, read: bool, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (x @ one for one in maps)
+        k = k.softmax(1)
+        kv = (k[..., None] * v[:, :, None]).sum(1) if summed else k.mT @ v
+        return ((q[..., None] * kv[:, None]).sum(2) if read else q @ kv).tanh().sum((1, 2))
+
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    got, want = (
+        ConservativeLRP(functools.partial(forward, *how), preset).attribute(x)
+        for how in ((summed, read), (False, False))
+    )
+    torch.testing.assert_close(got, want)

@@ -296,9 +296,11 @@ def _summed_later(
         weighed.along = found.along
         weighed.group = found.source
         weighed.values = call.args[1 - found.position]
-        if not has_name:  # a divisor may follow
-            summary = summaries.summarize(product, call.args, call.func, (found.position,))
-            summary.weighed = weighed
+        # a divisor may follow, or a query that reads what keys have summed
+        written = equation_of(*call.args)
+        args, func, i = (written, torch.einsum, 1) if written else (call.args, call.func, 0)
+        summary = summaries.summarize(product, args, func, (found.position + i,))
+        summary.weighed = weighed
         await_use(context, product, weighed)
     return product
 

@@ -50,6 +50,12 @@ class Summary:
         """Whether the weights are known to be such."""
         return self.weighed is None or (self.weighed.is_settled and self.weighed.node.chosen != 0)
 
+    @property
+    def for_query(self) -> Weighed | None:
+        """The product of keys and values that waits for a query, not for a sum of its entries."""
+        one = self.weighed
+        return None if one is None or one.along or one.group is not None else one
+
 
 def summarize(result: Any, args: Sequence[Any], func: Any, weights: Sequence[int]) -> Summary:
     """Let the node of a product remember that it sums values with weights, and with which.

@@ -277,7 +277,7 @@ def _reads(args: Sequence[Any], factors: Sequence[int], how: Contraction | None)
                     for one, _ in summaries_of(args[i]):
                         if one.weighed is not None:
                             one.weighed.confirm(key)
-                if summary.weighed is not None and len(others) == 1:
+                if summary.for_query is not None and len(others) == 1:
                     shares = {others[0]: 0.25, i: 0.75}
                 return Weighing(tuple(others), shares=shares, what="linear attention (convention)")
     return None
@@ -311,7 +311,7 @@ def reading_of(first: Tensor, second: Tensor) -> Reading | None:
                 key = keys_at(summary, steps, axis)
                 is_feature = gate_strength(one) or patterns.is_pattern(one)
                 if key is not None and (summary.is_certain or is_feature):
-                    sums = [s.weighed for s, _ in found if s.weighed is not None]
+                    sums = [w for s, _ in found if (w := s.for_query) is not None]
                     return Reading(query, axis, key, sums)
     return None
 

@@ -24,7 +24,7 @@ from captum_lrp_tx.propagation.recognition import (
     weighing,
 )
 from captum_lrp_tx.propagation.recognition.axes import Origin
-from captum_lrp_tx.propagation.recognition.contracted import contraction_of
+from captum_lrp_tx.propagation.recognition.contracted import contraction_of, equation_of
 
 pytestmark = pytest.mark.core
 
@@ -195,10 +195,22 @@ AXES: dict[str, tuple[Callable[[Data], Tensor], int, Origin]] = {
     "pooled": (lambda d: d.linear().view(1, N, N).mean(1), 1, Origin.PARAMETERS),
     "residual": (lambda d: d.x + d.linear(), 0, Origin.DATA),
     "chosen places": (lambda d: d.linear()[torch.tensor([1, 0])], 0, Origin.DATA),
+    "tokens with nothing to squeeze": (lambda d: d.linear().squeeze(0), 0, Origin.DATA),
+    "channels with nothing to squeeze": (lambda d: d.linear().squeeze(0), 1, Origin.PARAMETERS),
+    "summed, and kept": (lambda d: d.linear().sum(0, keepdim=True), 0, Origin.PARAMETERS),
+    "an example, spread out": (lambda d: spread(d), 0, Origin.DATA),
     "examples of a convolution": (lambda d: convolution(d), 0, Origin.DATA),
     "channels of a convolution": (lambda d: convolution(d), 1, Origin.PARAMETERS),
     "places of a convolution": (lambda d: convolution(d), 2, Origin.DATA),
 }  # fmt: skip
+
+
+def spread(d: Data) -> Tensor:
+    """What the other factor lacks is of this one, whatever its size."""
+    one, other = leaf(1, N, N) * 2, d.linear()
+    result = one * other
+    axes.note_spread(result, one, other)
+    return result
 
 
 def convolution(d: Data) -> Tensor:
@@ -240,6 +252,16 @@ def test_axes_of_products_meet_by_their_labels() -> None:
     assert entries is not None and not entries.summed(1) and not entries.summed(2)
     vector = contraction_of(torch.mv, (x[0], x[0, 0]))
     assert vector is not None and vector.summed(1) == [-1] and vector.own(0) == [(-2, -1)]
+    number = contraction_of(torch.dot, (x[0, 0], x[0, 0]))
+    assert number is not None and number.summed(0) == [-1] and not number.result
+
+
+@pytest.mark.parametrize("shapes", [((4,), (3, 1)), ((3, 1), (4,)), ((2, 1, 4), (3, 1))])
+def test_a_product_of_what_is_spread_out_is_an_einsum(shapes: Any) -> None:
+    first, second = (torch.rand(shape) for shape in shapes)
+    written = equation_of(first, second)
+    assert written is not None and torch.equal(torch.einsum(*written), first * second)
+    assert equation_of(torch.rand(3, 4), second) is None  # has all of both
 
 
 # ---- the delta rule -----------------------------------------------------------------------------

@@ -266,3 +266,15 @@ def test_weights_are_a_pattern_as_far_as_arithmetic_can_tell(dtype: torch.dtype,
     assert not patterns.is_pattern(gates * 1)
     saturated = torch.sigmoid(torch.full((3, 1), 60.0, dtype=dtype, requires_grad=True))
     assert bool((saturated == 1).all()) and not patterns.mark_if_ones(saturated, None)
+
+
+def test_weights_of_several_axes_have_none_of_their_own() -> None:
+    """Where rows and columns sum to one, neither is meant; a sum over both is of none."""
+    scores = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+    even = scores * 0 + 0.25
+    assert patterns.mark_if_ones(even, None)
+    found = patterns.pattern_of(even)
+    assert found is not None and found.axis is None
+    weights = scores.exp()
+    assert patterns.is_pattern(weights / weights.sum(-1, keepdim=True))
+    assert not patterns.is_pattern(weights / weights.sum((-2, -1), keepdim=True))

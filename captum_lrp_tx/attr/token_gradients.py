@@ -34,7 +34,7 @@ from captum_lrp_tx.attr.conservative import (
 from captum_lrp_tx.attr.embedding_rows import EmbeddingRows
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.misfits import told_misfits
-from captum_lrp_tx.errors import InputError, TargetError
+from captum_lrp_tx.errors import InputError, OutputError, TargetError
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.model.outputs import output_tensor
 
@@ -102,6 +102,13 @@ class OnTokens(CaptumMethod, GradientAttribution):
             *rest, examples = values  # Captum repeats the examples, and these numbers with them
             own = [chosen[i] for i in examples.tolist()] if isinstance(chosen, list) else chosen
             output = used.forward(*rest)
+            if output.dim() and len(output) != len(examples):
+                raise OutputError(
+                    f"The model returned an output of shape {tuple(output.shape)} for "
+                    f"{len(examples)} inputs, several of which are points on the way from the "
+                    "baseline; one output for each is needed. Use ConservativeLRP for an output "
+                    "of a whole batch."
+                )
             selected = select_target(output, own)
             if selected.numel() != len(examples):
                 raise TargetError(

@@ -105,9 +105,9 @@ class OnTokens(CaptumMethod, GradientAttribution):
             if output.dim() and len(output) != len(examples):
                 raise OutputError(
                     f"The model returned an output of shape {tuple(output.shape)} for "
-                    f"{len(examples)} inputs, several of which are points on the way from the "
-                    "baseline; one output for each is needed. Use ConservativeLRP for an output "
-                    "of a whole batch."
+                    f"{len(examples)} inputs (methods with a baseline run several points of the "
+                    "way as one batch); one output for each is needed. Use ConservativeLRP for an "
+                    "output of a whole batch."
                 )
             selected = select_target(output, own)
             if selected.numel() != len(examples):

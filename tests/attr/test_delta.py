@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx import ConservativeLRP, LayerConservativeLRP
-from captum_lrp_tx.attr.token_gradients import TokenIntegratedGradients
+from captum_lrp_tx.attr.token_gradients import TokenIntegratedGradients, TokenSaliency
 from captum_lrp_tx.errors import InputError, OutputError
 from captum_lrp_tx.metrics.sums import _total
 
@@ -132,6 +132,8 @@ def test_integrated_gradients_need_an_output_for_each_example() -> None:
     method = TokenIntegratedGradients(pooled, baseline=0)
     with pytest.raises(OutputError, match=r"shape \(1, 1200\) for 100 inputs.*ConservativeLRP"):
         method.attribute(torch.randint(1, 20, (2, 4)), target=1)
+    with pytest.raises(OutputError, match=r"shape \(1, 24\) for 2 inputs.*ConservativeLRP"):
+        TokenSaliency(pooled).attribute(torch.randint(1, 20, (2, 4)), target=1)
 
 
 def test_conservation_by_example_needs_a_row_for_each() -> None:

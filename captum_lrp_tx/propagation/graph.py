@@ -58,6 +58,8 @@ _MAX_DEPTH = 200
 def node_name(node: Node) -> str:
     """Name of an autograd node without ``Backward0``; of our own functions, what they stand for.
 
+    Of functions of others it is no name of torch's: ``Add`` may be anything.
+
     Example::
 
         >>> node_name(torch.ones(2, requires_grad=True).softmax(0).grad_fn)
@@ -66,7 +68,16 @@ def node_name(node: Node) -> str:
     stands_for = getattr(node, "stands_for", None)
     if stands_for is not None:
         return str(stands_for)
-    return _short_name(node.name())
+    full: str = node.name()
+    # of classes that torch generates they end in a number
+    is_of_model = full.endswith("Backward") and _is_of_model(node)
+    return f"{_short_name(full)} of the model" if is_of_model else _short_name(full)
+
+
+def _is_of_model(node: Node) -> bool:
+    """Whether a node is of an autograd function that is neither ours nor torch's."""
+    function = getattr(type(node), "_forward_cls", None)
+    return function is not None and not function.__module__.startswith(("torch.", "captum_lrp_tx."))
 
 
 @functools.lru_cache(maxsize=1024)

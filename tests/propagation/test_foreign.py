@@ -199,6 +199,28 @@ class FlashLike(torch.autograd.Function):
         return torch.autograd.grad(output, leaves, grads[0])
 
 
+def exponential(name: str) -> Any:
+    """A model whose own autograd function, of this name, is an exponential."""
+
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    def backward(ctx: Any, *grad: Any) -> Any:
+        return grad[0] * ctx.saved_tensors[0].exp()
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = type(name, (torch.autograd.Function,), methods)
+    first, last = nn.Linear(WIDTH, 4), nn.Linear(4, 2)
+    return lambda x: last(function.apply(first(x))).sum(1)
+
+
+@pytest.mark.parametrize("name", ["Add", "Abs", "Linear", "Roll", "Sum"])
+def test_a_function_of_the_model_is_not_what_torch_calls_by_its_name(name: str) -> None:
+    with pytest.raises(UncoveredOperationError, match=f"{name} in .*custom autograd function"):
+        ConservativeLRP(exponential(name)).attribute(inputs(), target=1, strict=True)
+
+
 def library_operation() -> Callable[..., Tensor]:
     """The same as an operation of a C++ extension would be registered."""
     name = "captum_lrp_tx_tests::attention"

@@ -434,6 +434,10 @@ SIGMOID_GATE: dict[str, Spelling] = {
     "by its divisor": lambda w, x, p, n: w.b(x) / (1 + (-w.a(x)).exp()),
     "lerp": lambda w, x, p, n: torch.lerp(torch.zeros_like(x), w.b(x), w.a(x).sigmoid()),
     "lerp in place": lambda w, x, p, n: torch.zeros_like(x).lerp_(w.b(x), w.a(x).sigmoid()),
+    "lerp of aten": lambda w, x, p, n: torch.ops.aten.lerp_.Tensor(
+        torch.zeros_like(x), w.b(x), w.a(x).sigmoid()),
+    "sum and product of aten": lambda w, x, p, n: torch.ops.aten.addcmul_.default(
+        torch.zeros_like(x), w.b(x), w.a(x).sigmoid()),
     "half a tanh": lambda w, x, p, n: w.b(x) * (0.5 * torch.tanh(w.a(x) / 2) + 0.5),
     "einsum": lambda w, x, p, n: torch.einsum("btd,btd->btd", w.b(x), w.a(x).sigmoid()),
 }  # fmt: skip

@@ -62,7 +62,7 @@ class Pending:
         self.base: Tensor | None = None
         args, name = call.args, call.name
         target = args[0] if args else None
-        in_place = name in _STATEMENTS or (name[-1:] == "_" != name[-2:-1])
+        in_place = call.is_inplace or name in _STATEMENTS
         if not in_place and not call.kwargs.get("inplace"):
             return
         if not isinstance(target, Tensor) or target.layout is not torch.strided:

@@ -84,7 +84,7 @@ OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 
 
 def of_torch(call: Call) -> Call:
-    """The call of the function of torch behind ``torch.ops.aten.linear.default`` and its like.
+    """The call of the function or method of torch behind ``torch.ops.aten.linear.default``, say.
 
     Args:
         call (Call): Of an overload or a packet of overloads, whose keyword arguments call the first
@@ -96,7 +96,10 @@ def of_torch(call: Call) -> Call:
     packet = getattr(call.func, "overloadpacket", call.func)
     overload = getattr(call.func, "_overloadname", "default")
     name: str = packet.__name__
-    home = next((m for m in (torch, torch._C._nn) if hasattr(m, name)), None)
+    homes: list[Any] = [torch, torch._C._nn]
+    if call.args and name.endswith("_") and not name.endswith("__"):
+        homes.append(Tensor)  # ``add_`` is a method only
+    home = next((m for m in homes if hasattr(m, name)), None)
     qualified: str = packet._qualified_op_name
     if home is not None and not qualified.startswith("aten::"):  # of the same name only
         return Call(call.func, call.args, call.kwargs, qualified, call.original or call)

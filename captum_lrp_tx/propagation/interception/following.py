@@ -88,9 +88,8 @@ def bare(name: str) -> str:
     return name.partition(".")[0].strip("_")
 
 
-def _is_inplace(func: Any) -> bool:
-    name: str = func.__name__
-    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+def _is_inplace(call: Call) -> bool:
+    return call.is_inplace or call.name == "__setitem__"
 
 
 def follow(context: Context, call: Call, result: Any) -> Any:
@@ -163,12 +162,12 @@ def _moved(context: Context, call: Call, name: str, result: Any) -> Any:
     known = [trace for trace in held if isinstance(trace, Tensor)]
     if len(known) < len(held):
         lost = next(trace for trace in held if isinstance(trace, Lost))
-        for tensor in tensors_in(args[0] if _is_inplace(call.func) else result):
+        for tensor in tensors_in(args[0] if _is_inplace(call) else result):
             traces.note(tensor, lost)
         return result
     if name in _CASTS:
         return _cast(context, traces, values[0], known[0], result)
-    if _is_inplace(call.func) and args:  # what is written is moved into the trace
+    if _is_inplace(call) and args:  # what is written is moved into the trace
         written = traces.target(args[0])
         assert isinstance(written, Tensor)  # else it was among those that are held
         with torch.no_grad():
@@ -303,7 +302,7 @@ def _has_rows(traces: Traces, value: Any) -> bool:
 
 
 def _moved_rows(traces: Traces, call: Call, places: tuple[int, ...], result: Any) -> None:
-    if _is_inplace(call.func):  # so the trace must not overlap itself
+    if _is_inplace(call):  # so the trace must not overlap itself
         written = _of_rows(traces, call.args[0]).clone()
         _replay(traces, call, places, first=written, of=_of_rows)
         traces.note_rows(call.args[0], written)

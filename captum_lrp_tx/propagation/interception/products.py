@@ -54,8 +54,7 @@ _OPERANDS = ("input", "other")
 
 def entrywise_product(context: Context, call: Call) -> Any:
     """``a * b`` or ``a / b``: a norm, weights, a gate, a query or just a product."""
-    name, args = call.name.partition(".")[0], call.args  # of an overload, what it is of
-    inplace = name.endswith("_") and not name.startswith("__")
+    name, args, inplace = call.name, call.args, call.is_inplace
     if call.kwargs and all(k in _OPERANDS or v is None for k, v in call.kwargs.items()):
         call = call.replaced(tuple(call.bind(_OPERANDS)))
         args = call.args
@@ -380,7 +379,6 @@ def _glu(context: Context, call: Call) -> Any:
 
 HANDLERS: dict[str, Handler] = {
     **by_name(entrywise_product, "mul mul_ multiply multiply_ div div_ divide divide_ true_divide"),
-    **by_name(entrywise_product, "mul.Tensor mul_.Tensor div.Tensor div_.Tensor"),
     **by_name(_added_product, "addcmul addcmul_ addcdiv addcdiv_"),
     **by_name(_interpolated, "lerp lerp_"),
     **by_name(_outer, "outer ger"),

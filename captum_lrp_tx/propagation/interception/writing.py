@@ -19,8 +19,8 @@ _PLAIN = frozenset(
 
 def hides(call: Call) -> bool:
     """Whether a call writes into a view, so that the autograd graph does not say what it did."""
-    name, args = call.name, call.args
-    if name[-1:] != "_" or name[-2:-1] == "_" or name in _PLAIN or not args:
+    args = call.args
+    if not call.is_inplace or call.name in _PLAIN or not args:
         return False
     target = args[0]
     is_view = isinstance(target, Tensor) and target._base is not None

@@ -84,6 +84,7 @@ SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "aten": lambda x: torch.ops.aten.linear.default(x, W.T.contiguous(), B),
     "aten.addmm": lambda x: torch.ops.aten.addmm.default(B, x.flatten(0, 1), W).view(2, 3, 4),
     "aten.matmul": lambda x: torch.ops.aten.add.Tensor(torch.ops.aten.matmul(x, W), B),
+    "aten in place": lambda x: torch.ops.aten.add_.Tensor(torch.ops.aten.matmul(x, W), B),
     "tensordot": lambda x: torch.tensordot(x, W, dims=1) + B,
     "inner": lambda x: torch.inner(x, W.T) + B,
     "multi_dot": lambda x: torch.linalg.multi_dot([x.flatten(0, 1), W, torch.eye(4).double()]).view(

@@ -65,8 +65,8 @@ def unweighted(context: Context, call: Call, dependent: list[int], gate: int | N
 
 def proposed(
     context: Context, plain: Tensor, operations: list[PatternProduct], what: str
-) -> tuple[Tensor, Weighed | None]:
-    """A product that may turn out to be attention, computed for each meaning.
+) -> tuple[Tensor, Weighed]:
+    """A product that may turn out to be attention, computed for each meaning; its rule is in force.
 
     Args:
         context (Context): Of the pass.
@@ -75,12 +75,10 @@ def proposed(
         what (str): The same in words.
 
     Returns:
-        tuple: the product, and the handle by which a meaning is confirmed; ``None`` if no rule is
-        in force.
+        tuple: the product, and the handle by which a meaning is confirmed.
     """
     rule = context.scope.rule(Kind.ATTENTION)
-    if rule is None:
-        return plain, None
+    assert rule is not None
     meanings = [rule.propagate(one) for one in operations]
     return undecided(context, Kind.ATTENTION, plain, meanings, what)
 
@@ -103,9 +101,8 @@ def keys_times_values(context: Context, plain: Tensor, call: Call, keys: tuple[i
         for key in keys
     ]  # fmt: skip
     result, weighed = proposed(context, plain, operations, "linear attention (convention)")
-    if weighed is not None:
-        summaries.summarize(result, call.args, call.func, keys).weighed = weighed
-        remember(result, weighed)  # or a divisor decides
+    summaries.summarize(result, call.args, call.func, keys).weighed = weighed
+    remember(result, weighed)  # or a divisor decides
     return result
 
 
@@ -117,8 +114,7 @@ def exponentials_times_values(context: Context, plain: Tensor, call: Call) -> Te
         return plain
     operation = PatternProduct(*call.parts, patterns=tuple(weights), operands=factors)
     result, weighed = proposed(context, plain, [operation], "attention, divided by its row sums")
-    if weighed is not None:
-        await_use(context, result, weighed)
+    await_use(context, result, weighed)
     return result
 
 

@@ -66,8 +66,7 @@ def _grid_sample(context: Context, call: Call) -> Any:
     result, weighed = proposed(
         context, operation.plain(), [operation], "deformable attention (convention)"
     )
-    if weighed is not None:
-        await_use(context, result, weighed)
+    await_use(context, result, weighed)
     return result
 
 

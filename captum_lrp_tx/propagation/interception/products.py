@@ -291,16 +291,15 @@ def _summed_later(
         return untold_unless_kept(context, plain, found)
     operation = PatternProduct(*call.parts, patterns=(found.position,), operands=(0, 1))
     product, weighed = proposed(context, plain, [operation], "softmax attention, entry by entry")
-    if weighed is not None:
-        weighed.along = found.along
-        weighed.group = found.source
-        weighed.values = call.args[1 - found.position]
-        # a divisor may follow, or a query that reads what keys have summed
-        written = equation_of(*call.args)
-        args, func, i = (written, torch.einsum, 1) if written else (call.args, call.func, 0)
-        summary = summaries.summarize(product, args, func, (found.position + i,))
-        summary.weighed = weighed
-        await_use(context, product, weighed)
+    weighed.along = found.along
+    weighed.group = found.source
+    weighed.values = call.args[1 - found.position]
+    # a divisor may follow, or a query that reads what keys have summed
+    written = equation_of(*call.args)
+    args, func, i = (written, torch.einsum, 1) if written else (call.args, call.func, 0)
+    summary = summaries.summarize(product, args, func, (found.position + i,))
+    summary.weighed = weighed
+    await_use(context, product, weighed)
     return product
 
 
@@ -314,10 +313,9 @@ def _linear_attention(context: Context, call: Call, product: Any) -> Any:
         shares = {query: 0.25, sums: 0.75} if reading.sums else None
         operation = PatternProduct(*call.parts, patterns=(query,), operands=(0, 1), shares=shares)
         product, weighed = proposed(context, product, [operation], "linear attention (convention)")
-        if weighed is not None:
-            weighed.along, weighed.group = (reading.axis,), args[query].grad_fn
-            weighed.sums = [(one, reading.key) for one in reading.sums]
-            await_use(context, product, weighed)
+        weighed.along, weighed.group = (reading.axis,), args[query].grad_fn
+        weighed.sums = [(one, reading.key) for one in reading.sums]
+        await_use(context, product, weighed)
         return product
     written = equation_of(args[0], args[1])
     if written is not None:

@@ -21,10 +21,10 @@ Node = Any  # torch.autograd.graph.Node; custom functions expose attributes of t
 
 #: Operations that move, copy, cast, mask or scale entries without mixing them.
 KEEP_ENTRIES = frozenset(
-    """View UnsafeView Reshape ReshapeAlias Alias Expand Transpose T Permute Squeeze Unsqueeze
-    Slice Select Index Narrow Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Unbind Unfold
+    """View UnsafeView ReshapeAlias Alias Expand Transpose T Permute Squeeze Unsqueeze
+    Slice Select Index Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Unbind Unfold
     Clone ToCopy AsStrided Diagonal MaskedFill NativeDropout NanToNum Tril Triu Repeat Roll Flip
-    IndexSelect Gather Contiguous Copy Detach ConstantPadNd SwapAxes Chunk Neg
+    IndexSelect Gather Copy ConstantPadNd Chunk Neg
     ScaleGradient ToSparse ToSparseCsr ToDense SparseMask SparseCooTensorWithDimsAndTensors
     SparseCompressedTensor Coalesce Values""".split()
 )

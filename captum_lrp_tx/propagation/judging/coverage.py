@@ -36,29 +36,27 @@ from captum_lrp_tx.propagation.state.scope import Scope
 
 #: Linear in their arguments, or moving entries around.
 _LINEAR = KEEP_ENTRIES | frozenset(
-    """AccumulateGrad Add Sub Rsub Sum Mean Cat Stack Cumsum Trace Movedim Flatten Unflatten
-    AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D
-    UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact2D
-    UpsampleLinear1D UpsampleBilinear2D UpsampleBicubic2D UpsampleBilinear2DAa
-    UpsampleBicubic2DAa UpsampleTrilinear3D PixelShuffle PixelUnshuffle Im2Col Col2Im
-    ReflectionPad1D ReflectionPad2D ReplicationPad1D ReplicationPad2D ReplicationPad3D
-    ReflectionPad3D IndexPut IndexAdd IndexCopy IndexFill Scatter ScatterAdd SliceScatter
-    SelectScatter MaskedScatter MaskedSelect Embedding Put Take TakeAlongDim Kron Where
-    ViewAsReal ViewAsComplex Real Imag FftR2C FftC2R FftC2C Conj ConjPhysical Lift LiftFresh
-    CopySlices CopyBackwards Rot90 Nansum MkldnnReshape ChannelShuffle GridSampler2D
-    GridSampler3D Lerp Zero Fill BlockDiag DiagEmbed DiagonalScatter Complex LuUnpack NarrowCopy
-    UpsampleNearestExact1D UpsampleNearestExact3D UnsafeMaskedIndex
-    UnsafeMaskedIndexPutAccumulate Rad2Deg Deg2Rad NllLoss NllLoss2D NllLossNd
-    AffineGridGenerator PackPaddedSequence""".split()
+    """AccumulateGrad Add Sub Rsub Sum Mean Cat Stack Cumsum Trace AvgPool2D AvgPool3D
+    AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D UpsampleNearest1D
+    UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact2D UpsampleLinear1D
+    UpsampleBilinear2D UpsampleBicubic2D UpsampleBilinear2DAa UpsampleBicubic2DAa
+    UpsampleTrilinear3D PixelShuffle PixelUnshuffle Im2Col Col2Im ReflectionPad1D
+    ReflectionPad2D ReplicationPad1D ReplicationPad2D ReplicationPad3D ReflectionPad3D IndexPut
+    IndexAdd IndexCopy IndexFill Scatter ScatterAdd SliceScatter SelectScatter MaskedScatter
+    MaskedSelect Embedding Put Take Where ViewAsReal ViewAsComplex FftR2C FftC2R FftC2C Conj
+    ConjPhysical Lift LiftFresh CopySlices Rot90 Nansum MkldnnReshape ChannelShuffle
+    GridSampler2D GridSampler3D Lerp Zero Fill BlockDiag DiagEmbed DiagonalScatter Complex
+    LuUnpack NarrowCopy UpsampleNearestExact1D UpsampleNearestExact3D UnsafeMaskedIndex
+    UnsafeMaskedIndexPutAccumulate Rad2Deg Deg2Rad NllLoss NllLoss2D AffineGridGenerator
+    PackPaddedSequence""".split()
 )
 
 #: Positively homogeneous without bias: gradient x input conserves relevance exactly.
 _HOMOGENEOUS = frozenset(
-    """Relu LeakyRelu Rrelu RreluWithNoise Abs Max Min Amax Amin Aminmax Maximum
-    Minimum Fmax Fmin MaxPool1D MaxPool2D MaxPool2DWithIndices MaxPool3DWithIndices
-    AdaptiveMaxPool2D AdaptiveMaxPool3D Topk Sort Kthvalue Median Mode Msort Cummax Cummin
-    FractionalMaxPool2D FractionalMaxPool3D MaxUnpool2D MaxUnpool3D Nanmedian Copysign
-    Hypot""".split()
+    """Relu LeakyRelu RreluWithNoise Abs Max Min Amax Amin Aminmax Maximum Minimum Fmax Fmin
+    MaxPool2D MaxPool2DWithIndices MaxPool3DWithIndices AdaptiveMaxPool2D AdaptiveMaxPool3D Topk
+    Sort Kthvalue Median Mode Cummax Cummin FractionalMaxPool2D FractionalMaxPool3D MaxUnpool2D
+    MaxUnpool3D Nanmedian Copysign Hypot""".split()
 )
 
 #: Affine in the arguments at these places, as long as no other depends on the inputs.
@@ -76,10 +74,9 @@ _AFFINE_IN: dict[str, set[int]] = {
 _REDUCING = frozenset({"ScatterReduce", "IndexReduce", "SegmentReduce", "SparseMmReduceImpl"})
 
 _PRODUCTS = frozenset(
-    """Mul Div Mm Bmm GroupedMm Addmm Baddbmm Addbmm Addmv Mv Dot Vdot Inner Outer Ger Matmul Linear
-    Convolution ConvolutionOverrideable MkldnnConvolution Bilinear Addcmul Addcdiv Addr
-    LinalgCross Einsum Tensordot SparseAddmm SparseMm ConvTbc Trilinear EmbeddingBag Prelu
-    PreluKernel LinalgVecdot""".split()
+    """Mul Div Mm Bmm GroupedMm Addmm Baddbmm Addbmm Addmv Mv Dot Vdot Matmul Linear Convolution
+    ConvolutionOverrideable MkldnnConvolution Addcmul Addcdiv Addr LinalgCross SparseAddmm
+    ConvTbc Trilinear EmbeddingBag PreluKernel""".split()
 )
 #: Summands of products, which are no factors.
 _SUMMANDS = {
@@ -88,20 +85,18 @@ _SUMMANDS = {
         "Linear Convolution ConvolutionOverrideable MkldnnConvolution ConvTbc".split(), 2
     ),
 }
-_CONTRACTIONS = _PRODUCTS - frozenset(
-    "Mul Div Addcmul Addcdiv LinalgCross Prelu PreluKernel".split()
-)
+_CONTRACTIONS = _PRODUCTS - frozenset("Mul Div Addcmul Addcdiv LinalgCross PreluKernel".split())
 
 _NORMS = frozenset(
-    """NativeLayerNorm NativeGroupNorm FusedRmsNorm RmsNorm LinalgVectorNorm LinalgNorm Norm Std
-    StdMean Var VarMean CudnnBatchNorm NativeBatchNorm MiopenBatchNorm BatchNorm InstanceNorm
-    NativeBatchNormWithUpdate NativeBatchNormLegit BatchNormWithUpdate Cdist EuclideanDist
-    Pdist""".split()
+    """NativeLayerNorm NativeGroupNorm FusedRmsNorm LinalgVectorNorm Norm Std StdMean Var VarMean
+    CudnnBatchNorm NativeBatchNorm MiopenBatchNorm BatchNorm NativeBatchNormLegit
+    BatchNormWithUpdate Cdist EuclideanDist Pdist""".split()
 )
 
 #: Those that give what they normalise, not a statistic.
-_WHOLE = frozenset(n for n in _NORMS if "Batch" in n or n.endswith(("LayerNorm", "GroupNorm")))
-_WHOLE |= {"FusedRmsNorm", "RmsNorm", "InstanceNorm"}
+_WHOLE = frozenset(
+    n for n in _NORMS if n.endswith(("LayerNorm", "GroupNorm", "RmsNorm")) or "Batch" in n
+)
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ _MADE_OF = "captum_lrp_tx.made_of"
 _NOTES = {_MADE, _CAME_FROM}
 _MATRIX = frozenset("Mm Addmm Bmm Baddbmm".split())
 _DISTANCES = frozenset("Cdist EuclideanDist".split())
-_VIEWS = frozenset("View UnsafeView Reshape ReshapeAlias".split())
+_VIEWS = frozenset("View UnsafeView ReshapeAlias".split())
 _ORDERS = frozenset("Permute Transpose T".split())
 _DIMENSIONS = frozenset("Select Unbind Unsqueeze Squeeze".split())
 _JOINS = frozenset("Cat Stack".split())
 _REDUCTIONS = frozenset("Sum Mean Amax Amin Logsumexp Nansum".split())
-_PICKS = frozenset("Select Unbind Split SplitWithSizes Slice Narrow UnsafeSplit Chunk".split())
+_PICKS = frozenset("Select Unbind Split SplitWithSizes Slice UnsafeSplit Chunk".split())
 #: Neighbours or blocks laid out along an axis, and places taken by index: of the data.
 _LAID_OUT = frozenset("Im2Col Unfold GridSampler2D GridSampler3D Index AsStrided BlockDiag".split())
 #: Nodes looked at for one axis; what lies further back is the data.

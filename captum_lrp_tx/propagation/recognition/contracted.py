@@ -64,7 +64,7 @@ class Contraction:
         return tuple(mine.index(label) if label in mine else None for label in self.result)
 
 
-def entries_of(how: Contraction | None, args: Sequence[Any]) -> list[Tensor] | None:
+def entrywise_factors(how: Contraction | None, args: Sequence[Any]) -> list[Tensor] | None:
     """The factors of a product that sums over nothing, laid out to be multiplied entry by entry."""
     if how is None:
         return None

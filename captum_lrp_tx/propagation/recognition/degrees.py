@@ -22,7 +22,7 @@ from captum_lrp_tx.propagation.graph import (
 
 #: Keep the degree of their only input-dependent operand.
 _KEEP = KEEP_ENTRIES | frozenset(
-    """Abs Relu LeakyRelu Clamp ClampMin ClampMax Topk Sort Kthvalue Mode Real Imag ViewAsReal
+    """Abs Relu LeakyRelu Clamp ClampMin ClampMax Topk Sort Kthvalue Mode ViewAsReal
     ViewAsComplex DiagEmbed""".split()
 )
 #: Linear but for what they choose by sign or order: sums of these may be moduli
@@ -47,10 +47,8 @@ _REDUCTIONS = _POOLED_EXTREMES | frozenset(
 )
 _SPREADS = frozenset("Std Var StdMean VarMean LinalgVectorNorm Norm LinalgSvd".split())
 _POWERS = {"Sqrt": 0.5, "Rsqrt": -0.5, "Reciprocal": -1.0, "Sign": 0.0, "Sgn": 0.0}
-_MATRIX_PRODUCTS = frozenset(
-    "Mm Bmm Mv Dot Vdot Addmm Baddbmm Addmv Inner Einsum LinalgVecdot".split()
-)
-_POOLS = frozenset("AvgPool1D AvgPool2D AvgPool3D".split())
+_MATRIX_PRODUCTS = frozenset("Mm Bmm Mv Dot Vdot Addmm Baddbmm Addmv".split())
+_POOLS = frozenset("AvgPool2D AvgPool3D".split())
 _LINEAR_MAPS = (
     _MATRIX_PRODUCTS
     | _POOLS

@@ -81,7 +81,7 @@ def _score(node: Node | None) -> Node | None:
         weighted = weighted or is_summary(current)
         if node_name(current) in ("Bmm", "Mm") and (weighted or len(parents(current)) == 2):
             return current
-        if node_name(current) in _MOVED or node_name(current) in _SUMS | {"Combine", "Eye"}:
+        if node_name(current) in _MOVED or node_name(current) in _SUMS | {"Combine"}:
             todo.extend(parents(current))
     return None
 

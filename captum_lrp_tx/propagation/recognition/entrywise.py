@@ -18,9 +18,7 @@ from captum_lrp_tx.propagation.recognition import axes, patterns, weighing
 from captum_lrp_tx.propagation.recognition.axes import Origin
 from captum_lrp_tx.propagation.recognition.summaries import leads_to
 
-_PICKS = frozenset(
-    "Select Unbind Slice Narrow Split SplitWithSizes IndexSelect Gather Index".split()
-)
+_PICKS = frozenset("Select Unbind Slice Split SplitWithSizes IndexSelect Gather Index".split())
 _MAX_DEPTH = 400
 
 
@@ -150,7 +148,7 @@ def _is_part_of_data(tensor: Tensor) -> bool:
         if len(before) != 1 or node_name(node) not in KEEP_ENTRIES:
             return False
         old, new = axes.shape_before(node), axes.shape(node)
-        if node_name(node) in ("Select", "Unbind", "Slice", "Narrow") and old != new:
+        if node_name(node) in ("Select", "Unbind", "Slice") and old != new:
             at = axes.saved_axis(node, "dim", len(old))
             if at is not None:
                 return axes.of_node(before[0], at) is Origin.DATA

@@ -194,7 +194,7 @@ def resolve(
         # D_t B_t x_t in one product: the signal has the channels of its step size, B has not
         letters = labels[coefficients[0]]
         signal = [i for i in free if letters <= labels[i]]
-        return (signal[0], "state") if len(signal) == 1 and not scaled else unclear
+        return (signal[0], "state") if len(signal) == 1 else unclear
     return unclear
 
 

@@ -20,7 +20,7 @@ from captum_lrp_tx.propagation.recognition.undecided import SUMMARY, UNDECIDED
 
 #: Where the node of a product notes that its weights were made in a way that no rule knows.
 UNTOLD = "captum_lrp_tx.untold"
-MATMUL = frozenset({"Mm", "Bmm", "Baddbmm", "Addmm", "Einsum"})
+MATMUL = frozenset({"Mm", "Bmm", "Baddbmm", "Addmm"})
 #: Adds up entries.
 _ADDED = frozenset("Sum Mean Nansum Cumsum IndexAdd ScatterAdd SegmentReduce".split())
 _MAX_NODES = 400
@@ -53,10 +53,10 @@ def rescaled_entries(dividend: Tensor, divisor: Tensor) -> bool:
         dividend (Tensor): A sum, as in the online softmax of FlashAttention or RWKV.
         divisor (Tensor): What may be the sum of its weights.
     """
-    weights, _ = _activated(divisor.grad_fn, is_summed=False)
+    weights, _ = _activated(divisor.grad_fn)
     if not weights:
         return False
-    _, weighed = _activated(dividend.grad_fn, is_summed=False)
+    _, weighed = _activated(dividend.grad_fn)
     products = [node for node, weight in weighed if weight in weights]
     if not products:
         return False
@@ -84,12 +84,11 @@ def is_rescaling_of_nothing(tensor: Tensor) -> bool:
     return largest is not None and node_name(largest) in _MAXIMA
 
 
-def _activated(root: Node | None, is_summed: bool) -> tuple[set[Node], list[tuple[Node, Node]]]:
+def _activated(root: Node | None) -> tuple[set[Node], list[tuple[Node, Node]]]:
     """The activations whose entries a tensor sums up, and the products with them.
 
     Args:
         root (Node, optional): Of the tensor; what rules have summed with weights is left out.
-        is_summed (bool): Whether activations count that nothing adds up on the way.
 
     Returns:
         tuple: the activations; for each product with something else its node and the activation.
@@ -97,7 +96,7 @@ def _activated(root: Node | None, is_summed: bool) -> tuple[set[Node], list[tupl
     found: set[Node] = set()
     products: list[tuple[Node, Node]] = []
     seen: set[tuple[Node, bool]] = set()
-    todo = [(root, is_summed)]
+    todo = [(root, False)]  # and whether it has been added up on the way
     while todo and len(seen) < _MAX_NODES:
         node, summed = todo.pop()
         if node is None or (node, summed) in seen or is_summary(node):

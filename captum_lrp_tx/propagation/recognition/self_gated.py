@@ -12,6 +12,7 @@ from torch.autograd.graph import get_gradient_edge
 from captum_lrp_tx.propagation.graph import (
     Node,
     bound_strength,
+    edges,
     is_activation,
     is_softmax,
     node_name,
@@ -50,7 +51,7 @@ def _is_function_of(gate: Tensor, signal: Tensor) -> bool:
         seen.add(edge)
         node, name = edge[0], node_name(edge[0])
         active = is_activation(node) or name == "Exp" or bound_strength(node) > 0
-        before = _before(node)
+        before = edges(node)
         if not before or len(seen) > _MAX_NODES or is_softmax(name):
             return False
         if not active and name not in _ENTRYWISE:
@@ -66,12 +67,8 @@ def _edge(tensor: Tensor) -> tuple[Node, int]:
     return edge.node, edge.output_nr
 
 
-def _before(node: Node) -> list[tuple[Node, int]]:
-    return [(e, i) for e, i in node.next_functions if e is not None]
-
-
 def _unscaled(edge: tuple[Node, int]) -> tuple[Node, int]:
     """Where a factor comes from, before it was multiplied by numbers."""
-    while node_name(edge[0]) in _SCALED and len(_before(edge[0])) == 1:
-        (edge,) = _before(edge[0])
+    while node_name(edge[0]) in _SCALED and len(edges(edge[0])) == 1:
+        (edge,) = edges(edge[0])
     return edge

@@ -17,6 +17,7 @@ from captum_lrp_tx.methods.registry import Chosen
 from captum_lrp_tx.metrics.blocks import transformer_blocks
 from captum_lrp_tx.metrics.masking import Masker
 from captum_lrp_tx.propagation.model.modules import find_modules
+from captum_lrp_tx.propagation.state.ledger import encloses
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.linear import EpsilonRule, GeneralizedGammaRule
 from captum_lrp_tx.rules.rule import Bias, Rule
@@ -109,7 +110,7 @@ def linear_layers(model: Callable[..., Any], inputs: Any) -> dict[str, tuple[str
     tops = [name for name, module in find_modules(model) if any(module is b for b in blocks)]
     found: dict[str, list[str]] = {"attention": [], "mlp": [], "rest": []}
     for name in dict.fromkeys(rule.module for rule in report.applied if rule.kind == "linear"):
-        block = next((top for top in tops if _is_in(name, top)), None)
+        block = next((top for top in tops if encloses(top, name)), None)
         if block is None:
             found["rest"].append(name)
         else:
@@ -118,16 +119,12 @@ def linear_layers(model: Callable[..., Any], inputs: Any) -> dict[str, tuple[str
     return {kind: tuple(names) for kind, names in found.items() if names}
 
 
-def _is_in(name: str, ancestor: str) -> bool:
-    return name == ancestor or not ancestor or name.startswith(ancestor + ".")
-
-
 def _attends(name: str, block: str, patterns: Sequence[str]) -> bool:
     parent = name.rpartition(".")[0]
     if name in patterns or parent in patterns:
         return True
-    while parent != block and _is_in(parent, block):
-        if any(_is_in(pattern, parent) for pattern in patterns):
+    while parent != block and encloses(block, parent):
+        if any(encloses(parent, pattern) for pattern in patterns):
             return True
         parent = parent.rpartition(".")[0]
     return False

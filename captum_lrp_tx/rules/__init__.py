@@ -23,7 +23,7 @@ rule                           governs                              source
 :class:`SharedActivationRule`  gates held, gated MLPs shared        see there
 :class:`UniformRule`           products, half to each factor        Achtibat et al. 2024, eq. 13
 :class:`UniformAttentionRule`  attention, as AttnLRP                Achtibat et al. 2024
-:class:`SinkRule`              attention: sinks hand on         see there
+:class:`SinkRule`              attention: sinks hand on             see there
 :class:`StateSpaceRule`        scans: coefficients are constant     Jafari et al. 2024, sec. 4.2
 :class:`ByDepthRule`           any: one below, another above        see there
 :class:`GradientRule`          any: plain gradient                  Shrikumar et al. 2016

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.propagation.autograd.functions import ConstantPattern, ScaleGradient
-from captum_lrp_tx.propagation.autograd.pattern_product import heads_of
+from captum_lrp_tx.propagation.autograd.pattern_product import heads_of, rows_of_pattern
 from captum_lrp_tx.propagation.autograd.uniform_attention import UniformAttention, shares
 from captum_lrp_tx.propagation.operations import FusedAttention, Kind, PatternProduct
 from captum_lrp_tx.rules.rule import Rule
@@ -64,18 +64,11 @@ def _explicit(operation: FusedAttention, query: Tensor, key: Tensor, mask: Tenso
     """With dropout the kernel's random mask must be shared by both passes: spell it out."""
     key, value = heads_of(query, key), heads_of(query, operation.value_)
     scale = query.shape[-1] ** -0.5 if operation.scale is None else operation.scale
-    scores = query * scale @ key.transpose(-2, -1)
-    if operation.is_causal:
-        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~allowed, float("-inf"))
-    if mask is not None:
-        scores = (
-            scores.masked_fill(~mask, float("-inf"))
-            if mask.dtype == torch.bool
-            else scores + mask.detach()
-        )
-    pattern = torch.nn.functional.dropout(scores.softmax(-1).nan_to_num(0.0), operation.dropout_p)
-    return pattern.detach() @ value
+    pattern = rows_of_pattern(
+        query, key.transpose(-2, -1), mask, operation.is_causal, scale, numbers=None
+    ).detach()
+    pattern = torch.nn.functional.dropout(pattern, operation.dropout_p)
+    return pattern.to(value.dtype) @ value
 
 
 @dataclass(frozen=True)

@@ -341,9 +341,9 @@ def _constant(constant: Tensor | None) -> Tensor:
 
 
 def _may_stop(block: nn.Module) -> bool:
-    """
-    Whether a run of a block may be left halfway: not if hooks, or whatever has been put in the
-    place of a ``forward``, count on being called at its end too.
+    """Whether a run of a block may be left halfway: not if hooks count on its end.
+
+    Nor if something has been put in the place of a ``forward``, which may count on it, too.
     """
     hooks = _global_forward_hooks or _global_forward_pre_hooks
     return not (

@@ -34,7 +34,7 @@ from captum_lrp_tx.propagation.recognition import (
     summaries,
     weighing,
 )
-from captum_lrp_tx.propagation.recognition.contracted import contraction_of, entries_of
+from captum_lrp_tx.propagation.recognition.contracted import contraction_of, entrywise_factors
 from captum_lrp_tx.propagation.recognition.undecided import confirm_places
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ def _dependent_contraction(context: Context, call: Call, dependent: list[int]) -
     entries = None
     gated = any(gate_strength(args[i]) for i in dependent)
     if func is torch.einsum or (gated and len(args) == 2):
-        entries = entries_of(contraction_of(func, args), args)  # f(k) @ v of one token, say
+        # f(k) @ v of one token, say
+        entries = entrywise_factors(contraction_of(func, args), args)
     if entries is not None and not kwargs and len(entries) == len(dependent) == 2:
         result = entrywise_product(context, call.replaced(tuple(entries), func=torch.mul))
     else:

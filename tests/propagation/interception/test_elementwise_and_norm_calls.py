@@ -347,6 +347,17 @@ def test_similarities_and_distances_keep_their_value(
         assert torch.equal(seen[0], stock(x)), name
 
 
+@pytest.mark.parametrize("rules", ["gi", "lrp"])
+@pytest.mark.parametrize("p", [2.0, 3.0])
+def test_distances_are_the_norms_of_differences(p: float, rules: Any) -> None:
+    x, y = zoo.floats(N, 5), zoo.floats(N, 5).flip(0)
+    leaf = x.clone().requires_grad_()
+    distance = F.pairwise_distance(leaf, y, p=p)
+    (gradient,) = torch.autograd.grad(distance.sum(), leaf)
+    got = ConservativeLRP(lambda a: F.pairwise_distance(a, y, p=p), rules).attribute(x)
+    torch.testing.assert_close(got, x * gradient, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("make", [nn.InstanceNorm1d, nn.BatchNorm1d])
 def test_running_statistics_make_a_linear_map(make: Any) -> None:
     norm, x = make(4, affine=True, track_running_stats=True), zoo.floats(N, 4, 6)

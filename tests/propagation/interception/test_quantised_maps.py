@@ -320,11 +320,12 @@ def test_a_kernel_without_a_derivative_whose_result_is_not_used() -> None:
 
 
 class WithCodedBias(quantised.ByKernel):
-    """Its bias is no tensor that it stores; others have the bias's shape, or none of its own."""
+    """Its bias is no tensor that it stores; others have the bias's shape, or one of their own."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
         self.register_module("adapter", None)
+        self.register_buffer("table", torch.ones(3 * WIDTH, 3))
         self.register_buffer("half_bias", linear.bias.detach() / 2)
         self.bias = None
 

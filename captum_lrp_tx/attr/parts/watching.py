@@ -238,11 +238,11 @@ class Watcher:
             root = self._stream_of(branch, stream)
             if root is None:
                 continue
-            if not (
+            if self._goes_on(branch, root) or not (
                 _nearest(branch.grad_fn, root, self._attention)
                 or _nearest(branch.grad_fn, root, self._linear)
             ):
-                break  # x + x ** 3 inside an activation
+                break  # hidden states of two layers; x + x ** 3 inside an activation
             parts = self._parts(branch, root)
             found = [self._branch(part, stream, root) for part in parts]
             self._note_beside(found, parts, root)
@@ -290,12 +290,26 @@ class Watcher:
             return None
         for _ in range(3):
             if _number(node) in self._below:
+                if self._goes_on(branch, _number(node)):
+                    return None
                 return root if _nearest(branch.grad_fn, root, self._attention) else None
             before = parents(node)
             if len(before) != 1:
                 return None
             node = before[0]
         return None
+
+    def _goes_on(self, branch: Tensor, root: int) -> bool:
+        """Whether what looks like a branch is the stream itself, or goes through its later sums."""
+        if _number(root_of(branch.grad_fn)) == root:
+            return True
+        for node in _since(branch.grad_fn, root):
+            below = self._below.get(_number(node))
+            while below is not None and below > root:
+                below = self._below.get(below)
+            if below == root:
+                return True
+        return False
 
     def _parts(self, branch: Tensor, root: int) -> list[Tensor]:
         """The branch, or attention and MLP whose sum it is."""

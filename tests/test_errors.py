@@ -371,6 +371,9 @@ def test_training_mode_of_batch_norm(untouched: Untouched) -> None:
         (lambda x: x * x.new_empty(len(x), 1, 1).bernoulli_(0.9) / 0.9, "bernoulli_"),
         (lambda x: x * (torch.rand(len(x), 1, 1) > 0.1), "rand"),
         (lambda x: x + torch.randn_like(x) * 0.1, "randn_like"),
+        (lambda x: x * torch.no_grad()(torch.rand)(len(x), 1, 1), "rand"),
+        (lambda x: x + torch.distributions.Normal(0.0, x.new_ones(1)).sample(), "normal"),
+        (lambda x: nn.functional.rrelu(x, training=True), "rrelu"),
     ],
 )
 def test_numbers_drawn_by_hand(draw: Any, name: str, untouched: Untouched) -> None:
@@ -380,8 +383,17 @@ def test_numbers_drawn_by_hand(draw: Any, name: str, untouched: Untouched) -> No
         ConservativeLRP(model).attribute(torch.randn(2, 5, 8), target=0)
 
 
+def test_dropout_without_gradients(untouched: Untouched) -> None:
+    model = Block(Call(lambda x: x * torch.no_grad()(nn.functional.dropout)(torch.ones(8)))).eval()
+    with untouched(model), pytest.warns(TrainingModeWarning, match=r"dropout.*model\.eval\(\)"):
+        ConservativeLRP(model).attribute(torch.randn(2, 5, 8), target=0)
+
+
 def test_training_mode_without_anything_random(no_warnings: None) -> None:
     ConservativeLRP(mlp().train()).attribute(torch.randn(2, 4), target=0)
+    for call in (nn.functional.rrelu, nn.functional.alpha_dropout):  # in no training mode
+        model = Block(Call(call)).eval()
+        ConservativeLRP(model).attribute(torch.randn(2, 5, 8), target=0)
 
 
 # ---- inputs -------------------------------------------------------------------------------------

@@ -308,17 +308,19 @@ def _state_of_random_numbers(device: torch.device) -> list[Tensor]:
 def _warn_if_random(model: Callable[..., Any], before: list[Tensor], after: list[Tensor]) -> None:
     """Dropout, stochastic depth and batch statistics would make the curves random.
 
-    Not all of it is done by modules for it, so random numbers drawn in training mode tell, too.
+    Not all of it is done by modules for it, and some models draw in evaluation mode, so random
+    numbers that were drawn tell, too; another thread can have drawn them.
     """
     kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
     training = [(name, module) for name, module in find_modules(model) if module.training]
     active = [name for name, module in training if isinstance(module, kinds)]
+    told = f"Active while the model is measured: {', '.join(active[:5])}. The results are random"
     if not active and not all(map(torch.equal, before, after)):
-        active = [name or type(module).__name__ for name, module in training[:1]]
-    if active:
-        warnings.warn(
-            f"Active while the model is measured: {', '.join(active[:5])}. The results are "
-            "random; call model.eval() first.",
-            TrainingModeWarning,
-            stacklevel=3,
+        told = (
+            "Random numbers were drawn while the model was measured. If the model drew them, the "
+            "results are random"
         )
+    elif not active:
+        return
+    mode = "call model.eval() first" if training else "call torch.manual_seed() in it"
+    warnings.warn(f"{told}; {mode}.", TrainingModeWarning, stacklevel=3)

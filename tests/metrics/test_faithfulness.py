@@ -694,8 +694,11 @@ def test_dropout_without_a_module_for_it_is_told():
             return self.head(words.mean(1))
 
     ids = torch.tensor([[1, 2]])
-    with pytest.warns(TrainingModeWarning, match=r"measured: Own\..*model\.eval"):
+    with pytest.warns(TrainingModeWarning, match=r"If the model drew them.*model\.eval"):
         Perturbation(Own(), ids, 0, masker=MaskTokens(0))
+    noisy = Own().eval()
+    with pytest.warns(TrainingModeWarning, match=r"If the model drew them.*manual_seed"):
+        Perturbation(lambda ids: noisy(ids) + torch.rand(1), ids, 0, masker=MaskTokens(0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Perturbation(Own().eval(), ids, 0, masker=MaskTokens(0))

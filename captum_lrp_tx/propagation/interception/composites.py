@@ -12,15 +12,26 @@ if TYPE_CHECKING:
 
 
 def _dropout(context: Context, call: Call) -> Any:
-    args, kwargs = call.args, call.kwargs
-    probability = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-    default = call.name != "feature_dropout"
-    training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", default))
+    probability, training = _odds(call)
     if training and probability:
         context.scope.random.add("dropout")
-    elif call.name == "dropout" and args and 0.0 <= probability <= 1.0:
-        return args[0]  # what torch does, too
+    elif call.name == "dropout" and call.args and 0.0 <= probability <= 1.0:
+        return call.args[0]  # what torch does, too
     return call.run()
+
+
+def _odds(call: Call) -> tuple[Any, Any]:
+    """The probability of a dropout, and whether it is in training mode."""
+    args, kwargs = call.args, call.kwargs
+    probability = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+    default = call.name.startswith("dropout")  # as torch has it
+    training = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", default))
+    return probability, training
+
+
+def drops_out(call: Call) -> bool:
+    """Whether a call is a dropout that draws numbers."""
+    return HANDLERS.get(call.name) is _dropout and all(_odds(call))
 
 
 _ENTERED: dict[Any, Any] = {}
@@ -54,7 +65,11 @@ def _no_torch_function(*_: Any) -> bool:
     return False
 
 
+_DROPOUTS = (
+    "dropout dropout_ dropout1d dropout2d dropout3d feature_dropout feature_dropout_ alpha_dropout "
+    "alpha_dropout_ feature_alpha_dropout feature_alpha_dropout_"
+)
 HANDLERS: dict[str, Handler] = {
-    **by_name(_dropout, "dropout dropout_ feature_dropout alpha_dropout dropout2d dropout1d"),
+    **by_name(_dropout, _DROPOUTS),
     **by_name(_enter, "multi_head_attention_forward normalize local_response_norm gumbel_softmax"),
 }

@@ -25,6 +25,7 @@ from captum_lrp_tx.propagation.interception.calls import (
     operands_first,
     tensors_in,
 )
+from captum_lrp_tx.propagation.interception.composites import drops_out
 from captum_lrp_tx.propagation.interception.context import Context
 from captum_lrp_tx.propagation.interception.cuts import CUTTING, READING
 from captum_lrp_tx.propagation.interception.following import follow
@@ -64,7 +65,8 @@ _TOLD_BY_VALUE = frozenset(["batch_norm", "instance_norm", "einsum", "pow", "__p
 #: What draws numbers: noise, or stochastic depth written out.
 _DRAWING = frozenset(
     """rand randn randint rand_like randn_like randint_like randperm bernoulli bernoulli_ normal
-    normal_ uniform_ random_ exponential_ multinomial poisson binomial""".split()
+    normal_ uniform_ random_ exponential_ cauchy_ geometric_ log_normal_ multinomial poisson
+    binomial rrelu rrelu_""".split()
 )
 #: Calls that :func:`_prepared` looks at; nearly all others need none of it.
 _PREPARED = _TOLD_BY_VALUE | _PRODUCTS | ADDITIONS | CUTTING | _DRAWING
@@ -163,6 +165,7 @@ def _passed_on(context: Context, call: Call, grad_enabled: bool) -> Any:
         # a table that is not trained: still looked up at each token
         with torch.enable_grad():
             return follow(context, call, _handled(context, call))  # is_lookup: there are ids
+    _note_draw(context, call)  # what is drawn without gradients is random, too
     result = call.run()
     if grad_enabled and isinstance(result, Tensor) and _functorch.is_batchedtensor(result):
         context.scope.is_transformed |= _functorch.get_unwrapped(result).requires_grad
@@ -223,8 +226,7 @@ def _prepared(context: Context, call: Call) -> tuple[Call, Tensor | None]:
         tuple: the call, and the tensor that its result is to be written into, if there is one.
     """
     inputs, written = context.inputs, None
-    if call.name in _DRAWING:
-        context.scope.random.add(f"torch.{call.name}")
+    _note_draw(context, call)
     if call.name in _TOLD_BY_VALUE:
         told = [a for a in call.args if isinstance(a, (int, float, str))]
         context.ran = hash((context.ran, *told))
@@ -235,6 +237,15 @@ def _prepared(context: Context, call: Call) -> tuple[Call, Tensor | None]:
     if inputs.traces.has_one_hot and call.name in _PRODUCTS:
         call = as_floats(context, call)
     return call, written
+
+
+def _note_draw(context: Context, call: Call) -> None:
+    if drops_out(call):
+        context.scope.random.add("dropout")
+    elif call.name in _DRAWING:
+        draws = call.args[3:4] or (call.kwargs.get("training"),)  # slopes of a leaky ReLU
+        if not call.name.startswith("rrelu") or draws[0]:
+            context.scope.random.add(f"torch.{call.name}")
 
 
 def _book(context: Context, made: Call, call: Call, pending: Pending, result: Any) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from captum_lrp_tx.packages import matplotlib
 from captum_lrp_tx.visualization.colours import RGB, SIGNED
 from captum_lrp_tx.visualization.glyphs import families, quiet_about_glyphs
+from captum_lrp_tx.visualization.layout import broken
 from captum_lrp_tx.visualization.wording import printable
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Of notes, legends and axes.
 GREY = "#5f5f5f"
+#: How much wider bold letters are than others, at most.
+BOLD = 1.25
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -37,11 +40,35 @@ def sheet(drawing: Figure, x: tuple[float, float], y: tuple[float, float]) -> Ax
 def headline(
     drawing: Figure, x: float, y: float, title: str, size: float = 11, **style: Any
 ) -> None:
-    """A title in bold letters, at a share of the width and of the height."""
-    drawing.text(
-        x, y, printable(title), fontsize=size, fontweight="bold", parse_math=False,
-        fontfamily=families(title), **style,
-    )  # fmt: skip
+    """A title in bold letters, at a share of the width and of the height.
+
+    For what does not fit into a line the figure is made higher; call it when axes and other texts
+    have their places.
+    """
+    family = families(title)
+    ruler = Ruler(family, size)
+    width, height = map(float, drawing.get_size_inches())
+    room = (width - 0.2) * 72
+    lines = broken(printable(title), lambda text: ruler(text) * BOLD, room)
+    step = 1.4 * size / 72
+    more = step * (len(lines) - 1)
+    whole = height + more
+
+    def moved(place: float) -> float:
+        return (place * height + (more if place > y else 0.0)) / whole
+
+    drawing.set_size_inches(width, whole)
+    for axes in drawing.axes:
+        box = axes.get_position()
+        place = (box.x0, moved(box.y0), box.width, box.height * height / whole)
+        axes.set_position(place)
+    for text in drawing.texts:
+        text.set_y(moved(text.get_position()[1]))
+    for number, line in enumerate(lines):
+        drawing.text(
+            x, (y * height + more - number * step) / whole, line, fontsize=size, fontweight="bold",
+            parse_math=False, fontfamily=family, **style,
+        )  # fmt: skip
 
 
 def frame(axes: Any, colour: str = "#c8c8c8", width: float = 0.6) -> None:

@@ -188,8 +188,6 @@ def image_comparison_figure(
             _draw_map(axes, values, scale, strip.signed, pixels)
             sign = "\u00b1" if strip.signed else "0 to "
             axes.set_xlabel(f"{sign}{scale:.2g}", fontsize=5.5, labelpad=2, color=GREY)
-    if title:
-        headline(drawing, side / width, 1 - 0.2 / height, title, size=10)
     for line, text in enumerate(notes):
         down = (0.36 if title else 0.08) + 0.155 * line
         drawing.text(side / width, 1 - (down + 0.05) / height, text, fontsize=7.5, color=GREY,
@@ -200,6 +198,8 @@ def image_comparison_figure(
     said = "one scale for all maps" if common_scale else "each map on its own scale, below it"
     _legend(foot, side * 72, 6, kinds, said, Ruler(["DejaVu Sans"], 7.0))
     foot.set(xlim=(0, width * 72), ylim=(0, 18))
+    if title:
+        headline(drawing, side / width, 1 - 0.2 / height, title, size=10)
     return drawing
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Union
 from captum_lrp_tx.packages import matplotlib
 from captum_lrp_tx.visualization.arrays import map_of, pixels_of, scale_of
 from captum_lrp_tx.visualization.canvas import (
+    BOLD,
     GREY,
     Ruler,
     bare,
@@ -20,7 +21,7 @@ from captum_lrp_tx.visualization.canvas import (
 )
 from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
 from captum_lrp_tx.visualization.glyphs import families, quiet_about_glyphs
-from captum_lrp_tx.visualization.layout import chunks, placed, wrapped
+from captum_lrp_tx.visualization.layout import broken, placed, wrapped
 from captum_lrp_tx.visualization.tokens import TokenHeatmap
 from captum_lrp_tx.visualization.wording import printable
 
@@ -63,8 +64,7 @@ def figure(heatmap: TokenHeatmap, *, width: float = 6.5, merge: bool = True) -> 
     room = total_width - 2 * margin
     lines = list(wrapped(pieces, room, measure, gap))
     facts = heatmap.facts()
-    bold = 1.25  # how much wider such letters are, at most
-    title = broken(printable(heatmap.title), lambda text: ruler(text) * bold, room)
+    title = broken(printable(heatmap.title), lambda text: ruler(text) * BOLD, room)
     head = size * (0.5 + 1.4 * len(title)) if heatmap.title else 0.0
     notes = notes_of(facts, lambda text: ruler(text) * small / size, room)
     height = 2 * margin + head + len(notes) * small * 1.55 + 4 + len(lines) * step + 16
@@ -209,19 +209,6 @@ def notes_of(
         else:
             lines += broken(fact, measure, width)
     return [line for line in lines if line]
-
-
-def broken(text: str, measure: Callable[[str], float], width: float) -> list[str]:
-    """A text in lines, broken between words, or in a word that is wider than a line."""
-    lines = [""]
-    for word in text.split(" "):
-        for part in chunks(word, width, measure):
-            joined = f"{lines[-1]} {part}" if lines[-1] else part
-            if measure(joined) <= width or not lines[-1]:
-                lines[-1] = joined
-            else:
-                lines.append(part)
-    return lines
 
 
 def _legend(axes: Any, x: float, y: float, scale: float, measure: Callable[[str], float]) -> None:

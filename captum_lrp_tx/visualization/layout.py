@@ -81,3 +81,16 @@ def chunks(text: str, width: float, measure: Callable[[str], float]) -> Iterator
         yield text[:cut]
         text = text[cut:]
     yield text
+
+
+def broken(text: str, measure: Callable[[str], float], width: float) -> list[str]:
+    """A text in lines, broken between words, or in a word that is wider than a line."""
+    lines = [""]
+    for word in text.split(" "):
+        for part in chunks(word, width, measure):
+            joined = f"{lines[-1]} {part}" if lines[-1] else part
+            if measure(joined) <= width or not lines[-1]:
+                lines[-1] = joined
+            else:
+                lines.append(part)
+    return lines

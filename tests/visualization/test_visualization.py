@@ -15,6 +15,8 @@ import torch
 from captum_lrp_tx import visualization as viz
 from captum_lrp_tx.visualization import TokenHeatmap
 from captum_lrp_tx.visualization.circuits import Drawn, circuit_figure
+from captum_lrp_tx.visualization.comparison import Strip
+from captum_lrp_tx.visualization.comparison_figure import image_comparison_figure
 from captum_lrp_tx.visualization.parts import cells_figure
 
 pytestmark = pytest.mark.captum
@@ -329,6 +331,39 @@ def test_long_facts_and_titles_go_on_in_the_next_line():
     shown = " ".join(text.get_text() for text in texts)
     assert shown.count("many words") == 20 and shown.count("x") == 200 and shown.count("it ") == 60
     assert min(text.get_window_extent().y0 for text in texts) >= 0
+
+
+@pytest.mark.parametrize("kind", ["image", "audio", "pairs", "comparison"])
+def test_long_titles_of_pictures_go_on_in_the_next_line(kind):
+    pytest.importorskip("matplotlib")
+
+    def made(title):
+        if kind == "image":
+            return viz.image_figure(torch.rand(1, 8, 8), torch.randn(8, 8), title=title)
+        if kind == "audio":
+            return viz.audio_figure(torch.randn(40), torch.randn(40), title=title)
+        if kind == "pairs":
+            images = torch.rand(2, 1, 8, 8)
+            return viz.image_pairs_figure(torch.randn(4, 4), *images, title=title)
+        strips = [Strip("LRP", torch.randn(8, 8))]
+        return image_comparison_figure(
+            torch.rand(1, 8, 8), strips, title=title, facts=[("class", "4")]
+        )
+
+    short, long = made("4"), made("why it is a four " * 12)
+    added = long.get_size_inches()[1] - short.get_size_inches()[1]
+    assert added > 0.2
+    shown = " ".join(text.get_text() for text in long.texts)
+    assert shown.count("why it is") == 12
+    for text in long.texts:
+        box = text.get_window_extent()
+        assert box.x1 <= long.bbox.width and box.y0 >= 0 and box.y1 <= long.bbox.height
+    for before, after in zip(short.axes, long.axes, strict=True):
+        old, new = before.get_position(True), after.get_position(True)
+        if old.y0 < 0.5:
+            high = short.get_size_inches()[1], long.get_size_inches()[1]
+            assert new.y0 * high[1] == pytest.approx(old.y0 * high[0])
+            assert new.height * high[1] == pytest.approx(old.height * high[0])
 
 
 def test_png_shows_both_signs():

@@ -43,22 +43,36 @@ def by_number(target: Any, modules: Iterable[tuple[str, nn.Module]]) -> Any:
     return number
 
 
-def refuse_argmax_of_numbers(modules: Iterable[tuple[str, nn.Module]]) -> None:
-    """Complains of a missing target: of several numbers none is a prediction before the others.
+def numbers_of_regression(modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
+    """What the numbers of a regression with several are called; of no other model anything.
 
     Args:
         modules (iterable of (str, Module)): Of the model.
-
-    Raises:
-        TargetError: If the model is a regression with several numbers.
     """
     for config in (getattr(module, "config", None) for _, module in modules):
         count = getattr(config, "num_labels", None) or 1
         if getattr(config, "problem_type", None) == "regression" and count > 1:
-            raise TargetError(
-                f"the model is a regression with {count} numbers; name one as target: "
-                f"{', '.join(labels_of(config, count))}"
-            )
+            return labels_of(config, count)
+    return []
+
+
+def refuse_argmax_of_numbers(
+    modules: Iterable[tuple[str, nn.Module]], instead: str = "name one as target"
+) -> None:
+    """Complains of a missing target: of several numbers none is a prediction before the others.
+
+    Args:
+        modules (iterable of (str, Module)): Of the model.
+        instead (str): What to do.
+
+    Raises:
+        TargetError: If the model is a regression with several numbers.
+    """
+    if numbers := numbers_of_regression(modules):
+        raise TargetError(
+            f"the model is a regression with {len(numbers)} numbers; {instead}: "
+            f"{', '.join(numbers)}"
+        )
 
 
 def _has_name(target: list[Any]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_lrp_tx.attr.class_names import numbers_of_regression
 from captum_lrp_tx.attr.conservative import Conservative
 from captum_lrp_tx.attr.targets import Target, TargetType, select_target
 from captum_lrp_tx.errors import CaptumLRPError, InputError, OutputError, TargetError
@@ -26,7 +27,8 @@ class Explained:
 
     Attributes:
         targets (list): What was explained of each example.
-        predictions (list of int, optional): The predicted class or next token of each.
+        predictions (list of int, optional): The predicted class or next token of each; None where
+            there is none (outputs without classes, a regression with several numbers).
         logits (list of float): The explained outputs.
     """
 
@@ -201,6 +203,9 @@ def _explain_padded(
             f"{type(method).__name__} gives {shape} for token ids of shape {tuple(ids.shape)}; a "
             "method that gives one relevance per token is needed"
         )
+    assert asked.found is not None
+    if numbers_of_regression(("", module) for module in job.modules):
+        asked.found.predictions = [None] * len(lengths)
     rows = relevance.detach().float().cpu()
     width = ids.shape[1]
     kept = [

@@ -20,8 +20,9 @@ class DatasetAttributions(Sequence[dict[str, Any]]):
 
     A row has the columns ``example`` (its number), ``id``, ``tokens``, ``token_ids``,
     ``relevance``, ``target`` (class, or token of a language model), ``position`` (of that token's
-    prediction), ``explained`` (the target as text), ``logit``, ``prediction`` and ``delta`` (logit
-    minus sum of relevance: what biases and other constants absorbed).
+    prediction), ``explained`` (the target as text), ``logit``, ``prediction`` (none of a
+    regression with several numbers) and ``delta`` (logit minus sum of relevance: what biases and
+    other constants absorbed).
 
     Args:
         folder (path): What ``attribute_dataset`` has written.

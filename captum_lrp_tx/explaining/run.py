@@ -23,6 +23,7 @@ from captum_lrp_tx.explaining.tasks import ONE_AT_A_TIME, Case, Chosen, Wish, ta
 from captum_lrp_tx.explaining.texts import Reader, is_chat
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.rule import Bias
+from captum_lrp_tx.runs.subject import in_training
 
 _MISSING: Any = object()
 
@@ -260,7 +261,7 @@ def _rows_of_array(inputs: Any, sees: bool) -> tuple[list[Any], bool]:
     """Pixels or token ids of many examples, or an array of texts."""
     if getattr(inputs.dtype, "kind", "") in ("O", "U", "T"):
         return [str(text) for text in inputs.tolist()], True
-    is_pixels = sees or not str(inputs.dtype).endswith(("int64", "int32"))
+    is_pixels = sees or "int" not in str(inputs.dtype) or inputs.ndim == 4
     if inputs.ndim == (4 if is_pixels else 2) and len(inputs) > 1:
         return [inputs[i : i + 1] for i in range(len(inputs))], True
     return [inputs], False
@@ -379,8 +380,7 @@ def _kept(relevance: Tensor) -> Tensor:
 def _worries(made: Explanation, explainer: ConservativeLRP) -> list[str]:
     """What is odd about the numbers, in plain words."""
     found = []
-    model: Any = explainer.model
-    if getattr(model, "training", False):
+    if in_training(explainer.model) is not None:
         found.append(
             "the model is in training mode, where dropout makes every explanation another one; "
             "call model.eval() first"

@@ -62,7 +62,7 @@ class Faithfulness:
                 ]  # fmt: skip
                 for _, part in self._parts:
                     _ = part.blank
-            except (CaptumLRPError, RuntimeError) as error:
+            except (CaptumLRPError, RuntimeError, ValueError) as error:
                 self.unavailable = self.unavailable or " ".join(str(error).split())
             else:
                 self.masking, self.unavailable = masking, ""
@@ -81,7 +81,7 @@ class Faithfulness:
             return {"unmeasured": method.error}
         try:
             return self._curves(method, advance)
-        except CaptumLRPError as error:
+        except (CaptumLRPError, RuntimeError, ValueError) as error:
             return {"unmeasured": " ".join(str(error).split())}
 
     def _curves(self, method: Explanations, advance: Callable[[int], object]) -> dict[str, Any]:

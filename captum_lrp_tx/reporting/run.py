@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_lrp_tx.attr.class_names import class_number, labels_of
+from captum_lrp_tx.attr.class_names import (
+    class_number,
+    labels_of,
+    refuse_argmax_of_numbers,
+)
 from captum_lrp_tx.attr.conservative import AttributionInputs
 from captum_lrp_tx.attr.mappings import inputs_of
+from captum_lrp_tx.attr.misfits import told_misfits
 from captum_lrp_tx.attr.token_gradients import padding_in_words
-from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError
+from captum_lrp_tx.errors import CaptumLRPError, InputError, NonFiniteError, OutputError
 from captum_lrp_tx.methods.registry import Chosen, choose_methods
 from captum_lrp_tx.methods.running import refuse_if_none
 from captum_lrp_tx.propagation.model.modules import find_modules
@@ -32,6 +37,11 @@ from captum_lrp_tx.visualization.wording import Scheme, guess_scheme
 ALL_CLASSES = 10
 FEW_CLASSES = 3
 Classes = Union[None, int, Literal["all"], Sequence[Union[int, str]]]
+#: What is reported of a regression with several numbers, of which none is the prediction.
+_ONE_NUMBER = (
+    "a page shows what the model predicts, so report one of them, report(lambda *args, **kwargs: "
+    "model(*args, **kwargs).logits[:, [0]], ..., class_names=[its name]); the numbers are"
+)
 
 
 def report(
@@ -103,7 +113,8 @@ def report(
     Raises:
         InputError: Inputs of another kind, unknown methods, lengths that do not fit, labels that
             are no classes.
-        TargetError: There is no class of that number or name.
+        TargetError: There is no class of that number or name; or the model is a regression with
+            several numbers, of which none is its prediction.
         OutputError: The model's output has another shape.
         NonFiniteError: NaN or infinity in the inputs or the outputs.
         CaptumLRPError: None of the methods applies to the model.
@@ -126,6 +137,8 @@ def report(
     _check_number("batch_size", batch_size)
     samples = read_samples(inputs, model, tokenizer, tokens, special)
     outputs = _outputs(model, samples, batch_size)
+    if outputs.shape[1] > 1:
+        refuse_argmax_of_numbers(find_modules(model), _ONE_NUMBER)
     config = _config(model)
     names = _class_names(class_names, config, outputs.shape[1])
     known = check_labels(labels, names, len(samples))
@@ -197,18 +210,31 @@ def _examples(
 def _outputs(model: Callable[..., Any], samples: Samples, batch_size: int) -> Tensor:
     """Of all examples: ``(examples, classes)`` on the CPU."""
     found: dict[int, Tensor] = {}
+
+    def run(numbers: list[int]) -> None:
+        positional, named = inputs_of(samples.batch(numbers)).call_arguments()
+        try:
+            with told_misfits(model, named or positional):
+                output = output_tensor(model(*positional, **named))
+        except CaptumLRPError:
+            raise
+        except (RuntimeError, ValueError):  # GPT-like classifiers without a padding token
+            if len(numbers) == 1:
+                raise
+            for number in numbers:
+                run([number])
+            return
+        if output.dim() != 2 or output.shape[0] != len(numbers):
+            raise OutputError(
+                f"a report needs a model with outputs of shape (examples, classes), not "
+                f"{tuple(output.shape)} for {len(numbers)} examples; wrap the model in a "
+                "function that selects them"
+            )
+        found.update(zip(numbers, output.detach().float().cpu(), strict=True))
+
     for group in samples.groups():
         for rows in portions(samples, [(example, 0) for example in group], batch_size):
-            numbers = [example for example, _ in rows]
-            positional, named = inputs_of(samples.batch(numbers)).call_arguments()
-            output = output_tensor(model(*positional, **named))
-            if output.dim() != 2 or output.shape[0] != len(numbers):
-                raise OutputError(
-                    f"a report needs a model with outputs of shape (examples, classes), not "
-                    f"{tuple(output.shape)} for {len(numbers)} examples; wrap the model in a "
-                    "function that selects them"
-                )
-            found.update(zip(numbers, output.detach().float().cpu(), strict=True))
+            run([example for example, _ in rows])
     outputs = torch.stack([found[example] for example in range(len(samples))])
     wrong = (~torch.isfinite(outputs)).any(1).nonzero()[:, 0].tolist()
     if wrong:

@@ -16,9 +16,14 @@ from captum_lrp_tx.attr.captum_rules import translate
 from captum_lrp_tx.errors import InputError, RuleError
 from captum_lrp_tx.propagation.model.modules import find_modules
 
+#: What says where a model comes from, how it is called, and in which mode it is.
+_NO_SETTINGS = ("training", "transformers_version", "id2label", "label2id")
+_CONTAINERS = ("torch.nn.modules.container", "torch.nn.parallel.")
+
 
 def model_fingerprint(model: Callable[..., Any]) -> str:
-    """A hash of the weights of a model and of the rules set on its modules (``module.rule``).
+    """A hash of a model: its weights, the numbers and functions that its modules hold (the epsilon
+    of a norm, how many heads, an activation), and the rules set on them (``module.rule``).
 
     Of a function that runs a model its code counts as well, and numbers in it.
 
@@ -32,6 +37,8 @@ def model_fingerprint(model: Callable[..., Any]) -> str:
     """
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, module in find_modules(model):
+        digest.update(f"{name} {type(module).__name__}".encode())
+        digest.update("".join(_settings_of(module)).encode())
         with suppress(RuleError):  # no rule for this package, which then says so itself
             if rule := translate(vars(module).get("rule"), name):
                 digest.update(f"{name}.rule {rule!r}".encode())
@@ -50,6 +57,27 @@ def model_fingerprint(model: Callable[..., Any]) -> str:
         parts = [*_code_of((model, call, held)), *_contents(held.values())]
         digest.update("".join(parts).encode())
     return digest.hexdigest()[:16]
+
+
+def _settings_of(module: nn.Module) -> Iterator[str]:
+    """What a module computes with beside weights; what begins with ``_`` may be of the last run."""
+    for owner in (module, getattr(module, "config", None)):
+        for key, value in sorted(getattr(owner, "__dict__", {}).items()):
+            if key.startswith("_") or key in _NO_SETTINGS:
+                continue
+            if isinstance(value, (bool, int, float, str, tuple, list, dict)):
+                yield f"{key} {value!r}" if _is_plain(value) else ""
+            elif callable(value) and not isinstance(value, nn.Module):
+                yield f"{key} {getattr(value, '__qualname__', '')}"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether something is made of numbers and texts, and looks the same in every process."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value.keys(), *value.values())))
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, str, type(None)))
 
 
 def content_of(value: Tensor) -> bytes:
@@ -91,14 +119,29 @@ def _contents(values: Iterable[Any]) -> Iterator[str]:
             yield hashlib.sha256(content_of(value)).hexdigest()
 
 
+def in_training(model: Callable[..., Any]) -> str | None:
+    """The first module in training mode, by its name or class; None if there is none.
+
+    Containers of torch do not look at their own mode: one that was put around a model in
+    evaluation mode is in training mode as it was made.
+
+    Args:
+        model (nn.Module or callable): A model, or a function that runs one.
+    """
+    for name, module in find_modules(model):
+        if module.training and not type(module).__module__.startswith(_CONTAINERS):
+            return name or type(module).__name__
+    return None
+
+
 def refuse_training(model: Callable[..., Any]) -> None:
     """Complains about a model whose results would be random.
 
     Raises:
         InputError: It is in training mode.
     """
-    if any(module.training for _, module in find_modules(model)):
-        raise InputError("the model is in training mode; call model.eval() first")
+    if (where := in_training(model)) is not None:
+        raise InputError(f"the model is in training mode ({where}); call model.eval() first")
 
 
 def device_of(model: Callable[..., Any]) -> torch.device | None:

@@ -37,7 +37,7 @@ from captum_lrp_tx.errors import InputError, MissingPackageError, TargetError
 from captum_lrp_tx.models import sentiment
 from captum_lrp_tx.rules import GammaRule
 from captum_lrp_tx.runs.encoding import encode
-from captum_lrp_tx.runs.subject import model_fingerprint
+from captum_lrp_tx.runs.subject import model_fingerprint, refuse_training
 
 LONG = bool(os.environ.get("CAPTUM_LRP_TX_LONG"))
 COUNT = 2000 if LONG else 100
@@ -421,6 +421,42 @@ def test_functions_with_other_numbers_are_other_models(model: Any, by: str) -> N
     assert one == same != other
 
 
+@pytest.mark.parametrize("change", ["eps", "heads", "activation", "nothing"])
+def test_what_a_model_computes_with_beside_weights_counts(change: str) -> None:
+    def built() -> Any:
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        return nn.Sequential(layer, nn.LayerNorm(8)).eval()
+
+    plain, other = built(), built()
+    if change == "eps":
+        other[1].eps = 0.1
+    elif change == "heads":
+        other[0].self_attn.num_heads = 4
+    elif change == "activation":
+        other[0].activation = nn.functional.gelu
+    same = change == "nothing"
+    assert (model_fingerprint(plain) == model_fingerprint(other)) is same
+    before = model_fingerprint(sentiment()[0])
+    sentiment()[0](torch.tensor([[2, 5, 3]]))
+    assert model_fingerprint(sentiment()[0]) == before
+
+
+def test_containers_around_a_model_in_evaluation_mode(model: Any, tmp_path: Path) -> None:
+    """They are in training mode as they were made, and do nothing with it."""
+    network, tokenizer = model
+    more: Any = {"tokenizer": tokenizer, "show_progress": False}
+    wrapped = nn.DataParallel(network)
+    assert wrapped.training
+    one, same = (
+        attribute_dataset(net, ["a film"], tmp_path / str(i), **more)
+        for i, net in enumerate((network, wrapped))
+    )
+    assert one[0]["relevance"] == same[0]["relevance"]
+    with pytest.raises(InputError, match=r"training mode \(1\); call model\.eval"):
+        refuse_training(nn.Sequential(nn.Linear(2, 2).eval(), nn.Dropout()))
+
+
 def test_folders_of_before_are_told_what_to_do(tmp_path: Path) -> None:
     """Files that have lost their settings, or have those of an older version, are kept."""
     (tmp_path / "settings.json").write_text("{}")
@@ -461,7 +497,7 @@ def test_a_regression_with_several_numbers_predicts_none_of_them(
     rows = attribute_dataset(
         network, ["a film"], tmp_path / "out", tokenizer=tokenizer, target="positive"
     )
-    assert rows[0]["explained"] == "1"
+    assert rows[0]["explained"] == "1" and rows[0]["prediction"] is None
 
 
 def test_labels_and_texts_that_are_none(model: Any, tmp_path: Path) -> None:

@@ -334,6 +334,39 @@ def test_a_model_with_one_output():
         report(model, torch.randn(2, 1, 4, 4), labels=[0, 0], methods=["Saliency"])
 
 
+def test_a_regression_with_several_numbers_predicts_none_of_them():
+    """The largest of them was called the prediction, with a probability."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    model.config = SimpleNamespace(
+        problem_type="regression", num_labels=3, id2label={0: "joy", 1: "fear", 2: "anger"}
+    )
+    images = torch.randn(2, 1, 4, 4)
+    with pytest.raises(TargetError, match=r"3 numbers; .*the numbers are: joy, fear, anger"):
+        report(model, images, methods=["Saliency"], faithfulness=False)
+    made = report(
+        lambda *args, **kwargs: model(*args, **kwargs)[:, [1]],
+        images, methods=["Saliency"], faithfulness=False, class_names=["fear"],
+    )  # fmt: skip
+    assert made.class_names == ("fear",) and made.examples[0].probabilities is None
+
+
+def test_models_that_take_one_text_at_a_time(text):
+    """Classifiers on GPT-like models, without a padding token in their configuration."""
+    model, tokenizer = text
+
+    def single(**inputs):
+        if len(inputs["input_ids"]) > 1:
+            raise ValueError("Cannot handle batch sizes > 1 if no padding token is defined.")
+        return model(**inputs)
+
+    made, expected = (
+        report(f, TEXTS, tokenizer=tokenizer, methods=["GI"]) for f in (single, model)
+    )
+    assert made.examples[1].output == pytest.approx(expected.examples[1].output, abs=1e-5)
+    assert made["GI"].relevance[0, 1] == pytest.approx(expected["GI"].relevance[0, 1], abs=1e-5)
+    assert "batch sizes > 1" in made["GI"].unmeasured
+
+
 def test_labels_must_fit(text):
     with pytest.raises(InputError, match="2 labels for 3 examples"):
         quick(text, labels=[0, 1])

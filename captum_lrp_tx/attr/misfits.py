@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from captum_lrp_tx.errors import CaptumLRPError, InputError
 from captum_lrp_tx.propagation.hygiene.arguments import fresh
 from captum_lrp_tx.propagation.model.modules import find_modules
+from captum_lrp_tx.propagation.model.outputs import LOAD
 
 #: Rows that tables of positions keep for padding, at most.
 _KEPT = 4
@@ -53,6 +54,9 @@ def _misfit(forward: Any, inputs: Any, additional: tuple[Any, ...]) -> str | Non
         given = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
         named = {f"input {i}": v for i, v in enumerate(given) if isinstance(v, Tensor)}
     modules = [module for _, module in find_modules(forward)]
+    is_empty = any(p.is_meta for m in modules for p in m.parameters(recurse=False))
+    if is_empty and not any("forward" in vars(m) for m in modules):  # nobody loads them in time
+        return f"the model has weights on the meta device, without values. {LOAD}"
     for where, value in named.items():
         shape = f"{where} has the shape {tuple(value.shape)}"
         if value.is_floating_point():
@@ -69,6 +73,13 @@ def _misfit(forward: Any, inputs: Any, additional: tuple[Any, ...]) -> str | Non
                     "with a function of their embeddings, as lambda e: model(inputs_embeds=e)."
                 )
             continue
+        if value.dtype not in (torch.int32, torch.int64) and _runs_on_ids(
+            forward, inputs, additional, value, modules, torch.Tensor.long
+        ):
+            return (
+                f"{where} holds {value.dtype}, and torch looks up ids of int32 and int64. Pass "
+                "ids.long()."
+            )
         if value.dim() == 1 and _runs_as_one_example(forward, inputs, additional, value):
             return (
                 f"{shape}, and the model takes token ids of the shape (examples, tokens). Pass "
@@ -95,15 +106,20 @@ def _runs_as_one_example(
     return _runs_with(forward, inputs, additional, one)
 
 
+def _zeros(x: Tensor) -> Tensor:
+    return torch.zeros_like(x, dtype=torch.long)
+
+
 def _runs_on_ids(
-    forward: Any, inputs: Any, additional: tuple[Any, ...], value: Tensor, modules: list[nn.Module]
-) -> bool:
-    """Whether the model runs, as it failed before, with whole numbers in place of floats."""
+    forward: Any, inputs: Any, additional: tuple[Any, ...], value: Tensor,
+    modules: list[nn.Module], ids: Callable[[Tensor], Tensor] = _zeros,
+) -> bool:  # fmt: skip
+    """Whether the model runs, as it failed before, with whole numbers in place of an input."""
     if not any(isinstance(module, nn.Embedding) for module in modules):
         return False
 
     def whole(x: Any) -> Any:
-        return torch.zeros_like(x, dtype=torch.long) if x is value else fresh(x)
+        return ids(x) if x is value else fresh(x)
 
     return _runs_with(forward, inputs, additional, whole)
 

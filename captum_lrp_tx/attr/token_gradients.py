@@ -120,6 +120,14 @@ class OnTokens(CaptumMethod, GradientAttribution):
         numbers = torch.arange(len(first), device=first.device)
         return replace(used, forward=forward, extra=(*(used.extra or ()), numbers))
 
+    @contextlib.contextmanager
+    def _ready(self, inputs: AttributionInputs, additional_forward_args: Any) -> Iterator[None]:
+        """Gradients, whatever the caller has switched off, and words for inputs that do not fit."""
+        args = _format_additional_forward_args(additional_forward_args) or ()
+        told = told_misfits(self.forward_func, inputs, args)
+        with torch.inference_mode(False), torch.enable_grad(), told:
+            yield
+
     def _used(self, inputs: AttributionInputs, additional_forward_args: Any) -> _Prepared:
         prepared = inputs_of(inputs)
         if len(prepared.leaves) != 1:
@@ -149,7 +157,7 @@ class OnTokens(CaptumMethod, GradientAttribution):
                 call, (given.detach(),), (base,), extra or None, False, prepared.is_tuple
             )
         recorded, other = EmbeddingRows(given), EmbeddingRows(self._baseline_ids(given))
-        with torch.no_grad(), told_misfits(model, inputs, args):
+        with torch.no_grad():
             recorded.run(call, *extra)
             other.run(call, *extra)
         if not recorded.rows:
@@ -227,7 +235,7 @@ class FromBaseline(OnTokens):
               the inputs are a tuple.
             - **delta** (Tensor, shape ``(batch,)``).
         """
-        with torch.inference_mode(False), torch.enable_grad():
+        with self._ready(inputs, additional_forward_args):
             used = self._prepare(inputs, additional_forward_args, target)
             attributions = self._attributions(used)
             relevance = used.formatted(attributions)
@@ -383,7 +391,7 @@ class TokenSaliency(OnTokens):
             Tensor: ``(batch, tokens)``, or the shape of float inputs; a tuple of one if the inputs
             are a tuple.
         """
-        with torch.inference_mode(False), torch.enable_grad():
+        with self._ready(inputs, additional_forward_args):
             used = self._prepare(inputs, additional_forward_args, target)
             values = tuple(value.requires_grad_() for value in map(torch.clone, used.values))
             gradients: tuple[Tensor, ...] = Saliency(used.forward).attribute(
@@ -405,11 +413,7 @@ def padding_id(model: Any) -> int:
 
 
 def padding_in_words(model: Any) -> str:
-    """:func:`padding_id`, and whether the model calls it so.
-
-    Args:
-        model (nn.Module or callable): See there.
-    """
+    """:func:`padding_id` of a model, and whether it calls it so."""
     found = named_padding(model)
     return f"token {found} (padding)" if found is not None else "token 0 (no padding is named)"
 

@@ -192,6 +192,7 @@ def _from_ids(item: Any, reader: Reader) -> Encoded:
     ids = inputs["input_ids"]
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise InputError(f"token ids are whole numbers, not {ids.dtype}")
+    ids = inputs["input_ids"] = ids.long()  # torch looks up nothing shorter than 32 bits
     if len(ids) != 1 or not ids.numel():
         raise InputError(f"token ids of one text have the shape (1, tokens), not {(*ids.shape,)}")
     inputs = _without_padding_before(inputs)

@@ -19,7 +19,7 @@ from captum_lrp_tx.attr import told
 from captum_lrp_tx.attr.misfits import most_tokens
 from captum_lrp_tx.attr.token_gradients import padding_in_words
 from captum_lrp_tx.cli import main
-from captum_lrp_tx.errors import InputError, UncoveredOperationError
+from captum_lrp_tx.errors import CaptumLRPError, InputError, UncoveredOperationError
 from captum_lrp_tx.models import digits, sentiment
 
 pytestmark = pytest.mark.captum
@@ -133,6 +133,34 @@ def test_dimensions_that_are_missing(model: Any) -> None:
     with pytest.raises(InputError, match=r"shape \(1, 28, 28\).*pixels\.unsqueeze\(0\)"):
         vision.attribute(pixels, target=1)
     assert vision.attribute(pixels.unsqueeze(0), target=1).shape == (1, 1, 28, 28)
+    for name in ("TokenIntegratedGradients", "TokenGradientShap", "TokenSaliency"):
+        with pytest.raises(InputError, match=r"shape \(1, 28, 28\).*pixels\.unsqueeze\(0\)"):
+            getattr(lrp, name)(digits()).attribute(pixels, target=1)
+
+
+def test_ids_of_few_bits(model: Any, tokenizer: Any) -> None:
+    """Torch looks up 32 and 64 bits only."""
+    ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
+    for explainer in (lrp.ConservativeLRP(model), lrp.TokenIntegratedGradients(model)):
+        with pytest.raises(InputError, match=r"holds torch\.int16, .*ids\.long\(\)"):
+            explainer.attribute(ids.to(torch.int16), target=1)
+    made, expected = (lrp.explain(model, tokenizer, x) for x in (ids.to(torch.int16), ids))
+    assert torch.equal(made.relevance, expected.relevance)
+
+
+def test_weights_without_values(model: Any, tokenizer: Any) -> None:
+    with torch.device("meta"):
+        empty = type(model)(model.config).eval()
+    inputs = tokenizer(TEXT, return_tensors="pt")
+    runs: list[Any] = [
+        lambda: lrp.ConservativeLRP(empty).attribute(inputs, target=1),
+        lambda: lrp.explain(empty, tokenizer, TEXT),
+        lambda: lrp.compare(empty, inputs, methods=["GI"]),
+        lambda: lrp.report(empty, [TEXT], tokenizer=tokenizer, methods=["GI"]),
+    ]
+    for run in runs:
+        with pytest.raises(CaptumLRPError, match=r"meta device, without values.*load_state_dict"):
+            run()
 
 
 def test_what_is_no_tensor(model: Any, tokenizer: Any) -> None:

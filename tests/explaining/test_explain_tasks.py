@@ -60,6 +60,19 @@ def test_a_regression_with_several_numbers_predicts_none_of_them(tokenizer: Any)
             lrp.explain(model, tokenizer, "a good film", **options)
 
 
+def test_all_classes_are_those_that_the_model_gives(tokenizer: Any) -> None:
+    """A configuration can name more classes, or fewer, or be none."""
+    model = bert("ForSequenceClassification", num_labels=2)
+    for names in ({0: "good", 1: "bad", 2: "worse"}, {0: "good"}):
+        model.config.id2label = names
+        made = lrp.explain(model, tokenizer, "a good film", target="all")
+        assert [e.target for e in made] == ["good", names.get(1, "1")]
+    plain = lrp.explain(
+        lambda **x: model(**x).logits, tokenizer, tokenizer("a good film"), target="all"
+    )
+    assert [e.value for e in plain] == pytest.approx([e.value for e in made])
+
+
 def test_cross_encoder(tokenizer: Any) -> None:
     model = bert("ForSequenceClassification", num_labels=1)
     made = lrp.explain(model, tokenizer, ("who made it?", "Anna made it."))
@@ -246,6 +259,10 @@ def test_sequence_to_sequence(tokenizer: Any) -> None:
     assert len(generated) == 2
     for one in generated:
         conserved(one)
+    with pytest.raises(InputError, match=r"generates nothing of .*token_type_ids.*ids alone"):
+        lrp.explain(model, tokenizer, {**inputs, "token_type_ids": inputs["attention_mask"] * 0})
+    alone = lrp.explain(model, tokenizer, {"input_ids": inputs["input_ids"]}, answer=2)
+    assert [e.target for e in alone] == [e.target.partition(" rather")[0] for e in generated]
 
 
 def test_similarity_of_two_texts(tokenizer: Any) -> None:
@@ -301,6 +318,9 @@ def test_folders_of_sentence_transformers(
     else:
         with pytest.raises(InputError, match=rf"{refused}.*SentenceTransformer\('"):
             lrp.explain(model, tokenizer, ("a good film", "the film"))
+    (tmp_path / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"config\.json says how embeddings are made, and cannot"):
+        lrp.explain(model, tokenizer, ("a good film", "the film"))
 
 
 def test_models_of_ones_own(tokenizer: Any) -> None:

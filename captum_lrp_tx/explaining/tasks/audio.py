@@ -26,7 +26,7 @@ class AudioClassification(Task):
         def arrange(relevances: Mapping[str, Tensor], _: Choice) -> tuple[None, Tensor]:
             return None, sound.arranged(relevances[sound.key])
 
-        for one in each_class(wish, reader.config):
+        for one in each_class(wish, reader.model, sound.inputs):
             yield Case(
                 self.name, reader.model, sound.inputs, class_choice(one, reader.config), arrange,
                 audio=sound.arranged(sound.inputs[sound.key]), seconds=sound.seconds,

@@ -111,14 +111,21 @@ def _together(rows: list[Encoded], reader: Reader) -> dict[str, Tensor]:
     )
 
 
-def each_class(wish: Wish, config: Any) -> Iterator[Wish]:
-    """The wish itself, or for ``target="all"`` one for each class."""
-    count = getattr(config, "num_labels", None)
-    if isinstance(wish.target, str) and wish.target == "all" and count:
-        for index in range(count):
-            yield replace(wish, target=index)
-    else:
+def each_class(wish: Wish, model: Any, inputs: Mapping[str, Tensor] | Tensor) -> Iterator[Wish]:
+    """The wish itself, or for ``target="all"`` one for each class that the model gives.
+
+    Args:
+        wish (Wish): What the user wants to know.
+        model (callable): Its configuration may name other classes than it has.
+        inputs (mapping or Tensor): What it is called with.
+    """
+    if not (isinstance(wish.target, str) and wish.target == "all"):
         yield wish
+        return
+    with torch.no_grad():
+        output = output_tensor(model(inputs) if isinstance(inputs, Tensor) else model(**inputs))
+    for index in range(output.shape[1]) if output.dim() > 1 else (None,):
+        yield replace(wish, target=index)
 
 
 class SequenceClassification(Task):
@@ -130,7 +137,7 @@ class SequenceClassification(Task):
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
         refuse_answer(self.name, wish)
         encoded = encode(item, reader)
-        for one in each_class(wish, reader.config):
+        for one in each_class(wish, reader.model, encoded.inputs):
             yield Case(
                 self.name, reader.model, encoded.inputs, class_choice(one, reader.config),
                 of_texts(encoded.tokens), warnings=encoded.warnings, tokens=encoded.tokens,

@@ -201,9 +201,15 @@ class SequenceToSequence(Task):
             if reader.tokenizer is None:
                 raise InputError("an answer in words needs the tokenizer of the model")
             labels = reader.tokenizer(text_target=wish.answer, return_tensors="pt")["input_ids"]
-            shifted = reader.model.prepare_decoder_input_ids_from_labels(
-                labels.to(inputs["input_ids"].device)
-            )[0]
+            try:
+                shifted = reader.model.prepare_decoder_input_ids_from_labels(
+                    labels.to(inputs["input_ids"].device)
+                )[0]
+            except (ValueError, AttributeError) as error:
+                raise InputError(
+                    f"the model cannot tell what an answer begins with: {error}; set "
+                    "model.config.decoder_start_token_id"
+                ) from error
             return [int(shifted[0])], _without_end(labels[0].tolist(), reader)
         written = _generated(reader, inputs, _count(wish))
         return written[:1], _without_end(written[1:], reader)
@@ -302,10 +308,17 @@ def _generated(reader: Reader, inputs: Mapping[str, Tensor], count: int) -> list
         raise InputError("the model cannot generate; give the answer as a text: answer='...'")
     pad = getattr(reader.tokenizer, "pad_token_id", None)
     end = getattr(reader.tokenizer, "eos_token_id", None)
-    written: Tensor = reader.model.generate(
-        **inputs, max_new_tokens=count, do_sample=False, num_beams=1,
-        pad_token_id=end if pad is None else pad,
-    )  # fmt: skip
+    try:
+        written: Tensor = reader.model.generate(
+            **inputs, max_new_tokens=count, do_sample=False, num_beams=1,
+            pad_token_id=end if pad is None else pad,
+        )  # fmt: skip
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"the model generates nothing of {', '.join(inputs)}: {error}. Where an entry is too "
+            "many, the tokenizer is not the model's own; give the ids alone: explain(model, "
+            "tokenizer, {'input_ids': ids})"
+        ) from error
     ids: list[int] = written[0].tolist()
     return ids
 

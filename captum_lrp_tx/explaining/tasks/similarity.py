@@ -112,9 +112,9 @@ def _refuse_other_embeddings(model: Callable[..., Any]) -> None:
     folder = Path(str(getattr(getattr(model, "config", None), "_name_or_path", "")))
     if not (folder / "modules.json").is_file():
         return
-    for part in json.loads((folder / "modules.json").read_text(encoding="utf-8"))[1:]:
+    for part in _json(folder / "modules.json")[1:]:
         kind, path = str(part["type"]).rpartition(".")[2], folder / part["path"] / "config.json"
-        says = json.loads(path.read_text(encoding="utf-8")) if kind == "Pooling" else {}
+        says = _json(path) if kind == "Pooling" else {}
         # one name, or before version 6 a flag for each
         modes = {key for key, value in says.items() if key.startswith("pooling_mode_") and value}
         modes |= {str(says["pooling_mode"])} if "pooling_mode" in says else set()
@@ -126,6 +126,21 @@ def _refuse_other_embeddings(model: Callable[..., Any]) -> None:
             f"{' '.join([kind, *sorted(modes)])}; give "
             f"sentence_transformers.SentenceTransformer({str(folder)!r}) as the model"
         )
+
+
+def _json(path: Path) -> Any:
+    """What a file of a folder of sentence-transformers holds.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} says how embeddings are made, and cannot be read ({error}); download the "
+            "model again"
+        ) from error
 
 
 def _embedding(model: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:

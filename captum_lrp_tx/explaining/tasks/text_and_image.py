@@ -53,7 +53,7 @@ class TextImageClassification(Task):
         encoded, inputs, warnings = _read(item, reader)
         # a question can have several right answers, and is trained so
         several = type(reader.model).__name__.endswith("ForQuestionAnswering") or None
-        for one in each_class(wish, reader.config):
+        for one in each_class(wish, reader.model, inputs):
             yield Case(
                 self.name, reader.model, inputs, class_choice(one, reader.config, several),
                 of_texts(encoded.tokens), inputs["pixel_values"][0], warnings,

@@ -41,9 +41,10 @@ class ImageClassification(Task):
     def cases(self, item: Any, reader: Reader, wish: Wish) -> Iterator[Case]:
         refuse_answer(self.name, wish)
         pixels, warnings = pixels_of(item, reader.image_processor, reader.config)
-        for one in each_class(wish, reader.config):
+        inputs = reader.for_model(pixels)
+        for one in each_class(wish, reader.model, inputs):
             yield Case(
-                self.name, reader.model, reader.for_model(pixels),
+                self.name, reader.model, inputs,
                 class_choice(one, reader.config), only_image, pixels[0], tuple(warnings),
             )  # fmt: skip
 

@@ -11,12 +11,18 @@ from torch import Tensor, nn
 
 from captum_lrp_tx.errors import InputError, OutputError
 
+#: What to do with a model on the meta device.
+LOAD = (
+    "Load the weights onto a device first: from_pretrained(...), or model.to_empty(device='cpu') "
+    "and model.load_state_dict(...)."
+)
+
 
 def output_tensor(returned: Any) -> Tensor:
     """The tensor in what a forward function returned: itself, or ``.logits`` of a model output.
 
     Raises:
-        OutputError: no floating-point tensor can be told.
+        OutputError: no floating-point tensor can be told, or one without values.
     """
     if isinstance(returned, Tensor):
         tensor = returned
@@ -35,6 +41,10 @@ def output_tensor(returned: Any) -> Tensor:
         raise OutputError(
             f"The forward function returned a tensor of dtype {tensor.dtype}; only floating-point "
             "scores can be explained (return logits, not predicted classes)."
+        )
+    if tensor.is_meta:
+        raise OutputError(
+            f"The forward function returned a tensor on the meta device, without values. {LOAD}"
         )
     return tensor
 

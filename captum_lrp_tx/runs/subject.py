@@ -60,12 +60,16 @@ def model_fingerprint(model: Callable[..., Any]) -> str:
 
 
 def _settings_of(module: nn.Module) -> Iterator[str]:
-    """What a module computes with beside weights; what begins with ``_`` may be of the last run."""
-    for owner in (module, getattr(module, "config", None)):
+    """What a module computes with beside weights.
+
+    What begins with ``_`` and the lists of a module may be of the last run.
+    """
+    fixed = (bool, int, float, str, tuple)
+    for owner, kinds in ((module, fixed), (getattr(module, "config", None), (*fixed, list, dict))):
         for key, value in sorted(getattr(owner, "__dict__", {}).items()):
             if key.startswith("_") or key in _NO_SETTINGS:
                 continue
-            if isinstance(value, (bool, int, float, str, tuple, list, dict)):
+            if isinstance(value, kinds):
                 yield f"{key} {value!r}" if _is_plain(value) else ""
             elif callable(value) and not isinstance(value, nn.Module):
                 yield f"{key} {getattr(value, '__qualname__', '')}"

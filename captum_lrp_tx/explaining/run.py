@@ -380,7 +380,8 @@ def _kept(relevance: Tensor) -> Tensor:
 def _worries(made: Explanation, explainer: ConservativeLRP) -> list[str]:
     """What is odd about the numbers, in plain words."""
     found = []
-    if in_training(explainer.model) is not None:
+    model: Any = explainer.model
+    if getattr(model, "training", False) and in_training(model) is not None:
         found.append(
             "the model is in training mode, where dropout makes every explanation another one; "
             "call model.eval() first"

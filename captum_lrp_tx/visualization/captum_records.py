@@ -20,6 +20,7 @@ Example::
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
 from collections.abc import Mapping, Sequence
@@ -219,6 +220,12 @@ def _tokens(inputs: Any, tokenizer: Any) -> tuple[list[list[str]], list[list[boo
     if isinstance(inputs, Mapping):
         mask = inputs.get("attention_mask")
         inputs = inputs.get("input_ids")
+        if not isinstance(mask, (Tensor, type(None))):  # of a tokenizer that returns lists
+            with contextlib.suppress(TypeError, ValueError):
+                mask = torch.as_tensor(mask)
+    if hasattr(inputs, "__array_interface__") or _are_lists_of_ids(inputs):
+        with contextlib.suppress(TypeError, ValueError):  # lists of several lengths
+            inputs = torch.as_tensor(inputs)
     if isinstance(inputs, Tensor):
         if inputs.is_floating_point() or inputs.dim() != 2:
             raise InputError(
@@ -228,6 +235,8 @@ def _tokens(inputs: Any, tokenizer: Any) -> tuple[list[list[str]], list[list[boo
         if tokenizer is None:
             raise InputError("token ids need a tokenizer to be read; pass it, or the tokens")
         tokens = [tokenizer.convert_ids_to_tokens(row) for row in inputs.tolist()]
+    elif _are_lists_of_ids(inputs):
+        raise InputError("token ids of several lengths are no batch; give those that were padded")
     elif isinstance(inputs, Sequence) and inputs and not isinstance(inputs, str):
         rows = [inputs] if isinstance(inputs[0], str) else inputs
         tokens = [[str(token) for token in row] for row in rows]
@@ -237,6 +246,11 @@ def _tokens(inputs: Any, tokenizer: Any) -> tuple[list[list[str]], list[list[boo
         return tokens, (mask > 0).tolist()
     padding = getattr(tokenizer, "pad_token", None)
     return tokens, [_unpadded(row, padding) for row in tokens]
+
+
+def _are_lists_of_ids(inputs: Any) -> bool:
+    rows = inputs if isinstance(inputs, (list, tuple)) else ()
+    return bool(rows) and all(isinstance(r, list) and r and isinstance(r[0], int) for r in rows)
 
 
 def _unpadded(tokens: Sequence[str], padding: str | None) -> list[bool]:

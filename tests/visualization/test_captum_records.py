@@ -113,6 +113,22 @@ def test_tokens_without_merging_embeddings_and_lists_of_tokens() -> None:
     assert torch.equal(bare.word_attributions, named.word_attributions)
 
 
+def test_lists_of_ids_are_what_tensors_of_them_are() -> None:
+    """Of a tokenizer that returns lists the ids were the words, and padding was one, too."""
+    given = inputs()
+    lists = {key: value.tolist() for key, value in given.items()}
+    arrays = {key: value.numpy() for key, value in given.items()}
+    (expected,) = text_records(relevance(), given, Tokenizer())
+    for same in (lists, arrays, lists["input_ids"]):
+        (record,) = text_records(relevance(), same, Tokenizer())
+        assert record.raw_input_ids == expected.raw_input_ids
+        assert record.attr_score == expected.attr_score
+    with pytest.raises(InputError, match="need a tokenizer"):
+        text_records(relevance(), lists)
+    with pytest.raises(InputError, match="several lengths"):
+        text_records(relevance(2), {"input_ids": [[0, 1], [0]]}, Tokenizer())
+
+
 def test_padding_is_a_run_at_the_ends_only() -> None:
     ids = torch.tensor([[7, 0, 1, 7, 4, 6, 7, 7]])
     (record,) = text_records(torch.ones(1, 8), ids, Tokenizer())

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constructs import OUT, Hold, R, sparsemax
+from constructs import BIAS, OUT, Hold, R, sparsemax
 from spellings import TOKENS, Weights, scores
 
 CAUSAL = torch.ones(TOKENS, TOKENS).tril().bool()
@@ -60,6 +60,15 @@ def as_kernels(a: Tensor, v: Tensor) -> Tensor:
     return torch.stack(
         [F.conv1d(one.mT[:, None], rows[:, None])[..., 0].mT for rows, one in kernels]
     )
+
+
+def by_ones(a: Tensor, v: Tensor) -> Tensor:
+    return (torch.ones(1, TOKENS).to(v) @ (a[..., None] * v[:, None]))[:, :, 0]
+
+
+def by_pool(a: Tensor, v: Tensor) -> Tensor:
+    products = (a[..., None] * v[:, None]).flatten(0, 1)
+    return F.avg_pool1d(products.mT, TOKENS)[..., 0].view_as(v) * TOKENS
 
 
 def by_chunks(a: Tensor, v: Tensor) -> Tensor:
@@ -184,6 +193,42 @@ def pooled(divisor: Scores) -> Form:
         return ((e[..., None] * w.c(x)).sum(1) / divisor(e.sum(1, keepdim=True)))[:, None] + x
 
     return form
+
+
+def by_example_sparse(z: Tensor) -> Tensor:
+    near = (CAUSAL + 0.5).to(z).to_sparse()
+    return torch.stack([torch.sparse.mm(near, one) for one in z])
+
+
+def scattered(z: Tensor) -> Tensor:
+    places = torch.tensor([0, 0, 0, 1, 1, 1])[None, :, None].expand(z.shape)
+    return torch.zeros_like(z[:, :2]).scatter_reduce(1, places, z, "mean", include_self=False)
+
+
+#: Sums by weights that are no part of the inputs: the attention free transformer, pooling.
+MAPS: dict[str, Scores] = {
+    "matrix": lambda z: BIAS.exp().to(z) @ z,
+    "einsum": lambda z: torch.einsum("ij,bjd->bid", BIAS.exp().to(z), z),
+    "sparse": by_example_sparse,
+    "convolution": lambda z: F.conv1d(z.mT, BIAS[:1, None, :3].exp().to(z).repeat(
+        z.shape[-1], 1, 1), padding=1, groups=z.shape[-1]).mT,
+    "pool": lambda z: F.avg_pool1d(z.mT, 3, 1, 1).mT,
+    "scattered": scattered,
+}  # fmt: skip
+
+
+def mapped(by: Scores) -> Form:
+    def form(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+        e = p(w.b(x).exp())
+        return (by(e * w.c(x)) / by(e)).mean(1, keepdim=True) + x
+
+    return form
+
+
+def in_units_of_itself(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    """What exponentials have scaled is divided by its own sum, not by theirs."""
+    y = (w.a(x).exp() * w.c(x)).sum(1, keepdim=True)
+    return y / y.sum(-1, keepdim=True) + x
 
 
 # ---- sinks --------------------------------------------------------------------------------------
@@ -327,6 +372,43 @@ def summed_by_entries(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
     return p(w.a(x)) @ summed
 
 
+#: How queries read what keys have summed, channel by channel.
+READERS: dict[str, Read] = {
+    "matmul": torch.matmul,
+    "loop": lambda q, kv: sum(
+        q[..., i : i + 1] * kv[:, i : i + 1] for i in range(q.shape[-1])
+    ),
+    "stacked": lambda q, kv: torch.stack(
+        [a[..., None] * b[:, None] for a, b in zip(q.unbind(-1), kv.unbind(1))]
+    ).sum(0),
+}  # fmt: skip
+
+
+def of_features(query: Scores, key: Scores, read: Read) -> Form:
+    return lambda w, x, p, n: read(p(query(w.a(x))), p(key(w.b(x))).mT @ w.c(x))
+
+
+def both_signs(z: Tensor) -> Tensor:
+    """The features of Hedgehog."""
+    return torch.cat([z.softmax(-1), (-z).softmax(-1)], -1)
+
+
+def beside_softmax(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
+    """LoLCATs: near tokens by a softmax, those far away by features, divided by both sums."""
+    e, q, k, v = p(scores(w, x).exp()), p(both_signs(w.a(x))), p(both_signs(w.b(x))), w.c(x)
+    total = e.sum(-1, keepdim=True) + q @ k.sum(1)[..., None]
+    return (e @ v + q @ (k.mT @ v)) / total
+
+
+#: Of keys and of queries.
+FEATURES: dict[str, tuple[Scores, Scores]] = {
+    "elu": (lambda z: F.elu(z) + 1, lambda z: F.elu(z) + 1),
+    "softmax": (lambda z: z.softmax(-1), lambda z: z.softmax(-1)),
+    "hedgehog": (both_signs, both_signs),
+    "softmax of tokens": (lambda z: z, lambda z: z.softmax(1)),
+}
+
+
 def pooled_rows(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
     """What queries have read is joined to tokens again, no mixture of experts."""
     a, v = p(scores(w, x).softmax(-1)), w.c(x)
@@ -365,7 +447,11 @@ DISGUISED: dict[str, Callable[..., Any]] = {
        for a in ACTIVATIONS for b in SCORES},
     **{f"{a}, entries": activated(SCORES["clamp"], ACTIVATIONS[a], by_entries)
        for a in ACTIVATIONS},
+    **{f"{a}, {b}": activated(scores, ACTIVATIONS[a], read)
+       for a in ACTIVATIONS for b, read in (("ones", by_ones), ("pool", by_pool))},
     **{f"late, {a}": divided_late(DIVISORS[a], lambda e: e) for a in DIVISORS},
+    **{f"late, by a {a}": mapped(MAPS[a]) for a in MAPS},
+    "in units of itself": in_units_of_itself,
     **{f"late, {a}, masked": divided_late(DIVISORS[a], where) for a in DIVISORS},
     **{f"pooled, {a}": pooled(DIVISORS[a]) for a in DIVISORS},
     **{f"sink, {a}": SINKS[a] for a in SINKS},
@@ -376,6 +462,9 @@ DISGUISED: dict[str, Callable[..., Any]] = {
     **{f"kernels, {a}": reading(KERNELS[a], as_kernels) for a in KERNELS},
     "factorised, by entries": factorised_by_entries,
     "factorised, summed by entries": summed_by_entries,
+    **{f"features, {a}, {b}": of_features(*FEATURES[a], READERS[b])
+       for a in FEATURES for b in READERS},
+    "features beside a softmax": beside_softmax,
     "rows, pooled": pooled_rows,
     "divided by one weight": by_one_weight,
     "energies": energies,

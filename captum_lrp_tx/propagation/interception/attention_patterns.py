@@ -11,6 +11,7 @@ from captum_lrp_tx.propagation.graph import CLEAR, gate_strength, mark_node
 from captum_lrp_tx.propagation.interception.calls import Call, depends
 from captum_lrp_tx.propagation.operations import Kind, PatternProduct, Product
 from captum_lrp_tx.propagation.recognition import (
+    axes,
     delta_rule,
     patterns,
     rescaling,
@@ -19,7 +20,12 @@ from captum_lrp_tx.propagation.recognition import (
 )
 from captum_lrp_tx.propagation.recognition.contracted import contraction_of
 from captum_lrp_tx.propagation.recognition.entrywise import Weights
-from captum_lrp_tx.propagation.recognition.undecided import Undecided, Weighed, remember
+from captum_lrp_tx.propagation.recognition.undecided import (
+    SUMMARY,
+    Undecided,
+    Weighed,
+    remember,
+)
 
 if TYPE_CHECKING:
     from captum_lrp_tx.propagation.interception.context import Context
@@ -114,6 +120,8 @@ def exponentials_times_values(context: Context, plain: Tensor, call: Call) -> Te
         return plain
     operation = PatternProduct(*call.parts, patterns=tuple(weights), operands=factors)
     result, weighed = proposed(context, plain, [operation], "attention, divided by its row sums")
+    root = axes.moved(call.args[weights[0]])
+    mark_node(result, SUMMARY, summaries.Summary([root], weighed=weighed))  # another may divide
     await_use(context, result, weighed)
     return result
 

@@ -145,7 +145,7 @@ def _row_sums(context: Context, call: Call, quotient: bool) -> Tensor | None:
     if context.scope.rule(Kind.ATTENTION) is None:
         return None
     divisor = rescaling.renormalizer(args, quotient)
-    if divisor is None and quotient and rescaling.rescaled_entries(args[0], args[1]):
+    if quotient and rescaling.rescaled_entries(args[0], args[1]):  # of several sums, all of them
         divisor = 1
     if divisor is None:
         return None
@@ -313,7 +313,8 @@ def _linear_attention(context: Context, call: Call, product: Any) -> Any:
         shares = {query: 0.25, sums: 0.75} if reading.sums else None
         operation = PatternProduct(*call.parts, patterns=(query,), operands=(0, 1), shares=shares)
         product, weighed = proposed(context, product, [operation], "linear attention (convention)")
-        weighed.along, weighed.group = (reading.axis,), args[query].grad_fn
+        weighed.along = () if reading.axis is None else (reading.axis,)
+        weighed.group = axes.moved(args[query])  # of a loop over channels
         weighed.sums = [(one, reading.key) for one in reading.sums]
         await_use(context, product, weighed)
         return product

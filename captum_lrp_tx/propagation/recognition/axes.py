@@ -30,6 +30,8 @@ _DIMENSIONS = frozenset("Select Unbind Unsqueeze Squeeze".split())
 _JOINS = frozenset("Cat Stack".split())
 _REDUCTIONS = frozenset("Sum Mean Amax Amin Logsumexp Nansum".split())
 _PICKS = frozenset("Select Unbind Split SplitWithSizes Slice UnsafeSplit Chunk".split())
+#: Those that may take one entry of an axis.
+_TAKES = (_PICKS | frozenset("IndexSelect Gather Index".split())) - {"UnsafeSplit", "Chunk"}
 #: Neighbours or blocks laid out along an axis, and places taken by index: of the data.
 _LAID_OUT = frozenset("Im2Col Unfold GridSampler2D GridSampler3D Index AsStrided BlockDiag".split())
 #: Nodes looked at for one axis; what lies further back is the data.
@@ -120,6 +122,20 @@ def saved_axis(node: Node, name: str, dims: int) -> int | None:
     """An axis that a node keeps, counted from the left; ``None`` if it keeps none of that name."""
     value = getattr(node, "_saved_" + name, None)
     return signed(value) % max(1, dims) if isinstance(value, int) else None
+
+
+def picked(node: Node) -> int | None:
+    """The axis that a node takes one entry of, if it does, counted from the left before that."""
+    if node_name(node) not in _TAKES:
+        return None
+    old, new = shape_before(node), shape(node)
+    at = saved_axis(node, "dim", len(old))
+    if node_name(node) == "Index":
+        by = [axis for axis, index in enumerate(node._saved_indices) if index is not None]
+        at = by[0] if len(by) == 1 else None
+    if at is None or old[at] == 1 or (len(new) == len(old) and new[at] > 1):
+        return None
+    return at
 
 
 def signed(value: int) -> int:

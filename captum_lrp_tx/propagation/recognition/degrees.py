@@ -49,7 +49,8 @@ _SPREADS = frozenset("Std Var StdMean VarMean LinalgVectorNorm Norm LinalgSvd".s
 _POWERS = {"Sqrt": 0.5, "Rsqrt": -0.5, "Reciprocal": -1.0, "Sign": 0.0, "Sgn": 0.0}
 _MATRIX_PRODUCTS = frozenset("Mm Bmm Mv Dot Vdot Addmm Baddbmm Addmv".split())
 _POOLS = frozenset("AvgPool2D AvgPool3D".split())
-_LINEAR_MAPS = (
+#: Maps by weights of one tensor that depends on the inputs.
+LINEAR_MAPS = (
     _MATRIX_PRODUCTS
     | _POOLS
     | frozenset(
@@ -60,7 +61,7 @@ _LINEAR_MAPS = (
 _DISPLACE = frozenset({"Roll", "Flip"})
 _SUMMAND_FIRST = frozenset("Addmm Baddbmm Addmv".split())
 #: Functions of one tensor that depends on the inputs.
-_OF_ONE = _KEEP | _SUMS | _REDUCTIONS | _SPREADS | _LINEAR_MAPS | {"Mul", "Div"}
+_OF_ONE = _KEEP | _SUMS | _REDUCTIONS | _SPREADS | LINEAR_MAPS | {"Mul", "Div"}
 #: Steps between an exponential and its logarithm.
 _MOST_STEPS = 16
 _EXPONENT = "captum_lrp_tx.exponent"
@@ -305,7 +306,7 @@ class Search:
         )
 
     def _of_one(self, node: Node, name: str, output: int, before: Degree) -> Degree | None:
-        if name in _LINEAR_MAPS:
+        if name in LINEAR_MAPS:
             if not before.is_nonlinear and not self.deep:
                 return None
             pooled = before.is_pooled or name in _POOLS

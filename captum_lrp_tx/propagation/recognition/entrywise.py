@@ -18,7 +18,6 @@ from captum_lrp_tx.propagation.recognition import axes, patterns, weighing
 from captum_lrp_tx.propagation.recognition.axes import Origin
 from captum_lrp_tx.propagation.recognition.summaries import leads_to
 
-_PICKS = frozenset("Select Unbind Slice Split SplitWithSizes IndexSelect Gather Index".split())
 _MAX_DEPTH = 400
 
 
@@ -108,20 +107,11 @@ def _is_one_of_many(tensor: Tensor) -> bool:
     """Whether a tensor was taken out of another along an axis of which this is one entry."""
     node: Node | None = tensor.grad_fn
     while node is not None and node_name(node) in KEEP_ENTRIES and len(parents(node)) == 1:
-        name = node_name(node)
-        if name in _PICKS:
-            old, new = axes.shape_before(node), axes.shape(node)
-            at = _picked(node) if name == "Index" else axes.saved_axis(node, "dim", len(old))
-            if at is not None and old[at] > 1 and (len(new) < len(old) or new[at] == 1):
-                return _may_be_weights(parents(node)[0], at)
+        at = axes.picked(node)
         (node,) = parents(node)
+        if at is not None:
+            return _may_be_weights(node, at)
     return False
-
-
-def _picked(node: Node) -> int | None:
-    """The axis that a tensor of indices picks along, if there is one."""
-    along = [axis for axis, index in enumerate(node._saved_indices) if index is not None]
-    return along[0] if len(along) == 1 else None
 
 
 def _may_be_weights(node: Node, axis: int) -> bool:

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from captum_lrp_tx.propagation.graph import Node, is_activation, node_name, parents
 from captum_lrp_tx.propagation.recognition.axes import moved
+from captum_lrp_tx.propagation.recognition.degrees import LINEAR_MAPS
 from captum_lrp_tx.propagation.recognition.summaries import (
     KEPT,
+    Summary,
     is_summary,
     leads_to,
     summaries_of,
@@ -23,6 +25,9 @@ UNTOLD = "captum_lrp_tx.untold"
 MATMUL = frozenset({"Mm", "Bmm", "Baddbmm", "Addmm"})
 #: Adds up entries.
 _ADDED = frozenset("Sum Mean Nansum Cumsum IndexAdd ScatterAdd SegmentReduce".split())
+#: The same, if they are no extremes.
+_REDUCED = frozenset("ScatterReduce IndexReduce".split())
+_MAPS = LINEAR_MAPS | {"SparseAddmm"}
 _MAX_NODES = 400
 _MAXIMA = frozenset("Maximum Amax Max Clamp ClampMin".split())
 
@@ -53,13 +58,14 @@ def rescaled_entries(dividend: Tensor, divisor: Tensor) -> bool:
         dividend (Tensor): A sum, as in the online softmax of FlashAttention or RWKV.
         divisor (Tensor): What may be the sum of its weights.
     """
-    weights, _ = _activated(divisor.grad_fn)
+    weights, own, _ = _activated(divisor.grad_fn)
     if not weights:
         return False
-    _, weighed = _activated(dividend.grad_fn)
-    products = [node for node, weight in weighed if weight in weights]
-    if not products:
-        return False
+    _, weighed, known = _activated(dividend.grad_fn)
+    # values that are in the divisor, too, are in units of their own sum
+    products = [one[0] for one in weighed if one[1] in weights and one not in own]
+    if not products:  # but for those that another divisor, of another example, has confirmed
+        return any(weight in weights for one in known for weight in one.weights)
     waiting = [one.metadata.get(UNDECIDED) for one in products]
     if None in waiting:
         products[waiting.index(None)].metadata[UNTOLD] = True
@@ -84,24 +90,31 @@ def is_rescaling_of_nothing(tensor: Tensor) -> bool:
     return largest is not None and node_name(largest) in _MAXIMA
 
 
-def _activated(root: Node | None) -> tuple[set[Node], list[tuple[Node, Node]]]:
+def _activated(
+    root: Node | None,
+) -> tuple[set[Node], list[tuple[Node, Node]], list[Summary]]:
     """The activations whose entries a tensor sums up, and the products with them.
 
     Args:
-        root (Node, optional): Of the tensor; what rules have summed with weights is left out.
+        root (Node, optional): Of the tensor.
 
     Returns:
-        tuple: the activations; for each product with something else its node and the activation.
+        tuple: the activations; for each product with something else its node and the activation;
+        what rules have summed with weights already.
     """
     found: set[Node] = set()
     products: list[tuple[Node, Node]] = []
+    known: list[Summary] = []
     seen: set[tuple[Node, bool]] = set()
     todo = [(root, False)]  # and whether it has been added up on the way
     while todo and len(seen) < _MAX_NODES:
         node, summed = todo.pop()
-        if node is None or (node, summed) in seen or is_summary(node):
+        if node is None or (node, summed) in seen:
             continue
         seen.add((node, summed))
+        if is_summary(node):
+            known.append(node.metadata[SUMMARY])
+            continue
         name, before = node_name(node), parents(node)
         if is_activation(node):
             if summed:
@@ -116,10 +129,16 @@ def _activated(root: Node | None) -> tuple[set[Node], list[tuple[Node, Node]]]:
         if is_product and (summed or name in MATMUL):  # else a gate in units of its mean
             sides = [one for edge in before if (one := walk_to(edge, is_activation))]
             products += [(whole, sides[0])] if len(sides) == 1 else []
-        if name in KEPT or name in _ADDED or is_product:
-            adds = name in _ADDED or name in MATMUL or (name == "Add" and len(before) > 1)
+        is_map = len(before) == 1 and (name in _MAPS or _is_sum(node, name))
+        if name in KEPT or is_map or is_product:
+            adds = is_map or name in MATMUL or (name == "Add" and len(before) > 1)
             todo.extend((edge, summed or adds) for edge in before)
-    return found, products
+    return found, products, known
+
+
+def _is_sum(node: Node, name: str) -> bool:
+    is_reduced = name in _REDUCED and node._saved_reduce in ("sum", "mean")
+    return name in _ADDED or is_reduced
 
 
 def _is_made_of(tensor: Tensor, weights: list[Node]) -> bool:

@@ -149,6 +149,19 @@ def keys_at(summary: Summary, steps: list[Node], axis: int | None) -> int | None
     return None
 
 
+def picked_key(summary: Summary, steps: list[Node]) -> int | None:
+    """The meaning of a product under which one channel of its keys was taken out of it."""
+    for meaning, node, there, place in summary.keys if steps else ():
+        if axes.of_node(node, there) is not Origin.PARAMETERS:
+            continue
+        axis: int | None = place + len(axes.shape_before(steps[-1]))
+        for step in reversed(steps):
+            if axis is not None and axes.picked(step) == axis:
+                return meaning
+            axis = None if axis is None else axes.followed(axis, [step])
+    return None
+
+
 def leads_to(tensor: Tensor, found: Callable[[Node], bool]) -> bool:
     """Whether a tensor is what is looked for, moved, masked or scaled since."""
     return walk_to(tensor.grad_fn, found) is not None

@@ -45,6 +45,7 @@ from captum_lrp_tx.propagation.recognition.summaries import (
     KEPT,
     keys_at,
     leads_to,
+    picked_key,
     summaries_of,
     walk_to,
 )
@@ -99,7 +100,9 @@ def weighing_of(func: Any, args: Sequence[Any], factors: Sequence[int]) -> Weigh
     met = {i: _meets(p, i, args, factors, how) for i, p in found.items()}
     weights = tuple(i for i, what in met.items() if what == "attention")
     if weights and len(weights) < len(factors):
-        return Weighing(weights, what="softmax attention")
+        # a softmax over channels is a query, too, of keys that wait for it
+        read = _reads(args, factors, how)
+        return read or Weighing(weights, what="softmax attention")
     mixes = [i for i, what in met.items() if what == "mixture"]
     if len(mixes) == 1:
         return Weighing(mixes=mixes[0], what="mixture")
@@ -289,13 +292,13 @@ class Reading:
 
     Attributes:
         query (int): Its position, 0 or 1.
-        axis (int): The channels of the keys, from the right.
+        axis (int, optional): The channels of the keys, from the right; None if it is one of them.
         key (int): The meaning of the product of keys and values.
         sums (list of Weighed): The products of keys and values.
     """
 
     query: int
-    axis: int
+    axis: int | None
     key: int
     sums: list[Weighed]
 
@@ -305,13 +308,17 @@ def reading_of(first: Tensor, second: Tensor) -> Reading | None:
     for query, one, other in ((0, first, second), (1, second, first)):
         found = summaries_of(other)
         for summary, steps in found:
+            if not (summary.is_certain or gate_strength(one) or patterns.is_pattern(one)):
+                continue
+            sums = [w for s, _ in found if (w := s.for_query) is not None]
+            key = picked_key(summary, steps)
+            if key is not None:
+                return Reading(query, None, key, sums)
             for axis in range(-min(one.dim(), other.dim()), 0):
                 if one.shape[axis] != other.shape[axis] or one.shape[axis] == 1:
                     continue
                 key = keys_at(summary, steps, axis)
-                is_feature = gate_strength(one) or patterns.is_pattern(one)
-                if key is not None and (summary.is_certain or is_feature):
-                    sums = [w for s, _ in found if (w := s.for_query) is not None]
+                if key is not None:
                     return Reading(query, axis, key, sums)
     return None
 

@@ -291,10 +291,8 @@ class NoiseOfEach:
         self._generators = [generator_of(content, seed) for content in contents]
         self._lengths = lengths
 
-    def __call__(self, inputs: Any, perturb_radius: float = 0.02) -> Any:
+    def __call__(self, inputs: Tensor, perturb_radius: float = 0.02) -> Tensor:
         """Inputs with noise, the samples of one example next to each other."""
-        if isinstance(inputs, tuple):
-            return tuple(self(x, perturb_radius) for x in inputs)
         noise = torch.zeros(inputs.shape)
         samples = len(inputs) // len(self._generators)
         for place, row in enumerate(noise):

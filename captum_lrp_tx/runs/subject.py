@@ -25,7 +25,8 @@ def model_fingerprint(model: Callable[..., Any]) -> str:
     """A hash of a model: its weights, the numbers and functions that its modules hold (the epsilon
     of a norm, how many heads, an activation), and the rules set on them (``module.rule``).
 
-    Of a function that runs a model its code counts as well, and numbers in it.
+    Of a function that runs a model its code counts as well, numbers in it, and the functions of its
+    own file that it calls; of an object that is called, all its methods.
 
     Args:
         model (nn.Module or callable): A model, or a function that runs one.
@@ -53,8 +54,7 @@ def model_fingerprint(model: Callable[..., Any]) -> str:
     if not isinstance(model, nn.Module):
         owner = getattr(model, "__self__", model)  # of a method, or an object that is called
         held = {} if isinstance(owner, nn.Module) else getattr(owner, "__dict__", {})
-        call = getattr(type(owner), "__call__", None)  # noqa: B004
-        parts = [*_code_of((model, call, held)), *_contents(held.values())]
+        parts = [*_code_of((model, _methods(owner), held), {}), *_contents(held.values())]
         digest.update("".join(parts).encode())
     return digest.hexdigest()[:16]
 
@@ -89,30 +89,49 @@ def content_of(value: Tensor) -> bytes:
     return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def _code_of(value: Any) -> Iterator[str]:
-    """What a function does beside the modules that it runs: its code, and the numbers it holds."""
+def _methods(owner: Any) -> list[Any]:
+    """What the class of an object that is called gives it, but for modules and special methods."""
+    if isinstance(owner, nn.Module):
+        return []
+    named = [item for kind in type(owner).__mro__ for item in vars(kind).items()]
+    return [value for name, value in named if name == "__call__" or not name.startswith("__")]
+
+
+def _code_of(value: Any, seen: dict[int, Any]) -> Iterator[str]:
+    """What a function does beside the modules that it runs: its code, and the numbers it holds.
+
+    Args:
+        value: A function, or whatever belongs to one.
+        seen (dict): What was looked at, by identity: a function may call itself.
+    """
     if isinstance(value, (str, bytes, int, float, complex, type(None))):
         yield repr(value)
-    elif isinstance(value, (set, frozenset)):
+        return
+    if id(value) in seen:
+        return
+    seen[id(value)] = value
+    if isinstance(value, (set, frozenset)):
         yield repr(sorted(map(repr, value)))
     elif isinstance(value, dict):
-        yield from _code_of([*value.items()])
+        yield from _code_of([*value.items()], seen)
     elif isinstance(value, (tuple, list)):
         for part in value:
-            yield from _code_of(part)
+            yield from _code_of(part, seen)
     elif isinstance(value, CodeType):
         yield f"{value.co_code!r} {value.co_names}"
-        yield from _code_of(value.co_consts)
+        yield from _code_of(value.co_consts, seen)
     elif isinstance(value, partial):
-        yield from _code_of((value.func, value.args, value.keywords))
-    elif isinstance(value, MethodType):
-        yield from _code_of(value.__func__)
+        yield from _code_of((value.func, value.args, value.keywords), seen)
+    elif isinstance(value, (MethodType, staticmethod, classmethod)):
+        yield from _code_of(value.__func__, seen)
     elif isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
         read = [value.__globals__.get(name) for name in value.__code__.co_names]
         numbers = [one for one in read if isinstance(one, (str, int, float))]
+        helpers = [one for one in read if getattr(one, "__module__", "") == value.__module__
+                   and isinstance(one, FunctionType)]  # fmt: skip
         given = (value.__defaults__ or (), value.__kwdefaults__ or {})
-        yield from _code_of((value.__code__, *given, cells, numbers))
+        yield from _code_of((value.__code__, *given, cells, numbers, helpers), seen)
         yield from _contents([*cells, *read])
 
 

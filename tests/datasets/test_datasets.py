@@ -457,6 +457,46 @@ def test_containers_around_a_model_in_evaluation_mode(model: Any, tmp_path: Path
         refuse_training(nn.Sequential(nn.Linear(2, 2).eval(), nn.Dropout()))
 
 
+def _helper(x: Tensor) -> Tensor:
+    return x * 2
+
+
+def _other_helper(x: Tensor) -> Tensor:
+    return x * 3
+
+
+class _Helped:
+    """Calls another method, or a function of its file."""
+
+    def __call__(self, **inputs: Any) -> Tensor:
+        return self.scaled(inputs["x"])
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return _helper(x)
+
+
+def test_functions_with_other_helpers_are_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run went on with the numbers of before where what a function calls had changed."""
+    helped: list[Any] = [_Helped(), _Helped().scaled, lambda x: _helper(x)]
+    before = [model_fingerprint(one) for one in helped]
+    assert before == [model_fingerprint(one) for one in helped]
+    monkeypatch.setitem(globals(), "_helper", _other_helper)
+    after = [model_fingerprint(one) for one in helped]
+    monkeypatch.undo()
+    monkeypatch.setattr(_Helped, "scaled", lambda self, x: x * 5)
+    after.append(model_fingerprint(_Helped()))
+    assert len({*before, *after}) == 7
+
+
+def test_a_function_may_call_itself(model: Any) -> None:
+    """It was a RecursionError."""
+
+    def forward(depth: int = 0, **inputs: Any) -> Tensor:
+        return model[0](**inputs).logits if depth else forward(1, **inputs)
+
+    assert model_fingerprint(forward) == model_fingerprint(forward)
+
+
 def test_folders_of_before_are_told_what_to_do(tmp_path: Path) -> None:
     """Files that have lost their settings, or have those of an older version, are kept."""
     (tmp_path / "settings.json").write_text("{}")

@@ -735,6 +735,32 @@ class Patches(nn.Module):
         return self.head((x + (x @ x.mT).softmax(-1) @ x).mean(1))
 
 
+class PooledByQueries(nn.Module):
+    """Learned queries read four patches, or what these are given as."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(1, 8, 2, 2), nn.Linear(8, 3)
+        self.inner, self.across = Attend(), Attend()
+        self.queries = nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 4:
+            x = self.patches(x).flatten(2).mT
+        x = self.inner(x, x)
+        return self.head(self.across(self.queries.expand(len(x), -1, -1), x).mean(1))
+
+
+def test_images_are_the_keys_of_learned_queries() -> None:
+    """Pixels do not say how many tokens they are; queries that are learned are no input."""
+    model, pixels = PooledByQueries().eval(), torch.randn(2, 1, 4, 4)
+    explainer = GenericAttention(model, query="mean")
+    tokens = model.patches(pixels).flatten(2).mT.detach()
+    expected = explainer.attribute(tokens, target=1)
+    torch.testing.assert_close(explainer.attribute(pixels, target=1), expected)
+    assert expected.shape == (2, 4) and bool(expected.any(1).all())
+
+
 def test_what_is_read_where_nothing_is_chosen(small: Small) -> None:
     """The mean of the patches without a class token; one row if the target names none."""
     pixels = torch.randn(2, 1, 4, 4)

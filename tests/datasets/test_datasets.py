@@ -527,6 +527,22 @@ def test_columns_of_pandas_and_classes_by_name(model: Any, tmp_path: Path) -> No
     assert [row["relevance"] for row in rows] == [row["relevance"] for row in same]
 
 
+def test_batches_bring_their_labels(model: Any, tmp_path: Path) -> None:
+    network, tokenizer = model
+    texts, labels = texts_of(3), [1, 0, 1]
+    batches = [
+        {**tokenizer(texts[rows], padding=True, return_tensors="pt"),
+         "labels": torch.tensor(labels[rows])}
+        for rows in (slice(2), slice(2, 3))
+    ]  # fmt: skip
+    more: Any = {"target": "label", "show_progress": False}
+    rows = attribute_dataset(network, batches, tmp_path / "batches", **more)
+    assert [row["target"] for row in rows] == labels
+    del batches[1]["labels"]
+    with pytest.raises(TargetError, match="no labels that are numbers"):
+        attribute_dataset(network, batches, tmp_path / "some", **more)
+
+
 def test_a_regression_with_several_numbers_predicts_none_of_them(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

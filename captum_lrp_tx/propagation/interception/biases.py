@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from captum_lrp_tx.propagation.autograd.functions import WithValue, safe_ratio
 from captum_lrp_tx.propagation.graph import Node, node_name
 from captum_lrp_tx.propagation.interception.calls import Call, depends
-from captum_lrp_tx.propagation.interception.spreading import spread_through
+from captum_lrp_tx.propagation.interception.spreading import HandedOver, handed_over, spread_through
 from captum_lrp_tx.propagation.interception.writing import overwritten
 from captum_lrp_tx.propagation.operations import Kind, LinearMap
 from captum_lrp_tx.propagation.recognition.axes import signed
@@ -236,7 +236,13 @@ def composed(
     def energy(i: Tensor, w: Tensor) -> Tensor:
         return replay((inner.energy or inner.apply)(i, w), views)
 
-    distribute = spread_through(energy, weight) if views else inner.distribute
+    distribute = inner.distribute
+    if views:
+        distribute, known = spread_through(energy, weight), distribute
+        if isinstance(known, HandedOver):
+            distribute = known.moved(
+                distribute, lambda share: replay(share.expand(found.shape), views)
+            )
 
     def absorb(output: Tensor, taken: Any) -> None:
         if context.scope.ledger is None:
@@ -255,7 +261,7 @@ def composed(
     return LinearMap(
         call, (x if made is None else replay(made, found.steps),), {}, absorb,
         input=inner.input, weight=weight, bias=bias, apply=apply,
-        distribute=_handed_over(context, found.module, distribute),
+        distribute=handed_over(context, found.module, distribute, own, bias),
         fold=None if path else inner.fold, energy=energy,
         by_row=inner.by_row and not path, channel=None if path else inner.channel,
     )  # fmt: skip
@@ -382,23 +388,6 @@ def _before_views(factor: Tensor, shape: Sequence[int], path: list[Step]) -> Ten
         first = moved.narrow(d, 0, 1)
         moved = first if bool((moved == first).all()) else moved
     return moved
-
-
-def _handed_over(
-    context: Context, module: str, distribute: Callable[[Tensor, Tensor], Tensor]
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """``distribute``; what one module spreads over the inputs of another is booked for both."""
-    ledger = context.scope.ledger
-    if ledger is None or module == context.scope.module:
-        return distribute
-    book = ledger.hand_over(context.scope.module, module)
-
-    def spread(x: Tensor, relevance: Tensor) -> Tensor:
-        share = distribute(x, relevance)
-        book(float((x.double() * share.double()).sum()))
-        return share
-
-    return spread
 
 
 _ADD = "add add_ __add__ __radd__ __iadd__".split()

@@ -382,3 +382,38 @@ def test_a_bias_that_is_taken_off_again_is_booked_twice(options: Any) -> None:
     )  # fmt: skip
     if "rules" not in options:
         assert report.absorbed == pytest.approx(plain.absorbed)
+
+
+class Shifted(nn.Module):
+    """A layer, a norm and constants of the model behind it, in an order that is given."""
+
+    def __init__(self, order: str, bias: bool) -> None:
+        super().__init__()
+        self.order, self.layer, self.norm = order, nn.Linear(6, 5, bias), nn.BatchNorm1d(5)
+        for values in (*self.norm.parameters(), self.norm.running_mean):
+            nn.init.normal_(values)  # type: ignore[arg-type]
+        self.shift, self.head = nn.Parameter(torch.randn(5)), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores of two classes."""
+        x = self.layer(x)
+        for step in self.order:
+            x = {"n": self.norm, "+": self.shift.add, "v": lambda y: y.view(-1, 5, 1).mT[:, 0]}[
+                step
+            ](x)
+        return self.head(x.relu())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("order", ["+", "++", "n", "n+", "+n", "+v+", "v+n+"])
+def test_what_constants_of_several_modules_spread_is_booked_for_each(
+    order: str, bias: bool
+) -> None:
+    """A layer was charged with its own bias again, and not with the norm's where more follows."""
+    torch.manual_seed(0)
+    model, x = Shifted(order, bias).double().eval(), torch.randn(3, 6).double()
+    report = audit.explainability(model, x, target=1, bias="distribute", file=None)
+    assert {layer.module for layer in report.layers} >= {"layer", "head"}
+    assert max(abs(layer.error) for layer in report.layers) < 1e-9
+    relevance = ConservativeLRP(model, bias="distribute").attribute(x, target=1)
+    assert report.relevance == pytest.approx(float(relevance.sum()))

@@ -624,6 +624,9 @@ def test_layers_of_ids(cls: Any) -> None:
     model.forward = lambda x: model[3](model[2](model[1](x)))  # type: ignore[method-assign]
     with pytest.raises(UnreachedInputError, match=r"did not run .*shares weights with '1'\)"):
         cls(model, model.twin).attribute(ids, target=0)
+    model.twins = nn.Sequential(nn.Linear(4, 4))  # those that it holds are no others
+    with pytest.raises(UnreachedInputError, match=r"Give one that does\.$"):
+        cls(model, model.twins).attribute(ids, target=0)
 
 
 @LAYERS

@@ -102,11 +102,12 @@ def joined(w: Weights, x: Tensor) -> Tensor:
     return sum((t - whole).exp() * (s.softmax(-1) @ v) for t, (s, v) in zip(totals, chunks))
 
 
-def running(w: Weights, x: Tensor) -> Tensor:
-    """Keys in chunks with a running maximum, as FlashAttention has it."""
-    largest = torch.full((BATCH, TOKENS, 1), -math.inf, dtype=x.dtype)
-    total, result = torch.zeros_like(largest), torch.zeros_like(x)
-    for s, v in zip(scores(w, x).split(2, -1), w.c(x).split(2, 1)):
+def running(w: Weights, x: Tensor, start: float | None = -math.inf) -> Tensor:
+    """Keys in chunks with a running maximum, as FlashAttention has it; ``None``: from a score."""
+    whole = scores(w, x)
+    largest = whole[..., :1] if start is None else torch.full_like(x[..., :1], start)
+    total, result = x.new_zeros(BATCH, TOKENS, 1), torch.zeros_like(x)
+    for s, v in zip(whole.split(2, -1), w.c(x).split(2, 1)):
         new = torch.maximum(largest, s.amax(-1, keepdim=True))
         e, kept = (s - new).exp(), (largest - new).exp()
         total, result = kept * total + e.sum(-1, keepdim=True), kept * result + e @ v
@@ -209,6 +210,10 @@ ATTENTION: dict[str, Spelling] = {
     "divided afterwards, entry by entry": lambda w, x, p, n: (lambda e: (p(e)[..., None]
         * w.c(x)[:, None]).sum(2) / p(e.sum(-1, keepdim=True)))(scores(w, x).exp()),
     "running maximum": lambda w, x, p, n: running(w, x)
+        if p(x) is x else p(pattern(w, x)) @ w.c(x),
+    "running maximum from zero": lambda w, x, p, n: running(w, x, 0.0)
+        if p(x) is x else p(pattern(w, x)) @ w.c(x),
+    "running maximum from a score": lambda w, x, p, n: running(w, x, None)
         if p(x) is x else p(pattern(w, x)) @ w.c(x),
 }  # fmt: skip
 

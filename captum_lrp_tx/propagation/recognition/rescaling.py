@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from captum_lrp_tx.propagation.graph import Node, is_activation, node_name, parents
-from captum_lrp_tx.propagation.recognition.axes import moved
 from captum_lrp_tx.propagation.recognition.degrees import LINEAR_MAPS
 from captum_lrp_tx.propagation.recognition.summaries import (
     KEPT,
@@ -29,7 +28,6 @@ _ADDED = frozenset("Sum Mean Nansum Cumsum IndexAdd ScatterAdd SegmentReduce".sp
 _REDUCED = frozenset("ScatterReduce IndexReduce".split())
 _MAPS = LINEAR_MAPS | {"SparseAddmm"}
 _MAX_NODES = 400
-_MAXIMA = frozenset("Maximum Amax Max Clamp ClampMin".split())
 
 
 def renormalizer(args: Sequence[Any], quotient: bool) -> int | None:
@@ -78,16 +76,6 @@ def rescaled_entries(dividend: Tensor, divisor: Tensor) -> bool:
 def is_exponential(tensor: Tensor) -> bool:
     """Whether a tensor is an exponential, moved or scaled since: weights before their division."""
     return leads_to(tensor, lambda node: node_name(node) in ("Exp", "Exp2"))
-
-
-def is_rescaling_of_nothing(tensor: Tensor) -> bool:
-    """Whether a tensor is ``exp(c - m)`` for a constant and a maximum: scales an empty sum."""
-    node = walk_to(tensor.grad_fn, lambda one: node_name(one) == "Exp")
-    before = parents(node) if node is not None else []
-    if not before or node_name(before[0]) != "Sub" or before[0].next_functions[0][0] is not None:
-        return False
-    largest = moved(parents(before[0])[0])
-    return largest is not None and node_name(largest) in _MAXIMA
 
 
 def _activated(

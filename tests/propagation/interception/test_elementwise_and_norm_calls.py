@@ -7,6 +7,7 @@ Norm rule: the gradient times the input with the divisor constant.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -373,6 +374,9 @@ def test_statistics_of_a_batch_are_said_to_mix_its_examples() -> None:
     norm = nn.BatchNorm1d(WIDTH, track_running_stats=False).eval()
     with pytest.warns(TrainingModeWarning, match="one at a time"):
         ConservativeLRP(lambda t: norm(t).sum(1)).attribute(zoo.floats(N, WIDTH))
+    with warnings.catch_warnings():  # one example is mixed with none
+        warnings.simplefilter("error")
+        ConservativeLRP(lambda t: norm(t).square().sum((1, 2))).attribute(zoo.floats(1, WIDTH, 3))
     train = nn.BatchNorm1d(WIDTH).train()
     with pytest.warns(TrainingModeWarning, match=r"model.eval\(\)"):
         ConservativeLRP(lambda t: train(t).sum(1)).attribute(zoo.floats(N, WIDTH))

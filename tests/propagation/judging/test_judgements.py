@@ -147,6 +147,7 @@ LINEAR: dict[str, Callable[[Tensor], Tensor]] = {
     "padding": lambda x: F.pad(x[:, None], (1, 1), mode="reflect"),
     "weight of a lerp": lambda x: torch.lerp(torch.zeros(WIDTH), torch.linspace(1, 2, WIDTH), x),
     "unused deviation": lambda x: x - torch.std_mean(x, -1, keepdim=True)[1],
+    "bias of a convolution": lambda x: F.conv1d(x[None], torch.ones(2, N, 3), x[0, :2]),
 }
 FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], str, set[str]]] = {
     # what is computed: part of the complaint, rule sets for which it is a fault
@@ -166,6 +167,13 @@ FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], str, set[str]]] = {
             1, torch.arange(WIDTH).expand(N, WIDTH) % 3, x, "prod"
         ),
         "non-linear function", {"lrp", "attnlrp"},
+    ),
+    "kernel of a convolution": (
+        lambda x: F.conv1d(x[None], x[None, :, :3]), "product", {"lrp", "attnlrp"},
+    ),
+    "rounded norm": (
+        lambda x: x + torch.div(x, x.norm(dim=-1, keepdim=True), rounding_mode="floor"),
+        "norm or statistic", {"lrp", "attnlrp", "ah+ln", "ln"},
     ),
     "system": (
         lambda x: torch.linalg.solve_triangular(

@@ -200,7 +200,7 @@ def _regrouped(
     step = math.prod(old[axis + 1 :]) * inner
     for i, n in enumerate(new):
         rest = math.prod(new[i + 1 :])
-        if size > 1 and rest <= step and step * size <= rest * n:
+        if size > 1 and _holds((n, rest), (size, step)):
             return i, None if size == n else _Part(size, step // rest)
     moved = _contained(axis, old, new, exactly)
     return None if moved is None else (moved, None)
@@ -412,19 +412,23 @@ def summed_axes(node: Node, dims: int) -> set[int]:
 
 
 def _contained(axis: int, old: Sequence[int], new: Sequence[int], exactly: bool) -> int | None:
-    """The axis of a reshaped tensor that is, or that holds, an axis of the tensor before."""
-    before, size = math.prod(old[:axis]), old[axis]
-    after = math.prod(old[axis + 1 :])
+    """The axis of a reshaped tensor that is, that holds, or is a part of an axis of it before."""
+    own = (old[axis], math.prod(old[axis + 1 :]))
     for i, n in enumerate(new):
-        first, rest = math.prod(new[:i]), math.prod(new[i + 1 :])
-        if (first, n) == (before, size) and (n > 1 or rest == after):
+        one = (n, math.prod(new[i + 1 :]))
+        if one == own:
             return i
-        if exactly or n == 1:
-            continue
-        holds = before >= first and after >= rest
-        if holds or (first >= before and rest >= after):  # or is one of those that it joins
+        if not exactly and n > 1 and (_holds(one, own) or _holds(own, one)):
             return i
     return None
+
+
+def _holds(whole: tuple[int, int], part: tuple[int, int]) -> bool:
+    """Whether one axis is others joined, another among them: each given by size and step."""
+    (n, rest), (size, step) = whole, part
+    if not min(n * rest, size * step):  # there are no entries
+        return False
+    return step % rest == 0 and (n * rest) % (size * step) == 0
 
 
 def moved(tensor_or_node: Tensor | Node) -> Node | None:

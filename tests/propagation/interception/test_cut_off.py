@@ -60,6 +60,7 @@ LOST: dict[str, Joined] = {
     "into a constant first": lambda m, x, cut: m.a(x) + _written(torch.zeros(N, TOKENS, WIDTH),
                                                                  cut(x)),
     "product of signals": lambda m, x, cut: m.a(x) * cut(x),
+    "no norm, its square": lambda m, x, cut: m.a(x) * cut(m.v(x).square().mean(-1, keepdim=True)),
     "chosen": lambda m, x, cut: torch.where(x > 0, m.a(x), cut(x)),
     "through a layer": lambda m, x, cut: m.a(x) + m.q(cut(x)),
     "values of fused attention": lambda m, x, cut: m.a(x)

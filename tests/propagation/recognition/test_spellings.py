@@ -36,8 +36,10 @@ REFUSED: dict[tuple[str, str], tuple[str, ...]] = {
     **{("attention", name): ATTNLRP for name in ("divided afterwards", "expm1")},
     ("attention", "chunks joined by their totals"): ATTNLRP,
     ("attention", "divided afterwards, entry by entry"): ATTNLRP,
-    **{("attention", f"running maximum{start}"): ATTNLRP
-       for start in ("", " from zero", " from a score")},
+    **{
+        ("attention", f"running maximum{start}"): ATTNLRP
+        for start in ("", " from zero", " from a score")
+    },
     ("memory slots", "fused"): ("lrp", "lrp-gamma"),
 }
 ALL = [(part, name) for part, table in spellings.PARTS.items() for name in table]

@@ -102,6 +102,22 @@ def joined(w: Weights, x: Tensor) -> Tensor:
     return sum((t - whole).exp() * (s.softmax(-1) @ v) for t, (s, v) in zip(totals, chunks))
 
 
+def merged(w: Weights, x: Tensor, how: str) -> Tensor:
+    """Keys in chunks, each divided by its own sum, joined by these sums."""
+    results, sums, largest = [], [], []
+    for s, v in zip(scores(w, x).split(3, -1), w.c(x).split(3, 1)):
+        largest.append(s.amax(-1, keepdim=True))
+        e = (s - largest[-1]).exp() if how == "maxima" else s.exp()
+        sums.append(e.sum(-1, keepdim=True))
+        results.append(s.softmax(-1) @ v if how == "softmax" else e @ v / sums[-1])
+    if how == "maxima":
+        most = torch.maximum(*largest)
+        sums = [(one - most).exp() * total for one, total in zip(largest, sums)]
+    if how == "shares":
+        return sum(one * (total / sum(sums)) for one, total in zip(results, sums))
+    return sum(one * total for one, total in zip(results, sums)) / sum(sums)
+
+
 def running(w: Weights, x: Tensor, start: float | None = -math.inf) -> Tensor:
     """Keys in chunks with a running maximum, as FlashAttention has it; ``None``: from a score."""
     whole = scores(w, x)
@@ -209,6 +225,14 @@ ATTENTION: dict[str, Spelling] = {
         if p(x) is x else p(pattern(w, x)) @ w.c(x),
     "divided afterwards, entry by entry": lambda w, x, p, n: (lambda e: (p(e)[..., None]
         * w.c(x)[:, None]).sum(2) / p(e.sum(-1, keepdim=True)))(scores(w, x).exp()),
+    "divided chunks joined by sums": lambda w, x, p, n: merged(w, x, "sums")
+        if p(x) is x else p(pattern(w, x)) @ w.c(x),
+    "divided chunks joined by shares": lambda w, x, p, n: merged(w, x, "shares")
+        if p(x) is x else p(pattern(w, x)) @ w.c(x),
+    "divided chunks joined with maxima": lambda w, x, p, n: merged(w, x, "maxima")
+        if p(x) is x else p(pattern(w, x)) @ w.c(x),
+    "softmax in chunks joined by sums": lambda w, x, p, n: merged(w, x, "softmax")
+        if p(x) is x else p(pattern(w, x)) @ w.c(x),
     "running maximum": lambda w, x, p, n: running(w, x)
         if p(x) is x else p(pattern(w, x)) @ w.c(x),
     "running maximum from zero": lambda w, x, p, n: running(w, x, 0.0)

@@ -98,7 +98,7 @@ def _recognised(context: Context, call: Call, quotient: bool) -> Any:
         decays = tuple(i for i in (0, 1) if delta_rule.is_decay(call.args[i]))
         if len(decays) == 1 and delta_rule.is_sum_of_values(call.args[1 - decays[0]]):
             return weighted_values(context, call, decays)
-    for recognised in (_sink, _softmax, _row_sums, _norm, _written_activation, _other):
+    for recognised in (_sink, _softmax, _row_sums, _share, _norm, _written_activation, _other):
         result = recognised(context, call, quotient)
         if result is not None:
             return result
@@ -117,7 +117,24 @@ def _sink(context: Context, call: Call, quotient: bool) -> Tensor | None:
     if len(sinks) != 1:
         return None
     context.scope.find("gate of an attention sink")
-    operation = PatternProduct(*call.parts, patterns=sinks, operands=(0, 1), rescales=quotient)
+    return _part_of_pattern(context, call, sinks, quotient)
+
+
+def _share(context: Context, call: Call, quotient: bool) -> Tensor | None:
+    """What one chunk of keys has of the sum over all, or that sum."""
+    if context.scope.rule(Kind.ATTENTION) is None:
+        return None
+    for i in (1,) if quotient else (0, 1):
+        if rescaling.is_share(call.args[i], call.args[1 - i]):
+            context.scope.find("attention that is joined by sums of weights")
+            return _part_of_pattern(context, call, (i,), quotient)
+    return None
+
+
+def _part_of_pattern(
+    context: Context, call: Call, factor: tuple[int, ...], quotient: bool
+) -> Tensor:
+    operation = PatternProduct(*call.parts, patterns=factor, operands=(0, 1), rescales=quotient)
     return _tensor(context.apply(Kind.ATTENTION, operation))
 
 

@@ -7,7 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_lrp_tx.propagation.graph import Node, is_activation, node_name, parents
+from captum_lrp_tx.propagation.graph import (
+    BOUNDS,
+    KEEP_ENTRIES,
+    MASKS,
+    Node,
+    is_activation,
+    is_softmax,
+    node_name,
+    parents,
+)
+from captum_lrp_tx.propagation.recognition.axes import moved
 from captum_lrp_tx.propagation.recognition.degrees import LINEAR_MAPS
 from captum_lrp_tx.propagation.recognition.summaries import (
     KEPT,
@@ -28,6 +38,12 @@ _ADDED = frozenset("Sum Mean Nansum Cumsum IndexAdd ScatterAdd SegmentReduce".sp
 _REDUCED = frozenset("ScatterReduce IndexReduce".split())
 _MAPS = LINEAR_MAPS | {"SparseAddmm"}
 _MAX_NODES = 400
+_EXPONENTIALS = frozenset({"Exp", "Exp2"})
+#: How sums of weights are compared and joined, and maxima.
+_SHARES = (
+    KEEP_ENTRIES | MASKS | BOUNDS | frozenset("Add Mul Div Reciprocal Cat Stack Undecided".split())
+)
+_COMPARED = KEEP_ENTRIES | frozenset("Sub Maximum Cat Stack Amax Max".split())
 
 
 def renormalizer(args: Sequence[Any], quotient: bool) -> int | None:
@@ -73,9 +89,87 @@ def rescaled_entries(dividend: Tensor, divisor: Tensor) -> bool:
     return True
 
 
+def is_share(factor: Tensor, read: Tensor) -> bool:
+    """Whether a factor is made of sums of the very exponentials that read the values.
+
+    So are chunks of keys joined whose results were divided by their own sums:
+    ``(o_1 l_1 + o_2 l_2) / (l_1 + l_2)``, each ``l`` perhaps times ``exp(m_i - m)`` for maxima.
+
+    Args:
+        factor (Tensor): Multiplies or divides.
+        read (Tensor): What it multiplies or divides.
+    """
+    own = {_scores(weight) for one in _summaries_in(read) for weight in one.weights} - {None}
+    seen, is_of_own = set[Node](), False
+    todo: list[Any] = [factor.grad_fn]
+    while todo and own and len(seen) < _MAX_NODES:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        before = parents(node) if node is not None else []
+        if not before:
+            return False
+        name = node_name(node)
+        if name == "Exp" and _are_maxima(before[0]):
+            continue
+        exponential = moved(before[0]) if name in _ADDED else None
+        if exponential is not None and node_name(exponential) in _EXPONENTIALS:
+            is_of_own |= _scores(exponential) in own
+        elif name in _SHARES:
+            todo.extend(before)
+        else:
+            return False
+    return is_of_own and not todo
+
+
+def _summaries_in(tensor: Tensor) -> list[Summary]:
+    """What attention heads have read that a tensor is made of; none if it is made of more."""
+    found, seen = list[Summary](), set[Node]()
+    todo: list[Any] = [tensor.grad_fn]
+    while todo and len(seen) < _MAX_NODES:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        before = parents(node) if node is not None else []
+        if before and is_summary(node):
+            found.append(node.metadata[SUMMARY])
+        elif before and node_name(node) in KEPT | {"ConstantPattern", "UniformAttention"}:
+            todo.extend(before)
+        else:
+            return []
+    return found
+
+
+def _scores(weights: Node) -> Node | None:
+    """The scores of an exponential or a softmax, without what was subtracted from all."""
+    if node_name(weights) not in _EXPONENTIALS and not is_softmax(node_name(weights)):
+        return None
+    node: Node | None = moved(parents(weights)[0])
+    while node is not None and node_name(node) == "Sub":
+        node = moved(node.next_functions[0][0])
+    return node
+
+
+def _are_maxima(root: Node) -> bool:
+    """Whether differences of maxima are all that a node is made of."""
+    todo, seen, found = [root], set[Node](), False
+    while todo and len(seen) < _MAX_NODES:
+        node = todo.pop()
+        if node_name(node) in ("Amax", "Max"):
+            found = True
+        elif node_name(node) not in _COMPARED or node in seen or not parents(node):
+            return False
+        else:
+            todo.extend(parents(node))
+        seen.add(node)
+    return found and not todo
+
+
 def is_exponential(tensor: Tensor) -> bool:
     """Whether a tensor is an exponential, moved or scaled since: weights before their division."""
-    return leads_to(tensor, lambda node: node_name(node) in ("Exp", "Exp2"))
+    return leads_to(tensor, lambda node: node_name(node) in _EXPONENTIALS)
 
 
 def _activated(

@@ -35,6 +35,8 @@ REFUSED: dict[tuple[str, str], tuple[str, ...]] = {
     # an exponential alone has no softmax rule
     **{("attention", name): ATTNLRP for name in ("divided afterwards", "expm1")},
     ("attention", "chunks joined by their totals"): ATTNLRP,
+    **{("attention", name): ATTNLRP for name in spellings.ATTENTION if " joined by s" in name},
+    ("attention", "divided chunks joined with maxima"): ATTNLRP,
     ("attention", "divided afterwards, entry by entry"): ATTNLRP,
     **{
         ("attention", f"running maximum{start}"): ATTNLRP

@@ -82,7 +82,7 @@ def _without_nothing(context: Context, call: Call) -> Call:
         return call
     for one, other in (args, args[::-1]):
         is_constant = isinstance(other, Tensor) and not depends(other)
-        scales = is_constant and depends(one) and rescaling.is_exponential(one)
+        scales = is_constant and depends(one) and rescaling.is_rescaling_of_nothing(one)
         if scales and not bool(other.any()):
             return call.replaced(tuple(a.detach() if a is one else a for a in args))
     return call

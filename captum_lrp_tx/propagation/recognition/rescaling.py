@@ -39,6 +39,8 @@ _REDUCED = frozenset("ScatterReduce IndexReduce".split())
 _MAPS = LINEAR_MAPS | {"SparseAddmm"}
 _MAX_NODES = 400
 _EXPONENTIALS = frozenset({"Exp", "Exp2"})
+#: A maximum with zero is a rectifier.
+_MAXIMA = frozenset("Maximum Amax Max Clamp ClampMin Relu".split())
 #: How sums of weights are compared and joined, and maxima.
 _SHARES = (
     KEEP_ENTRIES | MASKS | BOUNDS | frozenset("Add Mul Div Reciprocal Cat Stack Undecided".split())
@@ -170,6 +172,16 @@ def _are_maxima(root: Node) -> bool:
 def is_exponential(tensor: Tensor) -> bool:
     """Whether a tensor is an exponential, moved or scaled since: weights before their division."""
     return leads_to(tensor, lambda node: node_name(node) in _EXPONENTIALS)
+
+
+def is_rescaling_of_nothing(tensor: Tensor) -> bool:
+    """Whether a tensor is ``exp(c - m)`` for a maximum ``m``: scales a sum that is still empty."""
+    node = walk_to(tensor.grad_fn, lambda one: node_name(one) in _EXPONENTIALS)
+    before = parents(node) if node is not None else []
+    if not before or node_name(before[0]) != "Sub":
+        return False
+    largest = moved(before[0].next_functions[1][0])
+    return largest is not None and node_name(largest) in _MAXIMA
 
 
 def _activated(

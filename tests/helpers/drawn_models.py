@@ -27,7 +27,7 @@ NOT_ALIKE = {
 }  # fmt: skip
 #: Spellings written for batches of ``spellings.BATCH``.
 OF_A_BATCH = {
-    ("attention", "gathered"), ("attention", "running maximum"), ("pooling", "index_add"),
+    ("attention", "gathered"), ("pooling", "index_add"),
     ("graph attention", "index_add"), ("graph attention", "index_add in place"),
     ("graph attention", "scatter_add"), ("graph attention", "weights on the right"),
     ("linear attention", "loop"), ("linear attention", "loop of products"),

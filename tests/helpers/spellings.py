@@ -122,7 +122,7 @@ def running(w: Weights, x: Tensor, start: float | None = -math.inf) -> Tensor:
     """Keys in chunks with a running maximum, as FlashAttention has it; ``None``: from a score."""
     whole = scores(w, x)
     largest = whole[..., :1] if start is None else torch.full_like(x[..., :1], start)
-    total, result = x.new_zeros(BATCH, TOKENS, 1), torch.zeros_like(x)
+    total, result = torch.zeros_like(x[..., :1]), torch.zeros_like(x)
     for s, v in zip(whole.split(2, -1), w.c(x).split(2, 1)):
         new = torch.maximum(largest, s.amax(-1, keepdim=True))
         e, kept = (s - new).exp(), (largest - new).exp()

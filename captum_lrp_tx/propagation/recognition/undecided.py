@@ -187,11 +187,12 @@ def settle_by_gradients(waiting: Iterable[weakref.ref[Weighed]], targets: Sequen
     """
     held = [one for ref in waiting if (one := ref()) is not None]
     held = [one for one in held if (one.along or one.group is not None) and not one.is_settled]
-    total = sum(_apart(target) for target in targets if target.requires_grad)
-    if not held or not isinstance(total, Tensor):
+    live = [target for target in targets if target.requires_grad]
+    if not held or not live:
         return False
+    totals = [_apart(target) for target in live]
     at = [GradientEdge(one.node, 0) for one in held]
-    gradients = torch.autograd.grad(total, at, retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(totals, at, retain_graph=True, allow_unused=True)
     reached = [(w, g) for w, g in zip(held, gradients, strict=True) if g is not None and g.any()]
     for one, gradient in reached:
         if any(_is_uniform(gradient, axis) for axis in one.along):
@@ -209,7 +210,8 @@ def settle_by_gradients(waiting: Iterable[weakref.ref[Weighed]], targets: Sequen
 def _apart(target: Tensor) -> Tensor:
     """The sum of a target with a factor for each example: nothing is summed over these."""
     values = target.flatten()
-    return (values * torch.linspace(1, 2, len(values)).to(values)).sum()
+    ramp = torch.linspace(1, 2, len(values), dtype=values.dtype, device=values.device)
+    return (values * ramp).sum()
 
 
 def _is_uniform(gradient: Tensor, axis: int) -> bool:

@@ -239,6 +239,28 @@ def test_what_the_numbers_tell_holds_in_blocks(name: str) -> None:
     assert told.is_covered
 
 
+#: What a result of attention is multiplied by, from weights, inputs and its scores.
+FACTORS: dict[str, Any] = {
+    "another sum": lambda w, x, s: w.b(x).exp().sum(-1, keepdim=True),
+    "the largest": lambda w, x, s: (s.amax(-1, keepdim=True) - x[..., :1]).exp(),
+}
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_what_is_not_summed_of_the_own_scores_is_no_share_of_a_pattern(factor: str) -> None:
+    w, leaf = spellings.Weights(), spellings.inputs().requires_grad_()
+
+    def function(x: Tensor, hold: bool = False) -> Tensor:
+        s = spellings.scores(w, x)
+        p = s.softmax(-1)
+        read = (p.detach() if hold else p) @ w.c(x)
+        return (read * FACTORS[factor](w, x, s)).sum((1, 2))
+
+    (gradient,) = torch.autograd.grad(function(leaf, True).sum(), leaf)
+    got = ConservativeLRP(function, "ah").attribute(leaf.detach())
+    torch.testing.assert_close(got, (leaf * gradient).detach(), rtol=1e-8, atol=1e-10)
+
+
 def test_a_softmax_that_scales_tokens_is_no_attention() -> None:
     """Nothing sums the products up: the gradient differs from token to token."""
 

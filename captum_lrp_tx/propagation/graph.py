@@ -53,6 +53,8 @@ _KEEP_GATE = frozenset(
 )
 _SUMS = frozenset({"Sum", "Mean", "Cumsum"})
 _MAX_DEPTH = 200
+#: Names by the classes that torch generates, one for each operation; a pass asks thousands of times.
+_NAMES: dict[type, str] = {}
 
 
 def node_name(node: Node) -> str:
@@ -65,13 +67,19 @@ def node_name(node: Node) -> str:
         >>> node_name(torch.ones(2, requires_grad=True).softmax(0).grad_fn)
         'Softmax'
     """
+    known = _NAMES.get(type(node))
+    if known is not None:
+        return known
     stands_for = getattr(node, "stands_for", None)
     if stands_for is not None:
         return str(stands_for)
     full: str = node.name()
     # of classes that torch generates they end in a number
     is_of_model = full.endswith("Backward") and _is_of_model(node)
-    return f"{_short_name(full)} of the model" if is_of_model else _short_name(full)
+    name = f"{_short_name(full)} of the model" if is_of_model else _short_name(full)
+    if full[-1:].isdigit() and type(node).__name__ == full:
+        _NAMES[type(node)] = name
+    return name
 
 
 def _is_of_model(node: Node) -> bool:

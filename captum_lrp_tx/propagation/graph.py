@@ -53,7 +53,7 @@ _KEEP_GATE = frozenset(
 )
 _SUMS = frozenset({"Sum", "Mean", "Cumsum"})
 _MAX_DEPTH = 200
-#: Names by the classes that torch generates, one for each operation; a pass asks thousands of times.
+#: Names by the classes that torch generates for its operations; a pass asks thousands of times.
 _NAMES: dict[type, str] = {}
 
 

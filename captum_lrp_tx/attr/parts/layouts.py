@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.operations import FusedAttention, PatternProduct
 
 #: Moves the entries of a tensor.
@@ -19,7 +20,7 @@ def row_layout(shape: torch.Size, batch: int) -> Callable[[Tensor], Tensor]:
 
     Args:
         shape (torch.Size): Of the stream; its last dimension holds the features. Tokens may come
-            before examples, unless there are as many of both.
+            before examples, unless there are as many of both (:func:`check_examples`).
         batch (int): Number of examples.
     """
     if len(shape) == 1:  # one example without its dimension
@@ -31,6 +32,43 @@ def row_layout(shape: torch.Size, batch: int) -> Callable[[Tensor], Tensor]:
     if len(shape) == 2:
         return lambda x: x.unsqueeze(1)
     return lambda x: x.flatten(1, -2)
+
+
+def check_examples(streams: Sequence[Tensor], batch: int, leaves: Sequence[Tensor]) -> None:
+    """Look where shapes do not tell the examples of residual streams whether they were told right.
+
+    What was taken for the first example must come from the first example of the inputs alone.
+
+    Args:
+        streams (sequence of Tensor): With their graph.
+        batch (int): Number of examples.
+        leaves (sequence of Tensor): What is explained.
+
+    Raises:
+        InputError: It comes from others.
+    """
+    leaves = [leaf for leaf in leaves if leaf.shape[:1] == (batch,)]
+    unsure = [x for x in streams if batch > 1 and not _is_clear(x.shape, batch)]
+    if not unsure or not leaves:
+        return
+    first = [row_layout(x.shape, batch)(x)[0] for x in unsure]
+    # weights, since the outputs of a norm may sum up to a constant
+    weights = [torch.arange(1, x.numel() + 1, device=x.device).sin().view_as(x) for x in first]
+    grads = torch.autograd.grad(
+        first, leaves, [w.to(x) for w, x in zip(weights, first, strict=True)],
+        retain_graph=True, allow_unused=True,
+    )  # fmt: skip
+    if any(grad is not None and bool(grad[1:].any()) for grad in grads):
+        raise InputError(
+            f"{batch} examples cannot be told from tokens in a residual stream of shape "
+            f"{tuple(unsure[0].shape)}: what seems to be its first example depends on others. "
+            "Explain one at a time."
+        )
+
+
+def _is_clear(shape: torch.Size, batch: int) -> bool:
+    """Whether just one dimension may count the examples."""
+    return list(shape[:-1]).count(batch) == 1
 
 
 def head_layouts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from captum_lrp_tx.attr.captum_method import CaptumMethod
 from captum_lrp_tx.attr.conservative import AttributionInputs, Strict, TargetType
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.mappings import inputs_of
+from captum_lrp_tx.attr.parts.layouts import check_examples
 from captum_lrp_tx.attr.parts.watching import Masks, Seen, Watcher, hook_gradient
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
+from captum_lrp_tx.propagation.backward.seeds import forget
 from captum_lrp_tx.propagation.engine import Pass, Propagated
 from captum_lrp_tx.propagation.hygiene.hooks import Hooks, guard
 from captum_lrp_tx.propagation.state.inputs import Inputs
@@ -54,6 +56,7 @@ class WatchedLRP(ConservativeLRP):
         self._neurons = neurons
         self._watcher: Watcher | None = None
         self._look: Look | None = None
+        self._layers: list[list[Seen]] = []
 
     def run(
         self,
@@ -80,14 +83,15 @@ class WatchedLRP(ConservativeLRP):
 
         Raises:
             UnsupportedModelError: no branch of a residual stream was found.
-            InputError: one of ``layers`` did not run, or ran twice.
+            InputError: one of ``layers`` did not run, or ran twice; examples cannot be told from
+                tokens.
             Exception: As ``attribute``.
         """
         prepared = inputs_of(inputs)
         original = prepared.leaves[0].original
         self._watcher = Watcher(len(original) if original.dim() > 1 else 1, self._neurons)
         self._watcher.masks, self._look = self._masks, look
-        seen: list[list[Seen]] = [[] for _ in layers]
+        self._layers = seen = [[] for _ in layers]
         try:
             with guard(), Hooks() as hooks:
                 for calls, layer in zip(seen, layers, strict=True):
@@ -100,6 +104,7 @@ class WatchedLRP(ConservativeLRP):
         finally:
             self._watcher.forget()
             self._watcher = self._look = None
+            self._layers = []
         for calls, layer in zip(seen, layers, strict=True):
             if len(calls) != 1:
                 raise InputError(
@@ -114,9 +119,22 @@ class WatchedLRP(ConservativeLRP):
         return result, prepared, watcher, [calls[0] for calls in seen]
 
     def _before_backward(self, scope: Scope, targets: list[Tensor], leaves: list[Tensor]) -> None:
+        assert self._watcher is not None
+        streams = [kept.stream for kept in self._watcher.sums]
+        check_examples(streams, self._watcher.batch, leaves)
+        forget(scope)
+        for one in self._seen():  # what has arrived while looking
+            one.gradient = None
         if self._look is not None:
-            assert self._watcher is not None
             self._look(self._watcher, scope, targets, leaves)
+
+    def _seen(self) -> Iterator[Seen]:
+        """Every tensor that keeps its gradient."""
+        assert self._watcher is not None
+        for branch in self._watcher.branches:
+            yield from filter(None, (branch.written, branch.heads, branch.neurons))
+        for calls in self._layers:
+            yield from calls
 
     def _pass(self, *args: Any, **more: Any) -> Pass:
         job = super()._pass(*args, **more)

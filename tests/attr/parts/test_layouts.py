@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx import PartRelevance
+from captum_lrp_tx import EdgeRelevance, PartRelevance
 from captum_lrp_tx.attr.parts.layouts import head_layouts, row_layout
+from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.propagation.operations import PatternProduct
 
 HEADS, CHANNELS, WINDOW = 4, 3, 3
@@ -207,3 +209,53 @@ def test_shapes_of_streams(shape: Any, batch: int, expected: Any) -> None:
         assert torch.equal(rows[1, 2], values[2, 1])
     else:
         assert torch.equal(rows.flatten(), values.flatten())
+
+
+class Encoder(nn.Module):
+    """Layers of torch, whose tokens come first, flattened or not, or after the examples."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place = place
+        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=place == "examples first")
+        self.layers = nn.ModuleList([layer, copy.deepcopy(layer)]).eval()
+        self.head = nn.Linear(8, 2)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.place != "examples first"
+        x = x.transpose(0, 1) if first else x
+        for layer in self.layers:
+            if self.place == "flattened":
+                flat = x.reshape(-1, 8)
+                x = (flat + layer.linear2(layer.linear1(flat).relu())).view_as(x)
+            else:
+                x = layer(x)
+        return self.head((x.transpose(0, 1) if first else x).mean(1))
+
+
+@pytest.mark.parametrize("tokens", [3, 4])
+@pytest.mark.parametrize("place", ["examples first", "tokens first", "flattened"])
+@pytest.mark.parametrize("method", [PartRelevance, EdgeRelevance])
+def test_examples_that_shapes_do_not_tell_are_looked_for(
+    method: Any, place: str, tokens: int
+) -> None:
+    """With as many tokens as examples the first dimension may be either."""
+    torch.manual_seed(0)
+    model, x = Encoder(place), torch.randn(4, tokens, 8).double()
+    parts = method(model)
+
+    def relevance(inputs: Tensor) -> Tensor:
+        found = parts.attribute(inputs, target=0)
+        if method is EdgeRelevance:
+            kept = [i for i, node in enumerate(found.nodes) if node.kind != "constants"]
+            return found.edges[:, kept][:, :, kept]
+        return torch.stack([part.relevance for part in found.parts])
+
+    axis = 0 if method is EdgeRelevance else 1
+    one_by_one = torch.cat([relevance(one[None]) for one in x], axis)
+    if place == "flattened" or (place, tokens) == ("tokens first", 4):
+        with pytest.raises(InputError, match="4 examples cannot be told"):
+            relevance(x)
+    else:
+        torch.testing.assert_close(relevance(x), one_by_one)

@@ -91,7 +91,8 @@ class WatchedLRP(ConservativeLRP):
         original = prepared.leaves[0].original
         self._watcher = Watcher(len(original) if original.dim() > 1 else 1, self._neurons)
         self._watcher.masks, self._look = self._masks, look
-        self._layers = seen = [[] for _ in layers]
+        seen: list[list[Seen]] = [[] for _ in layers]
+        self._layers = seen
         try:
             with guard(), Hooks() as hooks:
                 for calls, layer in zip(seen, layers, strict=True):

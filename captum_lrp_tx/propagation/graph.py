@@ -53,7 +53,7 @@ _KEEP_GATE = frozenset(
 )
 _SUMS = frozenset({"Sum", "Mean", "Cumsum"})
 _MAX_DEPTH = 200
-#: Names by the classes that torch generates for its operations; a pass asks thousands of times.
+#: Names by class, of torch's operations and of our functions; a pass asks thousands of times.
 _NAMES: dict[type, str] = {}
 
 
@@ -67,28 +67,25 @@ def node_name(node: Node) -> str:
         >>> node_name(torch.ones(2, requires_grad=True).softmax(0).grad_fn)
         'Softmax'
     """
-    known = _NAMES.get(type(node))
+    stands_for: str | None = getattr(node, "stands_for", None)
+    if stands_for is not None:
+        return stands_for
+    kind = type(node)
+    known = _NAMES.get(kind)
     if known is not None:
         return known
-    stands_for = getattr(node, "stands_for", None)
-    if stands_for is not None:
-        return str(stands_for)
     full: str = node.name()
-    # of classes that torch generates they end in a number
-    is_of_model = full.endswith("Backward") and _is_of_model(node)
-    name = f"{_short_name(full)} of the model" if is_of_model else _short_name(full)
-    if full[-1:].isdigit() and type(node).__name__ == full:
-        _NAMES[type(node)] = name
+    function = getattr(kind, "_forward_cls", None)  # of autograd functions in Python
+    home = "torch." if function is None else function.__module__
+    name = _short_name(full)
+    if not home.startswith(("torch.", "captum_lrp_tx.")):
+        return f"{name} of the model"
+    # one class for each operation, and not those that a compiler makes as it goes
+    if kind.__name__ == full and (full[-1].isdigit() or home.startswith("captum_lrp_tx.")):
+        _NAMES[kind] = name
     return name
 
 
-def _is_of_model(node: Node) -> bool:
-    """Whether a node is of an autograd function that is neither ours nor torch's."""
-    function = getattr(type(node), "_forward_cls", None)
-    return function is not None and not function.__module__.startswith(("torch.", "captum_lrp_tx."))
-
-
-@functools.lru_cache(maxsize=1024)
 def _short_name(full: str) -> str:
     name = full.rsplit("::", 1)[-1]
     if name.startswith("BackwardHookFunction"):  # of a module with backward hooks: the identity

@@ -72,6 +72,8 @@ _WEIGHTS = "captum_lrp_tx.weights"
 _LARGE_SHIFT = 0.25
 
 
+#: A node by its number, and which of its results.
+_Key = tuple[int, int]
 #: What autograd numbers leaves with, all of them.
 _LEAF = 2**64 - 1
 
@@ -212,7 +214,7 @@ class Search:
     ) -> None:
         self.deep = deep
         self.through_norms = through_norms
-        self.known: dict[tuple[int, int], Degree] = {}
+        self.known: dict[_Key, Degree] = {}
         #: Nodes before this one cannot depend on the source.
         self.first = -1
         if source is not None:
@@ -223,18 +225,19 @@ class Search:
     def degree(self, node: Node, output: int) -> Degree:
         """The degree of the result ``output`` of a node; each is found once."""
         known, wanted = self.known, (_number_of(node), output)
-        waiting = [] if wanted in known else [(wanted, node)]
+        waiting: list[tuple[_Key, Node, list[_Key] | None]] = [(wanted, node, None)]
         while waiting:  # no recursion: a graph may be deeper than the stack
-            key, node = waiting[-1]
-            edges = () if key in known else self._edges(node)
-            keys = [(_number_of(one), number) for one, number in edges]
-            missing = [(k, one) for k, (one, _) in zip(keys, edges, strict=True) if k not in known]
-            if missing:
-                waiting += missing
+            key, node, keys = waiting.pop()
+            if key in known:
                 continue
-            waiting.pop()
-            if key not in known:
-                known[key] = self._found(node, key[1], [known[k] for k in keys])
+            if keys is None:
+                edges = self._edges(node)
+                keys = [(_number_of(one), number) for one, number in edges]
+                if any(k not in known for k in keys):
+                    ahead = zip(keys, edges, strict=True)
+                    waiting += [(key, node, keys), *((k, one, None) for k, (one, _) in ahead)]
+                    continue
+            known[key] = self._found(node, key[1], [known[k] for k in keys])
         return known[wanted]
 
     def _edges(self, node: Node) -> Sequence[tuple[Node, int]]:
@@ -278,6 +281,8 @@ class Search:
             reduced = before[0].is_reduced or power.is_sum
             found = _raised(before[0], power.exponent)
             return found._replace(is_nonlinear=True, is_reduced=reduced)
+        if len(before) == 1 and name in KEEP_ENTRIES:
+            return before[0]
         if len(before) == 1:  # the larger of something and a constant is bounded by that
             return self._of_one(node, "ClampMin" if name in _OF_TWO else name, output, before[0])
         if name in _SUMS:

@@ -93,7 +93,8 @@ def _is_of(degrees: Degrees, statistic: Tensor, factor: Tensor, quotient: bool) 
     """
     if statistic.grad_fn is None or factor.grad_fn is None:
         return False
-    if not degrees.deep.degree(statistic.grad_fn, statistic.output_nr).is_nonlinear:
+    searches = degrees.shallow, degrees.deep  # the second looks at more
+    if not any(s.degree(statistic.grad_fn, statistic.output_nr).is_nonlinear for s in searches):
         return False  # of nothing
     behind = degrees.shallow.degree(factor.grad_fn, factor.output_nr)
     if all(map(is_weight, behind.of)):

@@ -88,6 +88,23 @@ def test_answers_go_on_behind_the_text() -> None:
         lrp.explain(language_model("llama"), tokenizer(), padded, answer=ANSWER)
 
 
+def test_positions_count_on_in_answers() -> None:
+    model, ids = language_model("gpt2"), ids_of(PROMPT)
+    given = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1])[None]}
+    made = lrp.explain(model, tokenizer(), given, answer=ANSWER, hops=0)
+    torch.testing.assert_close(
+        made.relevance, lrp.explain(model, tokenizer(), ids, answer=ANSWER, hops=0).relevance
+    )
+
+
+def test_models_that_give_more_than_they_write() -> None:
+    model: Any = copy.deepcopy(language_model("gpt2"))
+    plain = lrp.explain(model, tokenizer(), PROMPT, answer=3)
+    model.generation_config.return_dict_in_generate = True
+    told = lrp.explain(model, tokenizer(), PROMPT, answer=3)
+    assert [one.target for one in told] == [one.target for one in plain]
+
+
 def test_models_that_answer_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = language_model("llama")
     end = torch.tensor([[2, 0, 0]])

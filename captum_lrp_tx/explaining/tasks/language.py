@@ -223,6 +223,8 @@ def _continued(inputs: Mapping[str, Tensor], answer: list[int]) -> dict[str, Ten
         for key, value in inputs.items()
     }
     made["input_ids"] = torch.cat([ids, ids.new_tensor([answer]).long()], 1)
+    if "position_ids" in made:  # positions count on
+        made["position_ids"][:, ids.shape[1] :] += torch.arange(1, len(answer) + 1).to(ids)
     return made
 
 
@@ -311,7 +313,7 @@ def _generated(reader: Reader, inputs: Mapping[str, Tensor], count: int) -> list
     try:
         written: Tensor = reader.model.generate(
             **inputs, max_new_tokens=count, do_sample=False, num_beams=1,
-            pad_token_id=end if pad is None else pad,
+            pad_token_id=end if pad is None else pad, return_dict_in_generate=False,
         )  # fmt: skip
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(

@@ -133,6 +133,11 @@ def patch_heatmap(
         >>> heat.shape, heat[0, 0, :5, 0].tolist()
         ((1, 28, 28, 1), [1.0, 1.0, 1.0, 1.0, 2.0])
     """
+    if isinstance(images, Tensor) and images.dim() > 4:
+        raise InputError(
+            f"images of shape {tuple(images.shape)} are videos; give the tokens of one frame, and "
+            "the height and width"
+        )
     height, width = images[-2:] if isinstance(images, tuple) else images.shape[-2:]
     values = relevance.detach().cpu().double()
     if values.dim() == 4 and tuple(values.shape[-2:]) == (height, width):
@@ -365,6 +370,11 @@ def _grid(count: int, height: int, width: int, patch_size: Size | None) -> tuple
         down, across = _pair(patch_size)
         rows, columns = height // max(down, 1), width // max(across, 1)
         if down > 0 and across > 0 and 0 < rows * columns <= count:
+            if count - rows * columns > max(_PREFIX, rows * columns - 1):
+                raise InputError(
+                    f"{count} tokens are those of several grids of {rows} x {columns} patches (the "
+                    "frames of a video); give the tokens of one of them"
+                )
             return rows, columns
         raise InputError(
             f"an image of {height} x {width} pixels has {rows} x {columns} patches of {down} x "

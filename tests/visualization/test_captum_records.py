@@ -275,6 +275,15 @@ def test_token_grid(tokens: int, size: tuple[int, int], grid: tuple[int, int]) -
     assert torch.equal(token_grid(values, size, patch), found)
 
 
+def test_frames_of_a_video_are_no_picture() -> None:
+    values = torch.randn(1, 1 + 4 * 16)  # a class token, and four frames of 4 x 4 patches
+    with pytest.raises(InputError, match="several grids of 4 x 4 patches"):
+        token_grid(values, 32, 8)
+    with pytest.raises(InputError, match="are videos; give the tokens of one frame"):
+        patch_heatmap(values, torch.zeros(1, 4, 3, 32, 32))
+    assert token_grid(torch.randn(1, 17 + 4), 16, 8).shape == (1, 2, 2)  # with 16 registers
+
+
 def test_patch_relevance_as_a_map() -> None:
     values = torch.randn(2, 1 + 6)
     heat = patch_heatmap(values, (13, 8), patch_size=(4, 4))  # 3 x 2 patches and a rest

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.explaining.texts import Reader, for_the_model
 
 #: What models of audio call what they hear: samples, or a spectrogram.
 AUDIO_INPUTS = ("input_values", "input_features")
+#: Samples go a little beyond 1 where sounds were mixed or resampled; larger ones are whole numbers.
+_LOUDEST = 100.0
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,23 @@ class Sound:
         seconds (float, optional): How long it is, where that is known.
         turned (bool): Whether it is a spectrogram with a row for each frame; pictures have a row
             for each frequency.
+        stacked (int): How many frames stand one behind the other in such a row.
+        warnings (tuple of str): What the reader of the result should know.
     """
 
     key: str
     inputs: dict[str, Tensor]
     seconds: float | None
     turned: bool
+    stacked: int = 1
+    warnings: tuple[str, ...] = ()
 
     def arranged(self, values: Tensor) -> Tensor:
         """Without the dimension for the example: ``(samples,)`` or ``(frequencies, frames)``."""
-        return values[0].T if self.turned else values[0]
+        if not self.turned:
+            return values[0]
+        frames, width = values.shape[1] * self.stacked, values.shape[2] // self.stacked
+        return values[0].reshape(frames, width).T
 
 
 def is_audio_model(model: Any) -> bool:
@@ -57,6 +66,7 @@ def sound_of(item: Any, reader: Reader) -> Sound:
     """
     extractor, key = reader.feature_extractor, reader.model.main_input_name
     rate = getattr(extractor, "sampling_rate", None)
+    warnings: tuple[str, ...] = ()
     if isinstance(item, Mapping) and key in item:
         made = {str(k): torch.as_tensor(v) for k, v in item.items() if v is not None}
     else:
@@ -66,7 +76,14 @@ def sound_of(item: Any, reader: Reader) -> Sound:
                 "an array of samples needs the feature extractor of the model: explain(model, "
                 "AutoFeatureExtractor.from_pretrained(name), samples)"
             )
-        made = dict(extractor(samples.numpy(), sampling_rate=rate, return_tensors="pt"))
+
+        def read(samples: Tensor) -> dict[str, Any]:
+            return dict(extractor(samples.numpy(), sampling_rate=rate, return_tensors="pt"))
+
+        made = read(samples)
+        other = _with_another_end(samples, rate)
+        if other is not None and torch.equal(read(other)[key], made[key]):
+            warnings = (_CUT,)
     values = made[key]
     bins = _bins(reader.config)
     if values.dim() == (2 if bins is not None else 1):
@@ -78,13 +95,35 @@ def sound_of(item: Any, reader: Reader) -> Sound:
         )
     values = reader.for_model(values.float())
     turned = values.dim() == 3 and bins is not None and values.shape[2] == bins
+    if turned and values.shape[1] == bins:  # a square: as many channels as frequencies (Whisper)
+        modules: Any = getattr(reader.model, "modules", tuple)
+        first = next((m for m in modules() if isinstance(m, nn.Conv1d)), None)
+        turned = first is None or first.in_channels != bins
+    stacked, heights = 1, getattr(extractor, "num_mel_bins", None)
+    if turned and isinstance(heights, int) and values.shape[2] % heights == 0:
+        stacked = values.shape[2] // heights  # two frames in a row (w2v-BERT)
     seconds = None
     if isinstance(rate, int):
         hop = 1 if values.dim() == 2 else getattr(extractor, "hop_length", None)
         steps = values.shape[1 if turned else -1]
-        seconds = steps * hop / rate if isinstance(hop, int) else None
+        seconds = stacked * steps * hop / rate if isinstance(hop, int) else None
     others = {k: v.to(values.device) for k, v in made.items() if k != key}
-    return Sound(key, for_the_model({key: values, **others}, reader.model), seconds, turned)
+    inputs = for_the_model({key: values, **others}, reader.model)
+    return Sound(key, inputs, seconds, turned, stacked, warnings)
+
+
+_CUT = (
+    "the sound was cut: its end is not in what the feature extractor gives the model, and is not "
+    "explained"
+)
+
+
+def _with_another_end(samples: Tensor, rate: int | None) -> Tensor | None:
+    """A sound whose last twentieth of a second is another one; None if it is shorter."""
+    end = (rate or 16000) // 20  # more than the window of a spectrogram
+    if len(samples) <= end:
+        return None
+    return torch.cat([samples[:-end], torch.linspace(0, 400, end).sin() - samples[-end:]])
 
 
 def _samples(item: Any, rate: int | None) -> Tensor:
@@ -122,12 +161,13 @@ def _samples(item: Any, rate: int | None) -> Tensor:
             f"audio of one channel has the shape (samples,), not {tuple(values.shape)}; of several "
             "channels take the mean, and many sounds are a list"
         )
-    if not values.is_floating_point():
+    largest = float(values.float().abs().max())
+    if not values.is_floating_point() or largest > _LOUDEST:
         raise InputError(
-            f"samples are numbers from -1 to 1, not {values.dtype}; divide those of 16 bits by "
-            "32768"
+            f"samples are numbers from -1 to 1, not {values.dtype} up to {largest:g}; divide those "
+            "of 16 bits by 32768"
         )
-    return values.float()
+    return values.detach().float().cpu()
 
 
 def _bins(config: Any) -> int | None:

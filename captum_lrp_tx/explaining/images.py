@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.packages import needed
+from captum_lrp_tx.runs.subject import device_of
 
 
 def pixels_of(item: Any, processor: Any, config: Any) -> tuple[Tensor, list[str]]:
@@ -59,6 +60,20 @@ def pixels_of(item: Any, processor: Any, config: Any) -> tuple[Tensor, list[str]
             "an array or a tensor"
         )
     return picture_pixels(picture, processor, config)
+
+
+def mask_of(item: Any, model: Any) -> dict[str, Tensor]:
+    """Which pixels are no padding, where an image processor has padded images to one size.
+
+    Args:
+        item: As of :func:`pixels_of`.
+        model (nn.Module): Where the mask is to be.
+    """
+    mask = item.get("pixel_mask") if hasattr(item, "keys") else None
+    if not isinstance(mask, Tensor):
+        return {}
+    mask = mask.unsqueeze(0) if mask.dim() == 2 else mask
+    return {"pixel_mask": mask.to(device_of(model)).long()}
 
 
 _LEFT_OUT = (

@@ -178,7 +178,7 @@ def test_sounds_as_samples() -> None:
     ("item", "reason"),
     [({"array": [0.1], "sampling_rate": 8000}, "8000 samples a second, but the model takes 16000"),
      ("song.wav", "soundfile.read"), (torch.zeros(2, 800), "of several channels take the mean"),
-     (torch.zeros(9, dtype=torch.int16), "32768"),
+     (torch.zeros(9, dtype=torch.int16), "32768"), (3000.0 * WAVE, "float32 up to 2999.+32768"),
      ({"input_values": torch.zeros(1, 1, 1, 5)}, r"shape \(1, samples\), .*not \(1, 1, 1, 5\)"),
      ({"array": np.array(["up"]), "sampling_rate": 16000}, r"the audio holds no numbers \("),
      ({"text": "a"}, "'array' and 'sampling_rate'")],
@@ -216,7 +216,7 @@ def test_sounds_as_spectrograms_of_frames() -> None:
     config = transformers.ASTConfig(
         **SMALL, max_length=32, num_mel_bins=16, patch_size=8, frequency_stride=8, time_stride=8
     )
-    model, wave = transformers.ASTForAudioClassification(config).eval(), WAVE.repeat(8)
+    model, wave = transformers.ASTForAudioClassification(config).eval(), WAVE.repeat(6)
     extractor = transformers.ASTFeatureExtractor(num_mel_bins=16, max_length=32)
     made = lrp.explain(model, extractor, wave, target=1)
     conserved(made)
@@ -225,6 +225,10 @@ def test_sounds_as_spectrograms_of_frames() -> None:
     assert made.relevance.shape == (16, 32)  # frequencies first, unlike what the model takes
     assert torch.allclose(made.relevance, expected.T, atol=1e-7)
     assert len(lrp.explain(model, None, {"input_values": inputs["input_values"]})) == 32
+    longer = lrp.explain(model, extractor, WAVE.repeat(9), target=1)
+    longest = lrp.explain(model, extractor, WAVE.repeat(10), target=1)
+    assert torch.equal(longer.relevance, longest.relevance)  # of the same 32 frames
+    assert "the sound was cut" in longer.warnings[0] and "the sound was cut" in str(longest)
 
 
 def test_seconds_of_spectrograms_of_frames() -> None:
@@ -235,6 +239,37 @@ def test_seconds_of_spectrograms_of_frames() -> None:
     model = transformers.ASTForAudioClassification(config).eval()
     made = lrp.explain(model, extractor, {"input_values": torch.randn(1, 32, 16)}, target=1)
     assert made.seconds == pytest.approx(0.32)  # of frames, not of frequencies
+
+
+def test_frames_that_stand_side_by_side_follow_each_other_in_pictures() -> None:
+    """w2v-BERT gets two frames of 80 frequencies in a row of 160."""
+    config = transformers.Wav2Vec2BertConfig(
+        **SMALL, feature_projection_input_dim=12, num_labels=2, classifier_proj_size=8
+    )
+    model = transformers.Wav2Vec2BertForSequenceClassification(config).eval()
+    extractor = SimpleNamespace(sampling_rate=16000, hop_length=160, num_mel_bins=6)
+    heard = torch.randn(1, 5, 12)
+    made = lrp.explain(model, extractor, {"input_features": heard}, target=1)
+    expected = ConservativeLRP(model).attribute({"input_features": heard}, target=1)[0]
+    for seen, given in ((made.audio, heard[0]), (made.relevance, expected)):
+        assert seen is not None and seen.shape == (6, 10)
+        torch.testing.assert_close(seen[:, ::2], given[:, :6].T)
+        torch.testing.assert_close(seen[:, 1::2], given[:, 6:].T)
+    assert made.seconds == pytest.approx(0.1)
+
+
+def test_square_spectrograms_are_not_turned() -> None:
+    whisper = transformers.WhisperForAudioClassification(
+        transformers.WhisperConfig(
+            d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32,
+            decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32, num_mel_bins=16,
+            max_source_positions=8, vocab_size=40, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            decoder_start_token_id=1, classifier_proj_size=8,
+        )
+    ).eval()  # fmt: skip
+    heard = torch.randn(1, 16, 16)
+    made = lrp.explain(whisper, None, {"input_features": heard})
+    assert made.audio is not None and torch.equal(made.audio, heard[0])
 
 
 # ---- pictures however they are stored ----------------------------------------------------------
@@ -316,6 +351,22 @@ def test_objects(build: Any) -> None:
         lrp.explain(model, None, PIXELS, target=9)
     with pytest.raises(TargetError, match="no class 'dog'"):
         lrp.explain(model, None, PIXELS, target="dog")
+
+
+def test_padding_of_images_of_several_sizes_is_no_picture() -> None:
+    model = detr()
+    mask = torch.ones(2, 32, 32, dtype=torch.long)
+    mask[1, :, 20:] = 0
+    batch = {"pixel_values": torch.cat([PIXELS, PIXELS.flip(3)]) * mask[:, None]}
+    batch["pixel_mask"] = mask
+    output = model(**batch)
+    for number, made in enumerate(lrp.explain(model, None, batch, target=(3, "sky"))):
+        conserved(made)
+        assert made.value == pytest.approx(output.logits[number, 3, 1].item(), abs=1e-5)
+        x, _, width, _ = (output.pred_boxes[number, 3] * (32, 20)[number]).tolist()
+        assert f"x {x - width / 2:.0f} to {x + width / 2:.0f}," in made.explains
+    one, model = {name: value[:1] for name, value in batch.items()}, yolos()  # takes no mask
+    alike(lrp.explain(model, None, one), lrp.explain(model, None, one["pixel_values"]))
 
 
 def test_detectors_without_a_class_for_nothing() -> None:

@@ -30,4 +30,5 @@ class AudioClassification(Task):
             yield Case(
                 self.name, reader.model, sound.inputs, class_choice(one, reader.config), arrange,
                 audio=sound.arranged(sound.inputs[sound.key]), seconds=sound.seconds,
+                warnings=sound.warnings,
             )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_lrp_tx.errors import InputError, OutputError
-from captum_lrp_tx.explaining.images import pixels_of
+from captum_lrp_tx.explaining.images import mask_of, pixels_of
 from captum_lrp_tx.explaining.tasks.base import Case, Task, Wish, of_texts, refuse_answer
 from captum_lrp_tx.explaining.tasks.classes import class_choice, each_class
 from captum_lrp_tx.explaining.tasks.similarity import cosine, refuse_wishes, whole
@@ -70,8 +70,7 @@ def _read(item: Any, reader: Reader) -> tuple[Encoded, dict[str, Tensor], tuple[
     if isinstance(item, Mapping) and "input_ids" in item and "pixel_values" in item:
         text: Any = {k: v for k, v in item.items() if not str(k).startswith("pixel")}
         picture: Any = item["pixel_values"]
-        if isinstance(item.get("pixel_mask"), Tensor):
-            more["pixel_mask"] = item["pixel_mask"]
+        more = mask_of(item, reader.model)
     elif isinstance(item, tuple) and len(item) == 2:
         text, picture = item
         if isinstance(picture, str) and not isinstance(text, str):

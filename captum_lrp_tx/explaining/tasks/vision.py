@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from captum_lrp_tx.attr.class_names import labels_of
 from captum_lrp_tx.attr.targets import Contrast, Target
 from captum_lrp_tx.errors import InputError, OutputError, TargetError, UnsupportedModelError
-from captum_lrp_tx.explaining.images import pixels_of
+from captum_lrp_tx.explaining.images import mask_of, pixels_of
 from captum_lrp_tx.explaining.names import ClassNames
 from captum_lrp_tx.explaining.tasks.base import (
     Case,
@@ -26,7 +26,7 @@ from captum_lrp_tx.explaining.tasks.base import (
     rival,
 )
 from captum_lrp_tx.explaining.tasks.classes import class_choice, each_class
-from captum_lrp_tx.explaining.texts import Reader
+from captum_lrp_tx.explaining.texts import Reader, for_the_model
 
 #: How sure a model is of what counts as an object, as in ``post_process_object_detection``.
 _SURE = 0.5
@@ -65,11 +65,13 @@ class ObjectDetection(Task):
                 "target=(query, text))."
             )
         pixels, warnings = pixels_of(item, reader.image_processor, reader.config)
-        inputs = reader.for_model(pixels)
+        inputs = for_the_model(
+            {"pixel_values": reader.for_model(pixels), **mask_of(item, model)}, model
+        )
         boxes: list[Tensor] = []
 
-        def forward(pixel_values: Tensor) -> Tensor:
-            output = model(pixel_values=pixel_values)
+        def forward(**given: Tensor) -> Tensor:
+            output = model(**given)
             boxes[:] = [output.pred_boxes]
             logits: Tensor = output.logits
             return logits
@@ -77,7 +79,7 @@ class ObjectDetection(Task):
         wishes = [wish]
         if isinstance(wish.target, str) and wish.target == "all":
             with torch.no_grad():
-                _, odds = _found(forward(inputs)[0], reader.config)
+                _, odds = _found(forward(**inputs)[0], reader.config)
             sure = (odds.max(-1).values > _SURE).nonzero().flatten().tolist()
             if not sure:
                 raise TargetError(
@@ -86,10 +88,18 @@ class ObjectDetection(Task):
                 )
             wishes = [replace(wish, target=query) for query in sure]
         for one in wishes:
-            choice = _object_choice(one, reader.config, boxes, (pixels.shape[2], pixels.shape[3]))
+            choice = _object_choice(one, reader.config, boxes, _size(inputs))
             yield Case(
                 self.name, forward, inputs, choice, only_image, pixels[0], tuple(warnings)
             )  # fmt: skip
+
+
+def _size(inputs: dict[str, Tensor]) -> tuple[int, int]:
+    """Height and width of the picture, of which boxes are shares: without padding behind it."""
+    if "pixel_mask" not in inputs:
+        return inputs["pixel_values"].shape[2], inputs["pixel_values"].shape[3]
+    shown = inputs["pixel_mask"][0].bool()
+    return int(shown.any(1).sum()), int(shown.any(0).sum())
 
 
 def _found(scores: Tensor, config: Any) -> tuple[list[str], Tensor]:

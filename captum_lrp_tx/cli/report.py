@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_lrp_tx.attr.class_names import labels_of
 from captum_lrp_tx.attr.misfits import most_tokens
 from captum_lrp_tx.cli.arguments.report import LIMIT
 from captum_lrp_tx.cli.images import read_image
@@ -58,11 +57,13 @@ class _Data:
         name (str): For the page.
         inputs (list of str or Tensor): Texts or images.
         labels (sequence of str, optional): Names or numbers of the true classes.
+        count (int): How many examples there are, those beyond the limit included.
     """
 
     name: str
     inputs: list[str] | Tensor
-    labels: Sequence[str | None] | None = None
+    labels: Sequence[str | None] | None
+    count: int
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -88,7 +89,12 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.labels is not None:
         file: Path = arguments.labels
         labels = read_labels(file) if is_array(file) else [x or None for x in read_lines(file)]
-        data = _Data(data.name, data.inputs, labels[: len(data.inputs)])
+        if len(labels) != data.count:
+            raise InputError(
+                f"{file} has {len(labels)} labels for {data.count} examples; give one for each, an "
+                "empty line where it is unknown (lines without a text are no examples)"
+            )
+        data = replace(data, labels=labels[: len(data.inputs)])
     model = load_model(source, kind)
     if tokenizer is not None:
         data = _short_enough(data, tokenizer, together(source, model, tokenizer))
@@ -108,29 +114,33 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
 def _texts(file: Path | None, limit: int | None) -> _Data:
     if file is None:
         known = first(_SENTENCES, limit, LIMIT, "texts")
-        return _Data("example sentences", [text for text, _ in known], [name for _, name in known])
+        return _Data(
+            "example sentences", [text for text, _ in known], [name for _, name in known],
+            len(_SENTENCES),
+        )  # fmt: skip
     table = read_table(file)
     rows = first(table.rows, limit, LIMIT, "texts")
     labels = [label or None for _, _, label in rows] if table.label else None
-    return _Data(file.name, [text for _, text, _ in rows], labels)
+    return _Data(file.name, [text for _, text, _ in rows], labels, len(table.rows))
 
 
 def _images(path: Path | None, limit: int | None, source: Source, config: Any) -> _Data:
     if path is None:
         images, classes = (first(x, limit, LIMIT, "digits") for x in digit_samples())
-        return _Data("sample digits", images, [str(c) for c in classes.tolist()])
+        return _Data("sample digits", images, [str(c) for c in classes.tolist()], len(images))
     if path.is_dir():
-        files = first(image_files(path), limit, LIMIT, "images")
+        whole = image_files(path)
+        files = first(whole, limit, LIMIT, "images")
         named = [None if file.parent == path else file.parent.name for file in files]
         images = torch.cat([read_image(file, source, config) for file in files])
-        return _Data(path.name, images, named if any(named) else None)
+        return _Data(path.name, images, named if any(named) else None, len(whole))
     if not path.exists():
         raise InputError(f"there is no folder or file {path}")
     if not is_array(path):
-        return _Data(path.name, read_image(path, source, config))
+        return _Data(path.name, read_image(path, source, config), None, 1)
     images = read_images(path)
     check_shape(images, path, config)
-    return _Data(path.name, first(images, limit, LIMIT, "images"))
+    return _Data(path.name, first(images, limit, LIMIT, "images"), None, len(images))
 
 
 def _short_enough(data: _Data, tokenizer: Any, model: Any) -> _Data:
@@ -145,27 +155,16 @@ def _short_enough(data: _Data, tokenizer: Any, model: Any) -> _Data:
     note(f"{len(lengths) - len(kept)} texts of more than {limit} tokens are left out")
     if not kept:
         raise InputError(f"{data.name} has no text that the model can take; shorten the texts")
-    labels = data.labels
-    return _Data(
-        data.name,
-        [data.inputs[i] for i in kept],
-        None if labels is None else [labels[i] if i < len(labels) else None for i in kept],
-    )
+    labels = None if data.labels is None else [data.labels[i] for i in kept]
+    return replace(data, inputs=[data.inputs[i] for i in kept], labels=labels)
 
 
 def _labels(data: _Data, config: Any) -> Sequence[str | None] | None:
     """Labels, unless the model cannot have them."""
-    if data.labels is None:
-        return None
-    count = len(getattr(config, "id2label", None) or {}) or 1
-    if count == 1:
+    if data.labels is not None and len(getattr(config, "id2label", None) or {}) < 2:
         note("the labels are left out: the model has one output")
         return None
-    names = set(labels_of(config, count))
-    # classes that no one named are LABEL_0, LABEL_1, ...; the report calls them by their number
-    return [
-        None if x is None else x.removeprefix("LABEL_") if x in names else x for x in data.labels
-    ]
+    return data.labels
 
 
 def _summary(made: Report) -> str:

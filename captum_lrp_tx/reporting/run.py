@@ -31,7 +31,7 @@ from captum_lrp_tx.reporting.explaining import DEFAULT_METHODS, count_rows, expl
 from captum_lrp_tx.reporting.faithfulness import Faithfulness
 from captum_lrp_tx.reporting.results import Example, Explanations, Report, check_labels
 from captum_lrp_tx.reporting.samples import Samples, Texts, read_samples
-from captum_lrp_tx.visualization.wording import Scheme, guess_scheme
+from captum_lrp_tx.visualization.wording import Scheme, guess_scheme, scheme_of
 
 #: Every class is explained up to so many; beyond, the few most probable ones of each example.
 ALL_CLASSES = 10
@@ -83,7 +83,8 @@ def report(
         tokenizer (PreTrainedTokenizerBase, optional): The model's; also names token ids.
         tokens (sequence of sequences of str, optional): Names of token ids, for each example.
         special (sequence of sequences of bool, optional): Which tokens are special.
-        scheme (str): How tokens mark the borders of words; guessed unless given.
+        scheme (str): How tokens mark the borders of words; unless given as the tokenizer says, or
+            guessed.
         labels (sequence or Tensor, optional): True classes, by number or name; None where unknown.
         class_names (sequence of str, optional): Those of ``model.config`` unless given.
         methods (str or sequence): See :func:`captum_lrp_tx.methods.choose_methods`. Functions of
@@ -163,12 +164,16 @@ def report(
             measure = Faithfulness(model, samples, outputs.argmax(1), tokenizer, start)
             found, masking = _measured(measure, found, bar), measure.masking
     examples = _examples(samples, outputs, probabilities, known, explained)
+    if scheme == "auto" and tokenizer is not None and tokens is None:
+        scheme = scheme_of(tokenizer)
     if scheme == "auto" and samples.kind == "text":
         # from all texts: a short one may hold no mark at all
         scheme = guess_scheme([token for item in samples.items for token in item.tokens])
     uses_baseline = any("baseline" in method.takes for method in chosen)
+    # LABEL_0 is what transformers writes if no one named the classes
+    shown = tuple(re.sub(r"^LABEL_(?=\d+$)", "", name) for name in names)
     report = Report(
-        samples.kind, examples, tuple(found), tuple(names), title,
+        samples.kind, examples, tuple(found), shown if class_names is None else tuple(names), title,
         tuple((str(name), str(text)) for name, text in facts), told if uses_baseline else "",
         masking, scheme,
     )  # fmt: skip
@@ -258,8 +263,7 @@ def _class_names(given: Sequence[str] | None, config: Any, count: int) -> list[s
                 f"class_names has {len(given)} entries for {count} classes; give one for each"
             )
         return list(map(str, given))
-    # LABEL_0 is what transformers writes if no one named the classes
-    return [re.sub(r"^LABEL_(?=\d+$)", "", name) for name in labels_of(config, count)]
+    return labels_of(config, count)
 
 
 def _probabilities(outputs: Tensor, config: Any) -> Tensor | None:

@@ -68,8 +68,8 @@ def encode(
     Args:
         data: A sequence or a column of texts; a ``datasets.Dataset``, or anything with
             ``column_names`` and columns by name, with texts or with ``input_ids``; or a
-            ``DataLoader`` (any iterable) of mappings as a tokenizer returns them, whose padding is
-            taken off.
+            ``DataLoader`` (any iterable) of mappings as a tokenizer returns them. Padding that the
+            ``attention_mask`` of token ids tells is taken off.
         tokenizer (PreTrainedTokenizerBase, optional): Needed for texts.
         text_column (str, optional): Where the texts are; ``sentence`` or ``text`` unless given.
         max_length (int, optional): Longer texts are cut to so many tokens; token ids are not.
@@ -181,7 +181,8 @@ def _from_columns(
     labels = None if label is None else whole_numbers(data[label])
     if "input_ids" in names and text_column is None:
         kept = [name for name in _COLUMNS if name in names]
-        return _rows({name: list(data[name]) for name in kept}), labels
+        rows = _rows({name: list(data[name]) for name in kept})
+        return [_unpadded(row) for row in rows], labels
     column = text_column or next((name for name in _TEXT_COLUMNS if name in names), None)
     if column not in names:
         raise InputError(

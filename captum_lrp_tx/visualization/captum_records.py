@@ -32,6 +32,7 @@ from torch import Tensor
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.packages import needed
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap, looks_special
+from captum_lrp_tx.visualization.wording import scheme_of, special_ids
 
 Special = Literal["dim", "show", "drop"]
 #: Relevance at full colour: of each record, of all of them, or a number.
@@ -170,15 +171,16 @@ def _heatmaps(
     name: str = "",
 ) -> list[TokenHeatmap]:
     """Each text without its padding."""
-    known = {*getattr(tokenizer, "all_special_tokens", ())} - {
-        getattr(tokenizer, "unk_token", None)
-    }
+    known = set()
+    if tokenizer is not None:
+        known = {*tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))}
+    scheme = scheme_of(tokenizer)
     found = []
     for row, names, real in zip(_values(relevance, tokens, name), tokens, kept, strict=True):
         chosen = [token for token, is_real in zip(names, real, strict=True) if is_real]
         values = [v for v, is_real in zip(row.tolist(), real, strict=False) if is_real]
         special = [token in known or looks_special(token) for token in chosen]
-        found.append(TokenHeatmap(chosen, values, special=special))
+        found.append(TokenHeatmap(chosen, values, special=special, scheme=scheme))
     return found
 
 

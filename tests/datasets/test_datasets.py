@@ -240,6 +240,10 @@ def test_data_sets_with_columns(model: Any, tmp_path: Path, real: bool) -> None:
     encoded = make({**tokenizer(texts), "label": [1, 0, 0, 1, 1]})
     same = attribute_dataset(network, encoded, tmp_path / "ids", target="label", **options)
     assert list(same) == list(found)
+    for side in ("right", "left"):  # as `map(..., padding=True)` leaves it; `list` made the ids
+        full = make({**tokenizer(texts, padding=True, padding_side=side), "label": [1, 0, 0, 1, 1]})
+        unpadded = attribute_dataset(network, full, tmp_path / side, target="label", **options)
+        assert list(unpadded) == list(found)
     listed = attribute_dataset(
         network, texts, tmp_path / "list", target=[1, 0, 0, 1, 1], workers=2, **options
     )

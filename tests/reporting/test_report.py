@@ -696,6 +696,31 @@ def test_command_on_a_table(tmp_path, capsys):
     assert all(1 in e["classes"] for e in data["examples"])
 
 
+def test_labels_of_a_file_are_those_of_its_texts(tmp_path, capsys):
+    (tmp_path / "lines.txt").write_text("a charming film\n\na dull mess\na film\n")
+    arguments = (
+        "--file", tmp_path / "lines.txt", "--labels", tmp_path / "labels.txt", "--methods",
+        "random", "--no-faithfulness", "--html", tmp_path / "a.html",
+    )  # fmt: skip
+    (tmp_path / "labels.txt").write_text("positive\n\nnegative\nnegative\n")  # line by line
+    status, _, err = run(capsys, *arguments)
+    assert status == 1 and "4 labels for 3 examples; give one for each" in err
+    (tmp_path / "labels.txt").write_text("positive\nnegative\n\n1\n")
+    assert run(capsys, *arguments)[0] == 1
+    (tmp_path / "labels.txt").write_text("positive\n\n1\n")
+    status, _, _ = run(capsys, *arguments, "--limit", 2)
+    data = Page((tmp_path / "a.html").read_text(encoding="utf-8")).data
+    assert status == 0 and [e["label"] for e in data["examples"]] == [1, None]
+
+
+def test_classes_that_no_one_named_go_by_number_or_as_the_configuration_has_them(text, monkeypatch):
+    monkeypatch.setattr(text[0].config, "id2label", {0: "LABEL_0", 1: "LABEL_1"})
+    made = quick(text, labels=["LABEL_1", "0", 1], classes=["label_0", "1"])
+    assert [example.label for example in made.examples] == [1, 0, 1]
+    assert made.class_names == ("0", "1")
+    assert quick(text, class_names=["LABEL_1", "b"]).class_names == ("LABEL_1", "b")
+
+
 def test_command_on_lines_with_a_limit(tmp_path, capsys):
     lines = tmp_path / "lines.txt"
     lines.write_text("a film\n\nanother film\n" + "word " * 600 + "\na third\n")
@@ -770,7 +795,7 @@ def test_command_on_one_picture(tmp_path, capsys):
 
 
 def test_labels_and_lengths_that_mean_nothing_to_the_model(capsys):
-    data = _Data("a", ["film " * 600, "film"], ["1", "0"])
+    data = _Data("a", ["film " * 600, "film"], ["1", "0"], 2)
     assert _labels(data, SimpleNamespace(id2label={0: "score"})) is None
     assert "the labels are left out: the model has one output" in capsys.readouterr().err
     endless = SimpleNamespace(model_max_length=10**30)  # as tokenizers without a limit say

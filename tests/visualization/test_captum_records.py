@@ -34,8 +34,8 @@ class Tokenizer:
     """Names of eight token ids."""
 
     pad_token = "[PAD]"
-    unk_token = "[UNK]"
-    all_special_tokens = ("[CLS]", "[SEP]", "[PAD]", "[UNK]")
+    unk_token_id = None
+    all_special_ids = (0, 6, 7)
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
         return [TOKENS[i] for i in ids]

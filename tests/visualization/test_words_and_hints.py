@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.errors import InputError, OutputError
-from captum_lrp_tx.visualization import TokenHeatmap
+from captum_lrp_tx.reporting import report
+from captum_lrp_tx.visualization import TokenHeatmap, text_records
 from captum_lrp_tx.visualization.wording import scheme_of, special_ids
 
 pytestmark = pytest.mark.captum
@@ -91,6 +92,29 @@ def test_a_tokenizer_knows_what_no_mark_shows() -> None:
     assert scheme_of(tokenizers(models.BPE(), decoders.WordPiece())) == "wordpiece"
     assert scheme_of(tokenizers(models.BPE(), decoders.Metaspace())) == "sentencepiece"
     assert scheme_of(object()) == "auto"
+
+
+def test_records_and_reports_ask_the_tokenizer_too() -> None:
+    decoders = pytest.importorskip("tokenizers").decoders
+    of_bytes = tokenizers(pytest.importorskip("tokenizers").models.BPE(), decoders.ByteLevel())
+    of_bytes.decode = lambda *_, **__: ""
+    ids = torch.tensor([[3, 0, 1, 2, 4]])
+    (record,) = text_records(torch.ones(1, 5), ids, of_bytes, special="drop")
+    assert record.raw_input_ids == ["unbelievable", "&lt;unk&gt;"]
+    words, head = nn.Embedding(5, 4), nn.Linear(4, 2)
+    model = nn.Sequential(words, head, Mean())
+    made = report(model, ids, tokenizer=of_bytes, methods=["GI"], faithfulness=False)
+    assert made.scheme == "bytes"
+    own = report(model, ids, tokenizer=of_bytes, tokens=[["<b>", "un@@", "believ@@", "able", "?"]],
+                 methods=["GI"], faithfulness=False)  # fmt: skip
+    assert own.scheme == "continued"
+
+
+class Mean(nn.Module):
+    """The mean over the tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
 
 
 # ---- hints ------------------------------------------------------------------------------------

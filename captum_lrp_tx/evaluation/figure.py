@@ -72,10 +72,12 @@ def curves_figure(
         axes.set_ylabel(measure.axis, fontsize=8)
         _quiet(axes)
     handles, labels = grid[0].get_legend_handles_labels()
-    drawing.legend(
+    legend = drawing.legend(
         handles, labels, loc="lower center", ncol=min(columns, len(methods)), fontsize=7.5,
         frameon=False, handlelength=2.4, columnspacing=1.4, bbox_to_anchor=(0.5, 0.0),
     )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     if title:
         headline(drawing, 0.5, 1 - 0.19 / height, title, size=10.5, ha="center")
     return drawing

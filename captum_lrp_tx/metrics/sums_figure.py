@@ -91,7 +91,7 @@ def conservation_figure(
             sums = sums + result.absorbed[name].numpy()
             said += f"\nwith constants {_percent(result.unaccounted(name))}"
         _points(axes, output, sums, (bottom, top), colour)
-        axes.set_title(name, fontsize=7.2, pad=3, color=colour, fontweight="bold")
+        axes.set_title(name, fontsize=7.2, pad=3, color=colour, fontweight="bold", parse_math=False)
         axes.text(
             0.04, 0.96, said, fontsize=6.5, va="top", transform=axes.transAxes, color="#4a4a4a",
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from captum_lrp_tx.packages import matplotlib
-from captum_lrp_tx.visualization.canvas import new_figure, sheet
+from captum_lrp_tx.visualization.canvas import headline, new_figure, sheet
 from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
 from captum_lrp_tx.visualization.glyphs import families
 from captum_lrp_tx.visualization.wording import printable
@@ -77,8 +77,7 @@ def circuit_figure(
     for node, (x, y) in zip(nodes, places, strict=True):
         _draw_node(axes, node, x, y)
     if title:
-        axes.text(0.1, height - 0.2, printable(title), fontsize=11, fontweight="bold",
-                  fontfamily=families(title), parse_math=False, va="center")  # fmt: skip
+        headline(drawing, 0.1 / width, 1 - 0.25 / height, title)
     return drawing
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from captum_lrp_tx.visualization.arrays import block_sums, map_of, scale_of
 from captum_lrp_tx.visualization.colours import colour_of, paint, shade, supports_colour
-from captum_lrp_tx.visualization.text import map_lines, painted
+from captum_lrp_tx.visualization.text import decimals_for, map_lines, painted
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
 from captum_lrp_tx.visualization.wording import Scheme, cells, fitted, printable
 
@@ -231,17 +231,6 @@ def scales_of(signed: Sequence[bool], scales: Sequence[float], common: bool) -> 
         return list(scales)
     pairs = list(zip(signed, scales, strict=True))
     return [max(scale for other, scale in pairs if other == kind) for kind in signed]
-
-
-def decimals_for(scale: float) -> int:
-    """Digits after the point: two, or as many as show two digits of ``scale``.
-
-    Example::
-
-        >>> decimals_for(12.0), decimals_for(0.3), decimals_for(0.02)
-        (2, 2, 3)
-    """
-    return min(max(1 - math.floor(math.log10(scale)), 2), 8) if scale > 0 else 2
 
 
 def _matrix(

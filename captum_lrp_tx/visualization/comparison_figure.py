@@ -56,7 +56,7 @@ def comparison_figure(
     step, margin = size * 1.78, 7.0
     total = width * 72
     lines = comparison.lines(merge)
-    every = "".join(piece.text for piece in comparison.words(merge)) + comparison.title
+    every = "".join(piece.text for piece in comparison.words(merge))
     every += "".join(strip.name + strip.reason for strip in comparison.strips)
     family = families(every)
     measure = Ruler(family, size)
@@ -71,8 +71,9 @@ def comparison_figure(
     # lines of one method closer together than methods
     between = 7.0 if max(map(len, drawn), default=0) > 1 else 2.2
     heights = [max(1, len(rows)) * step + between for rows in drawn]
-    facts = [(printable(name), printable(text)) for name, text in comparison.facts]
-    notes = notes_of(facts, lambda text: measure(text) * small / size, total - 2 * margin)
+    notes = notes_of(
+        comparison.facts, lambda text: measure(text) * small / size, total - 2 * margin
+    )
     title = textwrap.shorten(printable(comparison.title), 400)
     head = size * 2.0 if title else 0.0
     height = 2 * margin + head + len(notes) * small * 1.5 + 5 + sum(heights) + 18
@@ -82,10 +83,7 @@ def comparison_figure(
     def write(x: float, y: float, text: str, **style: Any) -> None:
         axes.text(x, y, text, parse_math=False, va="baseline", fontfamily=family, **style)
 
-    y = -margin
-    if title:
-        write(margin, y - size, title, fontsize=size + 1.0, fontweight="bold")
-        y -= head
+    y = -margin - head
     for note in notes:
         write(margin, y - small, note, fontsize=small, color=GREY)
         y -= small * 1.5
@@ -116,6 +114,8 @@ def comparison_figure(
     own = "one scale for all methods" if comparison.common_scale else "each line on its own scale"
     _legend(axes, left, -height + margin + 1, kinds, own, Ruler(family, 7.0))
     axes.set(xlim=(0, total), ylim=(-height, 0))  # imshow has narrowed the view
+    if title:
+        headline(drawing, margin / total, 1 - (margin + size) / height, title, size=size + 1.0)
     return drawing
 
 
@@ -163,8 +163,7 @@ def image_comparison_figure(
     panel = (width - 2 * side - (columns - 1) * gap) / columns
     tall = panel * high / wide
     ruler = Ruler(["DejaVu Sans"], 7.5)
-    told = [(printable(name), printable(text)) for name, text in facts]
-    notes = notes_of(told, ruler, (width - 2 * side) * 72)
+    notes = notes_of(facts, ruler, (width - 2 * side) * 72)
     head = (0.3 if title else 0.02) + 0.155 * len(notes) + 0.06
     height = head + rows * (tall + above + below) + 0.27
     drawing = new_figure(width, height)

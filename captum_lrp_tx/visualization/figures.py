@@ -189,7 +189,7 @@ def image_figure(
             right.contour(grey, levels=[0.5], colors="#3c3c3c", linewidths=0.7, alpha=0.6)
     for axes, name in ((left, "input"), (right, label)):
         bare(axes)
-        axes.set_title(name, fontsize=8, color=GREY, pad=4)
+        axes.set_title(name, fontsize=8, color=GREY, pad=4, parse_math=False)
     colour_bar(drawing, shown, bar, scale, abs(values).max() > scale)
     if title:
         headline(drawing, 0.1 / width, (own - 0.19) / height, title)
@@ -202,7 +202,7 @@ def notes_of(
     """The facts in as few lines as they need; one that is wider than a line goes on in the next."""
     lines = [""]
     for name, text in facts:
-        fact = f"{name}: {text}"
+        fact = printable(f"{name}: {text}")
         joined = f"{lines[-1]}    {fact}" if lines[-1] else fact
         if measure(joined) <= width:
             lines[-1] = joined

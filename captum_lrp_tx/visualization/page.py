@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from captum_lrp_tx.visualization.colours import RGB, SIGNED, colour_of, hexadecimal
 from captum_lrp_tx.visualization.figures import image_figure
 from captum_lrp_tx.visualization.rendering import render
+from captum_lrp_tx.visualization.text import decimals_for
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
 from captum_lrp_tx.visualization.wording import printable
 
@@ -83,8 +84,9 @@ def html(heatmap: TokenHeatmap, *, merge: bool = True) -> str:
 def text_section(heatmap: TokenHeatmap, *, merge: bool = True) -> Section:
     """A text as a heat map, for :func:`page` or :func:`sections`."""
     scale = heatmap.scale(merge)
+    places = max(4, decimals_for(scale))
     pieces = [
-        Box.of(p, f"{p.relevance:+.4f}", colour_of(p.relevance, scale, p.special))
+        Box.of(p, f"{p.relevance:+.{places}f}", colour_of(p.relevance, scale, p.special))
         for p in heatmap.pieces(merge)
     ]
     body = render(

@@ -15,7 +15,6 @@ from captum_lrp_tx.visualization.canvas import Ruler, headline, new_figure, shee
 from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
 from captum_lrp_tx.visualization.glyphs import families
 from captum_lrp_tx.visualization.tokens import Piece, TokenHeatmap
-from captum_lrp_tx.visualization.wording import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,18 +73,15 @@ def pairs_figure(
     shown = [torch.tensor([special or not word.special for word in row]) for row in words]
     joined = _strongest(values, shown[0][:, None] & shown[1][None, :], lines)
     scale = max(text.scale() for text in texts)
-    family = families("".join(word.text for row in words for word in row) + title)
+    family = families("".join(word.text for row in words for word in row))
     measure = Ruler(family, 11)
-    sizes = [[measure(printable(word.text)) + 6 for word in row] for row in words]
+    sizes = [[measure(word.text) + 6 for word in row] for row in words]
     needed = max(sum(row) + 4 * len(row) for row in sizes) + 16
     total = max(width * 72, needed)  # a long text makes the picture wider, not the letters smaller
     top, gap, box = (26.0 if title else 8.0), 90.0, 18.0
     height = top + gap + 2 * box + 8
     drawing = new_figure(total / 72, height / 72)
     axes = sheet(drawing, (0, total), (-height, 0))
-    if title:
-        axes.text(8, -18, printable(title), fontsize=11, fontweight="bold", fontfamily=family,
-                  parse_math=False)  # fmt: skip
     middles: list[list[float]] = []
     for row, widths, y in zip(words, sizes, (-top - box, -top - box - gap - box), strict=True):
         x = (total - sum(widths) - 4 * len(widths)) / 2
@@ -97,7 +93,7 @@ def pairs_figure(
                 (x, y), size, box, facecolor=hexadecimal(paper), linewidth=0
             )
             axes.add_patch(patch)
-            axes.text(x + 3, y + 5, printable(word.text), fontsize=11, color=hexadecimal(ink),
+            axes.text(x + 3, y + 5, word.text, fontsize=11, color=hexadecimal(ink),
                       fontfamily=family, parse_math=False)  # fmt: skip
             middles[-1][place] = x + size / 2
             x += size + 4
@@ -105,6 +101,8 @@ def pairs_figure(
     for i, j in joined:
         _line(axes, (middles[0][i], -top - box), (middles[1][j], -top - box - gap),
               float(values[i, j]), strongest)  # fmt: skip
+    if title:
+        headline(drawing, 8 / total, 1 - 18 / height, title)
     return drawing
 
 

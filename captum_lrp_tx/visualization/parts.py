@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from captum_lrp_tx.packages import matplotlib
-from captum_lrp_tx.visualization.canvas import new_figure, sheet
+from captum_lrp_tx.visualization.canvas import headline, new_figure, sheet
 from captum_lrp_tx.visualization.colours import colour_of, hexadecimal
 from captum_lrp_tx.visualization.glyphs import families
 from captum_lrp_tx.visualization.wording import printable
@@ -58,7 +58,7 @@ def cells_figure(
     height = below + high * len(rows) + head
     drawing = new_figure(width, height)
     axes = sheet(drawing, (0, width), (0, height))
-    family = families("".join([*columns, *rows, title]))
+    family = families("".join([*columns, *rows]))
     for i, row in enumerate(values):
         y = below + i * high
         axes.text(left - 0.08, y + high / 2, printable(rows[i]), fontsize=7, ha="right",
@@ -75,6 +75,5 @@ def cells_figure(
                   rotation=90 if max(map(len, columns)) > 3 else 0, ha="center", va="top",
                   fontfamily=family, parse_math=False)  # fmt: skip
     if title:
-        axes.text(0.1, height - 0.24, printable(title), fontsize=11, fontweight="bold",
-                  fontfamily=family, parse_math=False)  # fmt: skip
+        headline(drawing, 0.1 / width, 1 - 0.24 / height, title)
     return drawing

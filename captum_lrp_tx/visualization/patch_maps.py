@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.visualization.arrays import pixels_of
+from captum_lrp_tx.visualization.arrays import floats_of, pixels_of
 from captum_lrp_tx.visualization.canvas import bare, colormap, new_figure, signed_ticks
 
 if TYPE_CHECKING:
@@ -182,8 +182,7 @@ def heatmap_scale(*maps: Any, outlier_perc: float = 2.0) -> float:
 
     if not maps or not 0 <= outlier_perc < 100:
         raise InputError(f"maps and 0 <= outlier_perc < 100 are needed, not {outlier_perc}")
-    arrays = [np.abs(np.asarray(m, dtype=np.float64)).ravel() for m in maps]
-    sizes = np.sort(np.concatenate(arrays))
+    sizes = np.sort(np.concatenate([np.abs(floats_of(m)).ravel() for m in maps]))
     sums = np.cumsum(sizes)
     if not sizes.size or not sums[-1] > 0:
         return 1.0
@@ -274,7 +273,9 @@ def heatmap_figure(
         axes = place(row, 0)
         axes.imshow(picture, interpolation="nearest")
         if titles:
-            axes.set_ylabel(titles[row], rotation=0, ha="right", va="center", fontsize=7.5)
+            axes.set_ylabel(
+                titles[row], rotation=0, ha="right", va="center", fontsize=7.5, parse_math=False
+            )
         if row == 0:
             axes.set_title("input", fontsize=8, pad=4)
         for column, (name, heat) in enumerate(zip(relevances, maps, strict=True)):
@@ -283,7 +284,7 @@ def heatmap_figure(
                 drawing, axes, heat[row], picture, scales[row][column], method, alpha_overlay
             )
             if row == 0:
-                axes.set_title(name, fontsize=8, pad=4)
+                axes.set_title(name, fontsize=8, pad=4, parse_math=False)
             if min(picture.shape[:2]) > 1 and (  # contours need two rows and columns
                 pixels.ndim == 2 and method == "heat_map" if outline is None else outline
             ):

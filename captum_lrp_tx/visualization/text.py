@@ -46,10 +46,9 @@ def terminal(
         +1.00  -0.50
     """
     width = max(width or shutil.get_terminal_size().columns, 12)
-    pieces = heatmap.pieces(merge)
+    pieces, scale = heatmap.pieces(merge), heatmap.scale(merge)
     if not (supports_colour() if colour is None else colour):
-        return _interlinear(pieces, width)
-    scale = heatmap.scale(merge)
+        return _interlinear(pieces, width, decimals_for(scale))
     return "\n".join([*painted(pieces, width - 1, scale), "", _legend(scale)])
 
 
@@ -95,15 +94,16 @@ def table(
     """
     texts = [fitted(piece.text, 30) for piece in heatmap.pieces(False)]
     names = ["relevance", *(printable(name) for name, _ in columns)]
-    widths = [max(9, len(name)) for name in names]
-    left = max([5, *map(cells, texts)])
     largest = max(map(abs, heatmap.relevance), default=0) or 1.0
+    places = max(4, decimals_for(largest))
+    widths = [max(places + 5, len(name)) for name in names]
+    left = max([5, *map(cells, texts)])
     below = max([0, *(round(-r / largest * bar) for r in heatmap.relevance)])
     head = "  ".join(name.rjust(width) for name, width in zip(names, widths, strict=True))
     lines = [f"{'token':<{left}}  {head}"]
     for index, (text, value) in enumerate(zip(texts, heatmap.relevance, strict=True)):
         numbers = [value, *(float(column[index]) for _, column in columns)]
-        shown = "  ".join(f"{n:+{w}.4f}" for n, w in zip(numbers, widths, strict=True))
+        shown = "  ".join(f"{n:+{w}.{places}f}" for n, w in zip(numbers, widths, strict=True))
         length = round(abs(value) / largest * bar)
         drawn = ("+" if value >= 0 else "-") * length
         if colour and length:
@@ -167,17 +167,28 @@ def map_lines(
     ]
 
 
+def decimals_for(scale: float) -> int:
+    """Digits after the point: two, or as many as show two digits of ``scale``.
+
+    Example::
+
+        >>> decimals_for(12.0), decimals_for(0.3), decimals_for(0.02)
+        (2, 2, 3)
+    """
+    return min(max(1 - math.floor(math.log10(scale)), 2), 8) if scale > 0 else 2
+
+
 def _legend(scale: float) -> str:
     bar = "".join(paint(" ", *colour_of(i / 8, 1.0)) for i in range(-8, 9))
     return f"against {-scale:+.3g} {bar} {scale:+.3g} for"
 
 
-def _interlinear(pieces: Sequence[Piece], width: int) -> str:
+def _interlinear(pieces: Sequence[Piece], width: int, places: int) -> str:
     """Words above their relevance, for output without colours."""
     rows: list[tuple[str, str]] = []
     words = numbers = ""
     for piece in pieces:
-        number = f"{piece.relevance:+.2f}"
+        number = f"{piece.relevance:+.{places}f}"
         text = fitted(piece.text, width - 2)
         column = max(cells(text), len(number))
         if words and cells(words) + 2 + column > width:

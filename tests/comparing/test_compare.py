@@ -36,11 +36,11 @@ from captum_lrp_tx.visualization.comparison import (
     Strip,
     TextComparison,
     comparison_terminal,
-    decimals_for,
     image_comparison_terminal,
 )
 from captum_lrp_tx.visualization.comparison_figure import comparison_figure, image_comparison_figure
 from captum_lrp_tx.visualization.comparison_page import comparison_html
+from captum_lrp_tx.visualization.text import decimals_for
 from captum_lrp_tx.visualization.wording import cells
 
 pytestmark = pytest.mark.captum

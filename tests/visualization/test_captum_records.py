@@ -348,6 +348,8 @@ def test_scale_of_several_maps() -> None:
     assert heatmap_scale(small) < together
     assert heatmap_scale(small, large, outlier_perc=0) == pytest.approx(float(large.abs().max()))
     assert heatmap_scale(torch.zeros(3)) == 1.0
+    assert heatmap_scale(torch.ones(3, requires_grad=True)) == 1.0
+    assert heatmap_scale(torch.full((3,), 0.5).bfloat16()) == 0.5
     with pytest.raises(InputError, match="outlier_perc"):
         heatmap_scale(small, outlier_perc=100)
     with pytest.raises(InputError, match="maps"):

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from captum_lrp_tx import visualization as viz
+from captum_lrp_tx.metrics import Conservation, conservation_figure
 from captum_lrp_tx.visualization import TokenHeatmap
 from captum_lrp_tx.visualization.circuits import Drawn, circuit_figure
-from captum_lrp_tx.visualization.comparison import Strip
-from captum_lrp_tx.visualization.comparison_figure import image_comparison_figure
+from captum_lrp_tx.visualization.comparison import Strip, TextComparison
+from captum_lrp_tx.visualization.comparison_figure import comparison_figure, image_comparison_figure
 from captum_lrp_tx.visualization.parts import cells_figure
 
 pytestmark = pytest.mark.captum
@@ -213,6 +214,19 @@ def test_terminal_without_colours_shows_words_and_numbers():
     ]
 
 
+def test_small_relevance_has_its_digits_everywhere():
+    small = TokenHeatmap(["good", "film"], [0.00123, -0.00004])
+    assert viz.terminal(small, 80, False).split() == ["good", "film", "+0.0012", "-0.0000"]
+    tiny = TokenHeatmap(["good", "film"], [1.2e-6, -3e-7])
+    shown = viz.table(tiny).splitlines()
+    assert [line.split()[1] for line in shown[1:]] == ["+0.0000012", "-0.0000003"]
+    assert len({line.index("|") for line in shown[1:]}) == 1
+    assert shown[0].index("relevance") + len("relevance") == shown[1].index("+0") + len(
+        "+0.0000012"
+    )
+    assert 'data-r="+0.0000012"' in viz.html(tiny)
+
+
 def test_terminal_with_colours_paints_the_sign():
     painted = {text: tuple(map(int, rgb[:3])) for *rgb, text in CODE.findall(
         viz.terminal(review(), 80, True))}  # fmt: skip
@@ -333,7 +347,9 @@ def test_long_facts_and_titles_go_on_in_the_next_line():
     assert min(text.get_window_extent().y0 for text in texts) >= 0
 
 
-@pytest.mark.parametrize("kind", ["image", "audio", "pairs", "comparison"])
+@pytest.mark.parametrize(
+    "kind", ["image", "audio", "pairs", "comparison", "texts", "text pairs", "cells", "circuit"]
+)
 def test_long_titles_of_pictures_go_on_in_the_next_line(kind):
     pytest.importorskip("matplotlib")
 
@@ -345,6 +361,15 @@ def test_long_titles_of_pictures_go_on_in_the_next_line(kind):
         if kind == "pairs":
             images = torch.rand(2, 1, 8, 8)
             return viz.image_pairs_figure(torch.randn(4, 4), *images, title=title)
+        if kind == "texts":
+            return comparison_figure(TextComparison(["a"], [Strip("LRP", [1.0])], title=title))
+        if kind == "text pairs":
+            return viz.pairs_figure(torch.randn(1, 1), ["a"], ["b"], title=title)
+        if kind == "cells":
+            return cells_figure([[1.0]], ["0"], ["0"], title=title)
+        if kind == "circuit":
+            nodes = [Drawn("in", "input", None, None), Drawn("out", "output", None, None)]
+            return circuit_figure(nodes, [(0, 1, 1.0)], title=title)
         strips = [Strip("LRP", torch.randn(8, 8))]
         return image_comparison_figure(
             torch.rand(1, 8, 8), strips, title=title, facts=[("class", "4")]
@@ -522,6 +547,23 @@ def test_a_circuit_of_infinite_relevance_is_refused():
     nodes = [Drawn("input", "input", None, None), Drawn("output", "output", None, None)]
     with pytest.raises(ValueError, match="values that are not finite"):
         circuit_figure(nodes, [(0, 1, math.inf)])
+
+
+def test_dollars_in_names_are_no_formulas():
+    text_class = pytest.importorskip("matplotlib.text").Text
+    name = "$5 or $6"
+    images, relevance = torch.rand(1, 1, 8, 8), torch.randn(1, 1, 8, 8)
+    drawn = [
+        viz.heatmap_figure(images, {name: relevance}, titles=[name]),
+        viz.image_figure(images, relevance, label=name),
+        conservation_figure(
+            Conservation(torch.tensor([1.0, 2.0]), {name: {"input": torch.tensor([1.0, 2.0])}},
+                         ("input",)), level="input",
+        ),
+    ]  # fmt: skip
+    for one in drawn:
+        said = [text for text in one.findobj(text_class) if text.get_text() == name]
+        assert said and not any(text.get_parse_math() for text in said)
 
 
 def test_missing_matplotlib_names_the_extra(monkeypatch):

@@ -24,12 +24,10 @@ For token ids the leaves are the outputs of the embedding lookups indexed by tok
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 import oracle_entrywise
 from oracle_graph import (
@@ -54,7 +52,6 @@ from oracle_roles import (
 )
 
 Select = Callable[[Tensor], Tensor]
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 RULES: tuple[Rules, ...] = ("gi", "ah", "ln", "ah+ln")
 
@@ -199,11 +196,6 @@ def replay_output(
     trace = trace or trace_function(function, inputs)
     values = tuple(cast(x, double) for x in inputs)
     return replayed(trace, values, trace.frozen(rules), double=double).detach()
-
-
-def as_double(model: ModuleT) -> ModuleT:
-    """A float64 copy of ``model``. Casts to float32 that the model itself makes remain in it."""
-    return copy.deepcopy(model).double()
 
 
 def trace_function(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> OracleTrace:

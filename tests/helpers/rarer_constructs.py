@@ -683,9 +683,7 @@ R_G = R(D, 6)
 
 def gmm_attention(w: Weights, x: Tensor, p: Hold, n: Hold) -> Tensor:
     h = x @ R_G
-    al, be, ka = (
-        h.exp().chunk(3, -1) if False else (h[..., :2].exp(), h[..., 2:4].exp(), h[..., 4:].exp())
-    )
+    al, be, ka = h[..., :2].exp(), h[..., 2:4].exp(), h[..., 4:].exp()
     j = torch.arange(T).double()
     phi = (al[..., None] * (-be[..., None] * (ka[..., None] - j).square()).exp()).sum(-2)
     return p(phi / (phi.sum(-1, keepdim=True) + 1e-08)) @ w.c(x)

@@ -141,8 +141,7 @@ ATTENTION: dict[str, Spelling] = {
     "einsum, keys before queries": lambda w, x, p, n: torch.einsum(
         "bji,bjd->bid", p(scores(w, x).mT.softmax(1)), w.c(x)),
     "einsum without an arrow": lambda w, x, p, n: torch.einsum(
-        "zki,zid", p(pattern(w, x)), w.c(x)).sum(-3, keepdim=True)[:, :, :] if False
-        else torch.einsum("zki,zid->zkd", p(pattern(w, x)), w.c(x)),
+        "...ai,...ib", p(pattern(w, x)), w.c(x)),
     "transposed": lambda w, x, p, n: (w.c(x).mT @ p(pattern(w, x)).mT).mT,
     "product and sum": lambda w, x, p, n: (
         p(pattern(w, x)).unsqueeze(-1) * w.c(x).unsqueeze(1)).sum(2),

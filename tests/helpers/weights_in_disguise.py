@@ -14,7 +14,6 @@ from spellings import TOKENS, Weights, scores
 
 CAUSAL = torch.ones(TOKENS, TOKENS).tril().bool()
 SINK = R(1)
-RELATIVE = R(TOKENS, TOKENS + 2)[:, 2:]
 Form = Callable[[Weights, Tensor, Hold, Hold], Tensor]
 Scores = Callable[[Tensor], Tensor]
 Read = Callable[[Tensor, Tensor], Tensor]

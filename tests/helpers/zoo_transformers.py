@@ -29,7 +29,6 @@ def _hf(family: str, head: str, implementation: str, padded: bool) -> Case:
     common: dict[str, Any] = {"attn_implementation": implementation, "vocab_size": WORDS}
     layers = 2
     if family == "Bert":
-        norms = 2 * layers + 1
         config = transformers.BertConfig(
             hidden_size=WIDTH,
             num_hidden_layers=layers,
@@ -41,7 +40,6 @@ def _hf(family: str, head: str, implementation: str, padded: bool) -> Case:
             **common,
         )
     elif family == "Llama":
-        norms = 2 * layers + 1
         biased = head == "ForCausalLM"
         config = transformers.LlamaConfig(
             hidden_size=WIDTH,
@@ -59,7 +57,6 @@ def _hf(family: str, head: str, implementation: str, padded: bool) -> Case:
             **common,
         )
     else:
-        norms = 2 * layers + 1
         config = transformers.GPT2Config(
             n_embd=WIDTH,
             n_layer=layers,
@@ -83,7 +80,7 @@ def _hf(family: str, head: str, implementation: str, padded: bool) -> Case:
         # The last position that is real in every example of the padded batch.
         target=((min(LENGTHS) if padded else TOKENS) - 1, 17) if causal else 1,
         patterns=layers,
-        norms=norms,
+        norms=2 * layers + 1,
     )
 
 

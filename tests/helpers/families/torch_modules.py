@@ -15,7 +15,6 @@ import zoo
 from families.common import Case, NotBuilt
 
 WIDTH, HEADS, CLASSES = zoo.WIDTH, zoo.HEADS, zoo.CLASSES
-Build = Callable[[], tuple[nn.Module, Callable[[Tensor], Tensor], Tensor, Any]]
 
 
 def names() -> list[str]:

@@ -29,7 +29,7 @@ from captum_lrp_tx.files import write_atomically
 from captum_lrp_tx.methods.registry import find_method
 from captum_lrp_tx.metrics.curves import FRACTIONS, Fractions
 from captum_lrp_tx.metrics.masking import Masker, MaskTokens, RemoveTokens
-from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
+from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches, patch_size_of
 from captum_lrp_tx.packages import matplotlib
 
 
@@ -52,7 +52,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         examples, masker = _texts(path, arguments, source, config, model)
     else:
         examples = _images(path, arguments, source, config)
-        masker = _patches(arguments, config, model)
+        masker = _patches(arguments, model)
     facts = {"model": Path(source.name).name or source.name, "data": path.name or str(path)}
     if isinstance(examples, TextExamples) and examples.truncated:
         facts["texts cut to the model's length"] = str(examples.truncated)
@@ -109,15 +109,16 @@ def _images(path: Path, arguments: argparse.Namespace, source: Source, config: A
     return read
 
 
-def _patches(arguments: argparse.Namespace, config: Any, model: Any) -> Masker:
-    size = arguments.patch_size or getattr(config, "patch_size", None)
-    if not isinstance(size, int):
+def _patches(arguments: argparse.Namespace, model: Any) -> Masker:
+    own = patch_size_of(model)
+    size = own if arguments.patch_size is None else (arguments.patch_size,) * 2
+    if size is None:
         raise UnsupportedModelError(
             "the model does not say how large its patches are; give --patch-size and --mask-value"
         )
     if arguments.mask_value is not None:
         return MaskPatches(size, arguments.mask_value)
-    if arguments.patch_size not in (None, getattr(config, "patch_size", None)):
+    if own is None or size != own:
         raise InputError(
             "only the model's own patches can be taken out; give --mask-value with --patch-size"
         )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from captum_lrp_tx.errors import InputError
-from captum_lrp_tx.methods.registry import find_method, plain
+from captum_lrp_tx.methods.registry import result_of
 from captum_lrp_tx.visualization.comparison import (
     Strip,
     TextComparison,
@@ -87,15 +85,7 @@ class Comparison:
         Raises:
             KeyError: If there is none.
         """
-        wanted = {plain(name)}
-        with contextlib.suppress(InputError):
-            wanted.add(plain(find_method(name).name))
-        # as it is written first: names of one's own may differ by a dot (1.0 and 10)
-        for fits in (lambda row: row.name == name, lambda row: plain(row.name) in wanted):
-            found = [row for row in self.rows if fits(row)]
-            if found:
-                return found[0]
-        raise KeyError(name)
+        return result_of(name, {row.name: row for row in self.rows})
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)

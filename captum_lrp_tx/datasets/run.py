@@ -19,6 +19,7 @@ from captum_lrp_tx.attr.class_names import by_number, refuse_argmax_of_numbers
 from captum_lrp_tx.attr.conservative import forward_of
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.targets import Target
+from captum_lrp_tx.attr.token_gradients import padding_id
 from captum_lrp_tx.datasets.batching import Batch, plan_batches, plan_shards
 from captum_lrp_tx.datasets.explaining import Job, Wanted, explain_batch, row_of
 from captum_lrp_tx.datasets.parquet import SHARDS, is_complete, shard_path, write_rows
@@ -137,7 +138,8 @@ def attribute_dataset(
     wanted, names = _wanted(target, encoded), _names(ids, encoded)
     batches = plan_batches(encoded.lengths(), token_budget, encoded.is_padded)
     shards = plan_shards(batches, batches_per_shard)
-    pad_id = _pad_id(tokenizer, modules)
+    pad_id = getattr(tokenizer, "pad_token_id", None)
+    pad_id = pad_id if isinstance(pad_id, int) else padding_id(forward)
     settings = {
         "format": 1,
         "captum_lrp_tx": __version__,
@@ -260,15 +262,6 @@ def _names(ids: Sequence[str] | None, encoded: Encoded) -> list[str | None]:
     if len(ids) != len(encoded.examples):
         raise InputError(f"{len(ids)} ids for {len(encoded.examples)} examples; give one for each")
     return [str(name) for name in ids]
-
-
-def _pad_id(tokenizer: Any, modules: Sequence[nn.Module]) -> int:
-    config = getattr(modules[0], "config", None) if modules else None
-    for owner in (tokenizer, config):
-        pad_id = getattr(owner, "pad_token_id", None)
-        if isinstance(pad_id, int):
-            return pad_id
-    return 0
 
 
 def _model_name(modules: Sequence[nn.Module]) -> str:

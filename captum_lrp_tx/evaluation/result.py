@@ -13,6 +13,7 @@ from torch import Tensor
 
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation.measures import Measure, Measured, find_measure
+from captum_lrp_tx.methods.registry import result_of
 from captum_lrp_tx.metrics.bootstrap import (
     Difference,
     Interval,
@@ -88,15 +89,12 @@ class Evaluation:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> MethodResult:
-        """The result of a method.
+        """The result of a method, by its name in any spelling.
 
         Raises:
             KeyError: There is none of that name.
         """
-        for method in self.methods:
-            if method.name == name:
-                return method
-        raise KeyError(name)
+        return result_of(name, {method.name: method for method in self.methods})
 
     def __iter__(self) -> Iterator[MethodResult]:
         return iter(self.methods)
@@ -146,8 +144,9 @@ class Evaluation:
         Raises:
             KeyError: There is no such method as ``reference``.
         """
-        if reference is not None and self[reference].error is not None:
-            reference = None
+        if reference is not None:
+            method = self[reference]
+            reference = method.name if method.error is None else None
         head = ["method"]
         for measure in self.measures:
             head.append(f"{measure.title} {'↑' if measure.higher else '↓'}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from typing import Any, Literal, TypeVar, Union
 
 from captum_lrp_tx.attr.attention_alone import AttentionFlow, AttentionLast, AttentionRollout
 from captum_lrp_tx.attr.conservative_gi import ConservativeGI
@@ -25,6 +26,7 @@ from captum_lrp_tx.errors import InputError
 Style = tuple[str, str, float]
 #: What a method can be given when it is made.
 Setting = Literal["baseline", "seed"]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +192,32 @@ def find_method(name: str) -> Method:
         if wanted in map(plain, (method.name, *method.aliases)):
             return method
     raise InputError(f"unknown method {name!r}; the methods are: {', '.join(ALL)}")
+
+
+def result_of(name: str, results: Mapping[str, Result]) -> Result:
+    """What was found by a method, whose name may be in any spelling.
+
+    Args:
+        name (str): Name in tables, or an alias.
+        results (mapping): By the names of the methods.
+
+    Raises:
+        KeyError: If there is none; the message lists the names.
+
+    Example::
+
+        >>> result_of("ig", {"GI": 1, "IG": 2})
+        2
+    """
+    if name in results:  # names of one's own may differ by a dot (1.0 and 10)
+        return results[name]
+    wanted = {plain(name)}
+    with contextlib.suppress(InputError):
+        wanted.add(plain(find_method(name).name))
+    for known, result in results.items():
+        if plain(known) in wanted:
+            return result
+    raise KeyError(f"{name!r}; there are: {', '.join(results)}")
 
 
 def choose_methods(methods: str | Sequence[Chosen]) -> list[Method]:

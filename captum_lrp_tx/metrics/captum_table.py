@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from captum_lrp_tx.methods.registry import result_of
 from captum_lrp_tx.metrics.bootstrap import Interval
 
 _COLUMNS = ("method", "infidelity", "scaled infidelity", "sensitivity", "n")
@@ -79,10 +80,7 @@ class CaptumScores:
         return iter(self.rows)
 
     def __getitem__(self, method: str) -> CaptumScore:
-        for row in self.rows:
-            if row.method == method:
-                return row
-        raise KeyError(f"{method!r}; there are: {', '.join(row.method for row in self.rows)}")
+        return result_of(method, {row.method: row for row in self.rows})
 
     def __str__(self) -> str:
         cells = [_COLUMNS, *(_cells(row) for row in self.rows)]

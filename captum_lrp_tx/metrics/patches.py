@@ -14,6 +14,7 @@ from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.blocks import transformer_blocks
 from captum_lrp_tx.metrics.masking import Masker
 from captum_lrp_tx.propagation.hygiene.hooks import Hooks, guard
+from captum_lrp_tx.propagation.model.modules import find_modules
 
 Size = Union[int, tuple[int, int]]
 #: Class and distillation token, and registers.
@@ -210,3 +211,24 @@ def _fits(tokens: int, rows: int, columns: int) -> bool:
     """Whether so many tokens are those of a grid, and not of a finer one, with few before it."""
     finer = range(1, tokens + 1)
     return [n for n in finer if 0 <= tokens - rows * columns * n**2 <= _PREFIX] == [1]
+
+
+def patch_size_of(model: Callable[..., Any]) -> tuple[int, int] | None:
+    """Height and width of patches, as a model or its configuration names them.
+
+    Args:
+        model (nn.Module or callable): A model, or a function that runs one.
+
+    Example::
+
+        >>> from captum_lrp_tx.models import digits
+        >>> patch_size_of(digits())
+        (4, 4)
+    """
+    for _, module in find_modules(model):
+        for owner in (getattr(module, "config", None), module):
+            size = getattr(owner, "patch_size", None)
+            pair = size if isinstance(size, (tuple, list)) else (size, size)
+            if len(pair) == 2 and all(type(side) is int and side > 0 for side in pair):
+                return pair[0], pair[1]
+    return None

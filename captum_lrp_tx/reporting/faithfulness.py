@@ -13,9 +13,8 @@ from captum_lrp_tx.attr.token_gradients import padding_id, padding_in_words
 from captum_lrp_tx.errors import CaptumLRPError
 from captum_lrp_tx.metrics.curves import Curve, activation_curve, pruning_curve
 from captum_lrp_tx.metrics.masking import Masker, MaskTokens
-from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches
+from captum_lrp_tx.metrics.patches import MaskPatches, RemovePatches, patch_size_of
 from captum_lrp_tx.metrics.perturbation import Perturbation
-from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.reporting.results import Explanations
 from captum_lrp_tx.reporting.samples import Samples
 
@@ -132,23 +131,15 @@ def _token_masker(model: Any, tokenizer: Any) -> tuple[Masker, str]:
 
 
 def _patch_maskers(model: Any, samples: Samples, value: float) -> list[tuple[Masker, str]]:
-    """Patches removed as in Ali et al.; replaced where a model does not allow that."""
-    size = _patch_size(model, samples)
+    """Patches removed as in Ali et al.; replaced where a model does not allow that.
+
+    They are a fourteenth of the image where the model does not say how large they are.
+    """
+    height, width = samples.items[0].main.shape[-2:]
+    size = patch_size_of(model) or (max(height // 14, 1), max(width // 14, 1))
     named = f"{size[0]} \u00d7 {size[1]} pixels"
     removed = (RemovePatches(size), f"patches of {named} taken out of the sequence")
     return [removed, (MaskPatches(size, value), f"patches of {named} set to {value:g}")]
-
-
-def _patch_size(model: Any, samples: Samples) -> tuple[int, int]:
-    """What the model or its configuration names, or a fourteenth of the image."""
-    for _, module in find_modules(model):
-        for owner in (getattr(module, "config", None), module):
-            size = getattr(owner, "patch_size", None)
-            pair = size if isinstance(size, (tuple, list)) else (size, size)
-            if len(pair) == 2 and all(type(side) is int and side > 0 for side in pair):
-                return pair[0], pair[1]
-    height, width = samples.items[0].main.shape[-2:]
-    return max(height // 14, 1), max(width // 14, 1)
 
 
 def _padded(samples: Samples, rows: list[int]) -> AttributionInputs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from torch import Tensor
 from captum_lrp_tx.attr.class_names import class_number
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.files import check_writable, write_atomically
-from captum_lrp_tx.methods.registry import find_method
+from captum_lrp_tx.methods.registry import result_of
 from captum_lrp_tx.metrics.curves import Curve
 from captum_lrp_tx.reporting.samples import Kind
 from captum_lrp_tx.visualization.wording import Scheme
@@ -135,13 +134,7 @@ class Report:
         Raises:
             KeyError: If there are none.
         """
-        wanted = {name}
-        with contextlib.suppress(InputError):
-            wanted.add(find_method(name).name)
-        for method in self.methods:
-            if method.name in wanted:
-                return method
-        raise KeyError(name)
+        return result_of(name, {method.name: method for method in self.methods})
 
     @property
     def errors(self) -> Mapping[str, str]:

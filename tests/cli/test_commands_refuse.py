@@ -165,7 +165,11 @@ def test_evaluate_refuses(tmp_path: Path, capsys: Any) -> None:
     assert "only the model's own patches can be taken out" in told
     assert "names no metric; the metrics are: " in fails(capsys, *base, "--metrics", ",", status=2)
     with pytest.raises(UnsupportedModelError, match="how large its patches are; give --patch-size"):
-        _patches(Namespace(patch_size=None, mask_value=None), SimpleNamespace(), nn.Linear(1, 1))
+        _patches(Namespace(patch_size=None, mask_value=None), nn.Linear(1, 1))
+    oblong = nn.Linear(1, 1)  # as some configurations have it, also inside of another model
+    oblong.config = SimpleNamespace(patch_size=[4, 2])  # type: ignore[assignment]
+    masker = _patches(Namespace(patch_size=None, mask_value=0.5), nn.Sequential(oblong))
+    assert repr(masker) == "MaskPatches((4, 2), value=0.5)"
 
 
 def test_evaluate_reads_classes_from_folders(tmp_path: Path, capsys: Any) -> None:

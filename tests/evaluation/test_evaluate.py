@@ -386,6 +386,7 @@ def test_differences_are_taken_in_pairs(two):
     expected = paired_bootstrap(two["LRP(AH+LN)"].values("AUAC"), two["GI"].values("AUAC"))
     assert found == expected
     assert f"{found.estimate:+.3f} (p" in two.markdown("GI")
+    assert two.markdown("gi") == two.markdown("GI") and two["lrp (ah + ln)"] is two["LRP(AH+LN)"]
     with pytest.raises(KeyError):
         two.markdown("IG")
     with pytest.raises(InputError, match="was not measured"):

@@ -624,6 +624,7 @@ def test_rows_without_numbers_say_why() -> None:
     assert "attention" in scores["Rollout"].error
     assert scores["broken"].error == "RuntimeError: no luck"
     assert scores["Rollout"].infidelity is None and scores["GI"].error == ""
+    assert scores["rollout"] is scores["Rollout"]
     with pytest.raises(KeyError, match="Rollout, GI, broken"):
         scores["LRP"]
     # gradient x input of tokens behind a norm is a rounding error: no scale, no sensitivity

@@ -71,11 +71,11 @@ class AttentionLast(_AttentionOnly):
         query (int or str): The row that is read: a position, ``"cls"`` (the first token that is no
             padding), ``"last"`` (the last), ``"mean"`` (over all tokens that are no padding), or
             ``"auto"``: the position in ``target`` if the output has one score per token, else
-            ``"last"`` under a causal mask, the mean over patches for image models that declare no
-            class token or pool their patches, and ``"cls"`` otherwise.
+            ``"last"`` under a causal mask, the mean over patches for models of images, videos and
+            sounds that declare no class token or pool their patches, and ``"cls"`` otherwise.
         layer (int): Which attention map in the order of the forward pass.
-        patches_only (bool): For images, leave out class, distillation and register tokens; see
-            :mod:`captum_lrp_tx.attr.prefix_tokens`.
+        patches_only (bool): For images, videos and sounds, leave out class, distillation and
+            register tokens, and queries; see :mod:`captum_lrp_tx.attr.prefix_tokens`.
 
     Raises:
         InputError: not a query.

@@ -23,7 +23,7 @@ from captum_lrp_tx.attr.conservative import (
 )
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.misfits import told_misfits
-from captum_lrp_tx.attr.prefix_tokens import pools_patches, prefix_tokens
+from captum_lrp_tx.attr.prefix_tokens import pools_patches, prefix_tokens, tokens_behind
 from captum_lrp_tx.attr.random import mask_of
 from captum_lrp_tx.attr.targets import indices_of
 from captum_lrp_tx.attr.told import Subject, tell_once
@@ -35,6 +35,8 @@ from captum_lrp_tx.propagation.state.inputs import Inputs
 
 #: The row of an attention map that is read; see :class:`AttentionLast`.
 Query = Union[int, Literal["auto", "cls", "last", "mean"]]
+#: What models of transformers call the sounds that they get.
+_SOUNDS = ("input_values", "input_features")
 
 
 @dataclass
@@ -66,10 +68,16 @@ class Maps:
         """In the order of the forward pass."""
         return self.result.maps
 
-    def is_image(self) -> bool:
-        """Whether the only input is a batch of images."""
-        leaf = self.inputs.leaves[0]
-        return leaf.original.is_floating_point() and leaf.original.dim() == 4
+    def is_sensed(self) -> bool:
+        """Whether the only input is images, videos or sounds; embedded tokens are none."""
+        original = self.inputs.leaves[0].original
+        if not original.is_floating_point() or original.dim() > 3:
+            return original.is_floating_point()
+        return any(getattr(m, "main_input_name", None) in _SOUNDS for m in self.modules)
+
+    def patches(self, tokens: int) -> slice:
+        """Which of so many tokens are patches."""
+        return slice(prefix_tokens(self.modules), tokens - tokens_behind(self.modules))
 
     def single_sequence(self, method: str, query: Query) -> tuple[list[Tensor], Tensor, Tensor]:
         """Patterns of a model of one sequence, from each token to each.
@@ -170,8 +178,9 @@ class Maps:
         positions = self._positions(query, real, patterns)
         if positions is None:
             chosen = real.clone()
-            if query == "auto" and self.is_image():
-                chosen[:, : prefix_tokens(self.modules)] = False
+            if query == "auto" and self.is_sensed():
+                chosen = torch.zeros_like(real)
+                chosen[:, self.patches(tokens)] = real[:, self.patches(tokens)]
             kept = chosen.to(weights.dtype)
             return kept / kept.sum(1, keepdim=True).clamp(min=1)
         if bool(((positions < -tokens) | (positions >= tokens)).any()):
@@ -198,22 +207,24 @@ class Maps:
             return explained.to(real.device)
         if tokens > 1 and patterns and all(not bool(p.triu(1).any()) for p in patterns):
             return self._positions("last", real, patterns)
-        if self.is_image() and (not prefix_tokens(self.modules) or pools_patches(self.modules)):
+        if self.is_sensed() and (not prefix_tokens(self.modules) or pools_patches(self.modules)):
             return None
         return self._positions("cls", real, patterns)
 
     def _explained_positions(self, batch: int, tokens: int) -> Tensor | None:
-        """With one output per token the target names the row.
+        """With one output per token, or per token behind the patches, the target names the row.
 
         Raises:
             InputError: a target of several positions.
         """
-        if len(self.output_shape) != 3 or self.output_shape[1] != tokens:
+        outputs = self.output_shape[1] if len(self.output_shape) == 3 else 0
+        if outputs == 0 or outputs not in (tokens, tokens_behind(self.modules)):
             return None
         named = indices_of(self.target, batch)
         if not all(named) or not all(isinstance(t, tuple) for ts in named for t in ts):
             return None
-        rows = [{int(t[0]) % tokens for t in ts} for ts in named]
+        first = tokens - outputs
+        rows = [{first + int(t[0]) % outputs for t in ts} for ts in named]
         if any(len(row) > 1 for row in rows):
             raise InputError(
                 f"target={self.target!r} is about several positions, but one row of the attention "
@@ -311,8 +322,8 @@ class MapMethod(CaptumMethod):
 
     def _finished(self, values: list[Tensor], maps: Maps) -> TensorOrTuple:
         """The relevance as Captum returns it, without prefix tokens where asked for."""
-        if self.patches_only and maps.is_image():
-            values = [v[:, prefix_tokens(maps.modules) :] for v in values]
+        if self.patches_only and maps.is_sensed():
+            values = [v[:, maps.patches(v.shape[1])] for v in values]
         values = [v.detach() for v in values]
         original = maps.inputs.leaves[0].original
         if original.dim() == 1 and not original.is_floating_point():

@@ -15,7 +15,8 @@ timm                        any of these                     ``num_prefix_tokens
 SigLIP, average-pooled ViTs none                             no such parameter
 =========================== ================================ ===========================
 
-In all of them the prefix comes first and the patches follow row by row.
+In all of them the prefix comes first and the patches follow row by row.  YOLOS has tokens of its
+queries, ``detection_tokens``, behind them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import nn
 
 _ONE_TOKEN = ("cls_token", "class_token", "class_embedding", "distillation_token", "dist_token")
 _MANY_TOKENS = ("register_tokens", "reg_token")
+_BEHIND = "detection_tokens"
 
 
 def prefix_tokens(model: nn.Module | Iterable[nn.Module]) -> int:
@@ -58,9 +60,20 @@ def prefix_tokens(model: nn.Module | Iterable[nn.Module]) -> int:
     return 0
 
 
+def tokens_behind(modules: Iterable[nn.Module]) -> int:
+    """Number of tokens behind the patches: those of the queries of YOLOS."""
+    found = (dict(module.named_parameters(recurse=False)).get(_BEHIND) for module in modules)
+    return next((tokens.shape[-2] for tokens in found if tokens is not None), 0)
+
+
 def pools_patches(modules: Iterable[nn.Module]) -> bool:
-    """Whether the model averages its patches instead of reading its class token."""
+    """Whether the model averages its patches instead of reading its class token.
+
+    Models of timm say so themselves, BEiT and Data2Vec in their configuration.
+    """
+    modules = list(modules)
     for module in modules:
         if isinstance(getattr(module, "num_prefix_tokens", None), int):
             return getattr(module, "global_pool", "token") not in ("", "token", None)
-    return False
+    configs = (getattr(module, "config", None) for module in modules)
+    return any(getattr(config, "use_mean_pooling", False) is True for config in configs)

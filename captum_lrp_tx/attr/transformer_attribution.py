@@ -12,7 +12,6 @@ from captum_lrp_tx.attr.attention_maps import Maps, Query, residual_half, rolled
 from captum_lrp_tx.attr.conservative import TensorOrTuple
 from captum_lrp_tx.attr.gradient_attention import ByGradient, check_choice, given, weighted
 from captum_lrp_tx.attr.mappings import inputs_of
-from captum_lrp_tx.attr.prefix_tokens import prefix_tokens
 from captum_lrp_tx.attr.targets.first_example import (
     EveryExample,
     FirstExample,
@@ -166,8 +165,8 @@ class TransformerAttribution(ByGradient):
             weight = torch.einsum("bhts,bt,bs->bh", gradient, shown, shown)
             weight = weight / shown.sum(1, keepdim=True) ** 2
         else:
-            patches = shown.clone()
-            patches[:, : prefix_tokens(maps.modules)] = 0
+            patches, places = torch.zeros_like(shown), maps.patches(shown.shape[1])
+            patches[:, places] = shown[:, places]
             weight = torch.einsum("bhts,bt,bs->bh", gradient, rows, patches)
             weight = weight / patches.sum(1, keepdim=True).clamp(min=1)
         cam = torch.einsum("bh,bhts->bts", weight, pattern) / pattern.shape[1]
@@ -176,7 +175,7 @@ class TransformerAttribution(ByGradient):
 
 def _entering(maps: Maps) -> Tensor:
     """Relevance of what enters the transformer, summed over features."""
-    if not maps.is_image():
+    if not maps.is_sensed():
         relevance = maps.result.propagated.relevances[0]
         original = maps.inputs.leaves[0].original
         if not original.is_floating_point():

@@ -657,6 +657,48 @@ def test_registers_are_no_patches() -> None:
         assert method(model).attribute(pixels, target=1).shape == (2, 8)
 
 
+def seen_by(kind: str) -> tuple[nn.Module, Tensor, tuple[int, ...], list[int]]:
+    """A model, its inputs, a target, and the rows that it reads this output from."""
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    seen = {**small, "intermediate_size": 8, "image_size": 8, "patch_size": 4, "num_labels": 3}
+    if kind == "averaged patches":  # BEiT has a class token and does not read it
+        config = transformers.BeitConfig(**seen, out_indices=[1, 2])
+        model = transformers.BeitForImageClassification(config)
+        return model, zoo.floats(2, 3, 8, 8), (1,), [1, 2, 3, 4]
+    if kind == "video":
+        config = transformers.VideoMAEConfig(**seen, num_frames=4)
+        model = transformers.VideoMAEForVideoClassification(config)
+        return model, zoo.floats(2, 4, 3, 8, 8), (1,), [*range(8)]
+    if kind == "sound":
+        config = transformers.WhisperConfig(
+            d_model=8, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=8,
+            decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=8, num_mel_bins=4,
+            max_source_positions=5, vocab_size=9, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            decoder_start_token_id=1, num_labels=3, classifier_proj_size=8,
+        )  # fmt: skip
+        model = transformers.WhisperForAudioClassification(config)
+        return model, zoo.floats(2, 4, 10), (1,), [*range(5)]
+    config = transformers.YolosConfig(**{**seen, "image_size": [8, 8]}, num_detection_tokens=3)
+    return transformers.YolosForObjectDetection(config), zoo.floats(2, 3, 8, 8), (2, 1), [7]
+
+
+@pytest.mark.parametrize("kind", ["averaged patches", "video", "sound", "queries"])
+def test_the_row_is_one_that_the_output_is_read_from(kind: str) -> None:
+    model, inputs, target, read = seen_by(kind)
+    zoo.randomise(model)
+    method = AttentionLast(model)
+    last = method._maps(inputs, target, None, gradients=True).maps[-1]
+    assert last.gradient is not None
+    slopes = last.gradient.abs().sum((0, 1, 3))
+    assert (slopes > 1e-6 * slopes.max()).nonzero().flatten().tolist() == read
+    found, expected = method.attribute(inputs, target), last.pattern.mean(1)[:, read].mean(1)
+    close(found, expected)
+    patches = AttentionLast(model, patches_only=True).attribute(inputs, target)
+    prefix = prefix_tokens(model)
+    close(patches, expected[:, prefix : prefix + 4 if kind == "queries" else None])
+
+
 # ---- refusals ----------------------------------------------------------------------------------
 class NoAttention(nn.Module):
     def __init__(self) -> None:

@@ -131,6 +131,8 @@ class Perturbation:
                 f"{masker!r} finds nothing to hide in some of the examples; leave these out"
             )
         self._position, classes = split_target(target, len(self.batch), model)
+        if any(place < 0 for entry in self._position or () for place in entry):
+            self._lengths = None  # counted from the end, which padding is a part of
         rows = torch.arange(len(self.batch))
         nothing = torch.zeros_like(self.features)
         drawn = _state_of_random_numbers(self.batch.main.device)

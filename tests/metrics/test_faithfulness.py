@@ -385,6 +385,19 @@ def test_targets_at_a_position():
         deletion_curve(model, ids, relevance, (4, 1), **options)
 
 
+def test_places_counted_from_the_end_are_those_that_are_explained():
+    def model(input_ids, attention_mask):  # next-token logits, of padding too
+        return (input_ids[..., None] + attention_mask.sum(1)[:, None, None]).double()
+
+    ids, mask = torch.tensor([[1, 5, 4], [2, 7, 9]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    inputs, relevance = {"input_ids": ids, "attention_mask": mask}, torch.ones(2, 3)
+    curve = deletion_curve(
+        model, inputs, relevance, (-1, 0), masker=MaskTokens(0), measure="logit", fractions=[0, 1]
+    )
+    whole = model(**inputs)[:, -1, 0]  # what ConservativeLRP explains of the padded batch
+    assert curve.values[:, 0].tolist() == whole.tolist() == [7, 11]
+
+
 # ---- maskers ----------------------------------------------------------------------------------
 def test_special_tokens_stay_if_asked_to(text):
     _, tokenizer, inputs, _ = text

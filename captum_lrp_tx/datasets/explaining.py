@@ -51,6 +51,7 @@ class _Asked(Target):
         self.found: Explained | None = None
         #: The output of one example of each length: which one, and what.
         self.samples: dict[int, tuple[int, Tensor]] = {}
+        self.by_token = False
 
     def __repr__(self) -> str:
         return "the targets of a data set"
@@ -61,7 +62,7 @@ class _Asked(Target):
                 f"the output has the shape {tuple(output.shape)} for {len(self.wanted)} examples; "
                 "wanted is (examples, classes), or (examples, tokens, vocabulary)"
             )
-        by_token = output.dim() == 3
+        by_token = self.by_token = output.dim() == 3
         if by_token and output.shape[1] != max(self.lengths):
             raise OutputError(
                 f"the output has {output.shape[1]} positions for {max(self.lengths)} tokens; pass "
@@ -90,6 +91,36 @@ class _Asked(Target):
         selected = torch.cat(values)
         self.found = Explained(targets, predictions, selected.detach().float().tolist())
         return selected
+
+
+class _OfRealTokens(Target):
+    """A target of one example, read at its real tokens, for methods that run on padded batches.
+
+    Args:
+        target (Target): Of the example alone.
+        places (slice): Where the example stands in the batch.
+    """
+
+    def __init__(self, target: Target, places: slice) -> None:
+        self._target, self._places = target, places
+        self.parts = tuple(_in_batch(part, places) for part in target.parts)
+
+    def __repr__(self) -> str:
+        return repr(self._target)
+
+    def select(self, output: Tensor) -> Tensor:
+        return select_target(output[:, self._places], self._target)
+
+
+def _in_batch(target: Any, places: slice) -> Any:
+    """A target of one example, with places in a padded batch."""
+    if isinstance(target, Target):
+        return _OfRealTokens(target, places)
+    if isinstance(target, list):
+        return [_in_batch(one, places) for one in target]
+    if not isinstance(target, tuple):
+        return target
+    return (places.start + target[0] % (places.stop - places.start), *target[1:])
 
 
 @dataclass
@@ -194,7 +225,11 @@ def _explain_padded(
         with torch.no_grad():
             asked.select(output_tensor(job.forward(**batch)))
         assert asked.found is not None
-        target = None if asked.found.targets[0] is None else list(asked.found.targets)
+        targets = asked.found.targets
+        if asked.by_token:
+            at = [real_places(length, max(lengths), side) for length in lengths]
+            targets = [_in_batch(one, places) for one, places in zip(targets, at, strict=True)]
+        target = None if targets[0] is None else list(targets)
     relevance = method.attribute(dict(batch), target=target, **job.options)
     ids = batch["input_ids"]
     if not isinstance(relevance, Tensor) or relevance.shape != ids.shape:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx import Composite, ConservativeLRP, attribute_dataset
+from captum_lrp_tx import Composite, ConservativeLRP, attribute_dataset, targets
+from captum_lrp_tx.attr.token_gradients import TokenIntegratedGradients
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.rules import GammaRule
 from captum_lrp_tx.runs.padding import as_they_were, is_alike, padded_batch
@@ -71,6 +72,30 @@ def test_every_text_is_explained_as_if_alone(together: tuple[str, int], tmp_path
         torch.testing.assert_close(torch.tensor(row["relevance"]), expected[0])
     again = attribute_dataset(model, texts, tmp_path, show_progress=False)
     assert list(again) == list(found)
+
+
+class OfTokens(Minds):
+    """Scores of each token, from it and from one place."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        states = self.words(input_ids) * attention_mask[..., None]
+        scores: Tensor = self.head(
+            (states + super().forward(input_ids, attention_mask)[:, :1, None]).sin()
+        )
+        return scores
+
+
+@pytest.mark.parametrize("reads", ["first", "last"])  # filled up on the right, and on the left
+def test_places_of_other_methods_are_those_of_each_text(reads: str, tmp_path: Path) -> None:
+    model = OfTokens(reads).eval()
+    texts = [{"input_ids": r, "attention_mask": torch.ones_like(r)} for r in rows_of()]
+    wanted = [2, (-1, 1), (0, 2), targets.Contrast((-2, 1), (-1, 0)), (-4, 1)]
+    method = TokenIntegratedGradients(model, n_steps=3)
+    found = attribute_dataset(method, texts, tmp_path, target=wanted, show_progress=False)
+    for row, text, one in zip(found, texts, wanted, strict=True):
+        place = (text["input_ids"].shape[1] - 1, one) if isinstance(one, int) else one
+        expected = method.attribute(text, target=place)
+        torch.testing.assert_close(torch.tensor(row["relevance"]), expected[0])
 
 
 def test_rules_of_other_modules_are_not_gone_on_with(tmp_path: Path) -> None:

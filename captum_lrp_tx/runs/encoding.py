@@ -209,22 +209,24 @@ def _from_batches(batches: Iterable[Any]) -> tuple[list[Example], list[int] | No
         found = next((batch[name] for name in _LABELS if name in batch), None)
         if isinstance(found, Tensor) and found.shape == ids.shape[:1]:
             labels.extend(whole_numbers(found.tolist()) or ())
-        kept = {key: value.cpu() for key, value in batch.items() if key not in _LABELS}
+        kept = {key: value for key, value in batch.items() if key not in _LABELS}
         if ids.dim() != 2:
             raise InputError(
                 f"'input_ids' of a batch has the shape {tuple(ids.shape)}, not (examples, tokens). "
                 "Explain such inputs with attribute(), or LoaderAttribution; choices can also be "
                 "given one by one to a forward function that adds the dimension."
             )
-        odd = [key for key, value in kept.items() if value.shape != ids.shape]
-        if odd:
-            raise InputError(
-                f"the entry {odd[0]!r} of a batch has the shape {tuple(kept[odd[0]].shape)}, "
-                f"'input_ids' {tuple(ids.shape)}; all entries but labels must be "
-                "(examples, tokens). Explain such inputs with attribute(), or LoaderAttribution."
-            )
+        for key, value in kept.items():
+            if not isinstance(value, Tensor) or value.shape != ids.shape:
+                is_tensor = isinstance(value, Tensor)
+                what = f"the shape {tuple(value.shape)}" if is_tensor else type(value).__name__
+                raise InputError(
+                    f"an entry of a batch, {key!r}, has {what}, 'input_ids' has the shape "
+                    f"{tuple(ids.shape)}; all but labels must be tensors (examples, tokens). Leave "
+                    "it out, or explain such inputs with attribute() or LoaderAttribution."
+                )
         for row in range(len(ids)):
-            examples.append(_unpadded({key: value[row] for key, value in kept.items()}))
+            examples.append(_unpadded({key: value[row].cpu() for key, value in kept.items()}))
     return examples, labels if len(labels) == len(examples) else None
 
 

@@ -303,8 +303,12 @@ def _predictions(outputs: Any, count: int) -> tuple[list[Any], list[float], list
 
 def _each(values: Any, count: int, what: str) -> list[Any]:
     """One value for each text."""
-    if isinstance(values, Tensor):
-        values = values.item() if values.numel() == 1 else values.tolist()
+    if hasattr(values, "tolist"):  # of torch, NumPy and pandas
+        values = values.tolist()
+        while isinstance(values, list) and len(values) == 1:
+            values = values[0]
+    if isinstance(values, tuple) and what != "target":  # where a tuple is an index
+        values = list(values)
     if not isinstance(values, list):
         return [values] * count
     if len(values) != count:

@@ -590,6 +590,8 @@ def test_what_cannot_be_explained(model: Any, tmp_path: Path) -> None:
         ([torch.zeros(2, 3)], {}, "mapping"),
         ([{"input_ids": torch.ones(2, 3, dtype=torch.long), "pixels": torch.ones(2, 3, 4, 4)}], {},
          "'pixels'"),
+        ([{"input_ids": torch.ones(2, 3, dtype=torch.long), "names": ["a", "b"]}], {},
+         "an entry of a batch, 'names', has list"),
         (Columns(words=["a"]), {}, "text_column"),
         (["a"], {"ids": ["x", "y"]}, "2 ids for 1"),
         (["a"], {"token_budget": 0}, "positive"),

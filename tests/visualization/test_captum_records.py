@@ -152,6 +152,14 @@ def test_predictions_targets_labels_and_deltas() -> None:
         for r, p in zip(records, probabilities, strict=True)
     )
     assert [r.convergence_score for r in records] == [0.5, -0.25]
+    for labels in ((0, 1), np.array([0, 1])):  # as lists: not a text for all
+        again = text_records(
+            relevance(2), inputs(2), Tokenizer(), logits, labels=labels, target=np.array([1, 0]),
+            class_names=["bad", "good"], deltas=np.array([0.5, -0.25]),
+        )  # fmt: skip
+        assert [r.true_class for r in again] == ["bad", "good"]
+        assert [r.attr_class for r in again] == ["good", "bad"]
+        assert [r.convergence_score for r in again] == [0.5, -0.25]
     (single,) = text_records(relevance(), inputs(), Tokenizer(), torch.tensor([[-2.0]]), target=1)
     assert (single.pred_class, single.attr_class, single.true_class) == ("0", "1", "")
     assert math.isclose(single.pred_prob, 1 - 1 / (1 + math.exp(2)), rel_tol=1e-6)

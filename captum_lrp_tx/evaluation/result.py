@@ -19,6 +19,7 @@ from captum_lrp_tx.metrics.bootstrap import (
     Interval,
     bootstrap_interval,
     paired_bootstrap,
+    places_for,
 )
 from captum_lrp_tx.metrics.curves import Curve
 
@@ -162,13 +163,13 @@ class Evaluation:
                 continue
             cells = [method.name]
             for measure in self.measures:
-                interval = method.interval(measure.name)
-                mean = f"{interval.estimate:.3f}"
+                interval, places = method.interval(measure.name), self._places(measure)
+                mean = f"{interval.estimate:.{places}f}"
                 if method.name in best[measure.name]:
                     mean = f"**{mean}**"
-                cells.append(f"{mean} [{interval.low:.3f}, {interval.high:.3f}]")
+                cells.append(f"{mean} [{interval.low:.{places}f}, {interval.high:.{places}f}]")
                 if reference is not None:
-                    cells.append(self._minus(method.name, reference, measure.name))
+                    cells.append(self._minus(method.name, reference, measure))
             lines.append([*cells, str(len(method.rows)), f"{method.seconds:.3f}"])
         widths = [max(len(line[i]) for line in lines if len(line[1]) < 60 or i != 1)
                   for i in range(len(head))]  # fmt: skip
@@ -213,11 +214,17 @@ class Evaluation:
         """
         self.figure(**options).savefig(path, format="png", dpi=dpi)
 
+    def _places(self, measure: Measure) -> int:
+        """How many digits a metric is shown with, by the method that has the most of it."""
+        found = [m for m in self.methods if m.error is None]
+        sizes = [abs(float(m.values(measure.name).mean())) for m in found]
+        return places_for(max(sizes, default=0.0))
+
     def _best(self, measure: Measure) -> set[str]:
         found = [m for m in self.methods if m.error is None]
         most = max((len(m.rows) for m in found), default=0)
         means = {
-            m.name: round(float(m.values(measure.name).mean()), 3)
+            m.name: round(float(m.values(measure.name).mean()), self._places(measure))
             for m in found
             if len(m.rows) == most
         }
@@ -226,12 +233,12 @@ class Evaluation:
         best = (max if measure.higher else min)(means.values())
         return {name for name, mean in means.items() if mean == best}
 
-    def _minus(self, name: str, reference: str, metric: str) -> str:
+    def _minus(self, name: str, reference: str, measure: Measure) -> str:
         if name == reference:
             return ""
-        difference = self.difference(name, reference, metric)
+        difference = self.difference(name, reference, measure.name)
         p = "< 0.001" if difference.p < 0.001 else f"= {difference.p:.3f}"
-        return f"{difference.estimate:+.3f} (p {p})"
+        return f"{difference.estimate:+.{self._places(measure)}f} (p {p})"
 
 
 def _cell(text: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.visualization.text import decimals_for
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 _ENTRIES_AT_ONCE = 4_000_000
@@ -30,7 +31,11 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return self._told("")
+
+    def _told(self, sign: str) -> str:
+        shown = f"{sign}.{places_for(max(abs(self.low), abs(self.high)))}f"
+        return f"{self.estimate:{shown}} [{self.low:{shown}}, {self.high:{shown}}]"
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,18 @@ class Difference(Interval):
     p: float
 
     def __str__(self) -> str:
-        return f"{self.estimate:+.3f} [{self.low:+.3f}, {self.high:+.3f}] p={self.p:.2g}"
+        return f"{self._told('+')} p={self.p:.2g}"
+
+
+def places_for(scale: float) -> int:
+    """Digits after the point of a table: three, or as many as show two of what is smaller.
+
+    Example::
+
+        >>> places_for(0.9), places_for(0.004), places_for(0.0004)
+        (3, 3, 5)
+    """
+    return decimals_for(scale) if 0 < scale < 1e-3 else 3
 
 
 def bootstrap_interval(

@@ -6,6 +6,8 @@ import csv
 import gzip
 import io
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,7 +35,7 @@ from captum_lrp_tx.evaluation import (
 )
 from captum_lrp_tx.evaluation.store import Store
 from captum_lrp_tx.methods.registry import PAPER
-from captum_lrp_tx.metrics.bootstrap import paired_bootstrap
+from captum_lrp_tx.metrics.bootstrap import Interval, paired_bootstrap
 from captum_lrp_tx.metrics.curves import activation_curve, deletion_curve, pruning_curve
 from captum_lrp_tx.metrics.eraser import sufficiency
 from captum_lrp_tx.metrics.masking import Masker, MaskTokens
@@ -379,6 +381,23 @@ def test_table_has_means_intervals_and_the_best_in_bold(two):
     best = min(means, key=means.get)
     assert f"**{means[best]:.3f}**" in next(line for line in lines if line.startswith(f"| {best}"))
     assert "explained: the true class" in lines[-1]
+
+
+def test_small_numbers_are_told_apart_as_large_ones(two):
+    """All methods were the best ones, of 0.000."""
+
+    def bold(found):
+        lines = [line.split("|") for line in found.markdown("GI").splitlines()[2:4]]
+        return [[cell.strip().startswith("**") for cell in cells] for cells in lines]
+
+    def smaller(method):
+        curves = {k: replace(c, values=c.values * 1e-6) for k, c in method.measured.items()}
+        return replace(method, measured=curves)
+
+    small = replace(two, methods=tuple(map(smaller, two.methods)))
+    assert bold(small) == bold(two)
+    assert not re.search(r"\b0\.000\b", small.markdown("GI"))
+    assert str(Interval(1.23e-5, 1.1e-5, 2.04e-5)) == "0.000012 [0.000011, 0.000020]"
 
 
 def test_differences_are_taken_in_pairs(two):

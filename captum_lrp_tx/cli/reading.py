@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,7 +155,7 @@ def class_numbers(labels: Sequence[str], names: Sequence[str]) -> list[int]:
 
 def is_array(file: Path) -> bool:
     """Whether the name says that it is an array: NumPy's, or MNIST's."""
-    return file.suffix.lower() in (".npy", ".npz", ".gz") or "idx" in file.name
+    return file.suffix.lower() in (".npy", ".npz", ".gz") or bool(re.search(r"idx\d", file.name))
 
 
 def _array(file: Path, keys: Sequence[str]) -> Array:

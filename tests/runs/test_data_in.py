@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_lrp_tx.cli.reading import read_images, read_labels, read_texts
+from captum_lrp_tx.cli.reading import is_array, read_images, read_labels, read_texts
 from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError, TargetError
 from captum_lrp_tx.metrics import Perturbation
 from captum_lrp_tx.metrics.patches import MaskPatches
@@ -137,6 +137,7 @@ def test_images_however_they_are_stored(tmp_path: Path) -> None:
     (tmp_path / "f-idx3-ubyte").write_bytes(header + PIXELS.tobytes())
     with gzip.open(tmp_path / "g.gz", "wb") as stream:
         stream.write(header + PIXELS.tobytes())
+    assert not is_array(tmp_path / "reviews_by_idx.tsv")  # texts
     for name in ("a.npy", "b.npy", "c.npy", "d.npz", "e.npz", "f-idx3-ubyte", "g.gz"):
         torch.testing.assert_close(read_images(tmp_path / name), expected, rtol=1e-5, atol=1e-6)
     colours = np.random.default_rng(0).random((2, 3, 4, 5), dtype=np.float32)
@@ -177,12 +178,12 @@ def test_labels_however_they_are_stored(tmp_path: Path) -> None:
     np.save(tmp_path / "e.npy", np.array([0.5]))
     np.savez(tmp_path / "f.npz", z=np.array([1]))
     (tmp_path / "g-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 3, 1]))
-    (tmp_path / "h-idx").write_bytes(b"no such thing")
+    (tmp_path / "h-idx1").write_bytes(b"no such thing")
     (tmp_path / "i.gz").write_bytes(b"no such thing")
     (tmp_path / "j.txt").write_bytes("caf\u00e9".encode("latin-1"))
     for name, why in (
         ("e.npy", "one integer for each example"), ("f.npz", "one must be called labels or y"),
-        ("g-idx1-ubyte", "it is cut off"), ("h-idx", "neither .npy nor"),
+        ("g-idx1-ubyte", "it is cut off"), ("h-idx1", "neither .npy nor"),
         ("i.gz", "cannot read"), ("j.txt", "it is no UTF-8 text"), ("k.txt", "No such file"),
         ("l.npy", "No such file"),
     ):  # fmt: skip

@@ -232,6 +232,11 @@ def _row(
                 f"the relevance has the shape {tuple(relevance.shape)} for {len(names)} tokens"
             )
     elif values.dim() == 1 and given.dim() > 2:
+        if given.dim() != 4:  # where patches of sounds and videos lie is not known
+            raise InputError(
+                f"the relevance of {len(values)} tokens has no place in an input of shape "
+                f"{tuple(given.shape)}; of embedded tokens give the names, tokens=[...]"
+            )
         values = token_grid(values[None], (given.shape[-2], given.shape[-1]))[0]
     delta, note = None, ""
     if found.left_out is not None:

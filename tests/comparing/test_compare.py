@@ -406,6 +406,16 @@ def test_a_forward_function_and_embedded_tokens(text):
     assert rows.image is None and "charming" in rows.terminal(80, False)
 
 
+def test_tokens_of_what_is_no_image_are_no_patches():
+    class Attends(nn.Module):
+        def forward(self, x):  # 16 tokens of 64 features: 2 x 8 patches, if it were a picture
+            return (torch.softmax(x @ x.mT, -1) @ x).mean(1)[:, :3]
+
+    rows = compare(Attends(), torch.randn(1, 16, 64), 1, methods=["Rollout", "LRP"])
+    assert rows["Rollout"].relevance is None and "give the names" in rows["Rollout"].error
+    assert rows["LRP"].relevance.shape == (16, 64)
+
+
 def test_nothing_of_the_model_changes(text, untouched):
     with untouched(text[0]):
         compare(*text[:2], 1)

@@ -143,7 +143,8 @@ def image_figure(
     Args:
         image (Tensor or array): Shape ``(H, W)``, ``(C, H, W)``, ``(H, W, C)`` with 1 or 3
             channels, or a batch of one of these; any range of values.
-        relevance (Tensor or array): Same layout, or ``(H, W)``; channels are summed.
+        relevance (Tensor or array): Same layout, or ``(H, W)``; channels are summed. A coarser map,
+            such as one of patches, is drawn as large as the image.
         title (str): Headline, e.g. the prediction.
         label (str): Of the colour bar.
         width (float): In inches.
@@ -169,7 +170,7 @@ def image_figure(
     """
     pixels, values = pixels_of(image), map_of(relevance)
     scale = scale_of(values, percentile)
-    rows, columns = values.shape
+    rows, columns = pixels.shape[:2]
     panel = (width - 0.9) / 2
     head = 0.5 if title else 0.3
     own = panel * rows / columns + head + 0.1
@@ -181,8 +182,9 @@ def image_figure(
     bar = drawing.add_axes(((0.27 + 2 * panel) / width, bottom, 0.11 / width, share))
     left.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     shown = right.imshow(
-        values, cmap=colormap(), vmin=-scale, vmax=scale, interpolation="nearest", aspect="auto"
-    )
+        values, cmap=colormap(), vmin=-scale, vmax=scale, interpolation="nearest", aspect="auto",
+        extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
+    )  # fmt: skip
     if pixels.ndim == 2 if outline is None else outline:
         grey = pixels if pixels.ndim == 2 else pixels.mean(2)
         if min(grey.shape) > 1:  # contours need two rows and columns

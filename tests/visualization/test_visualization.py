@@ -451,6 +451,15 @@ def test_image_in_the_terminal():
     assert tuple(map(int, upper_left.groups()[3:6])) == viz.colour_of(1.0, 1.0)[0]
 
 
+def test_maps_of_patches_are_as_large_as_the_image():
+    pytest.importorskip("matplotlib")
+    image = torch.zeros(8, 12)
+    image[2:5, 3:9] = 1
+    drawn = viz.image_figure(image, torch.randn(2, 3)).axes[1]
+    assert drawn.images[0].get_extent() == [-0.5, 11.5, 7.5, -0.5]
+    assert drawn.get_xlim() == (-0.5, 11.5) and drawn.get_ylim() == (7.5, -0.5)
+
+
 def test_outlines_need_two_rows():
     pytest.importorskip("matplotlib")
     drawn = [

@@ -46,6 +46,9 @@ def pixels_of(item: Any, processor: Any, config: Any) -> tuple[Tensor, list[str]
         picture = open_picture(file)
     elif type(item).__module__.startswith("PIL."):
         picture = flattened(item)
+        if item.getexif().get(_ORIENTATION, 1) > 1:
+            pixels, notes = picture_pixels(picture, processor, config)
+            return pixels, [*notes, _TURNED]
     elif isinstance(item, Tensor) or hasattr(item, "__array_interface__"):
         values = item.numpy() if isinstance(item, Tensor) else item
         if processor is None or not _is_picture(values):
@@ -76,6 +79,11 @@ def mask_of(item: Any, model: Any) -> dict[str, Tensor]:
     return {"pixel_mask": mask.to(device_of(model)).long()}
 
 
+_ORIENTATION = 0x0112  # in EXIF
+_TURNED = (
+    "the picture says that the camera was turned, and is explained as it is stored; a file is "
+    "turned when it is read, as PIL.ImageOps.exif_transpose(picture) does it"
+)
 _LEFT_OUT = (
     "the values of the array were scaled to -1 to 1, and the image processor was left out; it gets "
     "whole numbers from 0 to 255"

@@ -285,6 +285,20 @@ def test_pictures_of_sixteen_bits_are_no_white_ones(tmp_path: Path) -> None:
         lrp.explain(digits(), None, image.fromarray(grey * 257.0))
 
 
+def test_pictures_of_a_turned_camera(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    picture = image.fromarray(np.arange(28 * 28, dtype="uint8").reshape(28, 28) // 4)
+    exif = image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    picture.save(tmp_path / "a.png", exif=exif)
+    model, opened = digits(), image.open(tmp_path / "a.png")
+    turned, stored = (lrp.explain(model, None, item) for item in (tmp_path / "a.png", opened))
+    assert turned.image is not None and stored.image is not None
+    assert torch.equal(turned.image, stored.image.rot90(-1, (1, 2)))
+    told = [any("as it is stored" in text for text in e.warnings) for e in (turned, stored)]
+    assert told == [False, True]
+
+
 def test_arrays_are_the_pictures_that_they_hold() -> None:
     image = pytest.importorskip("PIL.Image")
     config = transformers.ViTConfig(**SMALL, image_size=32, patch_size=8)

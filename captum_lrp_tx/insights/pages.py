@@ -68,6 +68,7 @@ class EmbeddedTokens(nn.Module):
             )
         self.model = model
         self._constants: dict[int, Tensor] = {}
+        self._weights: list[tuple[int, int]] = []
 
     @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
@@ -91,6 +92,9 @@ class EmbeddedTokens(nn.Module):
     def _places(self, embedded: Tensor) -> Tensor:
         """What the model adds to the words by their places alone: ``(1, tokens, dim)``."""
         tokens, width = embedded.shape[-2:]
+        weights = [(id(p), 0 if p.is_inference() else p._version) for p in self.model.parameters()]
+        if weights != self._weights:  # trained or loaded since
+            self._weights, self._constants = weights, {}
         known = self._constants.get(tokens)
         if known is None:
             words = torch.zeros(1, tokens, width, dtype=embedded.dtype, device=embedded.device)

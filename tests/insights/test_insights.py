@@ -6,6 +6,7 @@ What needs Insights runs under captum 0.8, the last version that has it.
 from __future__ import annotations
 
 import base64
+import copy
 import importlib.util
 import io
 import json
@@ -300,6 +301,17 @@ def test_embedded_tokens_start_from_padding(text_model, encoded):
     tokens = TokenIntegratedGradients(model, baseline=tokenizer.pad_token_id, n_steps=20)
     expected = tokens.attribute(encoded, target=1)
     torch.testing.assert_close(found.sum(-1), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_embedded_tokens_follow_weights_that_were_trained(text_model, encoded):
+    model = copy.deepcopy(text_model[0])
+    embedded = insights.EmbeddedTokens(model)
+    before = embedded.embed(encoded["input_ids"])
+    with torch.no_grad():
+        model.bert.embeddings.position_embeddings.weight.mul_(2)
+    after = embedded.embed(encoded["input_ids"])
+    assert not torch.allclose(after, before)
+    assert torch.equal(after, insights.EmbeddedTokens(model).embed(encoded["input_ids"]))
 
 
 def test_embedded_tokens_need_a_hugging_face_model():

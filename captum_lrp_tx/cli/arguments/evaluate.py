@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     data.add_argument(
         "--labels", type=Path, metavar="FILE",
-        help="true classes: one in each line, .npy, .npz or MNIST's idx.gz",
+        help="true classes: one in each line, .npy, .npz or MNIST's idx.gz; of a folder in the "
+        "order of sorted names",
     )  # fmt: skip
     add_model(data, "a sentiment and a digit classifier come")
     data.add_argument(

@@ -37,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--digits", action="store_true", help="the digits that come with the package"
     )
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="true classes, one in each line, or .npy"
-    )
+        "--labels", type=Path, metavar="FILE",
+        help="true classes: one in each line, or .npy; of a folder in the order of sorted names",
+    )  # fmt: skip
     parser.add_argument(
         "--limit", type=count, metavar="N", help=f"how many examples (default: {LIMIT})"
     )

@@ -119,9 +119,12 @@ class MaskTokens(Masker):
             pad_id=tokenizer.pad_token_id,
         )
 
+    @property
+    def _named_keep(self) -> str:
+        return f"keep={'a mask' if isinstance(self._keep, Tensor) else tuple(self._keep)}"
+
     def __repr__(self) -> str:
-        kept = "a mask" if isinstance(self._keep, Tensor) else tuple(self._keep)
-        return f"{type(self).__name__}({self.token_id}, keep={kept})"
+        return f"{type(self).__name__}({self.token_id}, {self._named_keep})"
 
     def features(self, batch: Batch) -> Tensor:
         ids = _ids(batch)
@@ -186,6 +189,9 @@ class RemoveTokens(MaskTokens):
 
     def __init__(self, keep: Kept) -> None:
         MaskTokens.__init__(self, 0, keep=keep)
+
+    def __repr__(self) -> str:  # no token takes the place of others
+        return f"{type(self).__name__}({self._named_keep})"
 
     @classmethod
     def from_tokenizer(  # type: ignore[override]

@@ -431,6 +431,7 @@ def test_padding_is_known_by_its_id_too(text):
 def test_removed_tokens_are_not_attended_to(text, relevances):
     model, tokenizer, inputs, targets = text
     masker = RemoveTokens.from_tokenizer(tokenizer)
+    assert repr(RemoveTokens((1, 2))) == "RemoveTokens(keep=(1, 2))"
     curve = deletion_curve(
         model, inputs, relevances["gi"], targets, masker=masker, fractions=(0.0, 1.0)
     )

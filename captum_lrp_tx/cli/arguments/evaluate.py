@@ -33,8 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     data.add_argument(
         "--labels", type=Path, metavar="FILE",
-        help="true classes: one in each line, .npy, .npz or MNIST's idx.gz; of a folder in the "
-        "order of sorted names",
+        help="true classes, of a folder by sorted names: in lines, .npy, .npz or MNIST's idx.gz",
     )  # fmt: skip
     add_model(data, "a sentiment and a digit classifier come")
     data.add_argument(

@@ -152,6 +152,17 @@ def test_segments_of_a_chat() -> None:
     ]  # fmt: skip
 
 
+def test_chats_that_end_with_an_answer() -> None:
+    fast = copy.deepcopy(tokenizer())
+    fast.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    chat = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
+    ended = lrp.explain(language_model("llama"), fast, chat)
+    assert isinstance(ended, lrp.Explanation) and "give it as answer=" in ended.warnings[0]
+    asked = lrp.explain(language_model("llama"), fast, chat[:1], answer="sat", hops=0)
+    assert isinstance(asked, lrp.Explanation) and not asked.warnings
+    assert asked.tokens == ended.tokens  # and another thing is explained
+
+
 def test_messages_whose_words_the_template_has_too(tmp_path: Path) -> None:
     fast = copy.deepcopy(tokenizer())
     fast.chat_template = (

@@ -24,11 +24,15 @@ from captum_lrp_tx.explaining.tasks.base import (
     of_texts,
     refuse_answer,
 )
-from captum_lrp_tx.explaining.texts import Encoded, Reader, encode, is_pair
+from captum_lrp_tx.explaining.texts import Encoded, Reader, encode, is_chat, is_pair
 from captum_lrp_tx.explaining.words import common_start, tokens_of_ids
 
 #: The longest answer of a model that reads one text and writes another, unless told otherwise.
 _ANSWER = 20
+_ANSWERED = (
+    "the chat ends with a message of the assistant, and what follows this message is explained; to "
+    "explain the message, leave it out of the chat and give it as answer="
+)
 
 
 def token_choice(wish: Wish, tokenizer: Any, place: int, where: str = "") -> Callable[..., Choice]:
@@ -60,6 +64,8 @@ class NextToken(Task):
             )
         _check_answer(wish.answer)
         encoded = encode(item, reader)
+        if is_chat(item) and item[-1]["role"] == "assistant":
+            encoded = replace(encoded, warnings=(*encoded.warnings, _ANSWERED))
         if wish.answer is None:
             yield Case(
                 self.name, reader.model, encoded.inputs,

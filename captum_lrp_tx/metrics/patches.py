@@ -187,6 +187,12 @@ class RemovePatches(MaskPatches):
                     f"{shown.shape[1]} patches last and no others; give the patch size of the "
                     "model, name the layer that does, or use MaskPatches"
                 )
+            if _knows_places((*args[1:], *kwargs.values()), (tokens.shape[1], shown.shape[1])):
+                raise UnsupportedModelError(
+                    f"{type(module).__name__} gets the positions of all tokens, or a mask, beside "
+                    "the tokens, which would be those of others where patches are taken out; use "
+                    "MaskPatches"
+                )
             if prefix == 0 and not bool(shown.any(1).all()):
                 raise UnsupportedModelError(
                     f"{type(module).__name__} takes patches only, so that nothing is left where "
@@ -205,6 +211,13 @@ class RemovePatches(MaskPatches):
                 f"{type(layer).__name__} did not run, so no patch was removed; use MaskPatches"
             )
         return output
+
+
+def _knows_places(values: Any, lengths: tuple[int, int]) -> bool:
+    """Whether tensors beside the tokens have an entry for each of them, or for each patch."""
+    if isinstance(values, tuple):
+        return any(_knows_places(value, lengths) for value in values)
+    return isinstance(values, Tensor) and any(size in lengths for size in values.shape)
 
 
 def _fits(tokens: int, rows: int, columns: int) -> bool:

@@ -554,6 +554,30 @@ def test_other_threads_keep_their_patches():
         torch.testing.assert_close(beside[0], model(images).logits)
 
 
+def test_patches_whose_positions_stay_are_not_removed():
+    class Rotary(nn.Module):
+        """A ViT whose blocks turn the last tokens by their positions, as DINOv3 does."""
+
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([Turned(), Turned()])
+
+        def forward(self, x):
+            tokens = nn.functional.pad(x.reshape(len(x), -1, 1), (0, 0, 3, 0), value=1.0)
+            for block in self.blocks:
+                tokens = block(tokens, places=(torch.arange(16.0)[:, None],))
+            return tokens.sum(1)
+
+    class Turned(nn.Module):
+        def forward(self, x, places):
+            return torch.cat([x[:, :-16], x[:, -16:] * places[0].cos()], 1)
+
+    model, images = Rotary(), torch.rand(1, 1, 4, 4)
+    masker = RemovePatches(1, layer=model.blocks[0])
+    with pytest.raises(UnsupportedModelError, match="gets the positions of all tokens"):
+        deletion_curve(model, images, images, 0, masker=masker, measure="logit", fractions=[0, 0.1])
+
+
 def test_removing_patches_needs_blocks_of_tokens(text):
     images = torch.zeros(1, 1, 4, 4)
     convolution = nn.Conv2d(1, 2, 3, padding=1)

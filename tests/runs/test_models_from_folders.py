@@ -68,8 +68,8 @@ def are_rows(rows: Any, expected: list[Any]) -> None:
 
 def printed(out: str) -> list[float]:
     """The column of the table that the command prints."""
-    table = out.partition("token")[2].partition("sum of relevance")[0]
-    return [float(n) for n in re.findall(r"([+-]\d+\.\d{4})", table)]
+    table = re.split(r"\ntoken +relevance", out)[1].partition("sum of relevance")[0]
+    return [float(n) for n in re.findall(r"([+-]\d+\.\d{4,})", table)]
 
 
 def is_on_the_command_line(folder: Path, expected: list[Any], capsys: Any) -> None:

@@ -35,8 +35,8 @@ from captum_lrp_tx.propagation.state.inputs import Inputs
 
 #: The row of an attention map that is read; see :class:`AttentionLast`.
 Query = Union[int, Literal["auto", "cls", "last", "mean"]]
-#: What models of transformers call the sounds that they get.
-_SOUNDS = ("input_values", "input_features")
+#: What models of audio call what they hear: samples, or a spectrogram.
+AUDIO_INPUTS = ("input_values", "input_features")
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Maps:
         original = self.inputs.leaves[0].original
         if not original.is_floating_point() or original.dim() > 3:
             return original.is_floating_point()
-        return any(getattr(m, "main_input_name", None) in _SOUNDS for m in self.modules)
+        return any(getattr(m, "main_input_name", None) in AUDIO_INPUTS for m in self.modules)
 
     def patches(self, tokens: int) -> slice:
         """Which of so many tokens are patches."""

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_lrp_tx.attr.attention_maps import AUDIO_INPUTS
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.explaining.texts import Reader, for_the_model
 
-#: What models of audio call what they hear: samples, or a spectrogram.
-AUDIO_INPUTS = ("input_values", "input_features")
 #: Samples go a little beyond 1 where sounds were mixed or resampled; larger ones are whole numbers.
 _LOUDEST = 100.0
 

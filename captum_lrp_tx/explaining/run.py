@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from captum_lrp_tx.attr.answer import AnswerLRP
+from captum_lrp_tx.attr.attention_maps import AUDIO_INPUTS
 from captum_lrp_tx.attr.conservative import Strict
 from captum_lrp_tx.attr.conservative_lrp import ConservativeLRP
 from captum_lrp_tx.attr.targets.mistakes import refuse_truth
 from captum_lrp_tx.audit import Report, explainability
 from captum_lrp_tx.errors import CaptumLRPError, InputError, TargetError
-from captum_lrp_tx.explaining.audio import AUDIO_INPUTS
 from captum_lrp_tx.explaining.explanation import Explanation, Explanations
 from captum_lrp_tx.explaining.showing import is_lossy
 from captum_lrp_tx.explaining.tasks import ONE_AT_A_TIME, Case, Chosen, Wish, task_of

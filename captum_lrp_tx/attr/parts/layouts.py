@@ -67,8 +67,8 @@ def check_examples(streams: Sequence[Tensor], batch: int, leaves: Sequence[Tenso
 
 
 def _is_clear(shape: torch.Size, batch: int) -> bool:
-    """Whether just one dimension may count the examples."""
-    return list(shape[:-1]).count(batch) == 1
+    """Whether examples come first, and no other dimension has as many entries."""
+    return list(shape[:-1]).count(batch) == 1 and shape[0] == batch
 
 
 def head_layouts(

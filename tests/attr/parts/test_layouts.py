@@ -259,3 +259,16 @@ def test_examples_that_shapes_do_not_tell_are_looked_for(
             relevance(x)
     else:
         torch.testing.assert_close(relevance(x), one_by_one)
+
+
+def test_windows_are_not_taken_for_tokens_before_examples() -> None:
+    """Two windows of two tokens for each of two examples: the second dimension is no batch."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(8, 8).double(), torch.randn(2, 4, 8).double()
+
+    def model(inputs: Tensor) -> Tensor:
+        y = inputs.unflatten(1, (2, 2)).flatten(0, 1)
+        return (y + layer(y)).reshape(len(inputs), -1).sum(1)
+
+    with pytest.raises(InputError, match="2 examples cannot be told"):
+        PartRelevance(model).attribute(x)

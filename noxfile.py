@@ -52,7 +52,8 @@ def versions(session: nox.Session, which: str) -> None:
     elif which == "captum08":
         # later pyarrow needs NumPy 2
         _install(session, "test,insights", "torch==2.13.0", "captum==0.8.0", "pyarrow<26")
-        _test(session, *_marked("captum"), "-m", "captum")
+        # what is core runs under captum 0.8 in the session ``lowest``
+        _test(session, *_marked("captum"), "-m", "captum and not core")
     elif which == "captum09":
         _install(session, "test", "torch==2.13.0", "captum==0.9.0")
         _test(session)

@@ -623,7 +623,7 @@ def test_all_experiments_from_one_command(small: Path, tmp_path: Path) -> None:
     run.main([
         "--shared", str(small), "--models", str(tmp_path / "models"),
         "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"),
-        "--experiment", "all", "--tasks", "sst2", "--count", "3",
+        "--experiment", "all", "--tasks", "sst2", "--count", "2",
         "--methods", "Random", "GI", "LRP(AH+LN)",
     ])  # fmt: skip
     names = {path.name for path in (tmp_path / "out").iterdir()}

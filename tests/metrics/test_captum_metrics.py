@@ -538,7 +538,8 @@ def test_scores_of_a_linear_model_are_known() -> None:
     )  # fmt: skip
     for name in ("GI", "IG"):
         assert scores[name].infidelity.estimate < 1e-8
-        assert scores[name].scaled_infidelity.estimate < 1e-8
+        # one less a quotient of sums in float32, whose order the processor chooses
+        assert abs(scores[name].scaled_infidelity.estimate) < 1e-7
         # relevance of noise: w * noise; relative to w * x, at most the largest of the samples
         assert 0 < scores[name].sensitivity.estimate < 0.3
     assert math.isclose(

@@ -14,8 +14,6 @@ from captum_lrp_tx import Composite, ConservativeLRP, RelevancePatching, audit
 from captum_lrp_tx.errors import HiddenSinksWarning, RuleError, UncoveredOperationError
 from captum_lrp_tx.rules import AHRule, ByDepthRule, LNRule, SinkRule, UniformAttentionRule
 
-pytestmark = pytest.mark.core
-
 HEADS, TOKENS, WIDTH = 2, 5, 3
 
 
@@ -73,6 +71,7 @@ def make(how: str) -> Heads:
     return Heads(how).double()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("how", ["fused", "product", "einsum", "entries"])
 def test_against_loops(how: str) -> None:
     model, (q, k, v) = make(how), drawn()
@@ -425,6 +424,7 @@ RULES = Composite({"": ByDepthRule(LOWER, SinkRule(AHRule(), 0.4, "absorb"))}, b
 SPREAD = Composite({"": SinkRule(AHRule(), 0.4)}, base="lrp")
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("rules", [RULES, SPREAD], ids=["absorb", "distribute"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

@@ -11,7 +11,7 @@ import drawn_models
 import spellings
 
 #: ``python benchmarks/drawn.py`` draws thousands more.
-SEEDS = 80
+SEEDS = 40
 #: Drawn before and silently wrong at the time.
 ONCE_WRONG = (24, 44, 130)
 

@@ -18,7 +18,7 @@ from families import common, huggingface
 pytest.importorskip("transformers")
 
 TABLE = {f.family: f for f in supported() if f.library == "transformers"}
-#: Each takes as long as ten others, however small it is made: benchmarks/thorough.py runs them, too.
+#: Each takes as long as ten others, however small it is made; benchmarks/thorough.py runs them.
 LARGE = """afmoe bailing_hybrid groupvit hiera kimi_linear pocket_tts_audio_tokenizer
 pp_ocrv6_small_rec sam3 sam3_lite_text udop""".split()
 FAMILIES = sorted(TABLE if "CAPTUM_LRP_TX_THOROUGH" in os.environ else TABLE.keys() - set(LARGE))

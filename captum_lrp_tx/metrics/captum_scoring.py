@@ -30,7 +30,7 @@ from captum_lrp_tx.metrics.captum_arguments import (
 from captum_lrp_tx.metrics.captum_perturbations import NoiseOfEach, RandomMasking
 from captum_lrp_tx.metrics.captum_table import CaptumScore, CaptumScores
 from captum_lrp_tx.metrics.masking import Masker
-from captum_lrp_tx.metrics.targets import target_classes, target_outputs
+from captum_lrp_tx.metrics.targets import counts_from_end, target_classes, target_outputs
 from captum_lrp_tx.propagation.model.modules import find_modules
 
 #: The rules of Ali et al. 2022 one by one and together, and Integrated Gradients.
@@ -358,7 +358,7 @@ def _chunks(
 ) -> Iterator[_Chunk]:
     """A few examples at a time, without padding that none of them needs."""
     targets = _targets(by_number(target, find_modules(model)), len(whole))
-    lengths = masker.lengths(whole)
+    lengths = None if counts_from_end(target) else masker.lengths(whole)
     portion = min(_EXAMPLES_AT_ONCE, batch_size)
     for start in range(0, len(whole), portion):
         rows = torch.arange(start, min(start + portion, len(whole)))

@@ -16,7 +16,13 @@ from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType
 from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError, TrainingModeWarning
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.masking import Masker
-from captum_lrp_tx.metrics.targets import split_target, target_classes, target_outputs, wide
+from captum_lrp_tx.metrics.targets import (
+    counts_from_end,
+    split_target,
+    target_classes,
+    target_outputs,
+    wide,
+)
 from captum_lrp_tx.propagation.model.modules import find_modules
 
 #: From the outputs of masked variants ``(n, classes)``, those of the whole inputs, and the target
@@ -131,8 +137,8 @@ class Perturbation:
                 f"{masker!r} finds nothing to hide in some of the examples; leave these out"
             )
         self._position, classes = split_target(target, len(self.batch), model)
-        if any(place < 0 for entry in self._position or () for place in entry):
-            self._lengths = None  # counted from the end, which padding is a part of
+        if counts_from_end(target):
+            self._lengths = None
         rows = torch.arange(len(self.batch))
         nothing = torch.zeros_like(self.features)
         drawn = _state_of_random_numbers(self.batch.main.device)

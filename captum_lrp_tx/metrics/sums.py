@@ -24,7 +24,13 @@ from captum_lrp_tx.metrics.blocks import rows_first, transformer_blocks
 from captum_lrp_tx.metrics.masking import MaskTokens
 from captum_lrp_tx.metrics.perturbation import logit
 from captum_lrp_tx.metrics.sums_figure import conservation_figure
-from captum_lrp_tx.metrics.targets import split_target, target_classes, target_outputs, wide
+from captum_lrp_tx.metrics.targets import (
+    counts_from_end,
+    split_target,
+    target_classes,
+    target_outputs,
+    wide,
+)
 from captum_lrp_tx.rules.composite import Composite
 from captum_lrp_tx.rules.rule import Bias
 
@@ -211,7 +217,7 @@ def conservation(
     blocks = list(layers) if layers is not None else transformer_blocks(model)
     batch = Batch.of(inputs, additional_forward_args)
     lengths = None
-    if not batch.main.is_floating_point():
+    if not batch.main.is_floating_point() and not counts_from_end(target):
         lengths = MaskTokens(0, pad_id=named_padding(model)).lengths(batch)
     levels = ("input", "embeddings", *(f"block {i + 1}" for i in range(len(blocks))))
     position, classes = split_target(target, len(batch), model)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_lrp_tx.attr.class_names import by_number, refuse_argmax_of_numbers
+from captum_lrp_tx.attr.targets.indices import Target
 from captum_lrp_tx.errors import OutputError, TargetError
 from captum_lrp_tx.propagation.model.modules import find_modules
 
@@ -51,6 +52,27 @@ def split_target(target: Any, examples: int, model: Any = None) -> tuple[Positio
         positions = [tuple(int(i) for i in entry[:-1]) for entry in target]
         return (positions if positions[0] else None), [int(entry[-1]) for entry in target]
     return None, target
+
+
+def counts_from_end(target: Any) -> bool:
+    """Whether a target names a place from the end, which padding is a part of: it must stay.
+
+    Args:
+        target (int, tuple, Target, Tensor or list, optional): One, or one for each example.
+
+    Returns:
+        bool: True if an entry before the class is negative.
+
+    Example::
+
+        >>> counts_from_end([(-1, 7), (4, 7)])
+        True
+    """
+    if isinstance(target, list):
+        return any(map(counts_from_end, target))
+    if isinstance(target, Target):
+        return any(map(counts_from_end, target.parts))
+    return isinstance(target, tuple) and any(int(place) < 0 for place in target[:-1])
 
 
 def target_outputs(outputs: Tensor, position: Position | None, rows: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ pytest.importorskip("transformers")
 
 import transformers
 
-from captum_lrp_tx import ConservativeLRP, LayerConservativeGI, RandomAttribution
+from captum_lrp_tx import ConservativeGI, ConservativeLRP, LayerConservativeGI, RandomAttribution
 from captum_lrp_tx.cli import main
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation import ImageExamples, TextExamples, evaluate
+from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.captum_scoring import captum_scores
 from captum_lrp_tx.metrics.curves import activation_curve, pruning_curve
 from captum_lrp_tx.metrics.masking import MaskTokens, RemoveTokens
@@ -229,6 +230,35 @@ def test_captums_scores_without_padding(build: Any, has_mask: bool) -> None:
         for name in methods:
             together, one = (each[name].values["infidelity"] for each in (found, alone))
             torch.testing.assert_close(together[row], one[0], rtol=1e-3, atol=1e-7)
+
+
+def test_places_counted_from_the_end_are_those_that_attribute_explains() -> None:
+    """Of texts filled up on the right these lie in the padding, which is not cut off then."""
+    _, tokenizer = sentiment()
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2)
+    model, target = transformers.GPT2LMHeadModel(config).eval(), (-1, 7)
+    inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    inputs.pop("token_type_ids")
+    with torch.no_grad():
+        logits = model(**inputs).logits[:, -1, 7]
+    sums = conservation(model, inputs, target, rules={"GI": "gi"})
+    torch.testing.assert_close(sums.output, logits.double(), rtol=1e-5, atol=1e-7)
+    # everything is hidden: what changes, and what relevance says of it
+    masker = MaskTokens.from_tokenizer(tokenizer)
+    scores = captum_scores(
+        model, inputs, ["GI"], masker=masker, target=target, share=1.0, n_perturb_samples=2,
+        n_noise_samples=1,
+    )  # fmt: skip
+    batch = Batch.of(inputs)
+    hidden = masker.masked(batch, masker.features(batch))
+    with torch.no_grad():
+        change = logits - hidden.call(model)[:, -1, 7]
+    relevance = ConservativeGI(model, rules="gi").attribute(inputs, target=target)
+    expected = ((relevance * masker.features(batch)).sum(1) - change) ** 2
+    torch.testing.assert_close(
+        scores["GI"].values["infidelity"], expected.double(), rtol=1e-3, atol=1e-9
+    )
 
 
 def test_conservation_with_tokens_in_the_first_dimension() -> None:

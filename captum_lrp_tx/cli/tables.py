@@ -10,9 +10,8 @@ from pathlib import Path
 
 from captum_lrp_tx.cli.status import note
 from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.runs.encoding import LABEL_COLUMNS, TEXT_COLUMNS
 
-_TEXT_COLUMNS = ("sentence", "text", "review")
-_LABEL_COLUMNS = ("label", "labels", "class")
 #: Tables that would be taken for lines of text, and what of pandas reads them.
 _OTHERS = {
     ".json": "read_json(FILE)", ".jsonl": "read_json(FILE, lines=True)",
@@ -63,8 +62,8 @@ def read_table(file: Path) -> Table:
     lines = list(_lines(read_content(file), file))
     names = [name.strip() for name in lines[0][1]] if lines else []
     folded = [name.casefold() for name in names]
-    column = next((folded.index(name) for name in _TEXT_COLUMNS if name in folded), None)
-    place = next((folded.index(name) for name in _LABEL_COLUMNS if name in folded), None)
+    column = next((folded.index(name) for name in TEXT_COLUMNS if name in folded), None)
+    place = next((folded.index(name) for name in LABEL_COLUMNS if name in folded), None)
     is_csv = file.suffix.lower() == ".csv"
     if column is None and (len(names) > 1 or (is_csv and any(names))):
         raise InputError(

@@ -85,7 +85,8 @@ def attribute_dataset(
             from the end of the example. A ``Target`` class of your own needs a ``__repr__`` that
             tells its settings, by which a run that goes on is recognised.
         ids (sequence of str, optional): Names of the examples, for the column ``id``.
-        text_column (str, optional): Of the data set; ``sentence`` or ``text`` unless given.
+        text_column (str, optional): Of the data set; ``sentence``, ``text`` or ``review`` unless
+            given.
         max_length (int, optional): Cut texts to so many tokens.
         token_budget (int): Tokens of a batch at most, padding included.
         batches_per_shard (int): Batches in a file. A killed run loses the file it was at.

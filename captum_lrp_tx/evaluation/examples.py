@@ -61,8 +61,8 @@ class TextExamples(Examples):
     """Texts, with the tokenizer of the model.
 
     Args:
-        texts: A sequence of texts, or a ``datasets.Dataset`` with a column ``sentence`` or ``text``
-            and maybe ``label``; see :func:`captum_lrp_tx.attribute_dataset`.
+        texts: A sequence of texts, or a ``datasets.Dataset`` with a column ``sentence``, ``text``
+            or ``review`` and maybe ``label``; see :func:`captum_lrp_tx.attribute_dataset`.
         tokenizer (PreTrainedTokenizerBase): Of transformers.
         labels (sequence of int, optional): Class of each; those of the data set unless given.
         max_length (int, optional): Longer texts are cut to so many tokens.

@@ -17,8 +17,9 @@ from captum_lrp_tx.errors import InputError
 #: One example: what the model is called with, without padding; each entry of shape ``(tokens,)``.
 Example = dict[str, Tensor]
 
-_TEXT_COLUMNS = ("sentence", "text")
-_LABELS = ("label", "labels")
+#: Names of columns, the first that is there counts.
+TEXT_COLUMNS = ("sentence", "text", "review")
+LABEL_COLUMNS = ("label", "labels", "class")
 #: What the model gets of a data set of token ids.
 _COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 _CHUNK = 256
@@ -71,7 +72,8 @@ def encode(
             ``DataLoader`` (any iterable) of mappings as a tokenizer returns them. Padding that the
             ``attention_mask`` of token ids tells is taken off.
         tokenizer (PreTrainedTokenizerBase, optional): Needed for texts.
-        text_column (str, optional): Where the texts are; ``sentence`` or ``text`` unless given.
+        text_column (str, optional): Where the texts are; ``sentence``, ``text`` or ``review``
+            unless given.
         max_length (int, optional): Longer texts are cut to so many tokens; token ids are not.
         workers (int): Processes that tokenize, beside this one.
 
@@ -177,16 +179,17 @@ def _from_columns(
     workers: int,
 ) -> tuple[list[Example], list[int] | None]:
     """Rows of a ``datasets.Dataset`` and its labels."""
-    label = next((name for name in _LABELS if name in names), None)
+    label = next((name for name in LABEL_COLUMNS if name in names), None)
     labels = None if label is None else whole_numbers(data[label])
     if "input_ids" in names and text_column is None:
         kept = [name for name in _COLUMNS if name in names]
         rows = _rows({name: list(data[name]) for name in kept})
         return [_unpadded(row) for row in rows], labels
-    column = text_column or next((name for name in _TEXT_COLUMNS if name in names), None)
+    column = text_column or next((name for name in TEXT_COLUMNS if name in names), None)
     if column not in names:
+        wanted = text_column or ", ".join((*TEXT_COLUMNS, "input_ids"))
         raise InputError(
-            f"the data set has no column {text_column or 'sentence, text or input_ids'!r}; it has "
+            f"the data set has no column {wanted!r}; it has "
             f"{', '.join(names)}. Name one with text_column=."
         )
     texts = list(data[column])
@@ -206,10 +209,10 @@ def _from_batches(batches: Iterable[Any]) -> tuple[list[Example], list[int] | No
         if not isinstance(batch, Mapping) or not isinstance(batch.get("input_ids"), Tensor):
             raise InputError(f"a batch is no mapping with a tensor 'input_ids': {_KINDS}")
         ids = batch["input_ids"]
-        found = next((batch[name] for name in _LABELS if name in batch), None)
+        found = next((batch[name] for name in LABEL_COLUMNS if name in batch), None)
         if isinstance(found, Tensor) and found.shape == ids.shape[:1]:
             labels.extend(whole_numbers(found.tolist()) or ())
-        kept = {key: value for key, value in batch.items() if key not in _LABELS}
+        kept = {key: value for key, value in batch.items() if key not in LABEL_COLUMNS}
         if ids.dim() != 2:
             raise InputError(
                 f"'input_ids' of a batch has the shape {tuple(ids.shape)}, not (examples, tokens). "

@@ -16,6 +16,7 @@ from captum_lrp_tx.cli import main
 from captum_lrp_tx.cli.tables import read_table
 from captum_lrp_tx.errors import InputError, TargetError
 from captum_lrp_tx.models import sentiment
+from captum_lrp_tx.runs.encoding import encode
 
 CSV = 'id,Sentence,label\n1,"a charming, funny film",1\n2,"dull\nand slow",0\n3,,1\n'
 
@@ -137,3 +138,23 @@ def test_what_to_do_with_what_is_no_tensor() -> None:
     image = pytest.importorskip("PIL.Image")
     with pytest.raises(InputError, match="image_processor"):
         lrp.attribute(image.new("L", (8, 8)), 1)  # type: ignore[call-overload]
+
+
+class Columns(dict):
+    """A data set as encode() takes it: columns by name."""
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self)
+
+
+@pytest.mark.parametrize("text", ["sentence", "text", "review"])
+@pytest.mark.parametrize("label", ["label", "labels", "class"])
+def test_a_file_and_a_data_set_have_the_same_names_of_columns(
+    tmp_path: Path, text: str, label: str
+) -> None:
+    file = tmp_path / "reviews.csv"
+    file.write_text(f"{text},{label}\na film,1\n")
+    assert read_table(file).rows == [(2, "a film", "1")]
+    found = encode(Columns({text: ["a film"], label: [1]}), sentiment()[1])
+    assert found.labels == [1] and len(found.examples) == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from captum_lrp_tx import Composite, ConservativeLRP, RelevancePatching, audit
 from captum_lrp_tx.errors import HiddenSinksWarning, RuleError, UncoveredOperationError
 from captum_lrp_tx.rules import AHRule, ByDepthRule, LNRule, SinkRule, UniformAttentionRule
+from captum_lrp_tx.rules.attention_sinks import sinks_of
 
 HEADS, TOKENS, WIDTH = 2, 5, 3
 
@@ -267,6 +270,20 @@ def test_blocks_of_rows_are_the_whole(monkeypatch: pytest.MonkeyPatch, sink: Any
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_sinks_of_blocks_are_those_of_the_whole_pattern(rows: int) -> None:
+    """Also of keys that become sinks in a later block."""
+    torch.manual_seed(0)
+    seen = torch.ones(8, 8, dtype=torch.bool).tril()
+    for _ in range(30):
+        scores = 4 * torch.randn(1, HEADS, 8, 8, dtype=torch.float64)
+        pattern = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        whole, parts = (sinks_of(partial(pattern.split, n, -2), 0.5) for n in (8, rows))
+        assert whole is not None and parts is not None
+        for a, b in zip(astuple(whole), astuple(parts), strict=True):
+            torch.testing.assert_close(a, b)
+
+
 class Seeing(nn.Module):
     """Attention under a mask, fused or spelled out, read out linearly."""
 
@@ -364,6 +381,26 @@ def test_sinks_that_cannot_be_told_are_warned_of(how: str) -> None:
         ConservativeLRP(model, SPREAD).attribute(inputs, strict=True)
     for a, b in zip(plain, found, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_heads_need_no_axis_of_their_own(recwarn: Any) -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole = make("fused")
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            rows = (x.flatten(0, 1) for x in (q, k, v))
+            mixed = F.scaled_dot_product_attention(*rows, is_causal=True)
+            return self.whole.read(mixed.flatten()[None])
+
+    found, expected = (
+        ConservativeLRP(model, SPREAD).attribute(drawn(), target=0)
+        for model in (Flat(), make("fused"))
+    )
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert not [w for w in recwarn if issubclass(w.category, HiddenSinksWarning)]
 
 
 def test_a_cache_is_warned_of_and_whole_texts_are_not(recwarn: Any) -> None:

@@ -337,6 +337,12 @@ def in_parts(how: str, scores: Tensor, v: Tensor) -> Tensor:
             scores[:, :, i : i + 1], one[:, :, : i + 1], v[:, :, : i + 1], scale=1.0,
         ) for i in range(TOKENS)]  # fmt: skip
         return torch.cat(rows, 2)
+    if how == "blocks, fused":  # heads without an axis of their own; keys wider than they are many
+        one = torch.eye(TOKENS, TOKENS + 2).to(v).expand(HEADS, -1, -1)
+        rows = [F.scaled_dot_product_attention(
+            F.pad(scores[0, :, part], (0, 2)), one, v[0], seen[part], scale=1.0,
+        ) for part in (slice(2), slice(2, None))]  # fmt: skip
+        return torch.cat(rows, 1)[None]
     p = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     if how == "queries":
         return torch.stack([p[:, :, i : i + 1] @ v for i in range(TOKENS)], 2).squeeze(3)
@@ -362,8 +368,8 @@ def in_parts(how: str, scores: Tensor, v: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "how",
-    ["queries", "queries, growing", "queries, fused", "queries, einsum", "blocks", "keys", "three",
-     "queries and heads", "heads and queries", "sparse"],
+    ["queries", "queries, growing", "queries, fused", "queries, einsum", "blocks",
+     "blocks, fused", "keys", "three", "queries and heads", "heads and queries", "sparse"],
 )  # fmt: skip
 def test_sinks_that_cannot_be_told_are_warned_of(how: str) -> None:
     class Model(nn.Module):

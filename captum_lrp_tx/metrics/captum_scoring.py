@@ -82,7 +82,8 @@ def captum_scores(
         masker (Masker): What is hidden: ``MaskTokens.from_tokenizer(tokenizer, "mask",
             keep_special=True)``, ``MaskPatches(4, value=-1.0)``.
         target (int, str, tuple, Tensor, list or Target, optional): As for ``attribute``, or names
-            of classes; the predicted classes unless given.
+            of classes; the predicted classes unless given. A place counted from the end,
+            ``(-1, token)``, counts padding, as it does there.
         additional_forward_args (Any, optional): Further positional arguments of the model.
         n_perturb_samples (int): Random maskings for each example.
         n_noise_samples (int): Noisy copies of each example.

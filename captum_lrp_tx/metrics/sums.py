@@ -185,7 +185,8 @@ def conservation(
         inputs (Tensor or mapping): A batch of examples; a tokenizer's output may be padded on the
             right.
         target (int, str, tuple, Tensor or list, optional): Captum's targets, or names of classes;
-            the predicted classes unless given.
+            the predicted classes unless given. A place counted from the end, ``(-1, token)``,
+            counts padding, as for ``attribute``.
         additional_forward_args (Any, optional): Further positional arguments of the model.
         rules (mapping): By name a preset or ``Composite`` (as of ``ConservativeGI``), or a pair of
             one and a treatment of biases (as of ``ConservativeLRP``).

@@ -55,13 +55,14 @@ def split_target(target: Any, examples: int, model: Any = None) -> tuple[Positio
 
 
 def counts_from_end(target: Any) -> bool:
-    """Whether a target names a place from the end, which padding is a part of: it must stay.
+    """Whether a target may count places from the end, which padding is a part of: it must stay.
 
     Args:
         target (int, tuple, Target, Tensor or list, optional): One, or one for each example.
 
     Returns:
-        bool: True if an entry before the class is negative.
+        bool: True if an entry before the class is negative, and for a function of the output that
+        is made of no targets, for nobody knows what it reads.
 
     Example::
 
@@ -71,7 +72,7 @@ def counts_from_end(target: Any) -> bool:
     if isinstance(target, list):
         return any(map(counts_from_end, target))
     if isinstance(target, Target):
-        return any(map(counts_from_end, target.parts))
+        return not target.parts or any(map(counts_from_end, target.parts))
     return isinstance(target, tuple) and any(int(place) < 0 for place in target[:-1])
 
 

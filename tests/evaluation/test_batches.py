@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 import transformers
 
 from captum_lrp_tx import ConservativeGI, ConservativeLRP, LayerConservativeGI, RandomAttribution
+from captum_lrp_tx.attr.targets import Sum, Target
 from captum_lrp_tx.cli import main
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.evaluation import ImageExamples, TextExamples, evaluate
@@ -232,6 +233,13 @@ def test_captums_scores_without_padding(build: Any, has_mask: bool) -> None:
             torch.testing.assert_close(together[row], one[0], rtol=1e-3, atol=1e-7)
 
 
+class AtTheEnd(Target):
+    """A function of the output of which only its own code tells what it reads."""
+
+    def select(self, output: torch.Tensor) -> torch.Tensor:
+        return output[:, -1, 7]
+
+
 def test_places_counted_from_the_end_are_those_that_attribute_explains() -> None:
     """Of texts filled up on the right these lie in the padding, which is not cut off then."""
     _, tokenizer = sentiment()
@@ -246,19 +254,20 @@ def test_places_counted_from_the_end_are_those_that_attribute_explains() -> None
     torch.testing.assert_close(sums.output, logits.double(), rtol=1e-5, atol=1e-7)
     # everything is hidden: what changes, and what relevance says of it
     masker = MaskTokens.from_tokenizer(tokenizer)
-    scores = captum_scores(
-        model, inputs, ["GI"], masker=masker, target=target, share=1.0, n_perturb_samples=2,
-        n_noise_samples=1,
-    )  # fmt: skip
     batch = Batch.of(inputs)
     hidden = masker.masked(batch, masker.features(batch))
     with torch.no_grad():
         change = logits - hidden.call(model)[:, -1, 7]
     relevance = ConservativeGI(model, rules="gi").attribute(inputs, target=target)
     expected = ((relevance * masker.features(batch)).sum(1) - change) ** 2
-    torch.testing.assert_close(
-        scores["GI"].values["infidelity"], expected.double(), rtol=1e-3, atol=1e-9
-    )
+    for asked in (target, AtTheEnd(), Sum([target])):
+        scores = captum_scores(
+            model, inputs, ["GI"], masker=masker, target=asked, share=1.0, n_perturb_samples=2,
+            n_noise_samples=1,
+        )  # fmt: skip
+        torch.testing.assert_close(
+            scores["GI"].values["infidelity"], expected.double(), rtol=1e-3, atol=1e-9
+        )
 
 
 def test_conservation_with_tokens_in_the_first_dimension() -> None:

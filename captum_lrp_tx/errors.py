@@ -89,6 +89,10 @@ class UnstableRelevanceWarning(CaptumLRPWarning):
     """Relevance is larger than the explained output by orders of magnitude: divisions by ~0."""
 
 
+class PaddedTargetWarning(CaptumLRPWarning):
+    """A target reads the output at a place that the attention mask hides as padding."""
+
+
 class TrainingModeWarning(CaptumLRPWarning):
     """Dropout or batch statistics were active, so the explanation is random."""
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Union
 
@@ -23,8 +22,8 @@ from captum_lrp_tx.attr.conservative import (
 )
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.misfits import told_misfits
+from captum_lrp_tx.attr.padding import mask_of, named_arguments, warn_of_padding
 from captum_lrp_tx.attr.prefix_tokens import pools_patches, prefix_tokens, tokens_behind
-from captum_lrp_tx.attr.random import mask_of
 from captum_lrp_tx.attr.targets import indices_of
 from captum_lrp_tx.attr.told import Subject, tell_once
 from captum_lrp_tx.errors import InputError, LeftOutPatternWarning, UnsupportedModelError
@@ -152,17 +151,7 @@ class Maps:
         return attended[:, :tokens] > 0
 
     def _passed_mask(self, shape: tuple[int, int]) -> Tensor | None:
-        function = self.forward.forward if isinstance(self.forward, nn.Module) else self.forward
-        try:
-            names = list(inspect.signature(function).parameters)
-        except (TypeError, ValueError):
-            return None
-        values: dict[str, Any] = dict(
-            zip(names[len(self.inputs.leaves) :], self.additional, strict=False)
-        )
-        if isinstance(self.given, Mapping):
-            values.update({str(k): v for k, v in self.given.items()})
-        mask = values.get("attention_mask")
+        mask = named_arguments(self.forward, self.given, self.additional).get("attention_mask")
         if isinstance(mask, Tensor) and tuple(mask.shape) == shape:
             return mask.detach() > 0
         return None
@@ -287,6 +276,7 @@ class MapMethod(CaptumMethod):
             if target is None and not (gradients or relevance):  # nothing is explained
                 return output.reshape(output.shape[0], -1).sum(1) if output.dim() else output
             selected = select_target(output, target)
+            warn_of_padding(forward, inputs, job.additional_args, output, [target])
             if not unit:
                 return selected
             tiny = torch.finfo(selected.dtype).tiny ** 0.5

@@ -16,6 +16,7 @@ from captum_lrp_tx.attr.captum_rules import assigned_rules
 from captum_lrp_tx.attr.class_names import by_number
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.misfits import told_misfits
+from captum_lrp_tx.attr.padding import warn_of_padding
 from captum_lrp_tx.attr.strictness import Strict as Strict
 from captum_lrp_tx.attr.strictness import check_strict, refuse_conventions
 from captum_lrp_tx.attr.target_lists import TargetsType as TargetsType
@@ -248,6 +249,7 @@ class Conservative(CaptumMethod):
 
         def select(output: Tensor) -> list[Tensor]:
             selected[:] = select_targets(output, targets)
+            warn_of_padding(forward, inputs, job.additional_args, output, given)
             return list(selected)
 
         def inspect_and_go_on(scope: Scope, roots: list[Node], leaves: list[Tensor]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_lrp_tx.attr.captum_method import CaptumMethod
 from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, TensorOrTuple, formatted
 from captum_lrp_tx.attr.mappings import inputs_of
+from captum_lrp_tx.attr.padding import mask_of
 from captum_lrp_tx.errors import InputError
 
 
@@ -108,13 +109,3 @@ def generator_of(content: Tensor, seed: int, position: int = 0) -> torch.Generat
     flat = flat if flat.is_floating_point() else flat.long()  # the same ids in another type
     digest = zlib.crc32(flat.view(torch.uint8).numpy().tobytes(), position)
     return torch.Generator().manual_seed((seed * 0x9E3779B1 + digest) % 2**63)
-
-
-def mask_of(inputs: Any, key: str, x: Tensor) -> Tensor | None:
-    """The entry of a mapping that says which tokens of ``x`` are real, as booleans."""
-    if not key.endswith("input_ids"):
-        return None
-    mask = inputs.get(key.removesuffix("input_ids") + "attention_mask")
-    if not isinstance(mask, Tensor) or mask.shape != x.shape:
-        return None
-    return mask.detach() > 0

@@ -1,9 +1,8 @@
 """Integrated Gradients, GradientShap and Saliency of Captum on token ids.
 
 Captum's gradient methods need float inputs.  Here the rows that the token ids are looked up in are
-the inputs: the ids are followed to their lookups, and interpolated rows put in the place of these
-while the model runs, so that any model is explained as it is, and masks and positions stay those of
-the text.
+the inputs: interpolated rows are put in the place of these lookups while the model runs, so that
+any model is explained as it is, and masks and positions stay those of the text.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from captum_lrp_tx.attr.conservative import (
 from captum_lrp_tx.attr.embedding_rows import EmbeddingRows
 from captum_lrp_tx.attr.mappings import inputs_of
 from captum_lrp_tx.attr.misfits import told_misfits
+from captum_lrp_tx.attr.padding import warn_of_padding
 from captum_lrp_tx.errors import InputError, OutputError, TargetError
 from captum_lrp_tx.propagation.model.modules import find_modules
 from captum_lrp_tx.propagation.model.outputs import output_tensor
@@ -110,6 +110,8 @@ class OnTokens(CaptumMethod, GradientAttribution):
                     "output of a whole batch."
                 )
             selected = select_target(output, own)
+            explained = self.forward_func, inputs, additional_forward_args
+            warn_of_padding(*explained, output, [own], examples)
             if selected.numel() != len(examples):
                 raise TargetError(
                     f"The output has the shape {tuple(output.shape)}, so a target is needed that "

@@ -46,7 +46,7 @@ At = Literal["embeddings", "input"]
 def evaluate(
     model: Callable[..., Any],
     examples: Examples,
-    methods: str | Sequence[Chosen] = "paper",
+    methods: str | Sequence[Chosen] = ("paper", "LRP"),
     *,
     masker: Masker,
     metrics: Sequence[str] = ("activation", "pruning"),

@@ -225,7 +225,7 @@ def choose_methods(methods: str | Sequence[Chosen]) -> list[Method]:
 
     Args:
         methods (str or sequence): ``"all"``, ``"paper"`` (the tables of Ali et al.) or the name of
-            one method; or a list of names in any spelling, of methods, and of pairs of a name and
+            one method; or a list of these, in any spelling, of methods, and of pairs of a name and
             a function that gets the model and returns an attribution.
 
     Raises:
@@ -238,10 +238,16 @@ def choose_methods(methods: str | Sequence[Chosen]) -> list[Method]:
         >>> [method.name for method in choose_methods(["gi", "GI", mine])]
         ['GI', 'mine']
     """
-    if isinstance(methods, str):
-        methods = SELECTIONS.get(methods.strip().casefold(), (methods,))
+    asked = [methods] if isinstance(methods, str) else methods
+    selected = [
+        chosen
+        for item in asked
+        for chosen in (
+            SELECTIONS.get(item.strip().casefold(), (item,)) if isinstance(item, str) else (item,)
+        )
+    ]
     found: dict[str, Method] = {}
-    for item in methods:
+    for item in selected:
         if isinstance(item, str):
             method = find_method(item)
         elif isinstance(item, Method):

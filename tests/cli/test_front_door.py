@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import shutil
 import sys
@@ -17,6 +18,8 @@ pytest.importorskip("transformers")
 
 from captum_lrp_tx import ConservativeLRP
 from captum_lrp_tx.cli import _warnings_in_one_line, main
+from captum_lrp_tx.cli.arguments.names import SELECTIONS
+from captum_lrp_tx.cli.arguments.shared import add_methods
 from captum_lrp_tx.cli.explain import _short_names
 from captum_lrp_tx.errors import CaptumLRPWarning, TargetError
 from captum_lrp_tx.models import model_path
@@ -167,3 +170,12 @@ def test_help_names_the_program_as_it_was_started(
     assert f'{name} "has a lot of the virtues' in told
     others = {"captum-lrp-tx", "python -m captum_lrp_tx"} - {name}
     assert not any(other in told for other in others)
+
+
+def test_selections_of_methods_may_stand_in_a_list() -> None:
+    """``paper`` beside names, each method once; unless told otherwise the default is measured."""
+    parser = argparse.ArgumentParser()
+    add_methods(parser, "paper,LRP")
+    assert parser.parse_args([]).methods == [*SELECTIONS["paper"], "LRP"]
+    listed = parser.parse_args(["--methods", "GI, Paper,ig"]).methods
+    assert listed == ["GI", *[m for m in SELECTIONS["paper"] if m != "GI"], "IG"]

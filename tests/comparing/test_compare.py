@@ -122,6 +122,7 @@ def test_methods_are_chosen_once_and_by_selections():
     assert [m.name for m in choose_methods(["gi", "GI", mine])] == ["GI", "mine"]
     assert [m.name for m in choose_methods("all")] == [m.name for m in METHODS]
     assert tuple(m.name for m in choose_methods("Paper")) == PAPER
+    assert [m.name for m in choose_methods(["paper", "LRP", "gi"])] == [*PAPER, "LRP"]
     assert choose_methods("rollout") == choose_methods([find_method("Rollout")])
     with pytest.raises(InputError, match="two methods are called 'mine'"):
         choose_methods([mine, ("mine", mine[1])])

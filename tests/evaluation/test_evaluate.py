@@ -208,12 +208,12 @@ def test_integrated_gradients_start_at_the_masked_input(text):
         assert float(found["IG"].values("AUAC")[row]) == pytest.approx(alone.mean, rel=1e-4)
 
 
-def test_all_methods_of_the_paper_apply(text):
+def test_unless_told_otherwise_the_paper_s_methods_and_the_default_are_measured(text):
     pytest.importorskip("scipy")
     model, examples, masker = text
     found = evaluate(model, examples, masker=masker, limit=3, limits={"flow": 2})
     assert not found.errors
-    assert [method.name for method in found] == list(PAPER)
+    assert [method.name for method in found] == [*PAPER, "LRP"]
     assert found["A-Flow"].rows == (0, 1) and found["GAE"].rows == (0, 1, 2)
 
 

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cut texts to N tokens (default: what the model takes)",
     )  # fmt: skip
     how = parser.add_argument_group("how")
-    add_methods(how, "paper")
+    add_methods(how, "paper,LRP")
     how.add_argument(
         "--metrics", type=_metrics, default=["activation", "pruning"], metavar="A,B",
         help="default: activation,pruning",

@@ -85,13 +85,14 @@ def add_methods(parser: argparse._ActionsContainer, default: str) -> None:
     """
     parser.add_argument(
         "--methods", type=_methods, default=default, metavar="A,B,C",
-        help="names of methods, separated by commas; all; or paper, those of the tables of Ali et "
-        f"al. 2022 (default: {default})",
+        help="names of methods, separated by commas; all stands for all of them, paper for those of "
+        f"the tables of Ali et al. 2022 (default: {default})",
     )  # fmt: skip
 
 
 def _methods(text: str) -> list[str]:
-    selected = SELECTIONS.get(text.strip().casefold(), text.split(","))
+    parts = text.split(",")
+    selected = [name for part in parts for name in SELECTIONS.get(part.strip().casefold(), (part,))]
     if set(selected) <= set(METHODS):
         return list(dict.fromkeys(selected))
     from captum_lrp_tx.methods.registry import find_method  # which knows other spellings

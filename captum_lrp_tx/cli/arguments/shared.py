@@ -85,7 +85,7 @@ def add_methods(parser: argparse._ActionsContainer, default: str) -> None:
     """
     parser.add_argument(
         "--methods", type=_methods, default=default, metavar="A,B,C",
-        help="names of methods, separated by commas; all stands for all of them, paper for those of "
+        help="names of methods, separated by commas; all stands for every one, paper for those of "
         f"the tables of Ali et al. 2022 (default: {default})",
     )  # fmt: skip
 

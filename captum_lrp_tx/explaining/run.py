@@ -91,7 +91,8 @@ def explain(
         contrast (bool, int or str): True asks why the target rather than the runner-up; a name or
             number, why rather than this one.
         answer (int or str, optional): Of a language model: explain each token of an answer, one of
-            so many generated tokens, or this text.
+            so many generated tokens, or this text. What an encoder-decoder is forced to begin with
+            (``generation_config.forced_bos_token_id``) comes before the first token.
         hops (int or "all", optional): With ``answer``: explain the answer as a whole, or the piece
             of it that ``target`` names, and pass relevance that lies on generated tokens on to the
             prompt, in so many hops, or until it is there. 0 passes nothing on. See

@@ -195,6 +195,13 @@ def _from_ids(item: Any, reader: Reader) -> Encoded:
     ids = inputs["input_ids"] = ids.long()  # torch looks up nothing shorter than 32 bits
     if len(ids) != 1 or not ids.numel():
         raise InputError(f"token ids of one text have the shape (1, tokens), not {(*ids.shape,)}")
+    of_decoder = [key for key in inputs if key.startswith("decoder_")]
+    if of_decoder:
+        raise InputError(
+            f"explain shows the relevance of input_ids alone, and {', '.join(of_decoder)} would "
+            "have a part of it. Leave it out (a model that writes gets what it writes, or "
+            "answer=), or use ConservativeLRP(model).attribute(inputs, target)"
+        )
     inputs = _without_padding_before(inputs)
     ids = inputs["input_ids"]
     _check_length(ids.shape[1], reader)

@@ -574,6 +574,65 @@ def test_a_real_model_of_sentiment(shared: Any) -> None:
     assert {"charming", "funny"} & {w.text for w in made.top(3)}
 
 
+def marian() -> Any:
+    config = transformers.MarianConfig(
+        vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, pad_token_id=0,
+        eos_token_id=3, decoder_start_token_id=0, max_position_embeddings=32,
+        forced_eos_token_id=None,
+    )  # fmt: skip
+    return transformers.MarianMTModel(config).eval()
+
+
+def bert_to_bert() -> Any:
+    parts = [transformers.BertConfig(vocab_size=40, **SMALL) for _ in range(2)]
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(*parts)
+    config.decoder_start_token_id, config.pad_token_id = 2, 0
+    return transformers.EncoderDecoderModel(config).eval()
+
+
+@pytest.mark.parametrize("build", [marian, bert_to_bert])
+def test_models_that_write_whatever_their_classes_are_called(build: Any, tokenizer: Any) -> None:
+    model, start = build(), {marian: 0, bert_to_bert: 2}[build]
+    *_, made = lrp.explain(model, tokenizer, "the film is good", answer="a good film")
+    assert made.task == "sequence to sequence"
+    conserved(made)
+    ids = tokenizer("the film is good", return_tensors="pt")["input_ids"]
+    labels = tokenizer("a good film")["input_ids"]
+    decoder = torch.tensor([[start, *labels]])
+    logits = model(input_ids=ids, decoder_input_ids=decoder).logits[0]
+    last = labels.index(tokenizer.vocab[made.target.strip("'")])
+    assert made.value == pytest.approx(logits[last, labels[last]].item(), abs=1e-5)
+
+
+def test_what_is_forced_on_an_answer_is_not_its_first_token(tokenizer: Any) -> None:
+    """A language, say, or the start token of BART, in whose place a word is no answer."""
+    model, inputs = marian(), tokenizer("a film", return_tensors="pt")
+    model.generation_config.forced_bos_token_id = 2
+    model.generation_config.suppress_tokens = [3]
+    ids = inputs["input_ids"]
+    logits = model(input_ids=ids, decoder_input_ids=torch.tensor([[0, 2]])).logits[0, 1]
+    made = lrp.explain(model, tokenizer, {"input_ids": ids}, target="bad")
+    assert made.value == pytest.approx(logits[tokenizer.vocab["bad"]].item(), abs=1e-5)
+    assert made.explains == "logit of 'bad' as token 1 of the answer"
+    assert len(lrp.explain(model, tokenizer, {"input_ids": ids}, answer=2)) == 2
+    written = lrp.explain(model, tokenizer, {"input_ids": ids}, answer="bad")
+    assert written[0].value == made.value and torch.equal(written[0].relevance, made.relevance)
+
+
+@pytest.mark.parametrize("kind", ["ForConditionalGeneration", "ForSequenceClassification"])
+def test_what_the_decoder_is_given_is_not_left_out(kind: str, tokenizer: Any) -> None:
+    config = transformers.T5Config(
+        vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=3,
+    )  # fmt: skip
+    model = getattr(transformers, f"T5{kind}")(config).eval()
+    ids = tokenizer("a good film", return_tensors="pt")["input_ids"]
+    given = {"input_ids": ids, "decoder_input_ids": ids}
+    with pytest.raises(InputError, match="decoder_input_ids would have a part of it"):
+        lrp.explain(model, tokenizer, given)
+
+
 def test_everything_is_typed() -> None:
     hints: Mapping[str, Any] = lrp.explain.__annotations__
     assert "return" in hints and "contrast" in hints

@@ -51,6 +51,9 @@ _TASKS: tuple[tuple[str, type[Task]], ...] = (
     ("ForAudioClassification", AudioClassification),
 )
 
+#: The same for models that read a text and write another one.
+_WRITERS = ("ForConditionalGeneration", "ForSeq2SeqLM", "MTModel", "EncoderDecoderModel")
+
 
 def task_of(model: Any, item: Any, name: str | None = None) -> Task:
     """What a model is made for.
@@ -73,7 +76,7 @@ def task_of(model: Any, item: Any, name: str | None = None) -> Task:
             listens = task is SequenceClassification and is_audio_model(inner)
             return AudioClassification() if listens else task()
     config = getattr(inner, "config", None)
-    if name.endswith(("ForConditionalGeneration", "ForSeq2SeqLM")):
+    if name.endswith(_WRITERS):
         reads_text = getattr(inner, "main_input_name", "input_ids") == "input_ids"
         if getattr(config, "is_encoder_decoder", False) and reads_text:
             return SequenceToSequence()

@@ -181,6 +181,8 @@ class SequenceToSequence(Task):
         _check_answer(wish.answer)
         encoded = encode(item, reader)
         start, answer = self._answer(encoded.inputs, reader, wish)
+        if answer and answer[0] == _forced(reader):
+            start, answer = [*start, answer[0]], answer[1:]
         if not answer:
             raise InputError("the model answered nothing: it predicts the end of the text at once")
         if wish.target is not None and len(answer) > 1 and wish.answer is None:
@@ -217,7 +219,8 @@ class SequenceToSequence(Task):
                     "model.config.decoder_start_token_id"
                 ) from error
             return [int(shifted[0])], _without_end(labels[0].tolist(), reader)
-        written = _generated(reader, inputs, _count(wish))
+        forced = 0 if _forced(reader) is None else 1
+        written = _generated(reader, inputs, _count(wish) + forced)
         return written[:1], _without_end(written[1:], reader)
 
 
@@ -309,6 +312,13 @@ def _check_room(count: int, inputs: Mapping[str, Tensor], reader: Reader) -> Non
             f"the text has {length} tokens and the answer up to {count}, but the model takes at "
             f"most {limit}; shorten one of them"
         )
+
+
+def _forced(reader: Reader) -> int | None:
+    """What every answer begins with, whatever the model predicts: a language, a start token."""
+    settings = getattr(reader.model, "generation_config", None)
+    token = getattr(settings, "forced_bos_token_id", None)
+    return token if isinstance(token, int) else None
 
 
 def _generated(reader: Reader, inputs: Mapping[str, Tensor], count: int) -> list[int]:

@@ -276,7 +276,7 @@ class MapMethod(CaptumMethod):
             if target is None and not (gradients or relevance):  # nothing is explained
                 return output.reshape(output.shape[0], -1).sum(1) if output.dim() else output
             selected = select_target(output, target)
-            warn_of_padding(forward, inputs, job.additional_args, output, [target])
+            warn_of_padding(forward, inputs, additional_forward_args, output, [target])
             if not unit:
                 return selected
             tiny = torch.finfo(selected.dtype).tiny ** 0.5

@@ -249,7 +249,7 @@ class Conservative(CaptumMethod):
 
         def select(output: Tensor) -> list[Tensor]:
             selected[:] = select_targets(output, targets)
-            warn_of_padding(forward, inputs, job.additional_args, output, given)
+            warn_of_padding(forward, inputs, additional_forward_args, output, given)
             return list(selected)
 
         def inspect_and_go_on(scope: Scope, roots: list[Node], leaves: list[Tensor]) -> None:

@@ -315,7 +315,15 @@ def _largest(rows: Tensor, bags: Tensor, counts: Tensor, result: Tensor) -> Tens
 
 
 # ---- rows that are added to embedded tokens --------------------------------------------------
-ADDITIONS = frozenset("add add_ __add__ __radd__ __iadd__".split())
+ADDITIONS = frozenset(
+    """add add_ __add__ __radd__ __iadd__ sub sub_ __sub__ __rsub__ __isub__ rsub subtract
+    subtract_""".split()
+)
+#: Of these the ones that write into their first operand, and what they compute.
+_WRITTEN_INTO = {
+    **dict.fromkeys(("add_", "__iadd__"), torch.add),
+    **dict.fromkeys(("sub_", "__isub__", "subtract_"), torch.sub),
+}
 
 
 def with_added_rows(context: Context, call: Call) -> tuple[Call, Tensor | None]:
@@ -331,11 +339,14 @@ def with_added_rows(context: Context, call: Call) -> tuple[Call, Tensor | None]:
         rows, other = args[i], args[1 - i]
         if not depends(rows) or not isinstance(other, Tensor) or other.requires_grad:
             continue
-        tables = learned_tables(context, call.passed(1 - i), other)
-        if not tables or not other.is_floating_point():
-            break
         trace = traces.rows(rows)
         if trace is None:
+            break
+        into = _WRITTEN_INTO.get(call.name) if i == 1 else None
+        if into is not None:  # what was a constant holds tokens from now on
+            traces.note_written(other, trace.expand(other.shape))
+        tables = learned_tables(context, call.passed(1 - i), other)
+        if not tables or not other.is_floating_point():
             break
         shape = torch.broadcast_shapes(trace.shape, other.shape)  # type: ignore[no-untyped-call]
         names = " + ".join(dict.fromkeys(context.name_of(table) for table in tables))
@@ -343,8 +354,8 @@ def with_added_rows(context: Context, call: Call) -> tuple[Call, Tensor | None]:
         axes.note_weighed(leaf, [None] * len(shape))  # what axes count, the tokens tell
         replaced = [*args]
         replaced[1 - i] = leaf
-        if i == 1 and call.name in ("add_", "__iadd__"):
-            return call.replaced(tuple(replaced), call.kwargs, torch.add), other
+        if into is not None:
+            return call.replaced(tuple(replaced), call.kwargs, into), other
         return call.replaced(tuple(replaced), call.kwargs), None
     return call, None
 

@@ -149,6 +149,17 @@ class Traces:
         if isinstance(x, Tensor) and trace is not None:
             setattr(x, _ROWS, (self, trace))
 
+    def note_written(self, x: Tensor, trace: Tensor) -> None:
+        """Keep the trace of tokens that are added to a constant, or to a part of one."""
+        self.note_rows(x, trace)
+        whole = x._base
+        if whole is not None and whole.is_contiguous():
+            known = self.rows(whole)
+            held = torch.zeros_like(whole, dtype=torch.int64) if known is None else known.clone()
+            offset = x.storage_offset() - whole.storage_offset()
+            held.as_strided(x.size(), x.stride(), offset).copy_(trace)
+            self.note_rows(whole, held)
+
     def forget_rows(self, x: Tensor) -> None:
         """What a tensor holds now is no sum of embedded tokens any more."""
         if hasattr(x, _ROWS):

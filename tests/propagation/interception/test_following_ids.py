@@ -336,6 +336,43 @@ def in_place_first(m: Any, ids: Tensor) -> Tensor:
     return x
 
 
+def in_place_both(m: Any, ids: Tensor) -> Tensor:
+    x = in_place_first(m, ids)
+    x += m.kinds(torch.ones_like(ids))
+    return x
+
+
+def into_zeros(m: Any, ids: Tensor) -> Tensor:
+    x = torch.zeros(*ids.shape, WIDTH).double()
+    x.add_(m.words(ids))
+    return x + m.places(all_places(ids))
+
+
+def column_by_column(m: Any, ids: Tensor) -> Tensor:
+    x = torch.zeros(*ids.shape, WIDTH).double()
+    for i in range(ids.shape[1]):
+        x[:, i] += m.words(ids[:, i])
+    return x + m.places(all_places(ids))
+
+
+def into_a_slice(m: Any, ids: Tensor) -> Tensor:
+    x = torch.zeros(len(ids), 7, WIDTH).double()
+    x[:, 1 : 1 + ids.shape[1]].add_(m.words(ids))
+    return x[:, 1 : 1 + ids.shape[1]] + m.places(all_places(ids))
+
+
+def taken_away(m: Any, ids: Tensor) -> Tensor:
+    x = m.places(all_places(ids)) - m.words(ids)
+    return x.subtract(m.kinds(torch.ones_like(ids)))
+
+
+def taken_away_in_place(m: Any, ids: Tensor) -> Tensor:
+    x = m.places(all_places(ids)).repeat(len(ids), 1, 1)
+    x -= m.words(ids)
+    x.sub_(m.kinds(torch.ones_like(ids)), alpha=2)
+    return x
+
+
 def from_mask(m: Any, ids: Tensor) -> Tensor:
     mask = (ids != 1).long()
     return m.words(ids) + m.places(mask.cumsum(1) * mask - 1)
@@ -347,6 +384,12 @@ ADDED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "without a batch": lambda m, i: m.words(i) + m.places(all_places(i)),
     "before the tokens": before,
     "in place": in_place_first,
+    "in place, both": in_place_both,
+    "into zeros": into_zeros,
+    "column by column": column_by_column,
+    "into a slice": into_a_slice,
+    "taken away": taken_away,
+    "taken away in place": taken_away_in_place,
     "from the mask": from_mask,
     "a slice of the table": lambda m, i: m.words(i) + m.places.weight[: i.shape[1]],
     "narrow": lambda m, i: m.words(i) + m.places.weight.narrow(0, 0, i.shape[1]).unsqueeze(0),

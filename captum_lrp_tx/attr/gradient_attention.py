@@ -77,10 +77,12 @@ class ByGradient(MapMethod, GradientAttribution):
 
         Raises:
             UnsupportedModelError: no softmax attention between tokens, attention in windows
-                (Swin) or between channels (XCiT), sequences that cannot be told apart, or
-                cross-attention where the method is defined on one sequence.
+                (Swin) or between channels (XCiT), sequences that cannot be told apart, token ids
+                that a model reads in both of its sequences, or cross-attention where the method
+                is defined on one sequence.
             TargetError: the target is missing or does not fit.
-            InputError: unsupported inputs, or a query position out of range.
+            InputError: unsupported inputs, or a query position out of range or without a part in
+                the output.
 
         Example::
 
@@ -160,6 +162,7 @@ class GenericAttention(ByGradient):
         ]
         eye = torch.eye(real.shape[1], dtype=rows.dtype, device=rows.device)
         if self.variant == "chefer":
+            _check_rows(maps.maps, rows)
             relevance = rolled_out([a + eye for a in layers], rows, self.start_layer)
             return self._finished([relevance * real], maps)
         normalised = residual_half(layers)
@@ -170,6 +173,7 @@ class GenericAttention(ByGradient):
 
     # ---- two sequences -----------------------------------------------------------------------
     def _bimodal(self, maps: Maps) -> list[Tensor]:
+        _refuse_shifted(maps)
         found = maps.maps[self.start_layer :]
         names = _sequence_names(found)
         sizes: dict[str, int] = {}
@@ -238,11 +242,47 @@ class GenericAttention(ByGradient):
                 len(found[0].pattern), sizes[explained], dtype=torch.bool
             )
         rows = maps.rows(self.query, real, patterns_of(explained, square_only=True))
+        own = [m for m, (query, _) in zip(found, names, strict=True) if query == explained]
+        _check_rows(own, rows)
         values = []
         for i, name in enumerate(taken):
             shown = maps.real(i, sizes[name], patterns_of(name))
             values.append(torch.einsum("bt,bts->bs", rows, relevance[explained, name]) * shown)
         return values
+
+
+def _refuse_shifted(maps: Maps) -> None:
+    """Complain about token ids that go to both sequences.
+
+    Raises:
+        UnsupportedModelError: with the way to explain both.
+    """
+    for leaf in maps.inputs.leaves:
+        traces = [lookup.trace for lookup in leaf.lookups]
+        if any(t.shape == traces[0].shape and not t.equal(traces[0]) for t in traces):
+            raise UnsupportedModelError(
+                "The model reads the token ids a second time, shifted, in its decoder, and "
+                "GenericAttention gives the relevance of each sequence by itself. Pass what the "
+                "decoder reads as an input of its own: 'decoder_input_ids', in a padded batch "
+                "with 'decoder_attention_mask'."
+            )
+
+
+def _check_rows(found: list[AttentionMap], rows: Tensor) -> None:
+    """Complain if the output of an example does not depend on the row that is read for it.
+
+    Raises:
+        InputError: with the way to name another one.
+    """
+    slopes = torch.stack([given(m.gradient).abs().sum((1, 3)) for m in found]).sum(0)
+    unread = ((slopes * rows).sum(1) == 0) & slopes.any(1)
+    if bool(unread.any()):
+        example = int(unread.nonzero()[0])
+        raise InputError(
+            f"The output of example {example} does not depend on row {int(rows[example].argmax())} "
+            "of its attention maps, which would be read. Say which tokens are padding (in a "
+            "mapping 'attention_mask', or 'decoder_attention_mask'), or name the row by query=."
+        )
 
 
 def _normalised(relevance: Tensor) -> Tensor:

@@ -422,6 +422,31 @@ def test_gae_on_an_encoder_decoder(implementation: str, tokens: int) -> None:
         )
 
 
+def test_gae_of_a_decoder_that_reads_the_ids_again() -> None:
+    """Classifiers of BART and T5 shift the ids for it, and read it where the text ends."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, pad_token_id=0,
+        eos_token_id=1, decoder_start_token_id=0, num_labels=3,
+    )  # fmt: skip
+    model = zoo.randomise(transformers.T5ForSequenceClassification(config).eval())
+    gae = GenericAttention(model)
+    ids = torch.tensor([[5, 6, 7, 8, 1], [9, 4, 1, 0, 0]])
+    given = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    with pytest.raises(UnsupportedModelError, match=r"a second time, shifted.*decoder_input_ids"):
+        gae.attribute(given, target=1)
+    shifted = torch.cat([torch.zeros_like(ids[:, :1]), ids[:, :-1]], 1)
+    given["decoder_input_ids"] = shifted
+    with pytest.raises(InputError, match=r"example 1 does not depend on row 4.*decoder_attention"):
+        gae.attribute(given, target=1)
+    given["decoder_attention_mask"] = given["attention_mask"]  # as the message says
+    batch = gae.attribute(given, target=1)
+    alone = gae.attribute({k: v[1:, :3] for k, v in given.items()}, target=1)
+    for together, one in zip(batch, alone, strict=True):
+        close(together[1:, :3], one)
+        assert one.any() and not together[1, 3:].any()
+
+
 class Attend(nn.Module):
     """Residual attention of x to ``memory`` that keeps its pattern."""
 

@@ -636,6 +636,22 @@ def test_bags_with_weights() -> None:
     check(Plumbing(run), distinct(6))
 
 
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_a_bag_of_nothing_but_padding(mode: str) -> None:
+    """Its mean divides by no rows; padding gets nothing, and the other bag all that is there."""
+
+    def run(m: Plumbing, ids: Tensor) -> Tensor:
+        return F.embedding_bag(
+            ids, m.tables[0].weight, torch.tensor([0, 2]), mode=mode, padding_idx=1
+        )
+
+    model, ids = Plumbing(run), torch.tensor([1, 1, 4, 1, 6])
+    (expected,) = by_rows(model, ids)
+    got = ConservativeGI(model, rules="gi").attribute(ids)
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-12)
+    assert got.ne(0).tolist() == [False, False, True, False, True]
+
+
 # ---- what cannot be followed -------------------------------------------------------------------
 def sorted_into_sums(ids: Tensor) -> Tensor:
     sums = ids.cumsum(1)

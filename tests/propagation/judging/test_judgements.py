@@ -20,7 +20,7 @@ from torch import Tensor
 import zoo
 from captum_lrp_tx import Composite, ConservativeGI, ConservativeLRP, audit
 from captum_lrp_tx.errors import UncoveredOperationError, UnsupportedModelError
-from captum_lrp_tx.rules import EpsilonRule, GateRule
+from captum_lrp_tx.rules import EpsilonRule, GateRule, GradientRule
 
 N, WIDTH = 2, 6
 
@@ -512,3 +512,29 @@ def test_signs_of_complex_numbers_are_refused() -> None:
         ConservativeLRP(model, taken).attribute(x, target=1),
         ConservativeLRP(model, "lrp").attribute(x, target=1),
     )
+
+
+class RunningProduct(torch.nn.Module):
+    """A linear map, and behind it a function that no rule covers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(zoo.floats(WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cumprod(F.linear(x, self.weight), -1)
+
+
+def test_what_was_left_to_the_gradient_by_choice_is_no_fault() -> None:
+    """And nothing else is excused: without the choice the same module is one."""
+    model, x = (
+        torch.nn.Sequential(RunningProduct(), torch.nn.Linear(WIDTH, 2)),
+        zoo.floats(N, WIDTH),
+    )
+    with pytest.raises(UncoveredOperationError, match="Cumprod in 0"):
+        ConservativeLRP(model).attribute(x, target=0, strict=True)
+    chosen = Composite({RunningProduct: GradientRule()}, base="lrp")
+    ConservativeLRP(model, rules=chosen).attribute(x, target=0, strict=True)
+    report = audit.explainability(model, x, target=0, rules=chosen, file=None)
+    assert report.is_covered
+    assert ["plain gradient was chosen" in finding.what for finding in report.findings] == [True]

@@ -169,6 +169,26 @@ def test_lookups_of_all_kinds_are_replaced(how: str) -> None:
     close(forward(embedded, *more), model(ids, 2.0))
 
 
+def test_words_that_a_decoder_looks_up_again_are_no_constants() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0,
+        eos_token_id=1, decoder_start_token_id=0, num_labels=3,
+    )  # fmt: skip
+    model = zoo.randomise(transformers.T5ForSequenceClassification(config).eval())
+    ids, other = torch.tensor([[5, 6, 7, 1]]), torch.tensor([[5, 6, 8, 1]])
+    with pytest.raises(InputError, match=r"a second time, shifted.*'shifted' in the mapping"):
+        embedded_inputs(model, ids)
+
+    def given(input_ids: Tensor, shifted: Tensor) -> Any:  # as the message says
+        return model(input_ids, decoder_input_ids=shifted)
+
+    shifted = torch.tensor([[0, 5, 6, 7]])
+    forward, _, more = embedded_inputs(given, {"input_ids": ids, "shifted": shifted})
+    moved = embedded_inputs(given, {"input_ids": other, "shifted": shifted}).inputs
+    close(forward(moved, *more), given(other, shifted).logits)
+
+
 def test_mistakes_with_forward_functions_say_what_to_do() -> None:
     with pytest.raises(InputError, match="did not look up"):
         embedded_inputs(Lookups("one hot"), torch.tensor([[3, 4, 5]]))

@@ -58,3 +58,38 @@ class EmbeddingRows(Inputs):
             return values
         replaced = next(self._replacements).flatten(0, ids.dim() - 1)[(places - 1).clamp(min=0)]
         return torch.where((places != 0).unsqueeze(-1), replaced, values)
+
+
+def are_shifted(traces: Sequence[Tensor]) -> bool:
+    """Whether token ids were looked up at other places, too, as decoders do that shift them.
+
+    Args:
+        traces (sequence of Tensor): For each lookup the number of the id that an entry is of.
+    """
+    return any(t.shape == traces[0].shape and not t.equal(traces[0]) for t in traces)
+
+
+class _Places(EmbeddingRows):
+    """Which ids were looked up where."""
+
+    def __init__(self, ids: Tensor) -> None:
+        super().__init__(ids)
+        self.places: list[Tensor] = []
+
+    def look_up(self, values: Tensor, trace: Tensor, name: str, context: Looking) -> Tensor:
+        self.places.append(by_rows(trace))
+        return values
+
+
+def shifts_ids(call: Callable[..., Tensor], ids: Tensor, *more: Any) -> bool:
+    """Whether a function looks its token ids up a second time, shifted.
+
+    Args:
+        call (callable): ``call(ids, *more)`` runs the model.
+        ids (Tensor): Token ids.
+        *more: Further arguments.
+    """
+    seen = _Places(ids)
+    with torch.inference_mode(False), torch.no_grad():
+        seen.run(call, *more)
+    return are_shifted(seen.places)

@@ -21,6 +21,7 @@ from captum_lrp_tx.attr.attention_maps import (
 )
 from captum_lrp_tx.attr.attention_recorder import AttentionMap
 from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType, TensorOrTuple
+from captum_lrp_tx.attr.embedding_rows import are_shifted
 from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.propagation.autograd.functions import safe_ratio
 
@@ -258,8 +259,7 @@ def _refuse_shifted(maps: Maps) -> None:
         UnsupportedModelError: with the way to explain both.
     """
     for leaf in maps.inputs.leaves:
-        traces = [lookup.trace for lookup in leaf.lookups]
-        if any(t.shape == traces[0].shape and not t.equal(traces[0]) for t in traces):
+        if are_shifted([lookup.trace for lookup in leaf.lookups]):
             raise UnsupportedModelError(
                 "The model reads the token ids a second time, shifted, in its decoder, and "
                 "GenericAttention gives the relevance of each sequence by itself. Pass what the "

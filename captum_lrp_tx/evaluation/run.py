@@ -25,7 +25,7 @@ from captum_lrp_tx.methods.registry import Chosen, Method, choose_methods, find_
 from captum_lrp_tx.methods.running import reason
 from captum_lrp_tx.methods.running import run as run_method
 from captum_lrp_tx.metrics.batches import of_one_length
-from captum_lrp_tx.metrics.blocks import rows_first, transformer_blocks
+from captum_lrp_tx.metrics.blocks import common_blocks, rows_first
 from captum_lrp_tx.metrics.curves import FRACTIONS, Curve, Fractions
 from captum_lrp_tx.metrics.masking import Masker
 from captum_lrp_tx.metrics.perturbation import Perturbation
@@ -41,6 +41,7 @@ from captum_lrp_tx.runs.subject import (
 Targets = Literal["predicted", "label"]
 #: Where gradient x input and LRP take relevance.
 At = Literal["embeddings", "input"]
+_AT_INPUT = "take relevance at the tokens: at='input' (--at input)"
 
 
 def evaluate(
@@ -265,7 +266,7 @@ class _Work:
         """Relevance of examples of one length."""
         blank = used.masker.masked(used.batch, used.features).main
         layered = self.at == "embeddings" and method.at_layer is not None
-        layer = transformer_blocks(self.model)[0] if layered else None
+        layer = common_blocks(self.model, _AT_INPUT)[0] if layered else None
         found = run_method(
             method, self.model, used.batch.inputs, used.target.to(blank.device),
             # no baseline if they differ by their mask only

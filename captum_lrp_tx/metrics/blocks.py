@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.errors import InputError, UnsupportedModelError
 from captum_lrp_tx.propagation.model.modules import find_modules
 
 
@@ -52,6 +52,31 @@ def transformer_blocks(model: Callable[..., Any]) -> list[nn.Module]:
             "in the model; name the layers yourself"
         )
     return max(found, key=lambda entry: entry[0])[1]
+
+
+def common_blocks(model: Callable[..., Any], way_out: str) -> list[nn.Module]:
+    """:func:`transformer_blocks` of a model in which everything goes through them.
+
+    Args:
+        model (nn.Module or callable): A model, or a function that runs one.
+        way_out (str): What to do about other models.
+
+    Raises:
+        InputError: There is no list of blocks.
+        UnsupportedModelError: An encoder and a decoder, each with blocks of its own.
+    """
+    modules = find_modules(model)
+    configs = [getattr(module, "config", None) for _, module in modules]
+    has_both = any(isinstance(module, nn.Transformer) for _, module in modules) or (
+        any(getattr(config, "is_encoder_decoder", False) for config in configs)
+        and any(name.rpartition(".")[2] == "decoder" for name, _ in modules)
+    )
+    if has_both:
+        raise UnsupportedModelError(
+            "the model has an encoder and a decoder, and what one takes from the other by "
+            f"cross-attention does not go through the blocks before; {way_out}"
+        )
+    return transformer_blocks(model)
 
 
 def rows_first(relevance: Tensor, examples: int) -> Tensor | None:

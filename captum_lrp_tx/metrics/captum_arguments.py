@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from captum_lrp_tx.attr.conservative import AttributionInputs
-from captum_lrp_tx.attr.embedding_rows import EmbeddingRows
+from captum_lrp_tx.attr.embedding_rows import shifts_ids
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.visualization.patch_maps import pixels_of_patches
@@ -232,12 +232,8 @@ def embedded_inputs(
         )
     with torch.no_grad(), _ReplacedRows(ids, None) as mode:
         plain(ids, *more)
-    embedded, recorded = mode.check().detach().clone(), EmbeddingRows(ids)
-    with torch.no_grad():
-        recorded.run(plain, *more)
-    # rows are zero for ids that were not looked up
-    same = [torch.equal(x, embedded * x.any(-1, keepdim=True)) for x in recorded.rows]
-    if sum(same) > mode.count:
+    embedded = mode.check().detach().clone()
+    if shifts_ids(plain, ids, *more):
         raise InputError(
             "the model looks its token ids up a second time, shifted, for its decoder, where "
             "other embeddings cannot be put. Explain a function that is given what the decoder "
@@ -336,8 +332,6 @@ class _ReplacedRows(TorchFunctionMode):
         self._rows = rows
         self._found: Tensor | None = None
         self._table: tuple[int, torch.Size] | None = None
-        #: How many lookups of the ids were seen.
-        self.count = 0
 
     def __torch_function__(
         self,
@@ -360,7 +354,6 @@ class _ReplacedRows(TorchFunctionMode):
         if self._table not in (None, table):
             return result
         self._table = table
-        self.count += 1
         if self._rows is not None:
             result = self._rows.reshape(result.shape).to(result.dtype)
         self._found = result.reshape(*self._ids.shape, result.shape[-1])

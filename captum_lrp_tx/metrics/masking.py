@@ -9,6 +9,7 @@ from typing import Any, Literal, Union
 import torch
 from torch import Tensor
 
+from captum_lrp_tx.attr.embedding_rows import shifts_ids
 from captum_lrp_tx.errors import InputError
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.visualization.wording import special_ids
@@ -178,6 +179,7 @@ class RemoveTokens(MaskTokens):
 
     The inputs must be a mapping with an ``attention_mask``. Some token must stay (the class token,
     from which the model reads); tokens that nothing attends to still run through the model.
+    Models that read their ids again in a decoder (classifiers of BART and T5) are refused.
 
     Args:
         keep (sequence of int or Tensor): Tokens that are never removed; see :class:`MaskTokens`.
@@ -189,6 +191,7 @@ class RemoveTokens(MaskTokens):
 
     def __init__(self, keep: Kept) -> None:
         MaskTokens.__init__(self, 0, keep=keep)
+        self._checked: Any = None
 
     def __repr__(self) -> str:  # no token takes the place of others
         return f"{type(self).__name__}({self._named_keep})"
@@ -221,6 +224,16 @@ class RemoveTokens(MaskTokens):
         mask = batch.named["attention_mask"]
         hidden = hidden[:, : mask.shape[1]].to(mask.device)
         return batch.with_main(batch.main, attention_mask=mask.masked_fill(hidden, 0))
+
+    def run(self, model: Callable[..., Any], batch: Batch, hidden: Tensor) -> Tensor:
+        if self._checked is not model:
+            if shifts_ids(lambda ids: batch.with_main(ids).call(model), batch.main):
+                raise InputError(
+                    "RemoveTokens hides tokens by the attention_mask, which the decoder of the "
+                    "model does not heed: it reads the token ids again, shifted. Use MaskTokens"
+                )
+            self._checked = model
+        return MaskTokens.run(self, model, batch, hidden)
 
 
 def _ids(batch: Batch) -> Tensor:

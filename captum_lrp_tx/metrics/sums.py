@@ -20,7 +20,7 @@ from captum_lrp_tx.errors import InputError, NonFiniteError
 from captum_lrp_tx.methods.registry import METHODS
 from captum_lrp_tx.metrics.absorbed import absorbed_by_constants
 from captum_lrp_tx.metrics.batches import Batch, of_one_length
-from captum_lrp_tx.metrics.blocks import rows_first, transformer_blocks
+from captum_lrp_tx.metrics.blocks import common_blocks, rows_first
 from captum_lrp_tx.metrics.masking import MaskTokens
 from captum_lrp_tx.metrics.perturbation import logit
 from captum_lrp_tx.metrics.sums_figure import conservation_figure
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 
 #: A preset or composite, or one with a treatment of biases for ``ConservativeLRP``.
 Rules = Union[str, Composite, tuple[Union[str, Composite], Bias]]
+_WAY_OUT = (
+    "audit.explainability tells what its inputs and constants get together. If all that is "
+    "explained goes through the blocks of the encoder, give these as layers="
+)
 RULES: Mapping[str, Rules] = {
     **{m.name: m.options["rules"] for m in METHODS if m.make is ConservativeGI},
     "LRP": ("lrp", "absorb"),
@@ -202,6 +206,7 @@ def conservation(
 
     Raises:
         InputError: No rules, or no blocks found.
+        UnsupportedModelError: An encoder and a decoder, and no ``layers``.
         TargetError, NonFiniteError: As for every attribution class.
 
     Example::
@@ -215,7 +220,7 @@ def conservation(
     """
     if not rules:
         raise InputError("no rule set is named; give rules= some, e.g. {'LRP': 'lrp'}")
-    blocks = list(layers) if layers is not None else transformer_blocks(model)
+    blocks = list(layers) if layers is not None else common_blocks(model, _WAY_OUT)
     batch = Batch.of(inputs, additional_forward_args)
     lengths = None
     if not batch.main.is_floating_point() and not counts_from_end(target):

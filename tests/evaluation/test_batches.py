@@ -154,6 +154,21 @@ def test_numbers_are_those_of_each_text_alone(build: Any, masked: Any) -> None:
             )  # fmt: skip
 
 
+def test_the_first_block_of_a_decoder_is_not_the_first_of_the_model() -> None:
+    _, tokenizer = sentiment()
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+        pad_token_id=0, eos_token_id=tokenizer.sep_token_id, decoder_start_token_id=0,
+    )  # fmt: skip
+    model = transformers.T5ForSequenceClassification(config).eval()
+    options = {"masker": MaskTokens.from_tokenizer(tokenizer, keep_special=True)}
+    examples = TextExamples(TEXTS[:2], tokenizer)
+    (refused,) = evaluate(model, examples, ["LRP"], **options)
+    assert refused.error is not None and "at='input'" in refused.error
+    (measured,) = evaluate(model, examples, ["LRP"], at="input", **options)
+    assert measured.error is None
+
+
 class WithoutMask:
     """A tokenizer of which the model gets no mask, as that of FNet."""
 

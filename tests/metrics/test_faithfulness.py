@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 pytest.importorskip("transformers")
 
+from transformers import T5Config, T5ForSequenceClassification
+
 from captum_lrp_tx import ConservativeGI, LayerConservativeGI, LayerConservativeLRP
 from captum_lrp_tx.errors import (
     InputError,
@@ -445,6 +447,40 @@ def test_removed_tokens_are_not_attended_to(text, relevances):
         deletion_curve(model, inputs, relevances["gi"], targets, masker=RemoveTokens(()))
     with pytest.raises(InputError, match="attention_mask"):
         deletion_curve(model, inputs["input_ids"], relevances["gi"], targets, masker=masker)
+
+
+def t5():
+    """A classifier whose decoder reads the token ids again, shifted."""
+    config = T5Config(
+        vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, pad_token_id=0,
+        eos_token_id=1, decoder_start_token_id=0, num_labels=3,
+    )  # fmt: skip
+    return T5ForSequenceClassification(config).eval()
+
+
+def test_tokens_cannot_be_removed_where_a_decoder_reads_them_again():
+    ids = torch.tensor([[5, 6, 7, 1], [8, 9, 1, 0]])
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    relevance, model = torch.rand(2, 4), t5()
+    for _ in range(2):
+        with pytest.raises(InputError, match="the decoder of the model does not heed"):
+            deletion_curve(model, inputs, relevance, 1, masker=RemoveTokens((1,)))
+    deletion_curve(model, inputs, relevance, 1, masker=MaskTokens(2, keep=(1,)))
+
+
+def test_blocks_of_an_encoder_beside_a_decoder_are_no_cut():
+    model, ids = t5(), torch.tensor([[5, 6, 7, 1], [8, 9, 4, 1]])
+    with pytest.raises(UnsupportedModelError, match=r"cross-attention does not go.*layers="):
+        conservation(model, ids, 1)
+    shifted = torch.tensor([[0, 5, 6, 7], [0, 8, 9, 4]])
+
+    def encoded(input_ids, shifted):
+        return model(input_ids, decoder_input_ids=shifted)
+
+    inputs = {"input_ids": ids, "shifted": shifted}
+    blocks = list(model.transformer.encoder.block)  # as the message says
+    made = conservation(encoded, inputs, 1, rules={"LRP": "lrp"}, layers=blocks, absorbed=True)
+    assert made.unaccounted("LRP") < 1e-4
 
 
 def test_patches_are_replaced_in_order():

@@ -268,7 +268,10 @@ class _Chunk:
         return self._outputs[key]
 
     def infidelity(self, relevance: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:
-        """Captum's infidelity as it is and scaled, of each example."""
+        """Captum's infidelity as it is and scaled, of each example.
+
+        In double precision: the scaled one is the small rest of sums of squares.
+        """
         count = len(self.batch)
         found = []
         for normalize in (False, True):
@@ -277,10 +280,11 @@ class _Chunk:
             )
             at_once = min(max(settings.batch_size, count), count * settings.samples)
             score = infidelity(
-                self.forward, perturb, self.main, relevance, normalize=normalize,
+                lambda main: self.forward(main).double(), perturb, self.main, relevance.double(),
+                normalize=normalize,
                 n_perturb_samples=settings.samples, max_examples_per_batch=at_once,
             )  # fmt: skip
-            found.append(score.detach().double().cpu().reshape(count))
+            found.append(score.detach().cpu().reshape(count).clamp(min=0.0))
         return found[0], found[1]
 
     def explain(self, method: Method, settings: _Settings, inputs: Any) -> tuple[Tensor, ...]:

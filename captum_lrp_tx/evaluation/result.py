@@ -193,7 +193,7 @@ class Evaluation:
                     cells += ["", "", ""]
                     continue
                 interval = method.interval(measure.name)
-                cells += [f"{v:.6f}" for v in (interval.estimate, interval.low, interval.high)]
+                cells += [f"{v:.8g}" for v in (interval.estimate, interval.low, interval.high)]
             seconds = "" if method.error is not None else f"{method.seconds:.4f}"
             writer.writerow([*cells, len(method.rows), seconds, method.error or ""])
         return stream.getvalue()

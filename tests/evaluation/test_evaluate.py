@@ -397,6 +397,9 @@ def test_small_numbers_are_told_apart_as_large_ones(two):
     small = replace(two, methods=tuple(map(smaller, two.methods)))
     assert bold(small) == bold(two)
     assert not re.search(r"\b0\.000\b", small.markdown("GI"))
+    for row, method in zip(csv.DictReader(io.StringIO(small.csv())), small, strict=True):
+        mean = method.interval("AU-MSE").estimate
+        assert float(row["AU-MSE"]) == pytest.approx(mean, rel=1e-6)
     assert str(Interval(1.23e-5, 1.1e-5, 2.04e-5)) == "0.000012 [0.000011, 0.000020]"
 
 

@@ -56,6 +56,18 @@ def numbers_of_regression(modules: Iterable[tuple[str, nn.Module]]) -> list[str]
     return []
 
 
+def is_multi_label(modules: Iterable[tuple[str, nn.Module]]) -> bool:
+    """Whether a configuration says that each class is answered for by itself, by a sigmoid.
+
+    Args:
+        modules (iterable of (str, Module)): Of the model.
+    """
+    configs = (getattr(module, "config", None) for _, module in modules)
+    return any(
+        getattr(config, "problem_type", None) == "multi_label_classification" for config in configs
+    )
+
+
 def refuse_argmax_of_numbers(
     modules: Iterable[tuple[str, nn.Module]], instead: str = "name one as target"
 ) -> None:

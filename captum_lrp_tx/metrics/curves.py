@@ -222,6 +222,8 @@ def perturbation_curve(
         )  # fmt: skip
     if attributions is None:
         raise InputError("attributions are missing; give attributions=")
+    if measure in _MULTI_LABEL:
+        used.check_probabilities()
     named = {**_MEASURES, **(_MULTI_LABEL if used.is_multi_label else {})}
     measured = named[measure] if isinstance(measure, str) else measure
     steps = _steps(fractions)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from captum_lrp_tx.attr.class_names import is_multi_label, numbers_of_regression
 from captum_lrp_tx.attr.conservative import AttributionInputs, TargetType
 from captum_lrp_tx.errors import InputError, NonFiniteError, OutputError, TrainingModeWarning
 from captum_lrp_tx.metrics.batches import Batch
@@ -121,11 +122,8 @@ class Perturbation:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size must be positive, not {batch_size}")
         self._model = model
-        self.is_multi_label = any(
-            getattr(getattr(module, "config", None), "problem_type", None)
-            == "multi_label_classification"
-            for _, module in find_modules(model)
-        )
+        self.is_multi_label = is_multi_label(find_modules(model))
+        self._numbers = numbers_of_regression(find_modules(model))
         self.batch = Batch.of(inputs, additional_forward_args)
         self.masker = masker
         self._batch_size = batch_size
@@ -154,6 +152,18 @@ class Perturbation:
 
     def __len__(self) -> int:
         return len(self.batch)
+
+    def check_probabilities(self) -> None:
+        """Complains if the outputs are no classes that could have probabilities.
+
+        Raises:
+            OutputError: The configuration says that the model is a regression with several numbers.
+        """
+        if self._numbers:
+            raise OutputError(
+                "the model is a regression, whose numbers have no probability; pass "
+                "measure='logit', or evaluate with metrics=['pruning'] (--metrics pruning) only"
+            )
 
     def take(self, rows: Sequence[int]) -> Perturbation:
         """The same of some of the examples, without running the model for each of them again.

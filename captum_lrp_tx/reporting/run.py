@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from captum_lrp_tx.attr.class_names import (
     class_number,
+    is_multi_label,
     labels_of,
     refuse_argmax_of_numbers,
 )
@@ -143,7 +144,7 @@ def report(
     config = _config(model)
     names = _class_names(class_names, config, outputs.shape[1])
     known = check_labels(labels, names, len(samples))
-    probabilities = _probabilities(outputs, config)
+    probabilities = _probabilities(outputs, model)
     explained = _explained(classes, outputs, known, names)
     start, told = _baseline(baseline, samples, model)
     work = sum(count_rows(method, explained) for method in chosen)
@@ -266,12 +267,10 @@ def _class_names(given: Sequence[str] | None, config: Any, count: int) -> list[s
     return labels_of(config, count)
 
 
-def _probabilities(outputs: Tensor, config: Any) -> Tensor | None:
+def _probabilities(outputs: Tensor, model: Any) -> Tensor | None:
     if outputs.shape[1] == 1:
         return None
-    if getattr(config, "problem_type", None) == "multi_label_classification":
-        return outputs.sigmoid()
-    return outputs.softmax(1)
+    return outputs.sigmoid() if is_multi_label(find_modules(model)) else outputs.softmax(1)
 
 
 def _explained(

@@ -15,7 +15,7 @@ import transformers
 from captum_lrp_tx import ConservativeGI, ConservativeLRP, LayerConservativeGI, RandomAttribution
 from captum_lrp_tx.attr.targets import Sum, Target
 from captum_lrp_tx.cli import main
-from captum_lrp_tx.errors import InputError
+from captum_lrp_tx.errors import InputError, OutputError
 from captum_lrp_tx.evaluation import ImageExamples, TextExamples, evaluate
 from captum_lrp_tx.metrics.batches import Batch
 from captum_lrp_tx.metrics.captum_scoring import captum_scores
@@ -353,6 +353,25 @@ def test_classes_that_are_asked_about_one_by_one_have_sigmoids() -> None:
     end = made.methods[0].activation.values[:, -1]
     torch.testing.assert_close(end.float(), shown.max(1).values.float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logs.values, curve.values.log(), rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_of_a_regression_have_no_probability() -> None:
+    model, tokenizer = sentiment()
+    inputs = tokenizer(TEXTS[:2], return_tensors="pt")
+    relevance = ConservativeLRP(model).attribute(inputs, target=1)
+    options: dict[str, Any] = {"masker": MaskTokens.from_tokenizer(tokenizer)}
+    model.config.problem_type = "regression"
+    try:
+        for measure in ("probability", "log probability"):
+            with pytest.raises(OutputError, match=r"no probability; pass measure='logit'"):
+                activation_curve(model, inputs, relevance, 1, measure=measure, **options)
+        found = activation_curve(model, inputs, relevance, 1, measure="logit", **options)
+        examples = TextExamples(TEXTS[:2], tokenizer, [1, 0])
+        pruned = evaluate(model, examples, ["LRP"], target="label", metrics=["pruning"], **options)
+    finally:
+        model.config.problem_type = None
+    expected = activation_curve(model, inputs, relevance, 1, measure="logit", **options)
+    assert torch.equal(found.values, expected.values) and not pruned.errors
 
 
 def test_an_example_that_fails_does_not_fail_its_neighbours() -> None:

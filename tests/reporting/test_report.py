@@ -566,6 +566,9 @@ def test_labels_of_which_several_hold_have_their_own_probabilities():
     made = report(model, images, methods=["Saliency"], faithfulness=False)
     expected = model(images).detach().sigmoid()
     torch.testing.assert_close(torch.stack([e.probabilities for e in made.examples]), expected)
+    # as its curves say, also where the model stands in another
+    made = report(nn.Sequential(model), images, methods=["Saliency"], faithfulness=False)
+    torch.testing.assert_close(torch.stack([e.probabilities for e in made.examples]), expected)
 
 
 def test_a_token_as_baseline(text):

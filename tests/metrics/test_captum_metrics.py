@@ -558,7 +558,7 @@ def test_scores_of_a_linear_model_are_known() -> None:
     )  # fmt: skip
     for name in ("GI", "IG"):
         assert scores[name].infidelity.estimate < 1e-8
-        assert 0 <= scores[name].scaled_infidelity.low
+        assert scores[name].scaled_infidelity.low >= 0
         assert scores[name].scaled_infidelity.high < 1e-8
         # relevance of noise: w * noise; relative to w * x, at most the largest of the samples
         assert 0 < scores[name].sensitivity.estimate < 0.3
